@@ -1,0 +1,44 @@
+# Every target makes its own environment ready; where it is ready, that takes milliseconds.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-analysis lint types lock clean
+
+BIN := .venv/bin
+ANALYSIS_BIN := .venv-analysis/bin
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+setup: ## make .venv with all that featcache needs (Python 3.10; name one with PYTHON=...)
+	@.ci/setup
+
+demo: setup ## run featcache's demo
+	@$(BIN)/featcache demo
+
+test: lint types ## lint, types and every test that takes seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-analysis: ## the tests without OneFlow on NumPy 2 (Python 3.11 to 3.13; ANALYSIS_PYTHON=...)
+	@status=0; .ci/setup analysis || status=$$?; \
+	if [ $$status -eq 3 ] && [ "$${CI-}" != true ]; then \
+		echo "test-analysis: skipped, for want of such a Python."; exit 0; \
+	fi; \
+	[ $$status -eq 0 ] || exit 1; \
+	set -x; $(ANALYSIS_BIN)/python -m pytest -m "not slow and not oneflow"
+
+lint: setup ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## mypy over the library and the launcher
+	$(BIN)/mypy
+
+lock: ## write .ci/lock-*.txt anew from pyproject.toml (newer releases too: UPGRADE=1)
+	@.ci/lock
+
+clean: ## remove environments, build outputs and the tools' caches; cache/ stays
+	rm -rf .venv .venv-analysis venv build dist .mypy_cache .ruff_cache .pytest_cache
+	find . -name .git -prune -o -name cache -prune -o \
+		\( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +

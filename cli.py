@@ -1,0 +1,5 @@
+"""Launcher from a checkout: ``python cli.py extract …``."""
+
+from featcache.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,104 @@
+"""featcache: run a pretrained backbone once, answer every later question from its features.
+
+::
+
+    import featcache
+
+    made = featcache.extract("digits", weights="tinyimagenet32")
+    cache = made.load()
+    cache.train.features, cache.train.labels, cache.class_names, cache.meta
+    print(featcache.probe(cache).top1)
+
+Importing this package loads no framework, not even NumPy: every name below is
+looked up when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Cache": "store",
+    "CachedSplit": "store",
+    "Dataset": "datasets",
+    "ExtractResult": "extraction",
+    "FeatcacheError": "errors",
+    "FinetuneRecipe": "recipe",
+    "FinetuneResult": "finetuning",
+    "Head": "probes",
+    "Preprocess": "preprocess",
+    "ProbeRecipe": "recipe",
+    "ProbeResult": "probing",
+    "Progress": "progress",
+    "Split": "datasets",
+    "Weights": "weights",
+    "compare": "comparison",
+    "examine": "doctor",
+    "extract": "extraction",
+    "finetune": "finetuning",
+    "load": "store",
+    "load_dataset": "datasets",
+    "load_head": "probes",
+    "load_weights": "weights",
+    "newest_cache": "store",
+    "probe": "probing",
+}
+
+__all__ = [  # spelled out for readers and type checkers; a test holds it equal to _HOME
+    "Cache",
+    "CachedSplit",
+    "Dataset",
+    "ExtractResult",
+    "FeatcacheError",
+    "FinetuneRecipe",
+    "FinetuneResult",
+    "Head",
+    "Preprocess",
+    "ProbeRecipe",
+    "ProbeResult",
+    "Progress",
+    "Split",
+    "Weights",
+    "compare",
+    "examine",
+    "extract",
+    "finetune",
+    "load",
+    "load_dataset",
+    "load_head",
+    "load_weights",
+    "newest_cache",
+    "probe",
+]
+
+if TYPE_CHECKING:
+    from .comparison import compare
+    from .datasets import Dataset, Split, load_dataset
+    from .doctor import examine
+    from .errors import FeatcacheError
+    from .extraction import ExtractResult, extract
+    from .finetuning import FinetuneResult, finetune
+    from .preprocess import Preprocess
+    from .probes import Head, load_head
+    from .probing import ProbeResult, probe
+    from .progress import Progress
+    from .recipe import FinetuneRecipe, ProbeRecipe
+    from .store import Cache, CachedSplit, load, newest_cache
+    from .weights import Weights, load_weights
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that a public name lives in, and return the name."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return [*__all__, "__version__"]

@@ -1,0 +1,71 @@
+"""The command line: parse, one library call, print.
+
+`main` is the only place that turns errors into exit codes: 0; 1 for an error of
+featcache's own tree; 2 for wrong arguments; 130 for Ctrl-C. Each is one line on
+standard error. Anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+_NAME = "featcache"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Without the program's name; those of the process by default.
+    """
+    import typer
+
+    from ..errors import FeatcacheError
+    from ._commands import app
+
+    command = typer.main.get_command(app)
+    if "_FEATCACHE_COMPLETE" in os.environ:
+        command.main(prog_name=_NAME)
+    # The parser's own error classes are not public, the base of this one is what they share.
+    usage_error: type[Exception] = typer.BadParameter.__mro__[1]
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with command.make_context(_NAME, list(arguments)) as context:
+            command.invoke(context)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except FeatcacheError as error:
+        return _complain(f"error: {error}", 1)
+    except usage_error as error:
+        return _complain_usage(error, arguments)
+    except KeyboardInterrupt as interrupt:
+        again = " ".join([_NAME, *arguments])
+        saved = f": {interrupt}" if str(interrupt) else ""
+        return _complain(f"\ninterrupted{saved}; nothing is half-written; again: {again}", 130)
+    except BrokenPipeError:
+        # The reader of our output went away (featcache … | head): nothing left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _complain_usage(error: Exception, arguments: Sequence[str]) -> int:
+    text = getattr(error, "format_message", lambda: str(error))()
+    if not text:  # the bare program name: its help was the answer
+        return 2
+    known = next((word for word in arguments if not word.startswith("-")), "")
+    context = getattr(error, "ctx", None)
+    topic = f"{_NAME} {known}" if context is not None and context.parent else _NAME
+    return _complain(f"error: {text} (see {topic} --help)", 2)
+
+
+def _complain(message: str, code: int) -> int:
+    start = "\n" if message.startswith("\n") else ""
+    print(start + " ".join(message.split()), file=sys.stderr)
+    return code

@@ -1,0 +1,269 @@
+"""What commands print: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..progress import OnProgress, Progress
+
+if TYPE_CHECKING:
+    from ..doctor import Finding
+    from ..extraction import ExtractResult
+    from ..finetuning import FinetuneResult
+    from ..probing import ProbeResult
+    from ..store import Cache
+
+T = TypeVar("T")
+
+_LINE_EVERY_S = 5.0
+# scikit-learn reaches the optimum; a head further from its accuracy than this is not there.
+_UNDER_TRAINED = 0.003
+
+# Names of files and classes are data: square brackets and colons in them mean nothing. Into a
+# pipe, tables are as wide as they need.
+_plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+_results = Console(width=None if sys.stdout.isatty() else 160, **_plain)
+_messages = Console(stderr=True, **_plain)
+
+
+def show(
+    result: T, as_json: bool, view: Callable[[T], Any], facts: Callable[[T], Any] | None = None
+) -> None:
+    """Print a result: as JSON (its fields, or ``facts`` of it), or as ``view`` shows it."""
+    if as_json:
+        plain = facts(result) if facts else result
+        if is_dataclass(plain) and not isinstance(plain, type):
+            plain = asdict(plain)
+        print(json.dumps(plain, default=str, ensure_ascii=False))
+        return
+    shown = view(result)
+    for item in shown if isinstance(shown, list) else [shown]:
+        _results.print(item, soft_wrap=isinstance(item, str))
+
+
+def note(text: str) -> None:
+    """Say something on the side."""
+    _messages.print(Text(text, style="dim"))
+
+
+def command(text: str) -> None:
+    """Show a command as one would type it."""
+    _results.print(Text(f"\n$ {text}", style="bold"))
+
+
+@contextmanager
+def progress() -> Iterator[OnProgress]:
+    """Yield a listener that draws bars on a terminal, and writes a line now and then elsewhere."""
+    if not _messages.is_terminal:
+        yield _Lines()
+        return
+    from rich import progress as bars
+
+    columns = (
+        bars.TextColumn("{task.description:>14}"),
+        bars.BarColumn(bar_width=30),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[rate]:>12}"),
+        bars.TimeRemainingColumn(compact=True),
+        bars.TextColumn("{task.fields[note]}"),
+    )
+    with bars.Progress(*columns, console=_messages, transient=True) as shown:
+        tasks: dict[str, Any] = {}
+        begun: dict[str, float] = {}
+
+        def report(message: Progress) -> None:
+            stage = message.stage
+            if stage not in tasks or message.done < shown.tasks[tasks[stage]].completed:
+                if stage in tasks:
+                    shown.remove_task(tasks.pop(stage))
+                tasks[stage] = shown.add_task(stage, total=message.total, rate="", note="")
+                begun[stage] = time.monotonic()
+            shown.update(
+                tasks[stage],
+                completed=message.done,
+                total=message.total,
+                rate=_rate(message, begun[stage]),
+                note=message.note,
+            )
+
+        yield report
+
+
+class _Lines:
+    """Progress for a log file: one line every few seconds, and one at the end of a stage."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._begun = self._last = time.monotonic()
+
+    def __call__(self, message: Progress) -> None:
+        now = time.monotonic()
+        if message.stage != self._stage:
+            self._stage, self._begun, self._last = message.stage, now, now
+        finished = message.done == message.total and now > self._begun
+        if now - self._last < _LINE_EVERY_S and not finished:
+            return
+        self._last = now
+        left = ""
+        if message.total and message.done and not finished:
+            seconds = (now - self._begun) / message.done * (message.total - message.done)
+            left = f", {seconds:.0f} s left"
+        total = f"/{message.total}" if message.total else ""
+        said = f", {message.note}" if message.note else ""
+        rate = _rate(message, self._begun)
+        print(f"{message.stage}: {message.done}{total}, {rate}{left}{said}", file=sys.stderr)
+
+
+def _rate(message: Progress, begun: float) -> str:
+    spent = time.monotonic() - begun
+    if spent <= 0:
+        return ""
+    if message.unit == "B":
+        return f"{message.done / spent / 1e6:.1f} MB/s"
+    return f"{message.done / spent:.0f} {message.unit}/s"
+
+
+def percent(top1: float, interval: Sequence[float]) -> str:
+    """Return ``97.2 % (95.0 to 98.5)``."""
+    low, high = interval
+    return f"{100 * top1:.2f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def extract_summary(result: ExtractResult) -> Any:
+    """Say where the cache is and what it cost."""
+    what = f"{result.n_rows:,} x {result.feature_dim} features"
+    if result.reused:
+        return f"{result.cache}: {what}, already there (made at {result.images_per_s:.0f} img/s)"
+    return f"{result.cache}: {what} in {result.wall_s:.1f} s, {result.images_per_s:.0f} img/s"
+
+
+def probe_summary(result: ProbeResult) -> list[Any]:
+    """Return the head next to scikit-learn's, and what to make of it."""
+    table = Table(title=f"linear probe of {result.cache.name}", title_justify="left")
+    for column in ("solver", "top-1 (95 %)", "objective", "wall"):
+        table.add_column(column, justify="left" if column == "solver" else "right")
+    table.add_row(
+        f"OneFlow SGD, {result.epochs} epochs",
+        percent(result.top1, result.top1_interval),
+        f"{result.objective:.5f}",
+        f"{result.wall_s:.2f} s",
+    )
+    check = result.check
+    said: list[Any] = [table]
+    if check:
+        from ..metrics import wilson_interval
+
+        table.add_row(
+            f"scikit-learn, C = {check.C:.4g}",
+            percent(check.top1, wilson_interval(check.top1, result.n_test)),
+            f"{check.objective:.5f}",
+            f"{check.wall_s:.2f} s",
+        )
+        said.append(
+            f"Same prediction on {100 * check.agreement:.2f} % of {result.n_test:,} test images, "
+            f"objective {100 * check.objective_gap:+.3f} %."
+        )
+        if not check.converged:
+            said.append(f"scikit-learn stopped early, after {check.iterations} iterations.")
+        short = check.top1 - result.top1
+        if short > _UNDER_TRAINED:
+            said.append(
+                f"Under-trained: {100 * short:.1f} points below the optimum of its own objective "
+                "after these epochs."
+            )
+    if result.converged is False:
+        said.append("SGD did not reach its tolerance; more --epochs may help.")
+    said.append(f"head: {result.head}")
+    return said
+
+
+def finetune_summary(result: FinetuneResult) -> list[Any]:
+    """Return the curve, and the last epoch's accuracy."""
+    table = Table(title=f"fine-tune, method {result.method}", title_justify="left")
+    for column in ("epoch", "train loss", "top-1", "wall"):
+        table.add_column(column, justify="right")
+    for epoch in result.epochs:
+        table.add_row(
+            str(epoch.epoch),
+            f"{epoch.train_loss:.4f}",
+            f"{100 * epoch.top1:.2f} %",
+            f"{epoch.wall_s:.1f} s",
+        )
+    return [
+        table,
+        f"top-1 {percent(result.top1, result.top1_interval)} on {result.n_test:,} test images, "
+        f"trained on {result.n_train:,} at {result.images_per_s:.0f} img/s",
+        f"checkpoint: {result.checkpoint}",
+    ]
+
+
+def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
+    """Return one table per data set: accuracies on different data are never side by side."""
+    tables: list[Any] = []
+    for (name, digest), group in groupby(
+        records, key=lambda record: (record["dataset"], record["dataset_digest"])
+    ):
+        table = Table(title=f"{name} ({digest[:8]})", title_justify="left")
+        for column in ("method", "top-1 (95 %)", "n train", "n test", "epochs", "wall", "img/s"):
+            table.add_column(column, justify="left" if column == "method" else "right")
+        table.add_column("weights")
+        for record in group:
+            wall = f"{record['wall_s']:.1f} s"
+            if record["kind"] == "probe":
+                wall = f"{record['features_wall_s']:.1f} + {wall}"
+            table.add_row(
+                record["method"],
+                percent(record["top1"], record["top1_interval"]),
+                f"{record['n_train']:,}",
+                f"{record['n_test']:,}",
+                str(record["n_epochs"]),
+                wall,
+                f"{record['images_per_s']:,.0f}",
+                f"{record['weights']} {record['size']} px",
+            )
+        tables.append(table)
+    tables.append(
+        Text("wall of a probe: features once + head; img/s: training images", style="dim")
+    )
+    return tables
+
+
+def cache_facts(cache: Cache) -> dict[str, Any]:
+    """Return everything a cache says about itself."""
+    return {
+        "cache": cache.path,
+        "n_train": len(cache.train),
+        "n_test": len(cache.test),
+        "feature_dim": cache.feature_dim,
+        "size_bytes": cache.path.stat().st_size,
+        **cache.meta,
+    }
+
+
+def cache_summary(cache: Cache) -> Any:
+    """Return the provenance as a table."""
+    table = Table(show_header=False, box=None)
+    for name, value in cache_facts(cache).items():
+        shown = value if isinstance(value, str) else json.dumps(value, default=str)
+        table.add_row(Text(name, style="bold"), Text(str(shown)))
+    return table
+
+
+def findings_table(findings: list[Finding]) -> Any:
+    """Return one line per fact about the machine."""
+    table = Table(show_header=False, box=None)
+    for finding in findings:
+        mark = Text("yes", style="green") if finding.usable else Text("no", style="yellow")
+        table.add_row(Text(finding.topic, style="bold"), mark, Text(finding.detail))
+    return table

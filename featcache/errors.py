@@ -1,0 +1,81 @@
+"""Every error that featcache raises on purpose.
+
+::
+
+    FeatcacheError
+    ├── CacheError
+    │   ├── CacheMissError       (also FileNotFoundError)  no cache where one was asked for
+    │   ├── CacheMismatchError   a cache is there, but of other data, weights or format
+    │   └── CacheCorruptError    a cache is there, but its bytes are not what was written
+    ├── DatasetError             images, labels or classes are missing or unreadable
+    ├── WeightsError             a checkpoint is missing, unsafe, or of another architecture
+    ├── EngineUnavailableError   (also ImportError)        the engine or device cannot run here
+    ├── ShapeMismatchError       (also ValueError)         arrays of shapes that do not fit
+    ├── RecipeError              (also ValueError)         a hyperparameter outside its range
+    └── OutputError              (also OSError)            a result cannot be written
+
+A message says four things: where (the path or the name), what was expected,
+what was found, and what to type next. The command line catches this tree alone
+and prints the message on one line; any other exception is a bug in featcache
+and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CacheCorruptError",
+    "CacheError",
+    "CacheMismatchError",
+    "CacheMissError",
+    "DatasetError",
+    "EngineUnavailableError",
+    "FeatcacheError",
+    "OutputError",
+    "RecipeError",
+    "ShapeMismatchError",
+    "WeightsError",
+]
+
+
+class FeatcacheError(Exception):
+    """Base of every error that featcache raises on purpose."""
+
+
+class CacheError(FeatcacheError):
+    """Something is wrong with a feature cache."""
+
+
+class CacheMissError(CacheError, FileNotFoundError):
+    """No cache where one was asked for."""
+
+
+class CacheMismatchError(CacheError):
+    """A readable cache, but not the one that was asked for."""
+
+
+class CacheCorruptError(CacheError):
+    """A cache whose content is not what featcache wrote, or not safe to read."""
+
+
+class DatasetError(FeatcacheError):
+    """Images, labels or classes are missing, unreadable or contradictory."""
+
+
+class WeightsError(FeatcacheError):
+    """A checkpoint is missing, damaged, unsafe, or of another architecture."""
+
+
+class EngineUnavailableError(FeatcacheError, ImportError):
+    """The engine or device that was asked for cannot run on this machine."""
+
+
+class ShapeMismatchError(FeatcacheError, ValueError):
+    """Arrays whose shapes or dtypes do not fit together."""
+
+
+class RecipeError(FeatcacheError, ValueError):
+    """A hyperparameter outside the range in which it means something."""
+
+
+class OutputError(FeatcacheError, OSError):
+    """A result cannot be written where it was asked for."""

@@ -1,0 +1,98 @@
+"""From the bytes of a checkpoint to named arrays, whatever the file format.
+
+Each format has its own words for types and its own way to nest the tensors;
+here are the steps that they share, with the bounds that keep a hostile file
+from asking for more than it brings.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import numpy as np
+
+from ..errors import WeightsError
+from ._quote import quote
+
+__all__ = ["MAX_BYTES", "count_numbers", "decode", "item_bytes", "state_dict", "whole"]
+
+# Of a file, and of all that is unpacked from it. A ResNet-50 with its optimizer takes 0.3 GB.
+MAX_BYTES = 1 << 30
+_MAX_DIMS = 8
+_MAX_NAME = 200
+
+T = TypeVar("T")
+
+
+def whole(*values: object) -> bool:
+    """Return whether these are counts that a checkpoint can hold: 0 to `MAX_BYTES`."""
+    return all(type(value) is int and 0 <= value <= MAX_BYTES for value in values)
+
+
+def count_numbers(shape: tuple[int, ...]) -> int:
+    """Return how many numbers an array of this shape holds.
+
+    Raises
+    ------
+    ValueError
+        More than 8 dimensions, or more numbers than any checkpoint can hold,
+        counting a dimension of 0 as 1: NumPy does, too, for its strides.
+    """
+    if (
+        len(shape) > _MAX_DIMS
+        or not whole(*shape)
+        or not whole(math.prod(max(dim, 1) for dim in shape))
+    ):
+        raise ValueError("a tensor has an impossible shape")
+    return math.prod(shape)
+
+
+def item_bytes(dtype: str) -> int:
+    """Return the size of one number: ``"float32"`` takes 4 bytes, ``"bfloat16"`` 2."""
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+
+
+def decode(data: bytes | bytearray | memoryview, dtype: str, byte_order: str = "<") -> np.ndarray:
+    """Return the numbers of a buffer, shape (N,), without copying where NumPy has the type.
+
+    ``byte_order`` is ``"<"`` for little endian or ``">"``. NumPy has no bfloat16:
+    it is the upper half of a float32, and widening it is exact.
+    """
+    if dtype != "bfloat16":
+        return np.frombuffer(data, np.dtype(dtype).newbyteorder(byte_order))  # type: ignore[arg-type]
+    halves = np.frombuffer(data, f"{byte_order}u2")
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def state_dict(loaded: object, kind: type[T], source: str) -> dict[str, T]:
+    """Find the tensors in what a checkpoint holds.
+
+    Training scripts nest them under ``"state_dict"`` or ``"model"``, beside
+    the epoch and the optimizer, and data-parallel training puts ``"module."``
+    before every name.
+
+    Raises
+    ------
+    WeightsError
+        Anything but names, of up to 200 characters, and tensors.
+    """
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not loaded:
+        found = "an empty one" if loaded == {} else f"a {type(loaded).__name__}"
+        raise WeightsError(
+            f"{source}: expected a dictionary of tensors, found {found}; "
+            "save the model's state dict"
+        )
+    for key, value in loaded.items():
+        if not isinstance(key, str) or len(key) > _MAX_NAME or not isinstance(value, kind):
+            raise WeightsError(
+                f"{source}: expected names with tensors, found {type(value).__name__} at "
+                f"'{quote(key)}'; save the model's state dict alone"
+            )
+    prefix = "module."
+    if all(key.startswith(prefix) for key in loaded):
+        return {key[len(prefix) :]: value for key, value in loaded.items()}
+    return dict(loaded)

@@ -1,0 +1,263 @@
+"""The command line: JSON, exit codes, one line for every bad input, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+
+import featcache
+from featcache.cli import main
+from featcache.store import load
+
+STARTER = ("--weights", "tinyimagenet32")
+
+
+def run(capsys, *arguments):
+    """Run a command in this process: exit code, standard output, standard error."""
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def refused(capsys, *arguments, code=1):
+    """Run a command that must fail with one line, and return the line."""
+    found, out, err = run(capsys, *arguments)
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert found == code, err
+    assert out == "" and len(lines) == 1 and lines[0].startswith("error: "), err
+    return lines[0]
+
+
+def test_version_and_help(capsys):
+    assert run(capsys, "--version") == (0, f"featcache {featcache.__version__}\n", "")
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for command in ("extract", "probe", "finetune", "compare", "info", "doctor", "demo"):
+        assert command in out
+        assert run(capsys, command, "--help")[0] == 0
+    code, out, err = run(capsys)
+    assert code == 2 and "Usage" in out + err
+
+
+def test_extract_json(capsys, image_folder, fake_engine):
+    code, out, _ = run(capsys, "extract", image_folder, *STARTER, "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert {
+        "cache", "reused", "n_rows", "feature_dim", "engine", "precision", "wall_s",
+        "images_per_s", "fingerprint",
+    } <= set(result)  # fmt: skip
+    assert result["reused"] is False and result["n_rows"] == 54
+    assert load(result["cache"]).fingerprint == result["fingerprint"]
+    again = json.loads(run(capsys, "extract", image_folder, *STARTER, "--json")[1])
+    assert again["reused"] is True and again["cache"] == result["cache"]
+    code, out, _ = run(capsys, "extract", image_folder, *STARTER)
+    assert code == 0 and "already there" in out
+
+
+def test_info(capsys, small_cache):
+    code, out, _ = run(capsys, "info", small_cache, "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["n_train"] == 120 and facts["preprocess"]["size"] == 64
+    code, out, _ = run(capsys, "info", small_cache)
+    assert code == 0 and "fingerprint" in out and facts["fingerprint"] in out
+
+
+@pytest.mark.oneflow
+def test_probe_finetune_and_compare_json(capsys, image_folder):
+    assert run(capsys, "extract", image_folder, *STARTER, "--size", 32)[0] == 0
+    probed = json.loads(run(capsys, "probe", "--json")[1])
+    assert {
+        "top1", "top1_interval", "n_train", "n_test", "solver", "wall_s", "head", "check",
+    } <= set(probed)  # fmt: skip
+    assert {"top1", "agreement", "wall_s"} <= set(probed["check"])
+    code, out, _ = run(capsys, "probe", "--recipe", "tutorial")
+    assert code == 0 and "Under-trained" in out and "scikit-learn" in out
+
+    options = ("--size", 32, "--epochs", 1, "--train-limit", 24, "--method", "frozen", "--json")
+    tuned = json.loads(run(capsys, "finetune", image_folder, *STARTER, *options)[1])
+    assert {
+        "method", "top1", "top1_interval", "epochs", "images_per_s", "wall_s", "checkpoint",
+    } <= set(tuned)  # fmt: skip
+    assert set(tuned["epochs"][0]) == {"epoch", "train_loss", "top1", "wall_s"}
+
+    runs = json.loads(run(capsys, "compare", "--json")[1])
+    assert sorted(entry["method"] for entry in runs) == ["frozen", "probe", "probe"]
+    assert [entry["top1"] for entry in runs] == sorted((e["top1"] for e in runs), reverse=True)
+    for entry in runs:
+        assert {"top1_interval", "images_per_s", "wall_s", "weights", "dataset"} <= set(entry)
+    code, out, _ = run(capsys, "compare", "colours")
+    assert code == 0 and "frozen" in out and "colours" in out
+
+
+@pytest.mark.oneflow
+def test_demo_is_the_whole_job(capsys, image_folder):
+    limits = ("--train-limit", 18, "--test-limit", 9)
+    code, out, _ = run(capsys, "demo", image_folder, *limits)
+    assert code == 0
+    for command in ("extract", "probe", "finetune", "compare"):
+        assert f"$ featcache {command}" in out
+    table = out[out.index("$ featcache compare") :]
+    assert "probe" in table and "split" in table
+
+
+def test_doctor_says_what_is_there(capsys):
+    code, out, _ = run(capsys, "doctor", "--no-network", "--json")
+    findings = {finding["topic"]: finding for finding in json.loads(out)}
+    assert code == 0 and {"python", "packages", "oneflow", "gpu", "blas"} == set(findings)
+    assert sys.version.split()[0] in findings["python"]["detail"]
+    assert all(finding["detail"] for finding in findings.values())
+
+
+def test_doctor_tries_the_network():
+    from featcache.doctor import examine
+
+    (finding,) = [f for f in examine(urls=["http://127.0.0.1:9/x"]) if f.topic == "network"]
+    assert not finding.usable and "127.0.0.1:9 does not answer" in finding.detail
+
+
+# Each bad input of the project's list: one line, its exit code, nothing half-written.
+
+
+def bad_folders(tmp_path, image_folder):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    hollow = tmp_path / "hollow"
+    shutil.copytree(image_folder, hollow)
+    for file in (hollow / "train" / "red").iterdir():
+        file.unlink()
+    torn = tmp_path / "torn"
+    shutil.copytree(image_folder, torn)
+    (torn / "test" / "red" / "02.png").write_bytes(b"not an image")
+    return empty, hollow, torn
+
+
+def test_bad_data_sets(capsys, tmp_path, image_folder, fake_engine, home):
+    empty, hollow, torn = bad_folders(tmp_path, image_folder)
+    assert "nowhere: expected" in refused(capsys, "extract", tmp_path / "nowhere", *STARTER)
+    assert "expected class folders" in refused(capsys, "extract", empty, *STARTER)
+    assert "found none in 'red'" in refused(capsys, "extract", hollow, *STARTER)
+    code, out, err = run(capsys, "extract", torn, *STARTER)
+    assert code == 1 and out == ""
+    assert "torn/test/red/02.png: expected an image" in err.splitlines()[-1]
+    assert not list((home / "cache").glob("*.h5"))
+
+
+def test_bad_caches(capsys, tmp_path, small_cache):
+    assert "expected a feature cache" in refused(capsys, "info", tmp_path / "none.h5")
+    assert "found none; make one with" in refused(capsys, "info")
+    with h5py.File(small_cache, "r+") as file:
+        file.attrs["format_version"] = 99
+    said = refused(capsys, "probe", small_cache)
+    assert "expected format version 1, found 99" in said and str(small_cache) in said
+
+
+def test_a_label_outside_the_classes(capsys, small_cache):
+    from featcache.store import block_checksums
+
+    labels = np.full(120, 3, np.int64)
+    with h5py.File(small_cache, "r+") as file:
+        file["train/labels"][...] = labels
+        file["train/labels_sha256"][...] = block_checksums(labels)
+    assert "from 0 to 2, found 3 to 3" in refused(capsys, "probe", small_cache)
+
+
+class Trap:
+    """Runs a command when it is unpickled by a reader that trusts its input."""
+
+    def __init__(self, sentinel):
+        self.sentinel = sentinel
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.sentinel}",)
+
+
+def test_bad_weights(capsys, tmp_path, image_folder, fake_engine):
+    trap = tmp_path / "trap.pth"
+    with zipfile.ZipFile(trap, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"conv1": Trap(tmp_path / "sprung")}))
+        archive.writestr("archive/version", "3\n")
+    said = refused(capsys, "extract", image_folder, "--weights", trap)
+    assert "system" in said and not (tmp_path / "sprung").exists()
+    said = refused(capsys, "extract", image_folder, *STARTER, "--backbone", "resnet50")
+    assert "not a resnet50" in said and "use --backbone resnet18" in said
+    assert "found 'vgg16'" in refused(
+        capsys, "extract", image_folder, *STARTER, "--backbone", "vgg16"
+    )
+    assert "no such file" in refused(capsys, "extract", image_folder, "--weights", "a.pth")
+
+
+def test_outputs_that_cannot_be_written(capsys, tmp_path, image_folder, fake_engine):
+    (tmp_path / "file").write_text("")
+    said = refused(capsys, "extract", image_folder, *STARTER, "-o", tmp_path / "file" / "x.h5")
+    assert "expected a folder that can be written" in said and "--output" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("extract", "digits", "--size", "0"), "--size"),
+        (("extract", "digits", "--size", "big"), "--size"),
+        (("extract", "--device", "tpu"), "--device"),
+        (("extract", "--batch-size", "0"), "--batch-size"),
+        (("finetune", "--method", "half"), "--method"),
+        (("probe", "--recipe", "mine"), "--recipe"),
+        (("probe", "--epoch", "3"), "--epochs"),
+        (("probe", "a", "b"), "b"),
+        (("extrct",), "extrct"),
+        (("--nonsense",), "--nonsense"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(capsys, arguments, said):
+    line = refused(capsys, *arguments, code=2)
+    assert said in line and "--help" in line
+
+
+@pytest.mark.parametrize("value", ["0", "nan", "-1"])
+def test_rates_out_of_range(capsys, small_cache, value):
+    assert "lr: expected a positive number" in refused(capsys, "probe", small_cache, "--lr", value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_a_folder_without_permission(capsys, tmp_path, image_folder, fake_engine):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    assert "Permission denied" in refused(capsys, "extract", image_folder, *STARTER, "-o", locked)
+
+
+@pytest.mark.oneflow
+@pytest.mark.parametrize("command", ["extract", "finetune"])
+def test_ctrl_c_ends_the_work_with_130_and_no_half_file(tmp_path, command):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "featcache", command, "digits", "--weights", "tinyimagenet32"],
+        cwd=tmp_path,
+        env={**os.environ, "FEATCACHE_DIR": "cache", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        # The run folder, or the writer's lock, appears when the long work is about to start.
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "cache").rglob("*")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(4)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "interrupted" in err and "Traceback" not in err
+    assert f"again: featcache {command} digits" in err
+    visible = [path for path in tmp_path.rglob("*") if path.is_file() and path.name[0] != "."]
+    assert visible == []

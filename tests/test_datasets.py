@@ -1,0 +1,280 @@
+"""Folders, archives, digits, and images of every kind."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import colour_image
+from PIL import Image
+
+from featcache.datasets import ArrayImages, Split, decode_image, load_dataset
+from featcache.errors import DatasetError
+
+
+def zipped(folder, path, prefix=""):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, f"{prefix}{file.relative_to(folder).as_posix()}")
+    return path
+
+
+def test_a_folder_with_train_and_test(image_folder):
+    data = load_dataset(image_folder)
+    assert data.name == "colours"
+    assert data.class_names == ("blue", "green", "red")
+    assert (len(data.train), len(data.test)) == (36, 18)
+    assert data.train.ids[0] == "train/blue/00.png"
+    assert data.train.labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12
+    image = data.train.images[13]
+    assert image.mode == "RGB" and image.size == (40, 32)
+    assert image.tobytes() == colour_image(1, 1).tobytes()
+
+
+def test_a_zip_is_the_same_data_set(image_folder, tmp_path):
+    data = load_dataset(image_folder)
+    for prefix in ("", "colours/"):
+        archive = load_dataset(zipped(image_folder, tmp_path / "colours.zip", prefix))
+        assert archive.class_names == data.class_names
+        assert archive.train.images[5].tobytes() == data.train.images[5].tobytes()
+        assert archive.test.labels.tolist() == data.test.labels.tolist()
+    plain = load_dataset(zipped(image_folder, tmp_path / "colours.zip"))
+    assert plain.digest == data.digest
+
+
+def test_a_folder_without_splits_is_divided_by_class(image_folder):
+    data = load_dataset(image_folder / "train")
+    assert (len(data.train), len(data.test)) == (29, 7)
+    assert set(data.train.ids).isdisjoint(data.test.ids)
+    assert np.bincount(data.test.labels).tolist() in ([2, 2, 3], [2, 3, 2], [3, 2, 2])
+    assert load_dataset(image_folder / "train").test.ids == data.test.ids
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for index, name in enumerate(("plane", "train")):
+        (tmp_path / "vehicles" / name).mkdir(parents=True)
+        for number in range(5):
+            colour_image(index, number).save(tmp_path / "vehicles" / name / f"{number}.png")
+    assert load_dataset(tmp_path / "vehicles").class_names == ("plane", "train")
+
+
+def test_other_files_are_left_alone(image_folder, tmp_path):
+    copy = tmp_path / "colours"
+    shutil.copytree(image_folder, copy)
+    (copy / "README.txt").write_text("about")
+    (copy / "train" / "red" / "Thumbs.db").write_bytes(b"x")
+    (copy / "train" / ".cache").mkdir()
+    (copy / "train" / "red" / ".hidden.png").write_bytes(b"x")
+    assert load_dataset(copy).digest == load_dataset(image_folder).digest
+
+
+def test_the_digest_follows_every_byte_label_and_name(image_folder, tmp_path):
+    digest = load_dataset(image_folder).digest
+    changes = {
+        "a pixel": lambda root: colour_image(0, 77).save(root / "train" / "blue" / "00.png"),
+        "an id": lambda root: (root / "test/red/00.png").rename(root / "test/red/zz.png"),
+        "a label": lambda root: (root / "test/red/00.png").rename(root / "test/blue/zz.png"),
+        "a class": lambda root: [
+            (root / role / "red").rename(root / role / "scarlet") for role in ("train", "test")
+        ],
+    }
+    for name, change in changes.items():
+        copy = tmp_path / name / "colours"
+        shutil.copytree(image_folder, copy)
+        assert load_dataset(copy).digest == digest
+        change(copy)
+        assert load_dataset(copy).digest != digest, name
+
+
+def test_digits_is_fixed_and_stratified():
+    data = load_dataset("digits")
+    assert (len(data.train), len(data.test)) == (1437, 360)
+    assert np.bincount(data.test.labels).min() >= 34
+    assert set(data.train.ids).isdisjoint(data.test.ids)
+    assert data.train.images[0].size == (8, 8)
+    assert data.digest == load_dataset("digits").digest
+
+
+def encoded(image, kind="PNG", **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def uniform(mode, colour, size=(8, 8)):
+    return Image.new(mode, size, colour)
+
+
+def sixteen_bit():
+    return Image.fromarray(np.full((8, 8), 51400, np.uint16))
+
+
+def palette_with_transparency():
+    image = uniform("P", 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    return image
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (encoded(uniform("L", 90)), (90, 90, 90)),
+        (encoded(uniform("1", 1)), (255, 255, 255)),
+        (encoded(sixteen_bit()), (200, 200, 200)),
+        (encoded(palette_with_transparency()), (10, 200, 30)),
+        (encoded(palette_with_transparency(), transparency=1), (255, 255, 255)),
+        (encoded(uniform("RGBA", (255, 0, 0, 255))), (255, 0, 0)),
+        (encoded(uniform("RGBA", (255, 0, 0, 0))), (255, 255, 255)),
+        (encoded(uniform("RGBA", (0, 0, 0, 51))), (204, 204, 204)),
+        (encoded(uniform("LA", (40, 255))), (40, 40, 40)),
+        (encoded(uniform("CMYK", (0, 255, 255, 0)), "TIFF"), (255, 0, 0)),
+        (encoded(uniform("RGB", (1, 2, 3)), "BMP"), (1, 2, 3)),
+    ],
+    ids=[
+        "gray",
+        "bilevel",
+        "16 bit",
+        "palette",
+        "palette, transparent",
+        "opaque",
+        "transparent",
+        "shade",
+        "gray with alpha",
+        "cmyk",
+        "bmp",
+    ],
+)
+def test_every_mode_becomes_the_rgb_that_a_person_sees(data, expected):
+    image = decode_image(data, "an image")
+    assert image.mode == "RGB"
+    assert image.getpixel((4, 4)) == expected
+
+
+def test_cmyk_jpeg_keeps_its_colours():
+    image = decode_image(encoded(uniform("CMYK", (0, 255, 255, 0)), "JPEG", quality=95), "a jpeg")
+    red, green, blue = image.getpixel((4, 4))
+    assert red > 240 and green < 15 and blue < 15
+
+
+def test_a_photo_is_turned_upright():
+    image = Image.new("RGB", (20, 10), (0, 0, 0))
+    image.paste((255, 255, 255), (0, 0, 10, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    upright = decode_image(encoded(image, "PNG", exif=exif), "a photo")
+    assert upright.size == (10, 20)
+    assert upright.getpixel((5, 3)) == (255, 255, 255)
+    assert upright.getpixel((5, 16)) == (0, 0, 0)
+
+
+def bomb():
+    """A PNG of a few bytes that declares 60,000 x 60,000 pixels."""
+    data = bytearray(encoded(uniform("L", 0)))
+    import zlib
+
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"not an image", "do not decode"),
+        (b"", "found 0 bytes"),
+        (encoded(colour_image(0, 0))[:400], "do not decode"),
+        (bomb(), "expected at most 179 million pixels, found more"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "do not decode"),
+    ],
+    ids=["text", "empty", "cut short", "bomb", "a format that runs a program"],
+)
+def test_what_is_not_an_image_is_named(data, said):
+    with pytest.raises(DatasetError, match=said) as caught:
+        decode_image(data, "some/where.png")
+    assert str(caught.value).startswith("some/where.png: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unreadable_image_is_found_when_it_is_asked_for(image_folder, tmp_path):
+    copy = tmp_path / "colours"
+    shutil.copytree(image_folder, copy)
+    (copy / "train/green/05.png").write_bytes(b"oops")
+    data = load_dataset(copy)
+    with pytest.raises(DatasetError, match=r"green.05\.png: expected an image"):
+        data.train.images[17]
+
+
+def folder_of(tmp_path, *names):
+    for name in names:
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("/"):
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            colour_image(0, 0).save(path)
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["readme/"], "found one class alone, 'readme'"),
+        (["1.png", "2.png"], "found no folder with images"),
+        (["a/1.png", "a/2.png"], "one class alone, 'a'"),
+        (["a/1.png", "a/2.png", "b/"], "found none in 'b'"),
+        (["a/1.png", "a/2.png", "b/1.png"], "found 1 in 'b'"),
+        (["train/a/1.png", "train/b/1.png"], "expected test/ beside train/"),
+        (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"], "'b' in one alone"),
+        (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/"], "found none in 'b'"),
+    ],
+)
+def test_folders_that_are_no_data_set(tmp_path, names, said):
+    with pytest.raises(DatasetError, match=said):
+        load_dataset(folder_of(tmp_path, *names))
+
+
+def test_paths_that_are_no_data_set(tmp_path):
+    with pytest.raises(DatasetError, match=r"nowhere: expected a folder .* cifar10, digits"):
+        load_dataset(tmp_path / "nowhere")
+    (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 no")
+    with pytest.raises(DatasetError, match="not a readable zip archive"):
+        load_dataset(tmp_path / "broken.zip")
+
+
+def test_a_damaged_file_in_an_archive_is_named(image_folder, tmp_path):
+    path = zipped(image_folder, tmp_path / "colours.zip")
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("train/red/03.png")
+    data = bytearray(path.read_bytes())
+    data[info.header_offset + 200] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match=r"colours\.zip!train/red/03\.png: cannot be read"):
+        load_dataset(path).digest  # noqa: B018
+
+
+def test_a_split_refuses_what_does_not_fit_together():
+    images = ArrayImages(np.zeros((2, 8, 8, 3), np.uint8))
+    labels = np.array([0, 1])
+    with pytest.raises(DatasetError, match=r"labels from 0 to 1 .* found 2 in row 1"):
+        Split(images, np.array([0, 2]), ("a", "b"), ("x", "y"))
+    with pytest.raises(DatasetError, match="found -1 in row 0"):
+        Split(images, np.array([-1, 1]), ("a", "b"), ("x", "y"))
+    with pytest.raises(DatasetError, match="'x' more than once"):
+        Split(images, labels, ("a", "b"), ("x", "x"))
+    with pytest.raises(DatasetError, match="2 labels and ids"):
+        Split(images, labels, ("a", "b"), ("x",))
+    with pytest.raises(DatasetError, match="found none"):
+        Split(ArrayImages(np.zeros((0, 8, 8, 3), np.uint8)), labels[:0], ("a", "b"), ())
+    with pytest.raises(DatasetError, match="float32"):
+        ArrayImages(np.zeros((2, 8, 8, 3), np.float32))
+
+
+def test_the_real_archive(cifar_zip):
+    data = load_dataset(cifar_zip)
+    assert (len(data.train), len(data.test)) == (50_000, 10_000)
+    assert data.class_names[0] == "airplane" and data.class_names[9] == "truck"
+    assert set(np.bincount(data.test.labels)) == {1000}
+    assert data.test.images[9999].size == (32, 32)

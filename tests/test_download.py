@@ -1,0 +1,280 @@
+"""Downloads from a real server on this machine: whole, checked, or without a trace."""
+
+import hashlib
+import resource
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request
+
+import pytest
+
+from featcache.download import _NeverDowngrade, download, file_digest
+from featcache.errors import DatasetError, WeightsError
+from featcache.progress import Progress
+
+BODY = bytes(range(256)) * 12_000  # 3 MB: several chunks
+SHA256 = hashlib.sha256(BODY).hexdigest()
+MD5 = hashlib.md5(BODY, usedforsecurity=False).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers well under /file, and in one particular wrong way under every other path."""
+
+    def do_GET(self) -> None:
+        self.server.requests.append(self.path)
+        getattr(self, f"answer_{self.path[1:]}")()
+
+    def answer(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def answer_file(self) -> None:
+        self.answer(200, {"Content-Length": str(len(BODY))}, BODY)
+
+    def answer_slow(self) -> None:
+        self.server.gate.wait(10)
+        self.answer_file()
+
+    def answer_short(self) -> None:
+        self.answer(200, {"Content-Length": str(len(BODY))}, BODY[:1_500_000])
+
+    def answer_unmeasured(self) -> None:
+        self.answer(200, {}, BODY)
+
+    def answer_chunked(self) -> None:
+        self.protocol_version = "HTTP/1.1"
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
+        self.answer(200, {"Transfer-Encoding": "chunked", "Connection": "close"}, body)
+
+    def answer_torn(self) -> None:
+        self.protocol_version = "HTTP/1.1"
+        body = b"%x\r\n%s" % (len(BODY), BODY[:1000])
+        self.answer(200, {"Transfer-Encoding": "chunked", "Connection": "close"}, body)
+
+    def answer_gone(self) -> None:
+        self.answer(404, {"Content-Length": "0"})
+
+    def answer_moved(self) -> None:
+        self.answer(302, {"Location": "/file", "Content-Length": "0"})
+
+    def answer_ftp(self) -> None:
+        self.answer(302, {"Location": "ftp://127.0.0.1/file", "Content-Length": "0"})
+
+    def answer_local(self) -> None:
+        self.answer(302, {"Location": "file:///etc/passwd", "Content-Length": "0"})
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class Server(ThreadingHTTPServer):
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[str] = []
+        self.gate = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, *_: object) -> None:
+        """A client that hangs up is what some tests are about."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "*")
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,))
+        thread.start()
+        yield running
+        running.gate.set()
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def destination(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "file.bin"
+
+
+def kept(destination: Path) -> list[str]:
+    """What is in the folder, but for the lock, which stays."""
+    return sorted(p.name for p in destination.parent.iterdir() if not p.name.endswith(".lock"))
+
+
+def one_line(caught: pytest.ExceptionInfo[BaseException]) -> str:
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("page", ["file", "moved", "chunked"])
+@pytest.mark.parametrize("checksums", [{}, {"sha256": SHA256.upper()}, {"md5": MD5}])
+def test_a_file_arrives_whole(
+    server: Server, destination: Path, page: str, checksums: dict[str, str]
+) -> None:
+    heard: list[Progress] = []
+    path = download(
+        f"{server.url}/{page}",
+        destination,
+        error=DatasetError,
+        on_progress=heard.append,
+        stage="images",
+        **checksums,
+    )
+    assert path == destination
+    assert destination.read_bytes() == BODY
+    assert kept(destination) == ["file.bin"]
+    total = None if page == "chunked" else len(BODY)
+    assert heard[-1] == Progress("images", len(BODY), total, "B")
+    assert [each.done for each in heard] == sorted({each.done for each in heard})
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "md5"])
+def test_other_bytes_than_promised_are_not_kept(
+    server: Server, destination: Path, algorithm: str
+) -> None:
+    destination.parent.mkdir()
+    destination.write_bytes(b"earlier")
+    wrong = hashlib.new(algorithm, b"other", usedforsecurity=False).hexdigest()
+    with pytest.raises(WeightsError) as caught:
+        download(f"{server.url}/file", destination, error=WeightsError, **{algorithm: wrong})
+    message = one_line(caught)
+    found = {"sha256": SHA256, "md5": MD5}[algorithm]
+    for part in (str(destination), server.url, wrong, found, "nothing was kept"):
+        assert part in message
+    assert caught.value.__cause__ is None
+    assert kept(destination) == ["file.bin"]
+    assert destination.read_bytes() == b"earlier"
+
+
+@pytest.mark.parametrize(
+    ("page", "reason"),
+    [
+        ("short", "the connection closed after 1,500,000 of 3,072,000 bytes"),
+        ("torn", "the connection closed early"),
+        ("gone", "the server answers 404 Not Found"),
+        ("ftp", "unknown url type: ftp"),
+        ("local", "302"),
+        ("unmeasured", "does not say how long it is"),
+    ],
+)
+def test_a_failing_network_leaves_nothing(
+    server: Server, destination: Path, page: str, reason: str
+) -> None:
+    with pytest.raises(DatasetError) as caught:
+        download(f"{server.url}/{page}", destination, error=DatasetError)
+    message = one_line(caught)
+    for part in (str(destination), f"{server.url}/{page}", reason, "try again"):
+        assert part in message
+    assert isinstance(caught.value.__cause__, URLError)
+    assert kept(destination) == []
+
+
+def test_a_checksum_makes_up_for_an_unknown_length(server: Server, destination: Path) -> None:
+    download(f"{server.url}/unmeasured", destination, error=WeightsError, sha256=SHA256)
+    assert destination.read_bytes() == BODY
+
+
+def test_no_network(server: Server, destination: Path) -> None:
+    url = f"{server.url}/file"
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(WeightsError, match="Connection refused"):
+        download(url, destination, error=WeightsError)
+    assert kept(destination) == []
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/file", "file.bin", ""])
+def test_only_http(destination: Path, url: str) -> None:
+    with pytest.raises(WeightsError, match="expected an http:// or https:// address"):
+        download(url, destination, error=WeightsError)
+    assert not destination.parent.exists()
+
+
+def test_https_is_not_left_for_http() -> None:
+    request = Request("https://host/file")
+    with pytest.raises(URLError, match="redirects from https to http://other"):
+        _NeverDowngrade().redirect_request(request, None, 302, "", {}, "http://other/file")
+
+
+def test_ctrl_c_leaves_nothing(server: Server, destination: Path) -> None:
+    destination.parent.mkdir()
+    destination.write_bytes(b"earlier")
+
+    def interrupt(progress: Progress) -> None:
+        if progress.done > len(BODY) // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        download(f"{server.url}/file", destination, error=WeightsError, on_progress=interrupt)
+    assert kept(destination) == ["file.bin"]
+    assert destination.read_bytes() == b"earlier"
+
+
+def test_what_a_killed_download_left_is_swept(server: Server, destination: Path) -> None:
+    destination.parent.mkdir()
+    (destination.parent / "file.bin.part-1").write_bytes(b"half")
+    download(f"{server.url}/file", destination, error=WeightsError)
+    assert kept(destination) == ["file.bin"]
+
+
+def test_of_two_at_once_one_downloads(server: Server, destination: Path) -> None:
+    waiting = threading.Event()
+    errors: list[BaseException] = []
+
+    def hear(progress: Progress) -> None:
+        if "waiting" in progress.note:
+            waiting.set()
+
+    def run() -> None:
+        try:
+            download(f"{server.url}/slow", destination, error=WeightsError, on_progress=hear)
+        except BaseException as failure:
+            errors.append(failure)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert waiting.wait(10)
+    server.gate.set()
+    for thread in threads:
+        thread.join(10)
+    assert errors == []
+    assert server.requests == ["/slow"]
+    assert destination.read_bytes() == BODY
+
+
+def test_a_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    destination = tmp_path / "file" / "folder" / "file.bin"
+    with pytest.raises(WeightsError, match="cannot be written") as caught:
+        download(f"{server.url}/file", destination, error=WeightsError)
+    assert str(destination) in one_line(caught)
+    assert server.requests == []
+
+
+def test_a_full_disk(server: Server, destination: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(WeightsError, match="File too large") as caught:
+            download(f"{server.url}/file", destination, error=WeightsError)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "make room" in one_line(caught)
+    assert kept(destination) == []
+
+
+def test_file_digest(tmp_path: Path) -> None:
+    path = tmp_path / "body"
+    path.write_bytes(BODY)
+    assert file_digest(path) == SHA256
+    assert file_digest(path, "md5") == MD5

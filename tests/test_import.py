@@ -1,0 +1,100 @@
+"""What importing costs, what the public names are, and which way imports go."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import featcache
+
+PACKAGE = Path(featcache.__file__).parent
+HEAVY = ("numpy", "h5py", "sklearn", "oneflow", "flowvision", "PIL", "torch")
+
+
+def loaded_after(code: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter has after running this."""
+    script = f"{code}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    answer = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(answer.stdout.splitlines()[-1].split())
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert loaded_after("import featcache").isdisjoint(HEAVY)
+
+
+def test_help_loads_no_framework():
+    code = "from featcache.cli import main\nassert main(['--help']) == 0"
+    assert loaded_after(code).isdisjoint(HEAVY)
+
+
+def test_opening_a_cache_loads_no_framework(small_cache):
+    code = f"import featcache\nfeatcache.load({str(small_cache)!r}).train.features"
+    assert loaded_after(code).isdisjoint(("oneflow", "flowvision", "sklearn", "torch"))
+
+
+def test_public_names_are_sorted_complete_and_resolve():
+    assert featcache.__all__ == sorted(featcache.__all__)
+    assert set(featcache.__all__) == set(featcache._HOME)
+    for name in featcache.__all__:
+        assert callable(getattr(featcache, name)), name
+    assert set(featcache.__all__) <= set(dir(featcache))
+    with pytest.raises(AttributeError, match="no attribute 'extrct'"):
+        featcache.extrct  # noqa: B018
+
+
+# Each room and the rooms of ours that it may import.
+BASIC = {"errors"}
+FLOOR = BASIC | {"recipe", "metrics", "progress", "files", "sampling", "preprocess", "backbone"}
+MAY_IMPORT = {
+    "errors": set(),
+    "progress": set(),
+    "metrics": set(),
+    "files": BASIC,
+    "recipe": BASIC,
+    "sampling": BASIC,
+    "preprocess": BASIC,
+    "backbone": BASIC,
+    "frameworks": BASIC,
+    "download": {"errors", "progress", "files"},
+    "weights": {"errors", "progress", "preprocess", "backbone", "download", "files"},
+    "datasets": {"errors", "progress", "sampling", "files", "download", "frameworks"},
+    "store": {"errors", "files"},
+    "probes": {"errors", "progress", "metrics", "files", "recipe", "sampling"},
+    "engines": {"errors", "frameworks", "preprocess", "backbone", "weights"},
+    "runs": {"errors", "files", "store"},
+    "extraction": FLOOR | {"datasets", "engines", "store", "weights"},
+    "probing": FLOOR | {"frameworks", "probes", "runs", "store"},
+    "trainer": FLOOR | {"datasets", "engines", "frameworks", "weights"},
+    "finetuning": FLOOR | {"datasets", "engines", "runs", "trainer", "weights"},
+    "comparison": {"errors", "runs"},
+    "doctor": {"frameworks", "datasets", "weights"},
+}
+
+
+def our_imports(path: Path) -> set[str]:
+    """Return the rooms that a module imports from, wherever in it the import stands."""
+    depth = len(path.relative_to(PACKAGE).parts)
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            rooms |= {node.module.split(".")[0]} if node.module else {a.name for a in node.names}
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [getattr(node, "module", None) or ""] + [alias.name for alias in node.names]
+            assert not any(name.startswith("featcache") for name in names), f"{path}: use from ."
+    return rooms - {"__version__"}
+
+
+def test_imports_go_one_way():
+    rooms = {path.stem if path.suffix else path.name for path in PACKAGE.iterdir()}
+    rooms -= {"__init__", "__main__", "__pycache__", "py", "cli"}
+    assert rooms == set(MAY_IMPORT), "a new room needs its line in MAY_IMPORT"
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room in MAY_IMPORT:
+            assert our_imports(path) - {room} <= MAY_IMPORT[room], path

@@ -1,0 +1,98 @@
+"""Accuracy, its interval, and every draw that training makes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from featcache.errors import DatasetError, RecipeError
+from featcache.metrics import top1, wilson_interval
+from featcache.recipe import FINETUNE_RECIPES, PROBE_RECIPES, FinetuneRecipe, ProbeRecipe
+from featcache.sampling import epoch_plan, initial_head, row_batches, stratified_rows
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    [
+        # Newcombe, "Two-sided confidence intervals for the single proportion", Statistics in
+        # Medicine 17 (1998), Table I, method 3 (score).
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_interval_against_published_values(hits, n, low, high):
+    assert wilson_interval(hits / n, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_top1_is_a_fraction():
+    assert top1(np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2])) == 0.75
+
+
+def test_a_plan_is_a_seeded_permutation_with_uniform_views():
+    rows, views = epoch_plan(4000, 4, seed=3, epoch=1)
+    assert sorted(rows) == list(range(4000))
+    assert np.bincount(views).min() > 900
+    again = epoch_plan(4000, 4, seed=3, epoch=1)
+    assert np.array_equal(rows, again[0]) and np.array_equal(views, again[1])
+    assert not np.array_equal(rows, epoch_plan(4000, 4, seed=3, epoch=2)[0])
+    assert not np.array_equal(rows, epoch_plan(4000, 4, seed=4, epoch=1)[0])
+
+
+def test_the_order_does_not_depend_on_the_views():
+    assert np.array_equal(epoch_plan(100, 1, 0, 0)[0], epoch_plan(100, 4, 0, 0)[0])
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, 64), (64, 64), (65, 64), (129, 64), (130, 64), (7, 2)])
+def test_batches_cover_every_row_once_and_never_leave_one_alone(n, size):
+    batches = list(row_batches(n, size))
+    covered = [row for batch in batches for row in range(batch.start, batch.stop)]
+    assert covered == list(range(n))
+    assert n == 1 or all(batch.stop - batch.start > 1 for batch in batches)
+
+
+def test_the_first_head_is_that_of_a_linear_layer():
+    weight, bias = initial_head(10, 512, seed=0)
+    assert weight.dtype == bias.dtype == np.float32
+    assert abs(weight).max() <= 512**-0.5 and weight.std() == pytest.approx((3 * 512) ** -0.5, 0.02)
+
+
+def test_a_draw_keeps_the_proportions_and_ignores_nothing():
+    labels = np.repeat([0, 1, 2], [600, 300, 100])
+    rows = stratified_rows(labels, 100, 0, "a split")
+    assert np.bincount(labels[rows]).tolist() == [60, 30, 10]
+    assert np.array_equal(rows, stratified_rows(labels, 100, 0, "a split"))
+    assert np.array_equal(stratified_rows(labels, 5000, 0, "a split"), np.arange(1000))
+    with pytest.raises(DatasetError, match="draw 2 of 1000"):
+        stratified_rows(labels, 2, 0, "a split")
+
+
+def test_the_tutorials_constants():
+    full, split, frozen, scratch = FINETUNE_RECIPES.values()
+    assert (full.head_lr, full.backbone_lr, full.pretrained) == (1e-3, 1e-3, True)
+    assert (split.head_lr, split.backbone_lr) == (1e-3, 1e-4)
+    assert frozen.backbone_lr is None
+    assert not scratch.pretrained
+    for recipe in (*FINETUNE_RECIPES.values(), PROBE_RECIPES["tutorial"]):
+        assert (recipe.epochs, recipe.batch_size) == (3, 64)
+        assert (recipe.momentum, recipe.weight_decay) == (0.9, 5e-4)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        (ProbeRecipe, {"lr": 0.0}),
+        (ProbeRecipe, {"lr": float("nan")}),
+        (ProbeRecipe, {"weight_decay": 0.0}),
+        (ProbeRecipe, {"weight_decay": float("inf")}),
+        (ProbeRecipe, {"epochs": 0}),
+        (FinetuneRecipe, {"batch_size": 0}),
+        (FinetuneRecipe, {"momentum": 1.0}),
+        (FinetuneRecipe, {"backbone_lr": -1e-4}),
+    ],
+)
+def test_hyperparameters_out_of_range_are_refused(recipe, changes):
+    (name,) = changes
+    with pytest.raises(RecipeError, match=name.replace("_", " ")):
+        recipe(**changes)

@@ -1,0 +1,154 @@
+"""The reference engine, and the manners of the process that loads OneFlow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from featcache import load_weights
+from featcache.datasets import decode_image
+from featcache.engines import EngineChoice, build_engine, choose_engine
+from featcache.errors import EngineUnavailableError, RecipeError, ShapeMismatchError
+
+pytestmark = pytest.mark.oneflow
+
+
+@pytest.fixture(scope="module")
+def starter():
+    return load_weights("tinyimagenet32")
+
+
+@pytest.fixture(scope="module")
+def engine(starter):
+    return build_engine(EngineChoice("oneflow", "0.9.0", "cpu", "float32", ""), starter)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+
+
+def test_features_are_oneflows_own_forward_pass(engine, starter, images):
+    """The same network put together by hand, from flowvision's parts and the raw pixels."""
+    import flowvision
+    import oneflow as flow
+
+    model = flowvision.models.resnet18(num_classes=200)
+    model.load_state_dict(dict(starter.state))
+    model.eval()
+    pixels = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 3, 1, 1)
+    std = np.array([0.229, 0.224, 0.225], np.float32).reshape(1, 3, 1, 1)
+    with flow.no_grad():
+        x = flow.from_numpy((pixels - mean) / std)
+        x = model.maxpool(model.relu(model.bn1(model.conv1(x))))
+        x = model.layer4(model.layer3(model.layer2(model.layer1(x))))
+        expected = x.numpy().mean(axis=(2, 3))
+    features = engine.extract(images)
+    assert features.dtype == np.float32 and features.shape == (3, 512)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_features_of_real_images_agree_with_an_independent_framework(engine, starter, reference):
+    files, expected = reference
+    pixels = starter.preprocess.batch([decode_image(data, "an image") for data in files])
+    assert abs(engine.extract(pixels) - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_any_number_of_images(engine, images, n):
+    np.testing.assert_allclose(
+        engine.extract(images[:n]), engine.extract(images)[:n], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_other_pixels_are_refused(engine, images):
+    for wrong in (images[:, :32], images.astype(np.float32), images[:0]):
+        with pytest.raises(ShapeMismatchError, match=r"expected uint8 \(N >= 1, 64, 64, 3\)"):
+            engine.extract(wrong)
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet50"])
+def test_the_rest_of_the_family(name):
+    """Shapes that this project computes are the ones that flowvision builds."""
+    from featcache.backbone import get_backbone
+    from featcache.engines._oneflow import build_backbone, state_arrays
+
+    backbone = get_backbone(name)
+    built = {key: value.shape for key, value in state_arrays(build_backbone(backbone)).items()}
+    assert built == backbone.shapes()
+    assert list(built) == list(backbone.shapes())
+
+
+def run_fresh(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def test_importing_oneflow_is_quiet_and_leaves_the_process_alone():
+    answer = run_fresh("""
+import os, signal
+before = dict(os.environ)
+from featcache.frameworks import import_flowvision
+import_flowvision()
+assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+import oneflow as flow
+assert flow.ones(2).sum().item() == 2
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    import time; time.sleep(5)
+except KeyboardInterrupt:
+    print("interrupted")
+""")
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "interrupted\n", "")
+
+
+def test_a_failing_import_says_why(tmp_path):
+    (tmp_path / "oneflow.py").write_text(
+        "import os\nos.write(2, b'libcudnn.so.8: cannot open\\n')\nraise ImportError('broken')"
+    )
+    answer = run_fresh(f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from featcache.errors import EngineUnavailableError
+from featcache.frameworks import import_oneflow
+try:
+    import_oneflow()
+except EngineUnavailableError as error:
+    print(error)
+""")
+    assert "ImportError: broken | libcudnn.so.8: cannot open; run featcache doctor" in answer.stdout
+
+
+def test_the_blas_kernels_are_chosen_before_the_import():
+    answer = run_fresh("""
+import builtins, os
+from unittest import mock
+seen = {}
+real = builtins.__import__
+def watch(name, *rest, **more):
+    if name == "oneflow" and not seen:
+        seen["core"] = os.environ.get("OPENBLAS_CORETYPE")
+    return real(name, *rest, **more)
+from featcache.frameworks import import_oneflow, openblas_core_type
+os.environ.pop("OPENBLAS_CORETYPE", None)
+with mock.patch("builtins.__import__", watch):
+    import_oneflow()
+assert seen["core"] == openblas_core_type(), seen
+assert "OPENBLAS_CORETYPE" not in os.environ
+""")
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_devices():
+    assert choose_engine("cpu").device == "cpu"
+    auto = choose_engine("auto")
+    assert auto.name == "oneflow" and auto.why
+    with pytest.raises(RecipeError, match="'tpu'"):
+        choose_engine("tpu")
+    if auto.device == "cpu":
+        with pytest.raises(EngineUnavailableError, match=r"device cuda: .*use --device cpu"):
+            choose_engine("cuda")

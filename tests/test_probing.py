@@ -1,0 +1,95 @@
+"""From a cache to a head: the result, the saved file, the record, the refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from conftest import write_gaussian_cache
+
+from featcache import load, load_head, probe
+from featcache.errors import CacheCorruptError, CacheMissError, RecipeError, WeightsError
+from featcache.metrics import wilson_interval
+
+pytestmark = pytest.mark.oneflow
+
+
+def test_the_default_recipe_reaches_the_check(small_cache, home):
+    result = probe(small_cache)
+    assert result.check is not None
+    assert abs(result.top1 - result.check.top1) <= 0.003
+    assert result.check.agreement >= 0.98
+    assert result.top1_interval == wilson_interval(result.top1, 60)
+    assert (result.n_train, result.n_test, result.solver) == (120, 60, "sgd")
+    record = json.loads((result.run / "run.json").read_text())
+    assert record["method"] == "probe" and record["top1"] == result.top1
+    assert record["dataset"] == "gaussian" and record["recipe"]["weight_decay"] == 5e-4
+
+
+def test_the_newest_cache_is_the_default(home):
+    write_gaussian_cache(home / "cache" / "only.h5")
+    assert probe(epochs=1, check=False).cache == home / "cache" / "only.h5"
+    assert probe(load(home / "cache" / "only.h5"), epochs=1, check=False).check is None
+
+
+def test_the_tutorials_recipe_is_far_from_the_optimum_and_says_so(small_cache):
+    result = probe(small_cache, recipe="tutorial")
+    assert (result.epochs, result.steps) == (3, 6)
+    assert result.check.objective_gap > 0.1
+    assert result.top1 < result.check.top1
+
+
+def test_the_head_is_saved_and_predicts_the_same(small_cache, tmp_path):
+    path = tmp_path / "heads" / "mine.safetensors"
+    result = probe(small_cache, save_head_to=path)
+    assert result.head == path
+    cache = load(small_cache)
+    for saved in (path, result.run / "head.safetensors"):
+        head = load_head(saved)
+        accuracy = (head.predict(cache.test.features) == cache.test.labels).mean()
+        assert accuracy == result.top1
+        assert head.class_names == cache.class_names and head.fingerprint == cache.fingerprint
+    with pytest.raises(ValueError, match=r"expected \(N, 8\), found \(1, 5\)"):
+        head.predict(np.zeros((1, 5), np.float32))
+    with pytest.raises(WeightsError, match="expected a head"):
+        load_head(small_cache)
+    with pytest.raises(WeightsError, match="expected a head"):
+        load_head(tmp_path / "none")
+
+
+def test_the_same_seed_gives_the_same_head_bit_for_bit(small_cache):
+    one, two, other = (
+        load_head(probe(small_cache, seed=seed, epochs=2, check=False).head) for seed in (1, 1, 2)
+    )
+    assert np.array_equal(one.weight, two.weight) and np.array_equal(one.bias, two.bias)
+    assert not np.array_equal(one.weight, other.weight)
+
+
+def test_named_values_replace_the_recipes(small_cache):
+    result = probe(small_cache, epochs=7, lr=0.5, weight_decay=1e-2, check=False)
+    assert (result.epochs, result.recipe.lr, result.recipe.weight_decay) == (7, 0.5, 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"recipe": "secret"}, "default, tutorial, found 'secret'"),
+        ({"epochs": 0}, "epochs"),
+        ({"lr": 0.0}, "lr: expected a positive"),
+        ({"lr": math.inf}, "lr: expected a positive"),
+        ({"weight_decay": 0.0}, "weight decay"),
+    ],
+)
+def test_wrong_arguments(small_cache, arguments, said):
+    with pytest.raises(RecipeError, match=said):
+        probe(small_cache, **arguments)
+
+
+def test_no_cache_and_one_class(tmp_path):
+    with pytest.raises(CacheMissError, match="make one with featcache extract"):
+        probe()
+    path = write_gaussian_cache(tmp_path / "one.h5", n_classes=1)
+    with pytest.raises(CacheCorruptError, match="at least 2 classes"):
+        probe(path)
