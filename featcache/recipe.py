@@ -65,7 +65,7 @@ class ProbeRecipe:
     """
 
     epochs: int = 20
-    min_steps: int = 1000
+    min_steps: int = 2000
     batch_size: int = 512
     lr: float = 1.0
     momentum: float = 0.9
