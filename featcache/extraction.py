@@ -52,7 +52,7 @@ class ExtractResult:
         Images in it, both splits together.
     feature_dim : int
         Length D of a feature.
-    engine, precision : str
+    engine, device, precision : str
         What ran the backbone.
     wall_s : float
         Duration of this call.
@@ -69,6 +69,7 @@ class ExtractResult:
     n_rows: int
     feature_dim: int
     engine: str
+    device: str
     precision: str
     wall_s: float
     images_per_s: float
@@ -235,6 +236,7 @@ def _extract_split(
     on_batch: Any,
 ) -> SplitArrays:
     parts: dict[str, list[np.ndarray]] = {view: [] for view in views}
+    on_batch(0, len(split))
     for start in range(0, len(split), batch_size):
         rows = range(start, min(start + batch_size, len(split)))
         pixels = preprocess.batch([split.images[row] for row in rows])
@@ -280,6 +282,7 @@ def _result(cache: Cache, choice: EngineChoice, *, reused: bool, started: float)
         n_rows=len(cache.train) + len(cache.test),
         feature_dim=cache.feature_dim,
         engine=cache.meta["engine"],
+        device=cache.meta["device"],
         precision=cache.meta["precision"],
         wall_s=time.perf_counter() - started,
         images_per_s=cache.meta["images_per_s"],

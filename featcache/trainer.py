@@ -104,6 +104,7 @@ class Trainer:
         rows, drawn = epoch_plan(len(split), len(views), self._seed, epoch)
         stage = f"epoch {epoch + 1}/{self._recipe.epochs}"
         total = 0.0
+        on_progress(Progress(stage, 0, len(split)))
         for batch in row_batches(len(split), self._recipe.batch_size):
             pixels = self._pixels(split, rows[batch])
             for view, name in enumerate(views):
@@ -124,6 +125,7 @@ class Trainer:
         self.backbone.eval()
         self.head.eval()
         classes = []
+        on_progress(Progress("test images", 0, len(split)))
         with self._flow.no_grad():
             for batch in row_batches(len(split), _EVALUATION_BATCH):
                 pixels = self._pixels(split, np.arange(batch.start, batch.stop))

@@ -115,7 +115,7 @@ def extract(
             data_root=data_root,
             on_progress=report,
         )
-    out.note(f"{result.engine}, {result.precision}: {result.why}")
+    out.note(f"{result.engine} on {result.device}, {result.precision}: {result.why}")
     out.show(result, json, out.extract_summary)
     return result.cache
 

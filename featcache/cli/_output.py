@@ -54,7 +54,7 @@ def show(
 
 def note(text: str) -> None:
     """Say something on the side."""
-    _messages.print(Text(text, style="dim"))
+    _messages.print(Text(text, style="dim"), soft_wrap=True)
 
 
 def command(text: str) -> None:
@@ -80,7 +80,7 @@ def progress() -> Iterator[OnProgress]:
     )
     with bars.Progress(*columns, console=_messages, transient=True) as shown:
         tasks: dict[str, Any] = {}
-        begun: dict[str, float] = {}
+        paces: dict[str, _Pace] = {}
 
         def report(message: Progress) -> None:
             stage = message.stage
@@ -88,12 +88,12 @@ def progress() -> Iterator[OnProgress]:
                 if stage in tasks:
                     shown.remove_task(tasks.pop(stage))
                 tasks[stage] = shown.add_task(stage, total=message.total, rate="", note="")
-                begun[stage] = time.monotonic()
+                paces[stage] = _Pace(message)
             shown.update(
                 tasks[stage],
                 completed=message.done,
                 total=message.total,
-                rate=_rate(message, begun[stage]),
+                rate=paces[stage].shown(message),
                 note=message.note,
             )
 
@@ -105,33 +105,42 @@ class _Lines:
 
     def __init__(self) -> None:
         self._stage = ""
-        self._begun = self._last = time.monotonic()
+        self._last = 0.0
 
     def __call__(self, message: Progress) -> None:
         now = time.monotonic()
         if message.stage != self._stage:
-            self._stage, self._begun, self._last = message.stage, now, now
-        finished = message.done == message.total and now > self._begun
+            self._stage, self._last, self._pace = message.stage, now, _Pace(message)
+        finished = message.done == message.total
         if now - self._last < _LINE_EVERY_S and not finished:
             return
         self._last = now
-        left = ""
-        if message.total and message.done and not finished:
-            seconds = (now - self._begun) / message.done * (message.total - message.done)
-            left = f", {seconds:.0f} s left"
-        total = f"/{message.total}" if message.total else ""
-        said = f", {message.note}" if message.note else ""
-        rate = _rate(message, self._begun)
-        print(f"{message.stage}: {message.done}{total}, {rate}{left}{said}", file=sys.stderr)
+        facts = [f"{message.done}/{message.total}" if message.total else str(message.done)]
+        facts.append(self._pace.shown(message))
+        if message.total and not finished and self._pace.per_s(message):
+            facts.append(f"{(message.total - message.done) / self._pace.per_s(message):.0f} s left")
+        facts.append(message.note)
+        print(f"{message.stage}: {', '.join(filter(None, facts))}", file=sys.stderr)
 
 
-def _rate(message: Progress, begun: float) -> str:
-    spent = time.monotonic() - begun
-    if spent <= 0:
-        return ""
-    if message.unit == "B":
-        return f"{message.done / spent / 1e6:.1f} MB/s"
-    return f"{message.done / spent:.0f} {message.unit}/s"
+class _Pace:
+    """The speed of a stage, measured from its first message on."""
+
+    def __init__(self, first: Progress) -> None:
+        self._done = first.done
+        self._begun = time.monotonic()
+
+    def per_s(self, message: Progress) -> float:
+        """Return units per second; 0 where nobody can tell yet."""
+        spent = time.monotonic() - self._begun
+        return (message.done - self._done) / spent if spent > 0 else 0.0
+
+    def shown(self, message: Progress) -> str:
+        """Return the speed for a person."""
+        rate = self.per_s(message)
+        if not rate:
+            return ""
+        return f"{rate / 1e6:.1f} MB/s" if message.unit == "B" else f"{rate:.0f} {message.unit}/s"
 
 
 def percent(top1: float, interval: Sequence[float]) -> str:
