@@ -24,11 +24,14 @@ _HOME = {
     "Cache": "store",
     "CachedSplit": "store",
     "Dataset": "datasets",
+    "ExactRecipe": "recipe",
     "ExtractResult": "extraction",
     "FeatcacheError": "errors",
     "FinetuneRecipe": "recipe",
     "FinetuneResult": "finetuning",
     "Head": "probes",
+    "KnnResult": "neighbours",
+    "LinearProbe": "probes.estimator",
     "Preprocess": "preprocess",
     "ProbeRecipe": "recipe",
     "ProbeResult": "probing",
@@ -36,14 +39,19 @@ _HOME = {
     "Split": "datasets",
     "Weights": "weights",
     "compare": "comparison",
+    "evaluate_head": "prediction",
     "examine": "doctor",
     "extract": "extraction",
+    "few_shot": "curves",
     "finetune": "finetuning",
+    "knn": "neighbours",
+    "learning_curve": "curves",
     "load": "store",
     "load_dataset": "datasets",
     "load_head": "probes",
     "load_weights": "weights",
     "newest_cache": "store",
+    "predict": "prediction",
     "probe": "probing",
 }
 
@@ -51,11 +59,14 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "Cache",
     "CachedSplit",
     "Dataset",
+    "ExactRecipe",
     "ExtractResult",
     "FeatcacheError",
     "FinetuneRecipe",
     "FinetuneResult",
     "Head",
+    "KnnResult",
+    "LinearProbe",
     "Preprocess",
     "ProbeRecipe",
     "ProbeResult",
@@ -63,29 +74,38 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "Split",
     "Weights",
     "compare",
+    "evaluate_head",
     "examine",
     "extract",
+    "few_shot",
     "finetune",
+    "knn",
+    "learning_curve",
     "load",
     "load_dataset",
     "load_head",
     "load_weights",
     "newest_cache",
+    "predict",
     "probe",
 ]
 
 if TYPE_CHECKING:
     from .comparison import compare
+    from .curves import few_shot, learning_curve
     from .datasets import Dataset, Split, load_dataset
     from .doctor import examine
     from .errors import FeatcacheError
     from .extraction import ExtractResult, extract
     from .finetuning import FinetuneResult, finetune
+    from .neighbours import KnnResult, knn
+    from .prediction import evaluate_head, predict
     from .preprocess import Preprocess
     from .probes import Head, load_head
+    from .probes.estimator import LinearProbe
     from .probing import ProbeResult, probe
     from .progress import Progress
-    from .recipe import FinetuneRecipe, ProbeRecipe
+    from .recipe import ExactRecipe, FinetuneRecipe, ProbeRecipe
     from .store import Cache, CachedSplit, load, newest_cache
     from .weights import Weights, load_weights
 

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import CacheCorruptError, RecipeError
+from .errors import CacheCorruptError
 from .files import check_writable
-from .frameworks import import_oneflow
-from .metrics import top1, wilson_interval
-from .probes import CheckResult, Head, check_with_sklearn, save_head, train_sgd
+from .metrics import wilson_interval
+from .probes import (
+    CheckResult,
+    Evaluation,
+    Head,
+    Scaling,
+    Sweep,
+    evaluate_scores,
+    feature_ingredients,
+    save_head,
+)
 from .progress import OnProgress, silent
-from .recipe import PROBE_RECIPES, ProbeRecipe
-from .runs import new_run, runs_folder, save_run
+from .recipe import ExactRecipe, ProbeRecipe
+from .runs import cache_facts, new_run, runs_folder, save_run
 from .sampling import LIMIT_SEED, stratified_rows
+from .solving import Job
 from .store import Cache, CachedSplit, load, newest_cache
 
 __all__ = ["ProbeResult", "probe"]
@@ -35,17 +45,27 @@ class ProbeResult:
     n_train, n_test : int
         Images.
     solver : str
-        ``"sgd"``.
+        ``"lbfgs"``, ``"ridge"`` or ``"sgd"``.
     wall_s : float
-        Duration of the training; the check and the reading not counted.
+        Duration of sweep and training; the check and the reading not counted.
     head : Path
         Where the head was saved.
     check : CheckResult or None
         scikit-learn on the same features and objective.
-    recipe : ProbeRecipe
+    C, weight_decay : float
+        The penalty, in scikit-learn's terms and as lambda: C = 1 / (N * lambda).
+    scale : str
+        ``"none"``, ``"standardize"`` or ``"l2"``.
+    sweep : Sweep or None
+        How C was chosen; None where it was given.
+    metric : str
+        What the sweep went by: ``"top1"``, ``"balanced"`` or ``"f1"``.
+    evaluation : Evaluation
+        Per class, confusion, calibration and the rest, on the test split.
+    recipe : ProbeRecipe or ExactRecipe
         The hyperparameters used.
     seed, epochs, steps : int
-        What was run.
+        What was run: passes over the features, updates of the head.
     converged : bool or None
         Whether the recipe's tolerance was reached; None where it asks for epochs alone.
     objective, gradient_norm : float
@@ -66,7 +86,13 @@ class ProbeResult:
     wall_s: float
     head: Path
     check: CheckResult | None
-    recipe: ProbeRecipe
+    C: float
+    weight_decay: float
+    scale: str
+    sweep: Sweep | None
+    metric: str
+    evaluation: Evaluation
+    recipe: ProbeRecipe | ExactRecipe
     seed: int
     epochs: int
     steps: int
@@ -81,10 +107,15 @@ class ProbeResult:
 def probe(
     cache: str | Path | Cache | None = None,
     *,
+    solver: str | None = None,
     recipe: str | ProbeRecipe = "default",
     epochs: int | None = None,
     lr: float | None = None,
     weight_decay: float | None = None,
+    C: float | None = None,
+    sweep: bool | None = None,
+    scale: str = "none",
+    metric: str = "top1",
     train_limit: int | None = None,
     test_limit: int | None = None,
     seed: int = 0,
@@ -93,28 +124,41 @@ def probe(
     runs: str | Path | None = None,
     on_progress: OnProgress = silent,
 ) -> ProbeResult:
-    """Train a linear head on cached features, by SGD in OneFlow, and check it.
+    """Train a linear head on cached features, and check it.
 
     Parameters
     ----------
     cache : str, Path or Cache, optional
         The features; the newest cache by default.
+    solver : str, optional
+        ``"lbfgs"``: the exact optimum of the multinomial logistic regression, the
+        default. ``"ridge"``: least squares on one-hot labels, in closed form.
+        ``"sgd"``: in OneFlow; the default where a recipe, epochs or a rate are named.
     recipe : str or ProbeRecipe
-        ``"default"`` trains to the optimum, ``"tutorial"`` is the tutorial's 3 epochs.
-    epochs, lr, weight_decay : optional
-        Replace one value of the recipe. ``epochs`` asks for exactly that many.
+        Of SGD: ``"default"`` trains to the optimum, ``"tutorial"`` is the tutorial's 3 epochs.
+    epochs, lr : optional
+        Of SGD: replace one value of the recipe. ``epochs`` asks for exactly that many.
+    weight_decay, C : float, optional
+        The penalty, as lambda or in scikit-learn's terms: C = 1 / (N * lambda).
+    sweep : bool, optional
+        Choose C on a stratified holdout of the training split; by default where no
+        penalty is given, and never for SGD.
+    scale : str
+        ``"none"``, ``"standardize"`` (by the training split) or ``"l2"``.
+    metric : str
+        What the sweep goes by: ``"top1"``, ``"balanced"`` or ``"f1"``.
     train_limit, test_limit : int, optional
         Use a stratified draw of so many images: the same ones as `featcache.finetune` does.
     seed : int
-        Of the order of images, the views, and the first head.
+        Of the holdout; for SGD of the order of images, the views, and the first head.
     check : bool
-        Fit scikit-learn's LogisticRegression to the same objective and compare.
+        Fit scikit-learn to the same objective and compare.
     save_head_to : str or Path, optional
         A file for the head besides the run's own.
     runs : str or Path, optional
         Folder for the record; ``cache/runs`` by default.
     on_progress : callable
-        Hears of steps.
+        Hears of the sweep and of steps.
 
     Returns
     -------
@@ -125,19 +169,19 @@ def probe(
     CacheError
         No cache, or one that cannot be trusted.
     RecipeError
-        A hyperparameter out of range, or no such recipe.
+        A hyperparameter out of range, or no such recipe, solver, scale or metric.
     DatasetError
-        A limit that leaves a class without images.
+        A limit that leaves a class without images, or a class too small for a holdout.
     EngineUnavailableError
-        OneFlow cannot be imported here.
+        SGD without OneFlow.
     OutputError
         The head or the record cannot be written.
     """
-    chosen = _recipe(recipe, epochs, lr, weight_decay)
+    job = Job.of(solver, recipe, epochs, lr, weight_decay, C, sweep, metric)
     if not isinstance(cache, Cache):
         cache = load(cache if cache is not None else newest_cache())
     rows = _limited(cache.train, train_limit, "train")
-    features = [cache.train.view(name)[rows] for name in cache.views]
+    raw = [cache.train.view(name)[rows] for name in cache.views]
     labels = cache.train.labels[rows]
     rows = _limited(cache.test, test_limit, "test")
     test_features, test_labels = cache.test.features[rows], cache.test.labels[rows]
@@ -148,49 +192,66 @@ def probe(
         )
     if save_head_to is not None:
         check_writable(Path(save_head_to).parent)
+    scaling = Scaling(scale, raw)
+    views = [scaling.apply(features) for features in raw]
     run = new_run(runs_folder(runs), "probe")
-    framework = import_oneflow()
 
-    solution = train_sgd(
-        features,
-        labels,
-        len(cache.class_names),
-        chosen,
-        framework=framework,
-        seed=seed,
-        on_progress=on_progress,
+    n_classes = len(cache.class_names)
+    started = time.perf_counter()
+    job, swept = job.with_penalty(views, labels, n_classes, seed, on_progress)
+    solution = job.train(views, labels, n_classes, seed, on_progress)
+    spent = time.perf_counter() - started
+
+    weight, bias = scaling.fold(solution.weight, solution.bias)
+    head = Head(
+        weight,
+        bias,
+        cache.class_names,
+        cache.fingerprint,
+        "l2" if scale == "l2" else "none",
+        feature_ingredients(cache.meta),
     )
-    head = Head(solution.weight, solution.bias, cache.class_names, cache.fingerprint)
-    predicted = head.predict(test_features)
-    accuracy = top1(predicted, test_labels)
+    scores = head.scores(test_features)
     checked = None
     if check:
-        checked = check_with_sklearn(
-            features,
+        checked = job.check(
+            views,
             labels,
-            test_features,
+            scaling.apply(test_features),
             test_labels,
-            chosen,
-            head_objective=solution.objective,
-            head_predicted=predicted,
+            solution,
+            scores.argmax(axis=1),
         )
-
-    provenance = {"solver": "sgd", "seed": seed, "recipe": asdict(chosen), "top1": accuracy}
+    evaluation = evaluate_scores(scores, test_labels, calibrated=job.solver != "ridge")
+    provenance = {
+        "solver": job.solver,
+        "seed": seed,
+        "scale": scale,
+        "recipe": asdict(job.recipe),
+        "top1": evaluation.top1,
+    }
     head_path = run / "head.safetensors"
     save_head(head_path, head, provenance)
     if save_head_to is not None:
         head_path = Path(save_head_to)
         save_head(head_path, head, provenance)
+    decay = job.recipe.weight_decay
     result = ProbeResult(
-        top1=accuracy,
-        top1_interval=wilson_interval(accuracy, len(test_labels)),
+        top1=evaluation.top1,
+        top1_interval=wilson_interval(evaluation.top1, len(test_labels)),
         n_train=len(labels),
         n_test=len(test_labels),
-        solver="sgd",
-        wall_s=solution.wall_s,
+        solver=job.solver,
+        wall_s=spent,
         head=head_path,
         check=checked,
-        recipe=chosen,
+        C=1 / (decay * len(views) * len(labels)),
+        weight_decay=decay,
+        scale=scale,
+        sweep=swept,
+        metric=metric,
+        evaluation=evaluation,
+        recipe=job.recipe,
         seed=seed,
         epochs=solution.epochs,
         steps=solution.steps,
@@ -211,43 +272,14 @@ def _limited(split: CachedSplit, limit: int | None, role: str) -> np.ndarray | s
     return stratified_rows(split.labels, limit, LIMIT_SEED, f"cached {role}")
 
 
-def _recipe(
-    recipe: str | ProbeRecipe, epochs: int | None, lr: float | None, weight_decay: float | None
-) -> ProbeRecipe:
-    if isinstance(recipe, str):
-        if recipe not in PROBE_RECIPES:
-            raise RecipeError(
-                f"recipe: expected one of {', '.join(PROBE_RECIPES)}, found {recipe!r}"
-            )
-        recipe = PROBE_RECIPES[recipe]
-    changes: dict[str, Any] = {}
-    if epochs is not None:
-        # Someone who names a number of epochs wants that number.
-        changes.update(epochs=epochs, min_steps=0, tolerance=float("inf"))
-    if lr is not None:
-        changes["lr"] = lr
-    if weight_decay is not None:
-        changes["weight_decay"] = weight_decay
-    return replace(recipe, **changes)
-
-
 def _record(result: ProbeResult, cache: Cache) -> dict[str, Any]:
     """Return the run's record: what `featcache.compare` reads, then everything else."""
-    meta = cache.meta
     return {
         "kind": "probe",
-        "method": "probe",
+        "method": f"probe {result.solver}",
         **asdict(result),
+        **cache_facts(cache),
         "n_epochs": result.epochs,
         "epochs": [],
         "images_per_s": result.n_train * result.epochs / result.wall_s,
-        "features_wall_s": meta["wall_s"],
-        "dataset": meta["dataset"],
-        "dataset_digest": meta["dataset_digest"],
-        "backbone": meta["backbone"],
-        "weights": meta["weights"],
-        "weights_sha256": meta["weights_sha256"],
-        "size": meta["preprocess"]["size"],
-        "engine": meta["engine"],
-        "device": meta["device"],
     }

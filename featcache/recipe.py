@@ -18,6 +18,7 @@ __all__ = [
     "METHODS",
     "PROBE_RECIPES",
     "PUBLISHED",
+    "ExactRecipe",
     "FinetuneRecipe",
     "ProbeRecipe",
 ]
@@ -79,11 +80,37 @@ class ProbeRecipe:
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
         _check_common(self)
-        if self.weight_decay == 0:
-            raise RecipeError(
-                "weight decay: expected a positive number (without a penalty, classes that can "
-                "be separated have no optimum), found 0"
-            )
+
+
+@dataclass(frozen=True)
+class ExactRecipe:
+    """How the exact optimum of the same objective is found; the bias is not penalised.
+
+    Parameters
+    ----------
+    weight_decay : float
+        lambda of the objective; scikit-learn's C is 1 / (N * lambda).
+    tolerance : float
+        Stop when the objective is estimated to lie no larger a fraction than this above
+        its optimum; below 0.001 nats, where classes are separated, a fraction of that.
+    max_iterations : int
+        Stop at the latest after so many; the solution then says that it did not converge.
+    """
+
+    weight_decay: float = 5e-4
+    tolerance: float = 1e-6
+    max_iterations: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        _check_common(self)
+        if not 0 < self.tolerance < 1:
+            raise RecipeError(f"tolerance: expected a number from 0 to 1, found {self.tolerance}")
+
+    @property
+    def decay_bias(self) -> bool:
+        """Whether the bias is in the penalty too."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -119,17 +146,22 @@ class FinetuneRecipe:
         _check_common(self)
 
 
-def _check_common(recipe: ProbeRecipe | FinetuneRecipe) -> None:
+def _check_common(recipe: ProbeRecipe | ExactRecipe | FinetuneRecipe) -> None:
     for field in fields(recipe):
         value = getattr(recipe, field.name)
         name = field.name.replace("_", " ")
-        if field.name in ("epochs", "batch_size") and value < 1:
+        if field.name in ("epochs", "batch_size", "max_iterations") and value < 1:
             raise RecipeError(f"{name}: expected at least 1, found {value}")
         rate = field.name in ("lr", "head_lr", "backbone_lr") and value is not None
         if rate and not (math.isfinite(value) and value > 0):
             raise RecipeError(f"{name}: expected a positive number, found {value}")
         if field.name == "weight_decay" and not (math.isfinite(value) and value >= 0):
             raise RecipeError(f"{name}: expected 0 or a positive number, found {value}")
+        if field.name == "weight_decay" and value == 0 and not isinstance(recipe, FinetuneRecipe):
+            raise RecipeError(
+                f"{name}: expected a positive number (without a penalty, classes that can be "
+                "separated have no optimum), found 0"
+            )
         if field.name == "momentum" and not 0 <= value < 1:
             raise RecipeError(f"{name}: expected a number from 0 to below 1, found {value}")
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from .errors import FeatcacheError
 from .files import check_writable, write_atomically
-from .store import default_folder
+from .store import Cache, default_folder
 
-__all__ = ["load_runs", "new_run", "runs_folder", "save_run"]
+__all__ = ["cache_facts", "load_runs", "new_run", "runs_folder", "save_run"]
 
 RECORD = "run.json"
 
@@ -65,3 +65,20 @@ def load_runs(folder: Path) -> list[dict[str, Any]]:
                 f"{path}: expected the JSON record of a run, found: {error}; delete that folder"
             ) from None
     return records
+
+
+def cache_facts(cache: Cache) -> dict[str, Any]:
+    """Return what the record of a run on a cache says about its features."""
+    meta = cache.meta
+    return {
+        "cache": cache.path,
+        "features_wall_s": meta["wall_s"],
+        "dataset": meta["dataset"],
+        "dataset_digest": meta["dataset_digest"],
+        "backbone": meta["backbone"],
+        "weights": meta["weights"],
+        "weights_sha256": meta["weights_sha256"],
+        "size": meta["preprocess"]["size"],
+        "engine": meta["engine"],
+        "device": meta["device"],
+    }

@@ -93,7 +93,8 @@ def test_probe_finetune_and_compare_json(capsys, image_folder):
     assert set(tuned["epochs"][0]) == {"epoch", "train_loss", "top1", "wall_s"}
 
     runs = json.loads(run(capsys, "compare", "--json")[1])
-    assert sorted(entry["method"] for entry in runs) == ["frozen", "probe", "probe"]
+    methods = sorted(entry["method"] for entry in runs)
+    assert methods == ["frozen", "probe lbfgs", "probe sgd"]
     assert [entry["top1"] for entry in runs] == sorted((e["top1"] for e in runs), reverse=True)
     for entry in runs:
         assert {"top1_interval", "images_per_s", "wall_s", "weights", "dataset"} <= set(entry)
@@ -125,6 +126,57 @@ def test_doctor_tries_the_network():
 
     (finding,) = [f for f in examine(urls=["http://127.0.0.1:9/x"]) if f.topic == "network"]
     assert not finding.usable and "127.0.0.1:9 does not answer" in finding.detail
+
+
+def test_the_forms_of_a_probe(capsys, small_cache):
+    code, out, _ = run(capsys, "probe", small_cache, "--per-class", "--confusion")
+    assert code == 0 and "class 1" in out and "calibration error" in out and "the best of 20" in out
+    code, out, _ = run(capsys, "probe", small_cache, "--knn", "1,5", "--json")
+    assert code == 0 and [item["k"] for item in json.loads(out)] == [1, 5]
+    code, out, _ = run(capsys, "probe", small_cache, "--shots", "1,5,full", "--seeds", 2, "--json")
+    points = json.loads(out)
+    assert code == 0 and [point["n_train"] for point in points] == [3, 15, 120]
+    code, out, _ = run(capsys, "probe", small_cache, "--shots", "2", "--metric", "balanced")
+    assert code == 0 and "balanced" in out
+    code, out, _ = run(capsys, "probe", small_cache, "--no-check", "--C", 1, "--json")
+    assert code == 0 and json.loads(out)["check"] is None
+
+
+def test_strict_refuses_an_under_trained_head_and_no_other(capsys, small_cache):
+    assert run(capsys, "probe", small_cache, "--strict")[0] == 0
+    if sys.version_info < (3, 11):
+        code, out, _ = run(capsys, "probe", small_cache, "--recipe", "tutorial", "--strict")
+        assert code == 1 and "Under-trained" in out
+
+
+def test_a_head_is_measured_and_used(capsys, image_folder, fake_engine, monkeypatch, tmp_path):
+    from featcache import extraction, prediction
+
+    monkeypatch.setattr(prediction, "choose_engine", extraction.choose_engine)
+    monkeypatch.setattr(prediction, "build_engine", extraction.build_engine)
+    head = tmp_path / "colours.safetensors"
+    assert run(capsys, "extract", image_folder, *STARTER)[0] == 0
+    trained = json.loads(run(capsys, "probe", "--save-head", head, "--json")[1])
+    measured = json.loads(run(capsys, "probe", "--head", head, "--json")[1])
+    assert measured["top1"] == trained["top1"] and measured["own_cache"] is True
+    code, out, _ = run(capsys, "predict", image_folder / "test", "--head", head, "--json")
+    answers = json.loads(out)
+    assert (
+        code == 0
+        and len(answers) == 18
+        and {"path", "class_name", "probability"} <= set(answers[0])
+    )
+    code, out, _ = run(capsys, "predict", image_folder / "test/red/00.png", "--head", head)
+    assert code == 0 and "red" in out
+    code, out, _ = run(capsys, "predict", image_folder / "test", "--head", head, "--format", "csv")
+    assert (
+        code == 0
+        and out.splitlines()[0] == "path,class,probability"
+        and len(out.splitlines()) == 19
+    )
+    said = refused(capsys, "predict", tmp_path / "none.png", "--head", head)
+    assert "none.png" in said
+    assert "expected a head" in refused(capsys, "predict", image_folder, "--head", tmp_path / "no")
 
 
 # Each bad input of the project's list: one line, its exit code, nothing half-written.
@@ -215,6 +267,11 @@ def test_outputs_that_cannot_be_written(capsys, tmp_path, image_folder, fake_eng
         (("probe", "--recipe", "mine"), "--recipe"),
         (("probe", "--epoch", "3"), "--epochs"),
         (("probe", "a", "b"), "b"),
+        (("probe", "--solver", "newton"), "--solver"),
+        (("probe", "--shots", "1,many"), "--shots"),
+        (("probe", "--knn", "x"), "--knn"),
+        (("probe", "--knn", "5", "--learning-curve"), "at most"),
+        (("predict", "a.png"), "--head"),
         (("extrct",), "extrct"),
         (("--nonsense",), "--nonsense"),
     ],

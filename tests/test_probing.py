@@ -13,27 +13,27 @@ from featcache import load, load_head, probe
 from featcache.errors import CacheCorruptError, CacheMissError, RecipeError, WeightsError
 from featcache.metrics import wilson_interval
 
-pytestmark = pytest.mark.oneflow
 
-
-def test_the_default_recipe_reaches_the_check(small_cache, home):
-    result = probe(small_cache)
+@pytest.mark.oneflow
+def test_sgd_reaches_the_check(small_cache, home):
+    result = probe(small_cache, solver="sgd")
     assert result.check is not None
     assert abs(result.top1 - result.check.top1) <= 0.003
     assert result.check.agreement >= 0.98
     assert result.top1_interval == wilson_interval(result.top1, 60)
     assert (result.n_train, result.n_test, result.solver) == (120, 60, "sgd")
     record = json.loads((result.run / "run.json").read_text())
-    assert record["method"] == "probe" and record["top1"] == result.top1
+    assert record["method"] == "probe sgd" and record["top1"] == result.top1
     assert record["dataset"] == "gaussian" and record["recipe"]["weight_decay"] == 5e-4
 
 
 def test_the_newest_cache_is_the_default(home):
     write_gaussian_cache(home / "cache" / "only.h5")
-    assert probe(epochs=1, check=False).cache == home / "cache" / "only.h5"
-    assert probe(load(home / "cache" / "only.h5"), epochs=1, check=False).check is None
+    assert probe(check=False).cache == home / "cache" / "only.h5"
+    assert probe(load(home / "cache" / "only.h5"), check=False).check is None
 
 
+@pytest.mark.oneflow
 def test_the_tutorials_recipe_is_far_from_the_optimum_and_says_so(small_cache):
     result = probe(small_cache, recipe="tutorial")
     assert (result.epochs, result.steps) == (3, 6)
@@ -59,6 +59,7 @@ def test_the_head_is_saved_and_predicts_the_same(small_cache, tmp_path):
         load_head(tmp_path / "none")
 
 
+@pytest.mark.oneflow
 def test_the_same_seed_gives_the_same_head_bit_for_bit(small_cache):
     one, two, other = (
         load_head(probe(small_cache, seed=seed, epochs=2, check=False).head) for seed in (1, 1, 2)
@@ -67,6 +68,7 @@ def test_the_same_seed_gives_the_same_head_bit_for_bit(small_cache):
     assert not np.array_equal(one.weight, other.weight)
 
 
+@pytest.mark.oneflow
 def test_named_values_replace_the_recipes(small_cache):
     result = probe(small_cache, epochs=7, lr=0.5, weight_decay=1e-2, check=False)
     assert (result.epochs, result.recipe.lr, result.recipe.weight_decay) == (7, 0.5, 1e-2)
@@ -93,3 +95,59 @@ def test_no_cache_and_one_class(tmp_path):
     path = write_gaussian_cache(tmp_path / "one.h5", n_classes=1)
     with pytest.raises(CacheCorruptError, match="at least 2 classes"):
         probe(path)
+
+
+def test_the_default_is_the_exact_optimum_at_a_swept_penalty(small_cache):
+    result = probe(small_cache)
+    assert result.solver == "lbfgs" and result.converged
+    assert abs(result.check.objective_gap) < 1e-4 and not result.check.under_trained
+    assert pytest.approx(result.C) == result.check.C
+    assert result.sweep.C in [point.C for point in result.sweep.points]
+    assert pytest.approx(result.sweep.C) == result.C
+    assert result.weight_decay == pytest.approx(1 / (result.C * 4 * 120))
+    assert result.evaluation.top1 == result.top1
+    assert np.sum(result.evaluation.confusion) == 60
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "ridge"])
+@pytest.mark.parametrize("scale", ["none", "standardize", "l2"])
+def test_every_scaling_leaves_a_head_for_plain_features(small_cache, solver, scale):
+    result = probe(small_cache, solver=solver, scale=scale, C=1.0)
+    cache, head = load(small_cache), load_head(result.head)
+    predicted = head.predict(cache.test.features)
+    assert (predicted == cache.test.labels).mean() == result.top1 == result.check.top1
+    assert result.sweep is None and pytest.approx(1.0) == result.C
+    assert (result.evaluation.calibration_error is None) == (solver == "ridge")
+
+
+@pytest.mark.oneflow
+def test_an_under_trained_head_is_marked(small_cache):
+    assert probe(small_cache, recipe="tutorial").check.under_trained
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"solver": "newton"}, "lbfgs, ridge, sgd, found 'newton'"),
+        ({"metric": "auc"}, "top1, balanced, f1, found 'auc'"),
+        ({"scale": "minmax"}, "none, standardize, l2"),
+        ({"solver": "ridge", "epochs": 3}, "leave them out, or use --solver sgd"),
+        ({"C": 1.0, "weight_decay": 1.0}, "found both"),
+        ({"C": 1.0, "sweep": True}, "a given penalty"),
+        ({"solver": "sgd", "sweep": True}, "SGD"),
+        ({"C": 0.0}, "C: expected a positive number"),
+    ],
+)
+def test_arguments_that_contradict_each_other(small_cache, arguments, said):
+    with pytest.raises(RecipeError, match=said):
+        probe(small_cache, **arguments)
+
+
+def test_knn_reports_every_k_and_chooses_none(small_cache, home):
+    from featcache import knn
+
+    results = knn(small_cache, ks=(1, 5))
+    assert [item.k for item in results] == [1, 5]
+    assert all(item.top1 > 0.8 for item in results)
+    methods = {json.loads(path.read_text())["method"] for path in home.rglob("run.json")}
+    assert methods == {"knn, k = 1", "knn, k = 5"}

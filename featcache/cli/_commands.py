@@ -9,53 +9,25 @@ from typing import Annotated, Literal
 import typer
 
 from . import _output as out
+from ._options import (
+    BackboneOption,
+    CacheArgument,
+    DataRootOption,
+    DatasetArgument,
+    DeviceOption,
+    JsonOption,
+    SeedOption,
+    SizeOption,
+    TestLimitOption,
+    TrainLimitOption,
+    WeightsOption,
+    app,
+)
+from ._probe import probe
 
 __all__ = ["app"]
 
-app = typer.Typer(
-    name="featcache",
-    help="Run a pretrained backbone once, keep its features in HDF5, and answer every later "
-    "question from them.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
 DEMO_WEIGHTS = "tinyimagenet32"
-
-Device = Literal["auto", "cpu", "cuda"]
-DatasetArgument = Annotated[
-    str,
-    typer.Argument(
-        help="cifar10, digits, a folder of class folders, or a .zip of one.", metavar="DATASET"
-    ),
-]
-BackboneOption = Annotated[str, typer.Option(help="resnet18, resnet34 or resnet50.")]
-WeightsOption = Annotated[
-    str,
-    typer.Option(
-        help="imagenet (downloaded once), tinyimagenet32 (ships with featcache, weaker), or a "
-        "path: .safetensors, .pth, OneFlow checkpoint."
-    ),
-]
-SizeOption = Annotated[
-    int | None,
-    typer.Option(min=32, help="Side of the input in pixels.", show_default="the weights' own"),
-]
-DeviceOption = Annotated[Device, typer.Option(help="auto takes the GPU where OneFlow can use it.")]
-DataRootOption = Annotated[
-    Path | None, typer.Option(help="Where named data sets are kept and downloaded to.")
-]
-TrainLimitOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Only a stratified draw of so many training images, always the same."),
-]
-TestLimitOption = Annotated[
-    int | None, typer.Option(min=1, help="Only a stratified draw of so many test images.")
-]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of every random draw.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 def _version(wanted: bool) -> None:
@@ -118,55 +90,6 @@ def extract(
     out.note(f"{result.engine} on {result.device}, {result.precision}: {result.why}")
     out.show(result, json, out.extract_summary)
     return result.cache
-
-
-@app.command()
-def probe(
-    cache: Annotated[
-        Path | None,
-        typer.Argument(help="A cache.", metavar="CACHE", show_default="the newest in cache/"),
-    ] = None,
-    recipe: Annotated[
-        Literal["default", "tutorial"],
-        typer.Option(help="default: to the optimum. tutorial: its 3 epochs at 1e-3."),
-    ] = "default",
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Exactly so many.", show_default="the recipe's")
-    ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="Learning rate.", show_default="the recipe's")
-    ] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="lambda; C = 1 / (N lambda).", show_default="the recipe's")
-    ] = None,
-    train_limit: TrainLimitOption = None,
-    test_limit: TestLimitOption = None,
-    seed: SeedOption = 0,
-    save_head: Annotated[
-        Path | None, typer.Option(help="A .safetensors file for the head.")
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """Train a linear head on cached features, checked against scikit-learn.
-
-    Example: [bold]featcache probe[/bold]
-    """
-    from ..probing import probe as run
-
-    with out.progress() as report:
-        result = run(
-            cache,
-            recipe=recipe,
-            epochs=epochs,
-            lr=lr,
-            weight_decay=weight_decay,
-            train_limit=train_limit,
-            test_limit=test_limit,
-            seed=seed,
-            save_head_to=save_head,
-            on_progress=report,
-        )
-    out.show(result, json, out.probe_summary)
 
 
 @app.command()
@@ -241,10 +164,7 @@ def compare(
 
 @app.command()
 def info(
-    cache: Annotated[
-        Path | None,
-        typer.Argument(help="A cache.", metavar="CACHE", show_default="the newest in cache/"),
-    ] = None,
+    cache: CacheArgument = None,
     json: JsonOption = False,
 ) -> None:
     """Show what a cache holds and how it was made.

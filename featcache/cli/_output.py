@@ -21,14 +21,11 @@ if TYPE_CHECKING:
     from ..doctor import Finding
     from ..extraction import ExtractResult
     from ..finetuning import FinetuneResult
-    from ..probing import ProbeResult
     from ..store import Cache
 
 T = TypeVar("T")
 
 _LINE_EVERY_S = 5.0
-# scikit-learn reaches the optimum; a head further from its accuracy than this is not there.
-_UNDER_TRAINED = 0.003
 
 # Names of files and classes are data: square brackets and colons in them mean nothing. Into a
 # pipe, tables are as wide as they need.
@@ -45,11 +42,16 @@ def show(
         plain = facts(result) if facts else result
         if is_dataclass(plain) and not isinstance(plain, type):
             plain = asdict(plain)
-        print(json.dumps(plain, default=str, ensure_ascii=False))
+        print(json.dumps(plain, default=str))
         return
     shown = view(result)
     for item in shown if isinstance(shown, list) else [shown]:
         _results.print(item, soft_wrap=isinstance(item, str))
+
+
+def name(text: str) -> Text:
+    """Return a name from a data set as cell text: a control character would move the cursor."""
+    return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 def note(text: str) -> None:
@@ -155,46 +157,6 @@ def extract_summary(result: ExtractResult) -> Any:
     if result.reused:
         return f"{result.cache}: {what}, already there (made at {result.images_per_s:.0f} img/s)"
     return f"{result.cache}: {what} in {result.wall_s:.1f} s, {result.images_per_s:.0f} img/s"
-
-
-def probe_summary(result: ProbeResult) -> list[Any]:
-    """Return the head next to scikit-learn's, and what to make of it."""
-    table = Table(title=f"linear probe of {result.cache.name}", title_justify="left")
-    for column in ("solver", "top-1 (95 %)", "objective", "wall"):
-        table.add_column(column, justify="left" if column == "solver" else "right")
-    table.add_row(
-        f"OneFlow SGD, {result.epochs} epochs",
-        percent(result.top1, result.top1_interval),
-        f"{result.objective:.5f}",
-        f"{result.wall_s:.2f} s",
-    )
-    check = result.check
-    said: list[Any] = [table]
-    if check:
-        from ..metrics import wilson_interval
-
-        table.add_row(
-            f"scikit-learn, C = {check.C:.4g}",
-            percent(check.top1, wilson_interval(check.top1, result.n_test)),
-            f"{check.objective:.5f}",
-            f"{check.wall_s:.2f} s",
-        )
-        said.append(
-            f"Same prediction on {100 * check.agreement:.2f} % of {result.n_test:,} test images, "
-            f"objective {100 * check.objective_gap:+.3f} %."
-        )
-        if not check.converged:
-            said.append(f"scikit-learn stopped early, after {check.iterations} iterations.")
-        short = check.top1 - result.top1
-        if short > _UNDER_TRAINED:
-            said.append(
-                f"Under-trained: {100 * short:.1f} points below the optimum of its own objective "
-                "after these epochs."
-            )
-    if result.converged is False:
-        said.append("SGD did not reach its tolerance; more --epochs may help.")
-    said.append(f"head: {result.head}")
-    return said
 
 
 def finetune_summary(result: FinetuneResult) -> list[Any]:

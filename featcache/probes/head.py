@@ -1,24 +1,81 @@
-"""A linear head as a file: safetensors with everything needed to use it again."""
+"""A linear head as a file, and the features that it may be used on.
+
+A head means something only for features made as those that it was trained on, so it
+carries the ingredients of its cache. They differ from others in one of two ways:
+
+* **What** is computed differs: the backbone, its weights, where it is cut, how an image
+  becomes its input. Such features have nothing to do with the head, which would still name
+  a class for each, with confidence: it is refused (`feature_differences`).
+* **Who** computes it differs: engine, version, device, precision, the numbers' type in the
+  file, the version of the image decoder. All approximate the same function. Each engine
+  states its tolerance in a test, float16 rounds by one part in 2,048, and Pillow 12.3 and
+  13.0 gave the same bytes for 1,000 of CIFAR-10's JPEG files at 64 pixels. A class changes
+  only where two scores are closer than that, and a head has to outlive an upgrade and to
+  move from the GPU to a laptop: this is said, and not refused (`rounding_differences`).
+
+A cache's fingerprint covers both, since one cache must not mix them.
+
+The file is safetensors: ``weight`` and ``bias``, and one text of metadata under
+``featcache.head`` that holds JSON.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import ShapeMismatchError, WeightsError
+from ..errors import RecipeError, ShapeMismatchError, WeightsError
 from ..files import write_atomically
+from ..metrics import softmax
+from .scaling import unit_length
 
-__all__ = ["Head", "load_head", "save_head"]
+__all__ = [
+    "INGREDIENTS",
+    "Head",
+    "feature_differences",
+    "feature_ingredients",
+    "load_head",
+    "rounding_differences",
+    "save_head",
+]
 
+# What a head keeps of its cache's provenance: all that the fingerprint covers, and the weights'
+# name, to find them by.
+INGREDIENTS = (
+    "backbone",
+    "cut",
+    "dataset_digest",
+    "device",
+    "dtype",
+    "engine",
+    "engine_version",
+    "precision",
+    "preprocess",
+    "views",
+    "weights",
+    "weights_sha256",
+)
+_WHAT = ("backbone", "cut", "weights_sha256")  # and every field of the preprocessing but one:
+_DECODER_VERSION = "preprocess decoder version"
+_WHO = ("engine", "engine_version", "device", "precision", "dtype", _DECODER_VERSION)
+
+_SCALINGS = ("none", "l2")
+_ROWS_AT_ONCE = 8192
 _KEY = "featcache.head"
+_VERSION = 1
+_LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
+_MAX_HEADER_BYTES = 1 << 24  # names of 100,000 classes fit
+_MAX_BYTES = 1 << 30
+_MAX_LEVELS = 3  # of lists and objects in the ingredients
+_MAX_INGREDIENTS = 10_000  # characters; messages repeat them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Head:
     """Class scores from features: ``features @ weight.T + bias``.
 
@@ -31,16 +88,60 @@ class Head:
     class_names : tuple of str
         K names, in label order.
     fingerprint : str
-        Of the cache that it was trained on: it suits features made the same way.
+        Of the cache that it was trained on.
+    scaling : str
+        ``"l2"``: each feature is divided by its Euclidean norm first, and one of zeros
+        stays as it is. ``"none"``: features are taken as they come; a scaling that is the
+        same for every feature, such as standardising, is in weight and bias already.
+    ingredients : mapping of str to Any
+        What made the features: `feature_ingredients` of the cache's ``meta``.
+
+    Raises
+    ------
+    ShapeMismatchError
+        Arrays of another dtype or of shapes that do not fit, another number of names.
+    RecipeError
+        No such scaling.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     class_names: tuple[str, ...]
     fingerprint: str
+    scaling: Literal["none", "l2"] = "none"
+    ingredients: Mapping[str, Any] = field(default_factory=dict)
 
-    def predict(self, features: np.ndarray) -> np.ndarray:
-        """Return the class of each feature: int64 (N,) of float32 (N, D).
+    def __post_init__(self) -> None:
+        """Check what every use of a head relies on."""
+        dtypes = {self.weight.dtype, self.bias.dtype}
+        fits = self.weight.ndim == 2 and self.bias.shape == (len(self.weight),)
+        if dtypes != {np.dtype(np.float32)} or not fits or not self.weight.size:
+            raise ShapeMismatchError(
+                "head: expected a weight of float32 (K, D) and a bias of float32 (K,), found "
+                f"{self.weight.dtype} {self.weight.shape} and {self.bias.dtype} {self.bias.shape}"
+            )
+        if len(self.class_names) != len(self.weight):
+            raise ShapeMismatchError(
+                f"head: expected {len(self.weight)} class names, one for each row of its weight, "
+                f"found {len(self.class_names)}"
+            )
+        if self.scaling not in _SCALINGS:
+            raise RecipeError(
+                f"head: expected the scaling {' or '.join(_SCALINGS)}, found {self.scaling!r:.80}"
+            )
+
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """Return the score of every class.
+
+        Parameters
+        ----------
+        features : numpy.ndarray
+            (N, D), any type of floating point.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32 (N, K).
 
         Raises
         ------
@@ -52,8 +153,43 @@ class Head:
                 f"features: expected (N, {self.weight.shape[1]}), found {features.shape}; this "
                 "head belongs to another backbone"
             )
-        classes: np.ndarray = (features @ self.weight.T + self.bias).argmax(axis=1)
+        scores = np.empty((len(features), len(self.weight)), np.float32)
+        for start in range(0, len(features), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            x = np.asarray(features[rows], np.float32)
+            scaled = unit_length(x) if self.scaling == "l2" else x
+            np.matmul(scaled, self.weight.T, out=scores[rows])
+        scores += self.bias
+        return scores
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Return the softmax of the scores: float64 (N, K), rows that sum to 1."""
+        return softmax(self.scores(features))
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Return the class with the highest score of each feature: int64 (N,)."""
+        classes: np.ndarray = self.scores(features).argmax(axis=1)
         return classes
+
+
+def feature_ingredients(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a head keeps of a cache's provenance."""
+    return {name: meta[name] for name in INGREDIENTS if name in meta}
+
+
+def feature_differences(head_ingredients: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """List what makes other features than the head's, as ``name: head …, here …``.
+
+    Whatever the head does not say counts as different.
+    """
+    return _differences(head_ingredients, other, who=False)
+
+
+def rounding_differences(
+    head_ingredients: Mapping[str, Any], other: Mapping[str, Any]
+) -> list[str]:
+    """List what makes the same features as the head's up to rounding, in the same form."""
+    return _differences(head_ingredients, other, who=True)
 
 
 def save_head(path: Path, head: Head, provenance: Mapping[str, Any]) -> None:
@@ -68,11 +204,15 @@ def save_head(path: Path, head: Head, provenance: Mapping[str, Any]) -> None:
 
     facts = {
         **provenance,
+        "version": _VERSION,
         "class_names": list(head.class_names),
         "fingerprint": head.fingerprint,
+        "scaling": head.scaling,
+        "ingredients": dict(head.ingredients),
     }
-    data = save({"weight": head.weight, "bias": head.bias}, {_KEY: json.dumps(facts)})
-    write_atomically(path, data)
+    # safetensors takes an array's memory as it lies, transposed or not.
+    arrays = {"weight": np.ascontiguousarray(head.weight), "bias": np.ascontiguousarray(head.bias)}
+    write_atomically(path, save(arrays, {_KEY: json.dumps(facts)}))
 
 
 def load_head(path: str | Path) -> Head:
@@ -81,20 +221,93 @@ def load_head(path: str | Path) -> Head:
     Raises
     ------
     WeightsError
-        No such file, or not a head.
+        No such file, not a head, or one that contradicts itself.
     """
-    from safetensors import SafetensorError, safe_open
-
+    path = Path(path)
     try:
-        with safe_open(str(path), framework="numpy") as file:
-            facts = json.loads((file.metadata() or {})[_KEY])
-            return Head(
-                file.get_tensor("weight"),
-                file.get_tensor("bias"),
-                tuple(facts["class_names"]),
-                facts["fingerprint"],
-            )
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        if path.exists() and not path.is_file():
+            raise ValueError("something that is not a file")
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"{path.stat().st_size:,} bytes, more than any head has")
+        return _parse(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        found = getattr(error, "strerror", None) or error
         raise WeightsError(
-            f"{path}: expected a head that featcache probe --save-head wrote, found: {error}"
+            f"{path}: expected a head that featcache probe --save-head wrote, found: {found}"
         ) from None
+
+
+def _parse(data: bytes) -> Head:
+    """Read a file that nobody trusts; ValueError says what is wrong with it."""
+    from safetensors import SafetensorError, deserialize
+
+    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    if not 0 < length <= min(_MAX_HEADER_BYTES, len(data) - _LENGTH_BYTES):
+        raise ValueError("no safetensors file, or the header of a damaged one")
+    try:
+        entries = dict(deserialize(data))
+    except SafetensorError as error:
+        raise ValueError(f"a damaged safetensors file ({str(error)!r:.120})") from None
+    header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
+    text = (header.get("__metadata__") or {}).get(_KEY)
+    if text is None:
+        raise ValueError(f"a safetensors file without {_KEY} in its metadata")
+    facts = json.loads(text)
+    if not isinstance(facts, dict) or facts.get("version") != _VERSION:
+        raise ValueError(f"{_KEY} of another version than {_VERSION}")
+    names, ingredients = facts.get("class_names"), facts.get("ingredients")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("no class_names, or others than a list of texts")
+    "".join(names).encode()  # half a character can be in JSON, and in no file name or table
+    if not isinstance(facts.get("fingerprint"), str):
+        raise ValueError("no fingerprint")
+    if not isinstance(ingredients, dict) or not _shallow(ingredients, _MAX_LEVELS):
+        raise ValueError("no ingredients, or others than names with plain values")
+    if len(json.dumps(ingredients)) > _MAX_INGREDIENTS:
+        raise ValueError("ingredients that fill pages")
+    return Head(
+        _array(entries, "weight"),
+        _array(entries, "bias"),
+        tuple(names),
+        facts["fingerprint"],
+        facts.get("scaling", ""),
+        ingredients,
+    )
+
+
+def _array(entries: Mapping[str, Any], name: str) -> np.ndarray:
+    entry = entries.get(name)
+    if entry is None or entry["dtype"] != "F32":
+        raise ValueError(f"no float32 tensor called {name!r}")
+    array = np.frombuffer(entry["data"], "<f4").reshape(entry["shape"])
+    if not np.isfinite(array).all():
+        raise ValueError(f"NaN or infinity in {name!r}: its training diverged")
+    return array
+
+
+def _shallow(value: object, levels: int) -> bool:
+    """Return whether lists and objects are nested in at most so many levels."""
+    if isinstance(value, (dict, list)):
+        inside = value.values() if isinstance(value, dict) else value
+        return levels > 0 and all(_shallow(item, levels - 1) for item in inside)
+    return True
+
+
+def _differences(head: Mapping[str, Any], other: Mapping[str, Any], *, who: bool) -> list[str]:
+    mine, theirs = _compared(head), _compared(other)
+    return [
+        f"{name}: head {mine.get(name)!r:.80}, here {theirs.get(name)!r:.80}"
+        for name in sorted({*mine, *theirs})
+        if (name in _WHO) == who and (mine.get(name) is None or mine[name] != theirs.get(name))
+    ]
+
+
+def _compared(ingredients: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is compared, by name: preprocessing field by field, the decoder in two."""
+    facts = {name: ingredients.get(name) for name in (*_WHAT, *_WHO)}
+    preprocess = ingredients.get("preprocess")
+    if not isinstance(preprocess, Mapping):
+        return {**facts, "preprocess size": None}
+    facts.update({f"preprocess {ascii(name)[1:-1]}": preprocess[name] for name in preprocess})
+    decoder, _, version = str(preprocess.get("decoder", "")).partition(" ")
+    return {**facts, "preprocess decoder": decoder or None, _DECODER_VERSION: version or None}

@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -31,46 +30,14 @@ import numpy as np
 from ..progress import OnProgress, Progress, silent
 from ..recipe import MAX_ROUNDS, ProbeRecipe
 from ..sampling import epoch_plan, initial_head, row_batches
-from .objective import Objective, objective
+from .objectives import Objective, objective
+from .solution import Solution
 
-__all__ = ["Solution", "train_sgd"]
+__all__ = ["train_sgd"]
 
 CURVATURE_BOUND = 0.5
 _ROWS_AT_ONCE = 8192
 _SEPARATED = 0.1  # nats: below this the objective is no scale for what is left to gain
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A trained head and how far the training got.
-
-    Parameters
-    ----------
-    weight : numpy.ndarray
-        float32 (K, D), for features as they are cached.
-    bias : numpy.ndarray
-        float32 (K,).
-    epochs, steps : int
-        What was run.
-    converged : bool or None
-        Whether the recipe's tolerance was reached; None where it asks for a number of
-        epochs and not for the optimum.
-    objective : float
-        f at the end, over every view.
-    gradient_norm : float
-        Euclidean norm of its gradient with respect to W and b.
-    wall_s : float
-        Duration of the training.
-    """
-
-    weight: np.ndarray
-    bias: np.ndarray
-    epochs: int
-    steps: int
-    converged: bool | None
-    objective: float
-    gradient_norm: float
-    wall_s: float
 
 
 def train_sgd(

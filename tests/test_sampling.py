@@ -1,4 +1,4 @@
-"""Accuracy, its interval, and every draw that training makes."""
+"""Every draw that training makes, and the recipes' values."""
 
 from __future__ import annotations
 
@@ -6,28 +6,8 @@ import numpy as np
 import pytest
 
 from featcache.errors import DatasetError, RecipeError
-from featcache.metrics import top1, wilson_interval
 from featcache.recipe import FINETUNE_RECIPES, PROBE_RECIPES, FinetuneRecipe, ProbeRecipe
 from featcache.sampling import epoch_plan, initial_head, row_batches, stratified_rows
-
-
-@pytest.mark.parametrize(
-    ("hits", "n", "low", "high"),
-    [
-        # Newcombe, "Two-sided confidence intervals for the single proportion", Statistics in
-        # Medicine 17 (1998), Table I, method 3 (score).
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0000, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson_interval_against_published_values(hits, n, low, high):
-    assert wilson_interval(hits / n, n) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_top1_is_a_fraction():
-    assert top1(np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2])) == 0.75
 
 
 def test_a_plan_is_a_seeded_permutation_with_uniform_views():

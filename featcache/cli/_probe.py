@@ -1,0 +1,228 @@
+"""The commands on cached features: probe in its forms, and predict."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from . import _output as out
+from . import _probe_output as view
+from ._options import (
+    CacheArgument,
+    DeviceOption,
+    JsonOption,
+    SeedOption,
+    TestLimitOption,
+    TrainLimitOption,
+    app,
+)
+
+__all__ = ["predict", "probe"]
+
+_NOT_BOTH = "of --head, --knn, --shots and --learning-curve give one at most"
+
+
+def _numbers(text: str, option: str, also: tuple[str, ...] = ()) -> list[int | str]:
+    """Read "1,2,full" as [1, 2, "full"]."""
+    values: list[int | str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if part not in also and not part.isdecimal():
+            wanted = " or ".join(("numbers", *also))
+            raise typer.BadParameter(
+                f"expected {wanted} with commas, found {part!r}", param_hint=option
+            )
+        values.append(part if part in also else int(part))
+    return values
+
+
+@app.command()
+def probe(
+    cache: CacheArgument = None,
+    solver: Annotated[
+        Literal["lbfgs", "ridge", "sgd"] | None,
+        typer.Option(
+            help="lbfgs: the exact optimum. ridge: least squares, closed form. sgd: in OneFlow.",
+            show_default="lbfgs",
+        ),
+    ] = None,
+    recipe: Annotated[
+        Literal["default", "tutorial"],
+        typer.Option(help="Of SGD. default: to the optimum. tutorial: its 3 epochs at 1e-3."),
+    ] = "default",
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of SGD: exactly so many.", show_default="the recipe's"),
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Of SGD: learning rate.", show_default="the recipe's")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="The penalty as lambda; C = 1 / (N lambda).")
+    ] = None,
+    c: Annotated[
+        float | None, typer.Option("--C", help="The penalty in scikit-learn's terms.")
+    ] = None,
+    sweep: Annotated[
+        bool | None,
+        typer.Option(
+            "--sweep/--no-sweep",
+            help="Choose C on a holdout of the training split.",
+            show_default="on where no penalty is given",
+        ),
+    ] = None,
+    scale: Annotated[
+        Literal["none", "standardize", "l2"], typer.Option(help="What is done to features first.")
+    ] = "none",
+    metric: Annotated[
+        Literal["top1", "balanced", "f1"],
+        typer.Option(help="What the sweep and the curves go by: balanced for rare classes."),
+    ] = "top1",
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Show the accuracy of every class.")
+    ] = False,
+    confusion: Annotated[
+        bool, typer.Option("--confusion", help="Show label against prediction.")
+    ] = False,
+    knn: Annotated[
+        str | None, typer.Option(help="Vote of so many neighbours instead: 10,20,100.")
+    ] = None,
+    shots: Annotated[
+        str | None, typer.Option(help="Few-shot curve instead: 1,2,5,10,25,full.")
+    ] = None,
+    learning_curve: Annotated[
+        bool, typer.Option("--learning-curve", help="Accuracy by training-set size instead.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws per point of a curve.")] = 5,
+    head: Annotated[
+        Path | None, typer.Option(help="Measure this saved head instead of training one.")
+    ] = None,
+    train_limit: TrainLimitOption = None,
+    test_limit: TestLimitOption = None,
+    seed: SeedOption = 0,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare with scikit-learn.")
+    ] = True,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 1 if the head is under-trained.")
+    ] = False,
+    save_head: Annotated[
+        Path | None, typer.Option(help="A .safetensors file for the head.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Train a linear head on cached features, checked against scikit-learn.
+
+    Example: [bold]featcache probe --scale standardize --per-class[/bold]
+    """
+    if sum(bool(form) for form in (head, knn, shots, learning_curve)) > 1:
+        raise typer.BadParameter(_NOT_BOTH)
+    if head is not None:
+        from ..prediction import evaluate_head
+        from ..store import newest_cache
+
+        out.show(
+            evaluate_head(head, cache or newest_cache()), json, view.head_summary, view.head_facts
+        )
+        return
+    with out.progress() as report:
+        if knn is not None:
+            from ..neighbours import knn as run_knn
+
+            ks = [int(k) for k in _numbers(knn, "--knn")]
+            votes = run_knn(cache, ks=ks, on_progress=report)
+        elif shots is not None:
+            from ..curves import few_shot
+
+            wanted = _numbers(shots, "--shots", ("full",))
+            points = few_shot(cache, shots=wanted, seeds=seeds, metric=metric, on_progress=report)
+        elif learning_curve:
+            from ..curves import learning_curve as run_curve
+
+            points = run_curve(cache, seeds=seeds, metric=metric, on_progress=report)
+        else:
+            from ..probing import probe as run
+
+            result = run(
+                cache,
+                solver=solver,
+                recipe=recipe,
+                epochs=epochs,
+                lr=lr,
+                weight_decay=weight_decay,
+                C=c,
+                sweep=sweep,
+                scale=scale,
+                metric=metric,
+                train_limit=train_limit,
+                test_limit=test_limit,
+                seed=seed,
+                check=check or strict,
+                save_head_to=save_head,
+                on_progress=report,
+            )
+    if knn is not None:
+        out.show(votes, json, view.knn_table, lambda items: [asdict(item) for item in items])
+    elif shots is not None or learning_curve:
+        out.show(
+            points,
+            json,
+            lambda items: view.curve_table(items, metric),
+            lambda items: [asdict(item) for item in items],
+        )
+    else:
+        out.show(result, json, lambda item: view.probe_summary(item, per_class, confusion))
+        if strict and result.check and result.check.under_trained:
+            raise typer.Exit(1)
+
+
+@app.command()
+def predict(
+    images: Annotated[
+        list[Path], typer.Argument(help="Images, folders and .zip archives.", metavar="IMAGE...")
+    ],
+    head: Annotated[Path, typer.Option(help="A head that featcache probe saved.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(help="The backbone's checkpoint.", show_default="the one that the head names"),
+    ] = None,
+    device: DeviceOption = "auto",
+    top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 1,
+    on_error: Annotated[
+        Literal["fail", "skip"], typer.Option(help="What an unreadable image does.")
+    ] = "fail",
+    form: Annotated[
+        Literal["table", "csv", "json"], typer.Option("--format", help="What is printed.")
+    ] = "table",
+    json: JsonOption = False,
+) -> None:
+    """Name the class of images, with a saved head.
+
+    Example: [bold]featcache predict photos --head cats.safetensors --format csv[/bold]
+    """
+    from ..prediction import as_csv
+    from ..prediction import predict as run
+
+    with out.progress() as report:
+        found = run(
+            list(images),
+            head,
+            weights=weights,
+            device=device,
+            top=top,
+            on_error=on_error,
+            on_progress=report,
+            on_note=out.note,
+        )
+    if form == "csv" and not json:
+        # A file name need not be text: what cannot be printed is spelt out.
+        print(as_csv(found).encode("utf-8", "backslashreplace").decode(), end="")
+        return
+    out.show(
+        found,
+        json or form == "json",
+        view.prediction_table,
+        lambda items: [asdict(item) for item in items],
+    )

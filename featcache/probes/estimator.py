@@ -1,0 +1,207 @@
+"""The exact linear probe as a scikit-learn estimator: for pipelines, searches, cross-validation.
+
+scikit-learn weighs loss against penalty by C where our `objective` has lambda, and
+``C * sum(loss) + ||W||^2 / 2`` is C * N times the objective at ``lambda = 1 / (C * N)``.
+
+Of two classes scikit-learn keeps one row, the difference w of their weights. At the
+optimum the two rows are ``(-w, w) / 2``, and ``||W||^2 = ||w||^2 / 2``. So that w is
+penalised as in scikit-learn, lambda is twice as large for two classes.
+
+Scaling changes what the penalty weighs: C is then a C of scaled features. To
+standardise is an affine map, ``z = (x - m) / s``, which the head takes in: with
+``W / s`` and ``b - (W / s) m`` it suits the features as they come. To divide each row by
+its length is not linear; it is done again to every row that is to be classified.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
+
+from ..errors import RecipeError
+from ..recipe import ExactRecipe
+from .lbfgs import train_lbfgs
+from .scaling import SCALINGS
+
+try:
+    from sklearn.utils.validation import validate_data
+except ImportError:  # scikit-learn before 1.6
+    validate_data = BaseEstimator._validate_data
+
+__all__ = ["LinearProbe"]
+
+_PRECISIONS = (np.float64, np.float32)  # anything else becomes the first
+
+
+class LinearProbe(ClassifierMixin, BaseEstimator):
+    """Multinomial logistic regression on features, solved to its optimum.
+
+    Minimises what scikit-learn's ``LogisticRegression`` of the same C minimises:
+    ``C * sum(loss) + ||W||^2 / 2``, with a bias that is not penalised.
+
+    Parameters
+    ----------
+    C : float
+        Inverse strength of the penalty, above 0.
+    scale : str
+        What is done to the features first. ``"none"``: nothing. ``"standardize"``: each
+        is centred and divided by its standard deviation over the training rows, if
+        that is not 0. ``"l2"``: each row is divided by its Euclidean length, if that is not 0.
+    tolerance : float
+        Stop when the objective is estimated to lie no larger a fraction than this above
+        its optimum.
+    max_iterations : int
+        Stop at the latest after so many, with a ``ConvergenceWarning``.
+
+    Attributes
+    ----------
+    classes_ : numpy.ndarray
+        (K,): the labels, sorted.
+    coef_ : numpy.ndarray
+        (K, D), or (1, D) for two classes: weights, in the features' precision. They suit
+        features as they are given to `fit`, divided by their length where ``scale`` is ``"l2"``.
+    intercept_ : numpy.ndarray
+        (K,), or (1,) for two classes.
+    n_features_in_ : int
+        D.
+    feature_names_in_ : numpy.ndarray
+        (D,): names of the columns, where `fit` was given a data frame.
+    n_iter_ : int
+        Iterations that the solver took.
+    converged_ : bool
+        Whether it reached the tolerance.
+    objective_ : float
+        Mean cross-entropy plus penalty that it reached: scikit-learn's objective / (C * N).
+    """
+
+    def __init__(
+        self,
+        C: float = 1.0,
+        scale: str = "none",
+        tolerance: float = 1e-6,
+        max_iterations: int = 500,
+    ) -> None:
+        self.C = C
+        self.scale = scale
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+
+    def fit(self, X: Any, y: Any) -> LinearProbe:
+        """Train the head.
+
+        Parameters
+        ----------
+        X : array-like
+            (N, D) features: float32 or float64; what is neither is trained on as float64.
+        y : array-like
+            (N,) labels of two classes or more: numbers or strings.
+
+        Returns
+        -------
+        LinearProbe
+            Itself.
+
+        Raises
+        ------
+        RecipeError
+            A parameter outside its range.
+        ValueError
+            Features that are not finite or not a matrix, or labels of a single class.
+        TypeError
+            Sparse features.
+        """
+        if not (math.isfinite(self.C) and self.C > 0):
+            raise RecipeError(f"C: expected a positive number, found {self.C}")
+        if self.scale not in SCALINGS:
+            raise RecipeError(f"scale: expected one of {', '.join(SCALINGS)}, found {self.scale!r}")
+        features, given = validate_data(self, X, y, dtype=_PRECISIONS)
+        check_classification_targets(given)
+        self.classes_, labels = np.unique(given, return_inverse=True)
+        n_classes = len(self.classes_)
+        if n_classes < 2:
+            raise ValueError(
+                f"y: expected two classes or more, found one class: {self.classes_[0]}"
+            )
+
+        recipe = ExactRecipe(
+            weight_decay=(2 if n_classes == 2 else 1) / (self.C * len(features)),
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+        )
+        scaler = StandardScaler().fit(features) if self.scale == "standardize" else None
+        inputs = scaler.transform(features) if scaler is not None else self._rescaled(features)
+        solution = train_lbfgs([inputs], labels.astype(np.int64), n_classes, recipe)
+
+        weight, bias = solution.weight.astype(np.float64), solution.bias.astype(np.float64)
+        if n_classes == 2:
+            weight, bias = np.diff(weight, axis=0), np.diff(bias)
+        else:
+            bias -= bias.mean()  # the same bias on every class changes nothing: keep none
+        if scaler is not None:
+            weight = weight / scaler.scale_
+            bias = bias - weight @ scaler.mean_
+        self.coef_ = weight.astype(features.dtype)
+        self.intercept_ = bias.astype(features.dtype)
+        self.n_iter_ = solution.steps
+        self.converged_ = bool(solution.converged)
+        self.objective_ = solution.objective
+        if not self.converged_:
+            ended = self.n_iter_ >= self.max_iterations
+            limit = "max_iterations" if ended else "the precision of floating point"
+            warnings.warn(
+                f"LinearProbe: {limit} ended the search after {self.n_iter_} iterations, short "
+                f"of tolerance={self.tolerance}; scaling the features may help",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the scores of (M, D) features.
+
+        Returns
+        -------
+        numpy.ndarray
+            (M, K); for two classes (M,), above 0 for the second.
+        """
+        check_is_fitted(self)
+        features = self._rescaled(validate_data(self, X, dtype=_PRECISIONS, reset=False))
+        scores: np.ndarray = features @ self.coef_.T + self.intercept_
+        return scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the likeliest class of each of (M, D) features: (M,), of ``classes_``."""
+        scores = self.decision_function(X)
+        best = scores > 0 if scores.ndim == 1 else scores.argmax(axis=1)
+        labels: np.ndarray = self.classes_[best.astype(np.intp)]
+        return labels
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Return the logarithms of `predict_proba`, exact where those round to 0: (M, K)."""
+        scores = self.decision_function(X)
+        if scores.ndim == 1:
+            scores = np.column_stack([np.zeros_like(scores), scores])
+        scores = scores - scores.max(axis=1, keepdims=True)
+        logarithms: np.ndarray = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        return logarithms
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probability of each class, in the order of ``classes_``: (M, K)."""
+        probabilities: np.ndarray = np.exp(self.predict_log_proba(X))
+        return probabilities
+
+    def _rescaled(self, features: np.ndarray) -> np.ndarray:
+        """Return the rows as the head takes them, which for all but ``"l2"`` is as they are."""
+        if self.scale != "l2":
+            return features
+        lengths = np.linalg.norm(features, axis=1, keepdims=True)
+        lengths[lengths == 0] = 1
+        return features / lengths

@@ -1,0 +1,77 @@
+"""Feature scaling: what changes the meaning of the penalty, and how it leaves the head.
+
+``none``
+    Features as they are cached.
+``standardize``
+    Each number of a feature minus its mean, divided by its standard deviation, both
+    over the training features alone. A linear map: it is folded into the head.
+``l2``
+    Each feature divided by its Euclidean length. Not linear: the head records it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import RecipeError
+
+__all__ = ["SCALINGS", "Scaling", "unit_length"]
+
+_ROUNDING = 1e-6  # relative, of float32
+
+SCALINGS = ("none", "standardize", "l2")
+
+
+class Scaling:
+    """A scaling fitted to training features.
+
+    Parameters
+    ----------
+    kind : str
+        One of `SCALINGS`.
+    views : sequence of numpy.ndarray
+        Training features (N, D), one per flip view.
+
+    Raises
+    ------
+    RecipeError
+        No such scaling.
+    """
+
+    def __init__(self, kind: str, views: Sequence[np.ndarray]) -> None:
+        if kind not in SCALINGS:
+            raise RecipeError(f"scale: expected one of {', '.join(SCALINGS)}, found {kind!r}")
+        self.kind = kind
+        if kind == "standardize":
+            total = sum(len(features) for features in views)
+            sums = [features.sum(axis=0, dtype=np.float64) for features in views]
+            mean = np.sum(sums, axis=0) / total
+            squares = sum(np.square(features - mean).sum(axis=0) for features in views)
+            spread = np.sqrt(squares / total)
+            # A number that never changes says nothing about the class; rounding gives it a spread.
+            constant = spread <= np.abs(mean) * _ROUNDING
+            self._spread = np.where(constant, 1.0, spread)
+            self._mean = mean
+
+    def apply(self, features: np.ndarray) -> np.ndarray:
+        """Return scaled features (N, D), float32; the same array where nothing is scaled."""
+        if self.kind == "standardize":
+            return ((features - self._mean) / self._spread).astype(np.float32)
+        return unit_length(features) if self.kind == "l2" else features
+
+    def fold(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the head for features before `apply`; for ``l2`` the head stays as it is."""
+        if self.kind != "standardize":
+            return weight, bias
+        plain = weight / self._spread
+        folded = bias - plain @ self._mean
+        return plain.astype(np.float32), folded.astype(np.float32)
+
+
+def unit_length(features: np.ndarray) -> np.ndarray:
+    """Return float32 features (N, D) of length 1; a zero feature stays zero."""
+    lengths = np.linalg.norm(np.asarray(features, np.float32), axis=1, keepdims=True)
+    unit: np.ndarray = (features / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    return unit

@@ -1,0 +1,177 @@
+"""Choosing the regularisation: a grid of C, judged on a stratified holdout of the training split.
+
+The holdout is drawn from the training features; the test split has no part in the
+choice. Along the grid each solution starts from the one before. The chosen C is
+then fitted to all training features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..metrics import top1
+from ..progress import OnProgress, Progress, silent
+from ..recipe import ExactRecipe
+from ..sampling import stratified_rows
+from .lbfgs import Coordinates, train_lbfgs
+from .ridge import Ridge
+from .solution import Solution
+
+__all__ = ["C_GRID", "Sweep", "SweepPoint", "sweep_lbfgs", "sweep_ridge"]
+
+# 20 values from 1e-4 to 1e2: from a head that hardly moves to one that all but interpolates,
+# for features of the size that ResNets give.
+C_GRID = tuple(float(value) for value in np.logspace(-4, 2, 20))
+HOLDOUT_SHARE = 0.2
+_TOLERANCE = 1e-3  # ranks the values; the chosen one is solved to the recipe's own
+
+Score = Callable[[np.ndarray, np.ndarray], float]
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One value of the grid.
+
+    Parameters
+    ----------
+    C : float
+        scikit-learn's: 1 / (N * lambda).
+    score : float
+        On the holdout, in [0, 1].
+    converged : bool
+        Whether the fit reached its tolerance.
+    """
+
+    C: float
+    score: float
+    converged: bool
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A whole grid and the choice.
+
+    Parameters
+    ----------
+    C : float
+        The best value; of equal ones the smallest.
+    points : tuple of SweepPoint
+        By increasing C.
+    n_fit, n_holdout : int
+        Images fitted and held out.
+    at_edge : str
+        ``"lowest"`` or ``"highest"`` where the best value ends the grid, so that a better
+        one may lie outside; else empty.
+    """
+
+    C: float
+    points: tuple[SweepPoint, ...]
+    n_fit: int
+    n_holdout: int
+    at_edge: str
+
+
+def sweep_lbfgs(
+    views: Sequence[np.ndarray],
+    labels: np.ndarray,
+    n_classes: int,
+    recipe: ExactRecipe,
+    *,
+    grid: Sequence[float] = C_GRID,
+    seed: int = 0,
+    score: Score = top1,
+    on_progress: OnProgress = silent,
+) -> Sweep:
+    """Sweep C for the exact logistic regression.
+
+    Parameters
+    ----------
+    views : sequence of numpy.ndarray
+        Training features (N, D), one per flip view. The views of one image are
+        fitted or held out together; the holdout is scored on the first view.
+    labels : numpy.ndarray
+        int64 (N,).
+    n_classes : int
+        K.
+    recipe : ExactRecipe
+        Its penalty is replaced by the grid's.
+    grid : sequence of float
+        Values of C.
+    seed : int
+        Of the holdout.
+    score : callable
+        ``score(predicted, labels)``, the higher the better.
+    on_progress : callable
+        Hears of grid values.
+
+    Raises
+    ------
+    DatasetError
+        A class is too small to be divided.
+    """
+    solution: Solution | None = None
+    coordinates: Coordinates | None = None
+
+    def fit(fit_views: list[np.ndarray], fit_labels: np.ndarray, value: float) -> Solution:
+        nonlocal solution, coordinates
+        coordinates = coordinates or Coordinates(fit_views)
+        decay = 1 / (value * len(fit_views) * len(fit_labels))
+        eased = replace(recipe, weight_decay=decay, tolerance=max(recipe.tolerance, _TOLERANCE))
+        solution = train_lbfgs(
+            fit_views, fit_labels, n_classes, eased, start=solution, coordinates=coordinates
+        )
+        return solution
+
+    return _sweep(views, labels, fit, grid, seed, score, on_progress)
+
+
+def sweep_ridge(
+    views: Sequence[np.ndarray],
+    labels: np.ndarray,
+    n_classes: int,
+    *,
+    grid: Sequence[float] = C_GRID,
+    seed: int = 0,
+    score: Score = top1,
+    on_progress: OnProgress = silent,
+) -> Sweep:
+    """Sweep C for ridge regression, from one decomposition; arguments as in `sweep_lbfgs`."""
+    ridge: Ridge | None = None
+
+    def fit(fit_views: list[np.ndarray], fit_labels: np.ndarray, value: float) -> Solution:
+        nonlocal ridge
+        ridge = ridge or Ridge(fit_views, fit_labels, n_classes)
+        return ridge.solve(1 / (value * len(fit_views) * len(fit_labels)))
+
+    return _sweep(views, labels, fit, grid, seed, score, on_progress)
+
+
+def _sweep(
+    views: Sequence[np.ndarray],
+    labels: np.ndarray,
+    fit: Callable[[list[np.ndarray], np.ndarray, float], Solution],
+    grid: Sequence[float],
+    seed: int,
+    score: Score,
+    on_progress: OnProgress,
+) -> Sweep:
+    held_out = max(round(HOLDOUT_SHARE * len(labels)), len(np.unique(labels)))
+    holdout = stratified_rows(labels, held_out, seed, "holdout of the training images")
+    fitted = np.setdiff1d(np.arange(len(labels)), holdout)
+    fit_views = [features[fitted] for features in views]
+    fit_labels, holdout_labels = labels[fitted], labels[holdout]
+    held = np.asarray(views[0][holdout], np.float32)
+    points = []
+    ordered = sorted(grid)
+    for done, value in enumerate(ordered):
+        on_progress(Progress("sweep", done, len(ordered), "value"))
+        solution = fit(fit_views, fit_labels, value)
+        predicted = (held @ solution.weight.T + solution.bias).argmax(axis=1)
+        points.append(SweepPoint(value, score(predicted, holdout_labels), bool(solution.converged)))
+    on_progress(Progress("sweep", len(ordered), len(ordered), "value"))
+    best = max(points, key=lambda point: point.score)
+    edges = {ordered[0]: "lowest", ordered[-1]: "highest"}
+    return Sweep(best.C, tuple(points), len(fitted), len(holdout), edges.get(best.C, ""))

@@ -1,0 +1,189 @@
+"""One linear head, four decisions: which solver, which penalty, training, checking.
+
+`Job.of` settles what was asked for before anything is read; the other methods are
+the steps, on arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .errors import RecipeError
+from .frameworks import import_oneflow
+from .metrics import METRICS, score
+from .probes import (
+    CheckResult,
+    Ridge,
+    Solution,
+    Sweep,
+    check_ridge,
+    check_with_sklearn,
+    ridge_objective,
+    sweep_lbfgs,
+    sweep_ridge,
+    train_lbfgs,
+    train_sgd,
+)
+from .progress import OnProgress
+from .recipe import PROBE_RECIPES, ExactRecipe, ProbeRecipe
+
+__all__ = ["SOLVERS", "Job"]
+
+SOLVERS = ("lbfgs", "ridge", "sgd")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A solver, its recipe, and how its penalty is found.
+
+    Parameters
+    ----------
+    solver : str
+        One of `SOLVERS`.
+    recipe : ProbeRecipe or ExactRecipe
+        Hyperparameters; the penalty in it holds where C is None and nothing is swept.
+    C : float or None
+        The penalty in scikit-learn's terms.
+    sweep : bool
+        Whether to choose C on a holdout.
+    metric : str
+        What the sweep goes by.
+    """
+
+    solver: str
+    recipe: ProbeRecipe | ExactRecipe
+    C: float | None
+    sweep: bool
+    metric: str
+
+    @classmethod
+    def of(
+        cls,
+        solver: str | None,
+        recipe: str | ProbeRecipe,
+        epochs: int | None,
+        lr: float | None,
+        weight_decay: float | None,
+        C: float | None,
+        sweep: bool | None,
+        metric: str,
+    ) -> Job:
+        """Check the arguments against each other before anything is read."""
+        for_sgd = recipe != "default" or epochs is not None or lr is not None
+        if solver is None:
+            solver = "sgd" if for_sgd else "lbfgs"
+        if solver not in SOLVERS:
+            raise RecipeError(f"solver: expected one of {', '.join(SOLVERS)}, found {solver!r}")
+        if metric not in METRICS:
+            raise RecipeError(f"metric: expected one of {', '.join(METRICS)}, found {metric!r}")
+        if solver != "sgd" and for_sgd:
+            raise RecipeError(
+                f"solver {solver}: expected no recipe, epochs or learning rate, which are SGD's; "
+                "leave them out, or use --solver sgd"
+            )
+        if C is not None and not (math.isfinite(C) and C > 0):
+            raise RecipeError(f"C: expected a positive number, found {C}")
+        if C is not None and weight_decay is not None:
+            raise RecipeError("penalty: expected C or the weight decay, found both; give one")
+        given = C is not None or weight_decay is not None
+        if sweep and (given or solver == "sgd"):
+            raise RecipeError(
+                "sweep: expected lbfgs or ridge and no penalty of your own, found "
+                f"{'a given penalty' if given else 'SGD'}; leave one of them out"
+            )
+        chosen: ProbeRecipe | ExactRecipe = ExactRecipe()
+        if solver == "sgd":
+            chosen = _sgd_recipe(recipe, epochs, lr)
+        if weight_decay is not None:
+            chosen = replace(chosen, weight_decay=weight_decay)
+        sweep = solver != "sgd" and not given if sweep is None else sweep
+        return cls(solver, chosen, C, sweep, metric)
+
+    def with_penalty(
+        self,
+        views: Sequence[np.ndarray],
+        labels: np.ndarray,
+        n_classes: int,
+        seed: int,
+        on_progress: OnProgress,
+    ) -> tuple[Job, Sweep | None]:
+        """Return the job with its penalty settled, and the sweep that settled it."""
+        swept, C = None, self.C
+        if self.sweep:
+
+            def judged(predicted: np.ndarray, wanted: np.ndarray) -> float:
+                return score(self.metric, predicted, wanted, n_classes)
+
+            more: dict[str, Any] = {"seed": seed, "score": judged, "on_progress": on_progress}
+            if isinstance(self.recipe, ExactRecipe) and self.solver == "lbfgs":
+                swept = sweep_lbfgs(views, labels, n_classes, self.recipe, **more)
+            else:
+                swept = sweep_ridge(views, labels, n_classes, **more)
+            C = swept.C
+        if C is None:
+            return self, None
+        decay = 1 / (C * len(views) * len(labels))
+        return replace(self, recipe=replace(self.recipe, weight_decay=decay)), swept
+
+    def train(
+        self,
+        views: Sequence[np.ndarray],
+        labels: np.ndarray,
+        n_classes: int,
+        seed: int,
+        on_progress: OnProgress,
+    ) -> Solution:
+        """Return the head at the settled penalty."""
+        if isinstance(self.recipe, ProbeRecipe):
+            return train_sgd(
+                views,
+                labels,
+                n_classes,
+                self.recipe,
+                framework=import_oneflow(),
+                seed=seed,
+                on_progress=on_progress,
+            )
+        if self.solver == "lbfgs":
+            return train_lbfgs(views, labels, n_classes, self.recipe, on_progress=on_progress)
+        solution = Ridge(views, labels, n_classes).solve(self.recipe.weight_decay)
+        decay = self.recipe.weight_decay
+        value = ridge_objective(solution.weight, solution.bias, views, labels, decay)
+        return replace(solution, objective=value)
+
+    def check(
+        self,
+        views: Sequence[np.ndarray],
+        labels: np.ndarray,
+        test_features: np.ndarray,
+        test_labels: np.ndarray,
+        solution: Solution,
+        predicted: np.ndarray,
+    ) -> CheckResult:
+        """Return what scikit-learn finds on the same objective."""
+        found: dict[str, Any] = {
+            "head_objective": solution.objective,
+            "head_predicted": predicted,
+        }
+        if self.solver == "ridge":
+            decay = self.recipe.weight_decay
+            return check_ridge(views, labels, test_features, test_labels, decay, **found)
+        return check_with_sklearn(views, labels, test_features, test_labels, self.recipe, **found)
+
+
+def _sgd_recipe(recipe: str | ProbeRecipe, epochs: int | None, lr: float | None) -> ProbeRecipe:
+    if isinstance(recipe, str):
+        if recipe not in PROBE_RECIPES:
+            raise RecipeError(
+                f"recipe: expected one of {', '.join(PROBE_RECIPES)}, found {recipe!r}"
+            )
+        recipe = PROBE_RECIPES[recipe]
+    if epochs is not None:
+        # Someone who names a number of epochs wants that number.
+        recipe = replace(recipe, epochs=epochs, min_steps=0, tolerance=math.inf)
+    return recipe if lr is None else replace(recipe, lr=lr)

@@ -1,0 +1,212 @@
+"""Few-shot and learning curves: the draws, the arithmetic, and what they say."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import write_gaussian_cache
+
+from featcache import curves, load
+from featcache.curves import _draw, few_shot, learning_curve
+from featcache.errors import CacheMissError, DatasetError, RecipeError
+from featcache.metrics import mean_interval, wilson_interval
+from featcache.recipe import ExactRecipe
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Five overlapping classes, 200 training images of each."""
+    path = tmp_path_factory.mktemp("curves") / "g.h5"
+    return load(
+        write_gaussian_cache(path, n_classes=5, n_train=1000, n_test=500, dim=16, spread=3.0)
+    )
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """Listen to what the solver is given: rows and labels of every fit."""
+    fits = []
+    original = curves.train_lbfgs
+
+    def listen(views, labels, *rest):
+        fits.append((views[0].copy(), labels.copy(), *rest))
+        return original(views, labels, *rest)
+
+    monkeypatch.setattr(curves, "train_lbfgs", listen)
+    return fits
+
+
+def relabelled(cache, counts):
+    """Return a cache like this one whose classes have so many training images."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    cache.train = SimpleNamespace(features=cache.train.features[: len(labels)], labels=labels)
+    return cache
+
+
+def test_a_draw_is_seeded_and_stratified():
+    labels = np.random.default_rng(0).integers(4, size=400)
+    counts = np.full(4, 10)
+    rows = _draw(labels, counts, seed=3)
+    assert np.bincount(labels[rows]).tolist() == [10] * 4
+    assert np.array_equal(rows, np.unique(rows))
+    assert np.array_equal(rows, _draw(labels, counts, seed=3))
+    assert not np.array_equal(rows, _draw(labels, counts, seed=4))
+
+
+def test_the_draw_of_a_class_depends_on_nothing_else():
+    labels = np.arange(400) % 4
+    rows = _draw(labels, np.array([10, 10, 10, 10]), seed=0)
+    of_class_2 = rows[labels[rows] == 2]
+    expected = np.random.default_rng((0, 10, 2)).choice(np.arange(2, 400, 4), 10, replace=False)
+    assert np.array_equal(of_class_2, np.sort(expected))
+    alone = _draw(labels, np.array([0, 0, 10, 0]), seed=0)
+    assert np.array_equal(of_class_2, alone)
+    merged = np.where(labels == 2, 2, 0)
+    others = _draw(merged, np.array([7, 0, 10]), seed=0)
+    assert np.array_equal(of_class_2, others[merged[others] == 2])
+
+
+def test_sizes_are_not_nested():
+    labels = np.arange(400) % 4
+    five, ten = (_draw(labels, np.full(4, count), seed=0) for count in (5, 10))
+    assert not set(five) <= set(ten)
+
+
+def test_what_is_trained_on_is_what_was_drawn(cache, heard):
+    points = few_shot(cache, shots=(3, "full"), seeds=2, recipe=ExactRecipe(weight_decay=0.1))
+    assert [point.n_train for point in points] == [15, 1000]
+    assert len(heard) == 3
+    for seed, (features, labels, n_classes, recipe) in enumerate(heard[:2]):
+        rows = _draw(cache.train.labels, np.full(5, 3), seed)
+        assert np.array_equal(features, cache.train.features[rows])
+        assert np.array_equal(labels, cache.train.labels[rows])
+        assert (n_classes, recipe.weight_decay) == (5, 0.1)
+    assert np.array_equal(heard[2][0], cache.train.features)
+
+
+def test_a_draw_does_not_change_with_what_else_is_asked(cache):
+    together = few_shot(cache, shots=np.array([1, 5, 10]), seeds=3)
+    alone = few_shot(cache.path, shots=(5,), seeds=3)
+    fewer = few_shot(cache, shots=(10, 5), seeds=2)
+    assert together[1].scores == alone[0].scores
+    assert fewer[0].scores == together[2].scores[:2] and fewer[1].scores == alone[0].scores[:2]
+
+
+def test_more_shots_score_higher(cache):
+    points = few_shot(cache, shots=(1, 5, 25, "full"))
+    means = [point.mean for point in points]
+    assert means == sorted(means) and means[-1] > means[0] + 0.2
+    assert [point.shots for point in points] == [1, 5, 25, None]
+    assert [len(point.scores) for point in points] == [5, 5, 5, 1]
+    assert all(point.converged and point.wall_s > 0 for point in points)
+
+
+def test_more_of_every_class_scores_higher(cache):
+    points = learning_curve(cache, fractions=(0.01, 0.1, 1.0), seeds=3)
+    assert [point.n_train for point in points] == [10, 100, 1000]
+    means = [point.mean for point in points]
+    assert means == sorted(means) and means[-1] > means[0] + 0.1
+    assert [point.shots for point in points] == [None] * 3
+    assert points[2].scores == few_shot(cache, shots=("full",))[0].scores
+
+
+def test_mean_and_interval(cache):
+    drawn, full = few_shot(cache, shots=(2, "full"), seeds=4)
+    assert drawn.mean == pytest.approx(sum(drawn.scores) / 4)
+    assert drawn.interval == mean_interval(drawn.scores)
+    half = 3.1824 * np.std(drawn.scores, ddof=1) / 2  # t at 97.5 %, 3 degrees of freedom
+    assert drawn.interval == pytest.approx((drawn.mean - half, drawn.mean + half), abs=1e-4)
+    assert full.scores == (full.mean,)
+    assert full.interval == wilson_interval(full.mean, 500)
+    (single,) = few_shot(cache, shots=(2,), seeds=1)
+    assert single.scores == drawn.scores[:1]
+    assert single.interval == wilson_interval(single.mean, 500)
+
+
+def test_all_images_are_all_images_however_they_are_asked_for(cache):
+    """200 shots of 200: there is one draw, and so no spread of draws."""
+    every, full = few_shot(cache, shots=(200, "full"), seeds=3)
+    assert (every.shots, full.shots) == (200, None)
+    assert every.scores == full.scores and every.interval == full.interval
+
+
+def test_a_fraction_keeps_the_proportions_and_loses_no_class(tmp_path, heard):
+    path = write_gaussian_cache(tmp_path / "g.h5", n_classes=4, n_train=600)
+    cache = relabelled(load(path), [500, 95, 5, 0])
+    points = learning_curve(cache, fractions=(0.1, 0.01), seeds=1, metric="balanced")
+    counts = [np.bincount(labels, minlength=4).tolist() for _, labels, *_ in heard]
+    assert counts == [[50, 10, 1, 0], [5, 1, 1, 0]]
+    assert [point.n_train for point in points] == [61, 7]
+
+
+@pytest.mark.parametrize("metric", ["balanced", "f1"])
+def test_other_metrics_have_intervals_of_their_own(cache, metric):
+    (point,) = few_shot(cache, shots=("full",), metric=metric)
+    assert point.interval[0] < point.mean < point.interval[1]
+    assert point.interval != wilson_interval(point.mean, 500)
+
+
+def test_a_class_with_too_few_images(tmp_path, heard):
+    path = write_gaussian_cache(tmp_path / "g.h5", n_classes=3, n_train=120)
+    scarce = relabelled(load(path), [60, 4, 56])
+    said = "expected 5 training images of every class, found 4 of 'class 1'; ask for at most 4, or"
+    with pytest.raises(DatasetError, match=said):
+        few_shot(scarce, shots=(1, 5))
+    assert not heard, "refused before anything was trained"
+    assert few_shot(scarce, shots=(4,), seeds=2)[0].n_train == 12
+    missing = relabelled(load(path), [60, 0, 60])
+    with pytest.raises(DatasetError, match="found 0 of 'class 1'; extract a data set with more"):
+        few_shot(missing, shots=(1,))
+    with pytest.raises(DatasetError, match="at least 2 classes, found 1"):
+        few_shot(relabelled(load(path), [120, 0, 0]))
+
+
+def test_a_solver_that_stopped_early_is_reported(cache):
+    short = ExactRecipe(max_iterations=1)
+    assert not any(point.converged for point in few_shot(cache, shots=(5, "full"), recipe=short))
+
+
+def test_the_test_split_is_not_trained_on(cache, heard):
+    few_shot(cache, seeds=1)
+    for features, *_ in heard:
+        assert not (features[:, None, :2] == cache.test.features[None, :, :2]).all(-1).any()
+
+
+def test_progress_counts_fits(cache):
+    messages = []
+    few_shot(cache, shots=(1, 2, "full"), seeds=2, on_progress=messages.append)
+    assert [message.done for message in messages] == [0, 1, 2, 3, 4, 5]
+    assert {(message.total, message.unit) for message in messages} == {(5, "fit")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"shots": (0,)}, "shots: expected numbers from 1 or 'full', found 0"),
+        ({"shots": ("all",)}, "found 'all'"),
+        ({"shots": (2.5,)}, r"found 2\.5"),
+        ({"seeds": 0}, "seeds: expected at least 1, found 0"),
+        ({"metric": "auc"}, "expected one of top1, balanced, f1, found 'auc'"),
+    ],
+)
+def test_what_cannot_be_asked(cache, arguments, said):
+    with pytest.raises(RecipeError, match=said):
+        few_shot(cache, **arguments)
+
+
+@pytest.mark.parametrize("fraction", [0, 1.01, -0.5, float("nan")])
+def test_fractions_out_of_range(cache, fraction):
+    with pytest.raises(RecipeError, match="fractions: expected above 0 and at most 1"):
+        learning_curve(cache, fractions=(fraction,))
+
+
+def test_no_cache_and_no_test_images(tmp_path, home):
+    with pytest.raises(CacheMissError, match="make one with featcache extract"):
+        few_shot()
+    empty = write_gaussian_cache(home / "cache" / "empty.h5", n_test=0)
+    with pytest.raises(DatasetError, match="expected test images to score on, found none"):
+        learning_curve(empty)
+    with pytest.raises(DatasetError, match="expected test images"):
+        few_shot()

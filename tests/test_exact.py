@@ -1,0 +1,188 @@
+"""The exact solvers and the sweep, against scikit-learn and the normal equations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from featcache.errors import RecipeError
+from featcache.probes import Ridge, Scaling, objective, ridge_objective, sweep_lbfgs, sweep_ridge
+from featcache.probes.lbfgs import train_lbfgs
+from featcache.recipe import ExactRecipe
+
+
+def clouds(n=600, dim=12, n_classes=4, spread=1.0, shares=None, seed=0, dtype=np.float32):
+    """Draw correlated features far from the origin, as a ReLU network's are."""
+    generator = np.random.default_rng(seed)
+    labels = np.sort(generator.choice(n_classes, n, p=shares))
+    mixing = generator.normal(size=(dim, dim)) * np.geomspace(3, 0.05, dim)
+    centres = generator.normal(size=(n_classes, dim))
+    x = (centres[labels] + generator.normal(scale=spread, size=(n, dim))) @ mixing + 5
+    return x.astype(dtype), labels.astype(np.int64)
+
+
+def reference(x, labels, decay):
+    """scikit-learn's optimum, as exactly as it can be had."""
+    mean = x.mean(axis=0, dtype=np.float64)
+    model = LogisticRegression(C=1 / (len(x) * decay), tol=1e-10, max_iter=20_000)
+    model.fit(x.astype(np.float64) - mean, labels)
+    return model.coef_, model.intercept_ - model.coef_ @ mean
+
+
+CASES = {
+    "plain": {},
+    "separable": {"spread": 0.05},
+    "overlapping": {"spread": 5.0},
+    "imbalanced": {"shares": [0.9, 0.05, 0.03, 0.02]},
+    "more dimensions than rows": {"n": 60, "dim": 150},
+    "float16": {"dtype": np.float16},
+    "many rows": {"n": 30_000, "dim": 8},
+}
+
+
+@pytest.mark.parametrize("decay", [1e-1, 5e-4, 1e-5])
+@pytest.mark.parametrize("case", CASES)
+def test_lbfgs_finds_scikit_learns_optimum(case, decay):
+    x, labels = clouds(**CASES[case])
+    recipe = ExactRecipe(decay)
+    found = train_lbfgs([x], labels, 4, recipe)
+    weight, bias = reference(x, labels, decay)
+    best = objective(weight, bias, [x.astype(np.float64)], labels, recipe).value
+    at = objective(found.weight, found.bias, [x.astype(np.float64)], labels, recipe).value
+    # Heads are float32, and where classes are all but separated the optimum lies far out and
+    # flat: there the estimate of the distance is good to a factor, and the precision may end
+    # the search within a millionth of a nat.
+    easy = decay > 1e-5 and case != "separable"
+    assert found.converged or at - best < 1e-6
+    assert -1e-7 <= at - best <= (2e-6 if easy else 2e-5) * max(best, 0.05)
+    assert found.objective == pytest.approx(at, rel=1e-4, abs=1e-8)
+    assert found.weight.dtype == np.float32
+
+
+def test_lbfgs_with_duplicated_and_constant_features():
+    x, labels = clouds()
+    x = np.column_stack([x, x, np.full(len(x), 7, np.float32)])
+    found = train_lbfgs([x], labels, 4, ExactRecipe(1e-3))
+    weight, bias = reference(x, labels, 1e-3)
+    best = objective(weight, bias, [x], labels, ExactRecipe(1e-3)).value
+    assert found.converged and found.objective / best - 1 < 2e-6
+    assert abs(found.weight[:, -1]).max() < 1e-5, "a constant explains nothing"
+    np.testing.assert_allclose(found.weight[:, :12], found.weight[:, 12:24], atol=1e-4)
+
+
+def test_views_are_further_rows():
+    x, labels = clouds(400)
+    other = x + np.float32(0.3)
+    views = train_lbfgs([x, other], labels, 4, ExactRecipe(1e-3))
+    rows = np.concatenate([x, other])
+    stacked = train_lbfgs([rows], np.tile(labels, 2), 4, ExactRecipe(1e-3))
+    assert views.objective == pytest.approx(stacked.objective, rel=2e-6)
+
+
+def test_labels_in_step_with_any_stride_do_no_harm():
+    x, _ = clouds(3000, dim=6, n_classes=2)
+    labels = np.arange(3000) % 2
+    x[:, 0] += 3 * labels
+    assert train_lbfgs([x], labels, 2, ExactRecipe(1e-3)).converged
+
+
+def test_an_early_stop_is_said():
+    x, labels = clouds(spread=3.0)
+    stopped = train_lbfgs([x], labels, 4, ExactRecipe(1e-6, max_iterations=3))
+    assert stopped.converged is False and stopped.steps == 3
+
+
+def test_a_start_spares_iterations():
+    x, labels = clouds(2000, dim=30)
+    cold = train_lbfgs([x], labels, 4, ExactRecipe(1e-3))
+    warm = train_lbfgs([x], labels, 4, ExactRecipe(1e-3), start=cold)
+    assert warm.steps < cold.steps / 2
+    assert warm.objective == pytest.approx(cold.objective, rel=2e-6)
+
+
+@pytest.mark.parametrize("decay", [1e-3, 1.0])
+def test_ridge_solves_its_normal_equations(decay):
+    x, labels = clouds()
+    found = Ridge([x[:300], x[300:]], labels[:300], 4)  # two views of 300 images
+    targets = np.eye(4)[np.tile(labels[:300], 2)]
+    centred = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
+    gram = centred.T @ centred / len(x) + decay * np.eye(12)
+    expected = np.linalg.solve(gram, centred.T @ (targets - targets.mean(axis=0)) / len(x)).T
+    solution = found.solve(decay)
+    np.testing.assert_allclose(solution.weight, expected, atol=1e-4 * abs(expected).max())
+    value = ridge_objective(solution.weight, solution.bias, [x[:300], x[300:]], labels[:300], decay)
+    assert solution.objective == pytest.approx(value, rel=1e-4)
+    shifted = ridge_objective(
+        solution.weight * 1.01, solution.bias, [x[:300], x[300:]], labels[:300], decay
+    )
+    assert value < shifted and solution.gradient_norm < 1e-8
+
+
+def test_scaling_is_fitted_on_train_and_folded_into_the_head():
+    x, labels = clouds()
+    x[:, 3] = 2.5
+    scaling = Scaling("standardize", [x])
+    scaled = scaling.apply(x)
+    assert abs(scaled.mean(axis=0)).max() < 1e-5
+    np.testing.assert_allclose(np.delete(scaled.std(axis=0), 3), 1, atol=1e-4)
+    assert abs(scaled[:, 3]).max() < 1e-5
+    head = train_lbfgs([scaled], labels, 4, ExactRecipe(1e-3))
+    weight, bias = scaling.fold(head.weight, head.bias)
+    np.testing.assert_allclose(x @ weight.T + bias, scaled @ head.weight.T + head.bias, atol=2e-3)
+    unit = Scaling("l2", [x]).apply(np.vstack([x, np.zeros((1, 12), np.float32)]))
+    np.testing.assert_allclose(np.linalg.norm(unit[:-1], axis=1), 1, atol=1e-5)
+    assert not unit[-1].any()
+    assert Scaling("none", [x]).apply(x) is x
+    with pytest.raises(RecipeError, match="none, standardize, l2, found 'minmax'"):
+        Scaling("minmax", [x])
+
+
+@pytest.mark.parametrize("kind", ["lbfgs", "ridge"])
+def test_a_sweep_finds_the_better_penalty_and_names_an_edge(kind):
+    x, labels = clouds(400, dim=200, spread=3.0)
+
+    def run(grid):
+        if kind == "lbfgs":
+            return sweep_lbfgs([x], labels, 4, ExactRecipe(), grid=grid)
+        return sweep_ridge([x], labels, 4, grid=grid)
+
+    swept = run(tuple(np.logspace(-6, 4, 9)))
+    best = max(swept.points, key=lambda point: point.score)
+    assert swept.C == best.C and swept.at_edge == ""
+    assert (swept.n_fit, swept.n_holdout, len(swept.points)) == (320, 80, 9)
+    assert run((swept.C * 100, swept.C * 1000)).at_edge in ("lowest", "highest")
+    assert run((swept.C, swept.C * 1e4)).at_edge == "lowest"
+    assert run(tuple(np.logspace(-6, 4, 9))) == swept, "the same holdout again"
+
+
+def test_a_sweep_never_sees_the_test_split():
+    """It is given training features alone, and holds out a stratified part of them."""
+    x, labels = clouds(1000, shares=[0.7, 0.1, 0.1, 0.1])
+    seen = []
+
+    def score(predicted, wanted):
+        seen.append(wanted)
+        return float(np.mean(predicted == wanted))
+
+    sweep_ridge([x], labels, 4, grid=(1.0, 2.0), score=score)
+    shares = np.bincount(seen[0]) / len(seen[0])
+    np.testing.assert_allclose(shares, np.bincount(labels) / len(labels), atol=0.01)
+    assert np.array_equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weight_decay": 0.0},
+        {"tolerance": 0.0},
+        {"tolerance": 2.0},
+        {"max_iterations": 0},
+        {"weight_decay": math.nan},
+    ],
+)
+def test_recipes_out_of_range(changes):
+    with pytest.raises(RecipeError, match=next(iter(changes)).replace("_", " ")):
+        ExactRecipe(**changes)

@@ -1,0 +1,166 @@
+"""The k-NN probe, against brute force in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from featcache.errors import RecipeError, ShapeMismatchError
+from featcache.metrics import top1
+from featcache.probes import knn
+from featcache.probes.knn import knn_probe
+
+
+def brute_force(train, labels, test, n_classes, k, temperature=0.07):
+    """Say the same with loops: rank by (similarity, row), add up votes, take the first largest."""
+    train, test = train.astype(np.float64), test.astype(np.float64)
+    predicted = []
+    for query in test:
+        ranked = []
+        for row, feature in enumerate(train):
+            lengths = math.sqrt(feature @ feature) * math.sqrt(query @ query)
+            ranked.append((-(feature @ query) / lengths if lengths else -0.0, row))
+        votes = [0.0] * n_classes
+        for negative, row in sorted(ranked)[:k]:
+            votes[labels[row]] += math.exp(-negative / temperature)
+        predicted.append(votes.index(max(votes)))
+    return np.array(predicted)
+
+
+def clouds(n, m, dim=12, n_classes=5, seed=0):
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(n_classes, dim)) + 1
+    labels, test_labels = generator.integers(n_classes, size=n), np.arange(m) % n_classes
+    train = (centres[labels] + generator.normal(size=(n, dim))).astype(np.float32)
+    test = (centres[test_labels] + generator.normal(size=(m, dim))).astype(np.float32)
+    return train, labels, test, test_labels
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Make several blocks of training and of test images out of a few hundred."""
+    monkeypatch.setattr(knn, "_block_sizes", lambda dim, n_classes, k: (64, 16))
+
+
+@pytest.mark.parametrize("blocks", ["one block", "many blocks"])
+@pytest.mark.parametrize("order", ["shuffled", "by class"])
+def test_every_k_agrees_with_brute_force(blocks, order, request):
+    if blocks == "many blocks":
+        request.getfixturevalue("small_blocks")
+    train, labels, test, test_labels = clouds(n=300, m=50)
+    if order == "by class":
+        rows = np.argsort(labels, kind="stable")
+        train, labels = train[rows], labels[rows]
+    ks = (1, 3, 10, 100, 300)
+    found = knn_probe(train, labels, test, 5, ks)
+    assert tuple(found) == ks
+    for k in ks:
+        assert found[k].dtype == np.int64 and found[k].shape == (50,)
+        assert np.array_equal(found[k], brute_force(train, labels, test, 5, k)), k
+        assert np.array_equal(found[k], knn_probe(train, labels, test, 5, [k])[k]), k
+    assert top1(found[10], test_labels) > 0.7
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_similarities_are_decided_by_the_row(small_blocks, seed):
+    """Few distinct directions, whose float32 products are exact, each many times over."""
+    generator = np.random.default_rng(seed)
+    axes = np.eye(4, dtype=np.float32)
+    train = axes[generator.integers(4, size=200)] * generator.choice([0, 1, 2], size=(200, 1))
+    test = np.concatenate([axes, -axes, np.zeros((1, 4), np.float32)])
+    labels = generator.integers(3, size=200)
+    ks = (1, 2, 7, 60, 150)
+    together = knn_probe(train, labels, test, 3, ks)
+    for k in ks:
+        expected = brute_force(train, labels, test, 3, k)
+        assert np.array_equal(together[k], expected), k
+        assert np.array_equal(knn_probe(train, labels, test, 3, [k])[k], expected), k
+
+
+@pytest.mark.parametrize("k", [1, 5, 20, 39, 40, 50])
+def test_the_largest_are_those_of_a_stable_sort(k):
+    generator = np.random.default_rng(k)
+    for distinct in (2, 10, 1000):
+        values = generator.integers(distinct, size=(50, 40)).astype(np.float32)
+        expected = np.sort(np.argsort(-values, axis=1, kind="stable")[:, :k], axis=1)
+        assert np.array_equal(knn._largest(values, k), expected)
+
+
+def test_tie_rules_by_hand():
+    east, north = [1.0, 0.0], [0.0, 1.0]
+    train = np.array([north, east, east, north], np.float32)
+    labels = np.array([2, 1, 0, 0])
+    query = np.array([east], np.float32)
+    assert knn_probe(train, labels, query, 3, [1])[1] == 1  # rows 1 and 2 alike: the first
+    assert knn_probe(train, labels, query, 3, [2])[2] == 0  # one vote each: the lower class
+    assert knn_probe(train, labels, np.zeros((1, 2), np.float32), 3, [1])[1] == 2  # all alike
+
+
+def test_a_close_neighbour_outvotes_several_far_ones():
+    """exp((1 - 0.6) / 0.07) is about 300; at a temperature of 1 it is 1.5, less than two votes."""
+    train = np.array([[1, 0], [0.6, 0.8], [0.6, -0.8]], np.float32)
+    labels, query = np.array([0, 1, 1]), np.array([[5, 0]], np.float32)
+    assert knn_probe(train, labels, query, 2, [3])[3] == 0
+    assert knn_probe(train, labels, query, 2, [3], temperature=1.0)[3] == 1
+
+
+def test_length_means_nothing_and_half_precision_little():
+    train, labels, test, _ = clouds(n=400, m=100)
+    found = knn_probe(train, labels, test, 5, [20])[20]
+    lengths = np.random.default_rng(1).choice([0.25, 1, 4096], size=(400, 1)).astype(np.float32)
+    assert np.array_equal(found, knn_probe(train * lengths, labels, test / 64, 5, [20])[20])
+    halved = knn_probe(train.astype(np.float16), labels, test.astype(np.float16), 5, [20])[20]
+    assert top1(halved, found) >= 0.99
+
+
+def test_the_smallest_temperature_is_the_nearest_neighbour():
+    train, labels, test, _ = clouds(n=200, m=40)
+    found = knn_probe(train, labels, test, 5, [1, 50], temperature=1e-6)
+    assert np.array_equal(found[1], found[50])
+
+
+def test_memory_stays_bounded():
+    """A matrix of all similarities would be 80 MB here."""
+    import tracemalloc
+
+    generator = np.random.default_rng(0)
+    train = generator.normal(size=(20_000, 64)).astype(np.float16)
+    test = generator.normal(size=(1_000, 64)).astype(np.float16)
+    tracemalloc.start()
+    try:
+        knn_probe(train, np.arange(20_000) % 10, test, 10)
+        assert tracemalloc.get_traced_memory()[1] < 48 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_progress_counts_every_test_image(small_blocks):
+    train, labels, test, _ = clouds(n=100, m=40)
+    heard = []
+    knn_probe(train, labels, test, 5, [5], on_progress=heard.append)
+    assert [message.done for message in heard] == [0, 16, 32, 40]
+    assert {message.total for message in heard} == {40}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"ks": (10, 201)}, "from 1 to the 200 training images, found 10, 201"),
+        ({"ks": (0,)}, "found 0"),
+        ({"ks": ()}, "found none"),
+        ({"temperature": 0.0}, "temperature: expected a positive number, found 0.0"),
+        ({"temperature": math.nan}, "found nan"),
+    ],
+)
+def test_what_cannot_be_asked(arguments, said):
+    train, labels, test, _ = clouds(n=200, m=10)
+    with pytest.raises(RecipeError, match=said):
+        knn_probe(train, labels, test, 5, **{"ks": (10,), **arguments})
+
+
+def test_features_of_another_backbone():
+    train, labels, test, _ = clouds(n=200, m=10)
+    with pytest.raises(ShapeMismatchError, match=r"expected \(M, 12\) as in training, found"):
+        knn_probe(train, labels, test[:, :5], 5, [1])

@@ -1,0 +1,469 @@
+"""A saved head on new images and on other caches: what it says, and when it is refused."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import os
+import shutil
+import zipfile
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+from conftest import FakeEngine, colour_image, write_gaussian_cache
+
+from featcache import extract, load, load_weights, probe
+from featcache.engines import EngineChoice
+from featcache.errors import (
+    CacheMismatchError,
+    CacheMissError,
+    DatasetError,
+    FeatcacheError,
+    RecipeError,
+    ShapeMismatchError,
+    WeightsError,
+)
+from featcache.prediction import Prediction, as_csv, evaluate_head, predict
+from featcache.preprocess import Preprocess
+from featcache.probes.head import Head, feature_ingredients, save_head
+from featcache.store import fingerprint
+from featcache.weights import save_weights
+
+STARTER = "tinyimagenet32"
+SIZE = 32
+
+
+@pytest.fixture
+def engines(fake_engine, monkeypatch):
+    """Let `predict` run the fake engine too; the engines that were made."""
+    from featcache import extraction, prediction
+
+    for name in ("choose_engine", "build_engine"):
+        monkeypatch.setattr(prediction, name, getattr(extraction, name))
+    return fake_engine
+
+
+def fitted(cache, scaling="none"):
+    """Return the least-squares head of a cache: exact, and without a framework."""
+    features, labels = cache.train.features, cache.train.labels
+    if scaling == "l2":
+        features = features / np.linalg.norm(features, axis=1, keepdims=True)
+    columns = np.column_stack([features, np.ones(len(features))])
+    solution = np.linalg.lstsq(columns, np.eye(len(cache.class_names))[labels], rcond=None)[0]
+    weight, bias = (part.astype(np.float32) for part in (10 * solution[:-1].T, 10 * solution[-1]))
+    ingredients = feature_ingredients(cache.meta)
+    return Head(weight, bias, cache.class_names, cache.fingerprint, scaling, ingredients)
+
+
+@pytest.fixture
+def cache(engines, image_folder):
+    return extract(image_folder, weights=STARTER, size=SIZE).load()
+
+
+@pytest.fixture
+def head(cache, tmp_path):
+    """A head's file."""
+    path = tmp_path / "h.safetensors"
+    save_head(path, fitted(cache), {})
+    return path
+
+
+def edited(head, **changes):
+    """Return a head of other ingredients, ``preprocess`` changed field by field.
+
+    Its fingerprint is that of the ingredients, as if they had been so from the start.
+    """
+    ingredients = copy.deepcopy(dict(head.ingredients))
+    if isinstance(changes.get("preprocess"), dict):
+        changes["preprocess"] = {**ingredients["preprocess"], **changes["preprocess"]}
+    ingredients.update(changes)
+    return replace(head, ingredients=ingredients, fingerprint=fingerprint(ingredients))
+
+
+# New images.
+
+
+@pytest.mark.parametrize("scaling", ["none", "l2"])
+def test_the_test_images_get_the_classes_of_their_cached_features(cache, image_folder, scaling):
+    head = fitted(cache, scaling)
+    found = predict(image_folder / "test", head, batch_size=4)
+    names = [
+        f"test/{prediction.path[len(str(image_folder / 'test')) + 1 :]}" for prediction in found
+    ]
+    assert names == list(cache.test.ids)
+    classes = head.predict(cache.test.features)
+    assert [prediction.class_name for prediction in found] == [
+        cache.class_names[index] for index in classes
+    ]
+    shares = head.probabilities(cache.test.features)
+    np.testing.assert_allclose(
+        [prediction.probability for prediction in found], shares.max(axis=1), atol=1e-5
+    )
+    assert (classes == cache.test.labels).mean() > 0.8, "the head must have something to say"
+
+
+def test_files_folders_and_archives_are_the_same_images(head, image_folder, tmp_path):
+    folder = image_folder / "test"
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    archive = tmp_path / "images.ZIP"
+    with zipfile.ZipFile(archive, "w") as zipped:
+        for name in reversed(names):
+            zipped.write(folder / name, name)
+    inside = predict(str(archive), str(head))
+    assert [found.path for found in inside] == [f"{archive}!{name}" for name in names]
+    files = predict([folder / name for name in names], head)
+    assert [found.path for found in files] == [str(folder / name) for name in names]
+    whole = predict([folder], head)
+    assert files == whole
+    assert [found.top for found in inside] == [found.top for found in whole]
+    assert predict([folder, archive], head) == whole + inside, "in the order that was asked for"
+
+
+def test_hidden_and_other_files_are_left_out_unless_named(head, image_folder, tmp_path):
+    folder = tmp_path / "mixed"
+    (folder / ".hidden").mkdir(parents=True)
+    (folder / "__MACOSX").mkdir()
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "notes.txt").write_text("no image")
+    image = image_folder / "test" / "red" / "00.png"
+    for name in (".hidden/1.png", "__MACOSX/._1.png", ".2.png", "deep/er/B.PNG", "a.png", "plain"):
+        shutil.copy(image, folder / name)
+    found = [prediction.path for prediction in predict(folder, head)]
+    assert found == [str(folder / "a.png"), str(folder / "deep/er/B.PNG")]
+    named = predict([folder / ".2.png", folder / "plain"], head)
+    assert [prediction.class_name for prediction in named] == ["red", "red"]
+
+
+def test_top_names_the_likeliest_classes(head, image_folder):
+    image = image_folder / "test" / "blue" / "03.png"
+    (found,) = predict(image, head, top=2)
+    assert len(found.top) == 2 and found.top[0] == (found.class_name, found.probability)
+    assert found.top[0][1] >= found.top[1][1]
+    (found,) = predict(image, head, top=99)
+    assert sorted(name for name, _ in found.top) == ["blue", "green", "red"]
+    assert sum(share for _, share in found.top) == pytest.approx(1)
+    assert predict(image, head)[0].top == (found.top[0],)
+
+
+def test_no_more_than_a_batch_is_decoded_at_once(head, image_folder, monkeypatch):
+    seen, heard = [], []
+    honest = FakeEngine.extract
+    monkeypatch.setattr(
+        FakeEngine,
+        "extract",
+        lambda self, images: seen.append(images.shape) or honest(self, images),
+    )
+    predict(image_folder / "test", head, batch_size=7, on_progress=heard.append)
+    assert seen == [(7, SIZE, SIZE, 3), (7, SIZE, SIZE, 3), (4, SIZE, SIZE, 3)]
+    assert [(message.stage, message.done, message.total) for message in heard] == [
+        ("images", done, 18) for done in (0, 7, 14, 18)
+    ]
+
+
+def test_images_of_other_shapes_are_cropped_as_in_a_cache(cache, tmp_path):
+    head = fitted(cache)
+    image = colour_image(2, 5, (90, 33))
+    image.save(tmp_path / "wide.png")
+    (found,) = predict(tmp_path / "wide.png", head, top=3)
+    engine = FakeEngine(load_weights(STARTER, size=SIZE))
+    shares = head.probabilities(engine.extract(Preprocess(SIZE).batch([image])))[0]
+    expected = dict(zip(cache.class_names, shares, strict=True))
+    assert dict(found.top) == pytest.approx(expected)
+
+
+@pytest.fixture
+def torn(image_folder, tmp_path):
+    """Three images, the first two of them damaged."""
+    folder = tmp_path / "torn"
+    shutil.copytree(image_folder / "test" / "red", folder)
+    for name in ("00", "01"):
+        (folder / f"{name}.png").write_bytes(b"not an image")
+    for path in sorted(folder.iterdir())[3:]:
+        path.unlink()
+    return folder
+
+
+def test_an_unreadable_image_fails_or_is_skipped_and_told(head, torn):
+    with pytest.raises(DatasetError, match=r"00\.png: expected an image .* --on-error skip"):
+        predict(torn, head)
+    notes = []
+    (found,) = predict(torn, head, on_error="skip", batch_size=2, on_note=notes.append)
+    assert found.path == str(torn / "02.png")
+    assert [note.split(":")[0] for note in notes] == ["skipped", "skipped"]
+    assert "01.png: expected an image" in notes[1]
+    (torn / "02.png").write_bytes(b"")
+    with pytest.raises(DatasetError, match="at least one that can be read, found none among 3"):
+        predict(torn, head, on_error="skip")
+
+
+def test_no_images(head, tmp_path, engines):
+    (tmp_path / "empty" / "inside").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
+        archive.writestr("notes.txt", "no image")
+    (tmp_path / "damaged.zip").write_bytes(b"not an archive")
+    made = len(engines)
+    for path, said in (
+        ("empty", r"empty: expected images \(names that end in .*\.png.*\), found none"),
+        ("empty.zip", r"empty\.zip: expected images"),
+        ("damaged.zip", "damaged.zip: .* not a readable zip archive"),
+        ("nowhere", "nowhere: expected an image, a folder or a .zip of images, found nothing"),
+    ):
+        with pytest.raises(DatasetError, match=said):
+            predict([tmp_path / path], head, on_error="skip")
+    with pytest.raises(DatasetError, match="expected the path of at least one"):
+        predict([], head)
+    assert len(engines) == made, "found before any engine is loaded"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_is_no_image(head, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DatasetError, match="found something else"):
+        predict(tmp_path / "pipe.png", head)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batch_size": 0}, "batch size: expected at least 1, found 0"),
+        ({"top": 0}, "top: expected at least 1, found 0"),
+        ({"on_error": "ignore"}, "on error: expected fail or skip, found 'ignore'"),
+    ],
+)
+def test_wrong_options(head, image_folder, options, said):
+    with pytest.raises(RecipeError, match=said):
+        predict(image_folder, head, **options)
+
+
+def test_features_that_are_not_finite(head, image_folder, monkeypatch):
+    honest = FakeEngine.extract
+
+    def broken(self, images):
+        features = honest(self, images)
+        features[2, 1] = np.nan
+        return features
+
+    monkeypatch.setattr(FakeEngine, "extract", broken)
+    with pytest.raises(FeatcacheError, match=r"02\.png: expected finite features"):
+        predict(image_folder / "test" / "blue", head, on_error="skip")
+
+
+# Heads that do not fit the features that can be made here.
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weights_sha256": "1" * 64}, r"weights_sha256: head '1{64}', here '.{64}'; name the"),
+        ({"cut": "layer3"}, "cut: head 'layer3', here 'avgpool'"),
+        ({"preprocess": {"mean": [0.5, 0.5, 0.5]}}, "preprocess mean: head .0.5, 0.5, 0.5., here"),
+        ({"preprocess": {"geometry": "stretched"}}, "preprocess geometry: head 'stretched'"),
+        ({"backbone": "vgg16"}, "on resnet18, resnet34, resnet50, found one on 'vgg16'"),
+        ({"backbone": ["resnet18"]}, r"found one on \['resnet18'\]"),
+        ({"preprocess": {"size": 10**6}}, "images of 32 to 4096 pixels a side, found 1000000"),
+        ({"preprocess": {"size": 16}}, "pixels a side, found 16"),
+        ({"preprocess": {"size": "32"}}, "pixels a side, found '32'"),
+        ({"preprocess": "text"}, "pixels a side, found None"),
+        ({"weights": "mine", "weights_sha256": "ab" * 32}, "'mine', .* --weights .*'(ab){32}'"),
+        ({"weights": None}, "which is not one of imagenet, tinyimagenet32; name it with --weights"),
+    ],
+)
+def test_a_head_of_other_ingredients_is_refused(cache, image_folder, engines, changes, said):
+    made = len(engines)
+    with pytest.raises(WeightsError, match=f"head: expected .*{said}"):
+        predict(image_folder, edited(fitted(cache), **changes))
+    assert len(engines) == made
+
+
+def test_a_head_that_says_nothing_or_was_edited(cache, image_folder):
+    head = fitted(cache)
+    with pytest.raises(WeightsError, match=r"found no backbone, cut, .*; train it again"):
+        predict(image_folder, replace(head, ingredients={}))
+    for other in (
+        replace(head, ingredients={**head.ingredients, "cut": "layer4"}),
+        replace(head, fingerprint="1" * 64),
+    ):
+        with pytest.raises(WeightsError, match=r"hash to its fingerprint .* someone edited them"):
+            predict(image_folder, other)
+        with pytest.raises(WeightsError, match=r"hash to its fingerprint .* someone edited them"):
+            evaluate_head(other, cache)
+
+
+def test_a_missing_or_unsound_head_file(image_folder, tmp_path, small_cache):
+    with pytest.raises(WeightsError, match="none: expected a head"):
+        predict(image_folder, tmp_path / "none")
+    with pytest.raises(WeightsError, match="expected a head"):
+        evaluate_head(small_cache, small_cache)
+
+
+def test_a_head_of_another_length(cache, image_folder):
+    head = fitted(cache)
+    short = replace(head, weight=head.weight[:, :5])
+    with pytest.raises(ShapeMismatchError, match=r"expected \(N, 5\), found \(6, 8\)"):
+        predict(image_folder / "test" / "red", short)
+
+
+def test_a_checkpoint_that_is_named_must_be_the_heads(image_folder, engines, tmp_path):
+    starter = load_weights(STARTER)
+    mine = save_weights(
+        tmp_path / "mine.safetensors",
+        starter.state,
+        backbone="resnet18",
+        preprocess=starter.preprocess,
+    )
+    cache = extract(image_folder, weights=mine, size=SIZE).load()
+    head = fitted(cache)
+    image = image_folder / "test" / "red" / "00.png"
+    with pytest.raises(WeightsError, match=f"'mine'.*--weights .*{cache.meta['weights_sha256']}"):
+        predict(image, head)
+    assert predict(image, head, weights=mine)[0].class_name == "red"
+    with pytest.raises(WeightsError, match="weights_sha256: head"):
+        predict(image, head, weights=STARTER)
+
+
+def test_another_engine_is_told_and_not_refused(cache, image_folder, monkeypatch):
+    from featcache import prediction
+
+    other = EngineChoice("fake", "2", "cuda", "float32", "a test asked for it")
+    monkeypatch.setattr(prediction, "choose_engine", lambda device: other)
+    image = image_folder / "test" / "red" / "00.png"
+    notes = []
+    found = predict(image, fitted(cache), on_note=notes.append)
+    assert found == predict(image, fitted(cache)), "nobody has to listen"
+    (note,) = notes
+    assert "device: head 'cpu', here 'cuda'; engine_version: head '1', here '2'" in note
+
+
+# Other caches.
+
+
+def test_a_head_on_its_own_cache(cache, head):
+    result = evaluate_head(head, cache.path)
+    assert result.top1 == (result.predicted == cache.test.labels).mean() > 0.8
+    assert result.top1_interval[0] < result.top1 <= result.top1_interval[1]
+    assert (result.n_test, result.own_cache, result.notes) == (18, True, ())
+    assert result.predicted.dtype == np.int64 and result.cache == cache.path
+
+
+def test_a_head_on_a_cache_made_alike(small_cache, tmp_path):
+    head = fitted(load(small_cache))
+    other = load(write_gaussian_cache(tmp_path / "more.h5", n_test=90))
+    meta = {**other.meta, "device": "cuda", "dataset_digest": "2" * 64}
+    with h5py.File(other.path, "r+") as file:
+        for name in ("device", "dataset_digest"):
+            file.attrs[name] = meta[name]
+        file.attrs["fingerprint"] = fingerprint(meta)
+    result = evaluate_head(head, other.path)
+    assert (result.n_test, result.own_cache) == (90, False)
+    assert result.notes == ("device: head 'cpu', here 'cuda'",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"class_names": ("class 0", "class 2", "class 1")}, "the same classes in another order"),
+        ({"class_names": ("class 0", "cat", "class 2")}, "class 1: head 'cat', here 'class 1'"),
+        ({"weight": np.zeros((3, 5), np.float32)}, "length: head 5, here 8"),
+    ],
+)
+def test_a_head_of_other_classes_or_length_is_refused(small_cache, changes, said):
+    head = replace(fitted(load(small_cache)), **changes)
+    with pytest.raises(CacheMismatchError, match=f"{small_cache}: expected .*, found {said}; name"):
+        evaluate_head(head, small_cache)
+
+
+def test_a_head_of_another_number_of_classes_is_refused(small_cache, tmp_path):
+    head = fitted(load(small_cache))
+    other = write_gaussian_cache(tmp_path / "four.h5", n_classes=4)
+    with pytest.raises(CacheMismatchError, match="classes: head 3, here 4"):
+        evaluate_head(head, other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"backbone": "resnet50"}, "backbone: head 'resnet50', here 'resnet18'"),
+        ({"cut": "layer3"}, "cut: head 'layer3', here 'avgpool'"),
+        ({"weights_sha256": "1" * 64}, "weights_sha256: head '1{64}', here '0{64}'"),
+        ({"preprocess": {"size": 32}}, "preprocess size: head 32, here 64"),
+    ],
+)
+def test_a_cache_of_other_features_is_refused(small_cache, changes, said):
+    head = edited(fitted(load(small_cache)), **changes)
+    with pytest.raises(CacheMismatchError, match=f"found {said}; name the cache"):
+        evaluate_head(head, small_cache)
+
+
+def test_every_difference_is_named(small_cache):
+    head = fitted(load(small_cache))
+    head = edited(
+        replace(
+            head, weight=np.zeros((2, 5), np.float32), bias=head.bias[:2], class_names=("a", "b")
+        ),
+        cut="layer3",
+        preprocess={"size": 32},
+    )
+    with pytest.raises(CacheMismatchError) as caught:
+        evaluate_head(head, small_cache)
+    for said in ("cut: ", "preprocess size: ", "length: head 5", "classes: head 2"):
+        assert said in str(caught.value)
+
+
+def test_no_cache_and_no_test_images(small_cache, tmp_path):
+    head = fitted(load(small_cache))
+    with pytest.raises(CacheMissError):
+        evaluate_head(head, tmp_path / "none.h5")
+    empty = write_gaussian_cache(tmp_path / "empty.h5", n_test=0)
+    with pytest.raises(CacheMismatchError, match=r"expected test images .*, found no test images"):
+        evaluate_head(head, empty)
+
+
+# As a table.
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "a.png", "a, b.png", 'say "cheese".png', "two\nlines.png", "carriage\rreturn.png",
+        "both\r\n.png", "=SUM(A1).png", "+1.png", "-1.png", "@me.png", " spaces .png",
+        "köttur.png", "it's.png",
+    ],
+)  # fmt: skip
+def test_csv_gives_every_name_back(path):
+    predictions = [
+        Prediction(path, "cat, or =dog", 0.75, (("cat, or =dog", 0.75),)),
+        Prediction("next.png", "dog", 1e-7, (("dog", 1e-7),)),
+    ]
+    text = as_csv(predictions)
+    assert text.startswith("path,class,probability\n") and text.endswith("next.png,dog,1e-07\n")
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    assert rows[1:] == [[path, "cat, or =dog", "0.75"], ["next.png", "dog", "1e-07"]]
+
+
+def test_csv_has_columns_for_further_classes():
+    top = (("cat", 0.5), ("dog", 0.3), ("cow", 0.2))
+    assert as_csv([Prediction("a.png", "cat", 0.5, top)]) == (
+        "path,class,probability,class_2,probability_2,class_3,probability_3\n"
+        "a.png,cat,0.5,dog,0.3,cow,0.2\n"
+    )
+    assert as_csv([]) == "path,class,probability\n"
+
+
+@pytest.mark.oneflow
+def test_a_probed_head_says_of_images_what_it_says_of_their_features(image_folder, tmp_path):
+    cache = extract(image_folder, weights=STARTER, size=SIZE).load()
+    path = tmp_path / "h.safetensors"
+    probed = probe(cache, save_head_to=path, check=False)
+    result = evaluate_head(path, cache)
+    assert result.own_cache and result.top1 == probed.top1
+    notes = []
+    found = predict(image_folder / "test", path, device="cpu", batch_size=5, on_note=notes.append)
+    names = [cache.class_names[index] for index in result.predicted]
+    assert [prediction.class_name for prediction in found] == names
+    assert notes == [] or cache.meta["device"] == "cuda"
+    one = predict(image_folder / "test" / "red" / "00.png", path)
+    assert one[0].class_name == found[12].class_name
+    assert one[0].probability == pytest.approx(found[12].probability, abs=1e-3)
