@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ from .runs import load_runs, runs_folder
 __all__ = ["compare"]
 
 
-def compare(dataset: str | None = None, *, runs: str | Path | None = None) -> list[dict[str, Any]]:
+def _unheard(_: str) -> None:
+    """Say nothing."""
+
+
+def compare(
+    dataset: str | None = None,
+    *,
+    runs: str | Path | None = None,
+    on_note: Callable[[str], None] = _unheard,
+) -> list[dict[str, Any]]:
     """Return the records of finished runs, those on the same data next to each other.
 
     Parameters
@@ -20,6 +30,8 @@ def compare(dataset: str | None = None, *, runs: str | Path | None = None) -> li
         Only runs on the data set of this name.
     runs : str or Path, optional
         Where the records are; ``cache/runs`` by default.
+    on_note : callable
+        Hears of files that are no records; they are left out.
 
     Returns
     -------
@@ -35,9 +47,10 @@ def compare(dataset: str | None = None, *, runs: str | Path | None = None) -> li
         There is no such run.
     """
     folder = runs_folder(runs)
-    records = [
-        record for record in load_runs(folder) if dataset is None or record["dataset"] == dataset
-    ]
+    found, problems = load_runs(folder)
+    for problem in problems:
+        on_note(problem)
+    records = [record for record in found if dataset is None or record["dataset"] == dataset]
     if not records:
         wanted = f" on data set {dataset!r}" if dataset else ""
         raise FeatcacheError(

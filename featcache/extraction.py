@@ -17,8 +17,8 @@ import numpy as np
 from . import __version__
 from .datasets import Dataset, Split, load_dataset
 from .engines import Engine, EngineChoice, build_engine, choose_engine
-from .errors import CacheError, CacheMismatchError, FeatcacheError, RecipeError
-from .files import check_writable
+from .errors import CacheError, CacheMismatchError, FeatcacheError, OutputError, RecipeError
+from .files import check_writable, user_path
 from .preprocess import VIEWS, Preprocess, apply_view
 from .progress import OnProgress, Progress, silent
 from .store import (
@@ -140,16 +140,16 @@ def extract(
     if views not in VIEWS:
         raise RecipeError(f"views: expected one of {', '.join(VIEWS)}, found {views!r}")
     choice = choose_engine(device)
-    loaded = load_weights(weights, backbone, size=size, on_progress=on_progress)
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset, data_root=data_root, on_progress=on_progress)
+    loaded = load_weights(weights, backbone, size=size, on_progress=on_progress)
     meta = _ingredients(dataset, loaded, choice, VIEWS[views])
     path = cache_path(output, dataset.name, meta)
 
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         cache = _matching(path, meta)
         return _result(cache, choice, reused=True, started=started)
-    check_writable(path.parent)
+    check_writable(path)
     with _single_writer(path):
         engine = build_engine(choice, loaded)
         begun = time.perf_counter()
@@ -172,7 +172,7 @@ def extract(
 
 def cache_path(output: str | Path | None, dataset: str, meta: Mapping[str, Any]) -> Path:
     """Return where a cache goes: ``<dataset>-<backbone>-<weights>-<size>-<fingerprint8>.h5``."""
-    target = Path(output).expanduser() if output else default_folder()
+    target = user_path(output) if output else default_folder()
     if target.suffix == ".h5":
         return target
     name = "-".join(
@@ -263,8 +263,8 @@ def _single_writer(path: Path) -> Iterator[None]:
     lock, holder = (path.with_name(f".{path.name}.{end}") for end in ("lock", "holder"))
     try:
         with FileLock(lock, timeout=0):
-            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
             try:
+                holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
                 yield
             finally:
                 holder.unlink(missing_ok=True)
@@ -273,6 +273,10 @@ def _single_writer(path: Path) -> Iterator[None]:
         raise CacheError(
             f"{path}: is being written by {who}; wait for it, or name another --output"
         ) from None
+    except OSError as error:
+        if isinstance(error, FeatcacheError):
+            raise
+        raise OutputError(f"{lock}: cannot be written: {error.strerror}; free space") from None
 
 
 def _result(cache: Cache, choice: EngineChoice, *, reused: bool, started: float) -> ExtractResult:

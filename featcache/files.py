@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .errors import OutputError
 
-__all__ = ["check_writable", "write_atomically"]
+__all__ = ["check_writable", "user_path", "write_atomically"]
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
@@ -48,23 +48,34 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def check_writable(folder: Path) -> None:
-    """Find out before hours of work, not after, that a folder cannot be written.
+def check_writable(path: Path) -> None:
+    """Find out before hours of work, not after, that a file cannot be written.
 
     Raises
     ------
     OutputError
-        It cannot be made, or a file in it cannot.
+        Its folder cannot be made, nothing can be written there under such a name, or a
+        folder has its name.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        if path.is_dir():
+            raise IsADirectoryError(None, "a folder has that name")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part"):
             pass
     except OSError as error:
         raise OutputError(
-            f"{folder}: expected a folder that can be written, found: {error.strerror or error}; "
-            "name another with --output"
+            f"{path}: expected a file that can be written, found: {error.strerror or error}; "
+            "name another place"
         ) from None
+
+
+def user_path(text: str | Path) -> Path:
+    """Return a path with ``~`` resolved; of a user who is not there it stays as it is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def _write_all(descriptor: int, parts: Iterable[bytes | memoryview]) -> None:

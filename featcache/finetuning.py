@@ -165,13 +165,13 @@ def finetune(
         batch_size=recipe.batch_size if batch_size is None else batch_size,
     )
     choice = choose_engine(device)
+    if not isinstance(dataset, Dataset):
+        dataset = load_dataset(dataset, data_root=data_root, on_progress=on_progress)
     if method == "scratch" and weights == "imagenet":
         # Only the size of the input is taken from the weights: not worth a download.
         loaded = Weights("imagenet", backbone, {}, "", Preprocess(size or 224), "a random draw")
     else:
         loaded = load_weights(weights, backbone, size=size, on_progress=on_progress)
-    if not isinstance(dataset, Dataset):
-        dataset = load_dataset(dataset, data_root=data_root, on_progress=on_progress)
     train = _limited(dataset.train, train_limit, f"{dataset.name} train")
     test = _limited(dataset.test, test_limit, f"{dataset.name} test")
     run = new_run(runs_folder(runs), method)
@@ -217,6 +217,7 @@ def finetune(
         {
             "kind": "finetune",
             **asdict(result),
+            "run": run.name,
             "n_epochs": recipe.epochs,
             "dataset": dataset.name,
             "dataset_digest": dataset.digest,

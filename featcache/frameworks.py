@@ -86,10 +86,12 @@ def import_oneflow() -> ModuleType:
     if version is None:
         raise EngineUnavailableError(f"engine oneflow: not available: {why}")
     handler = signal.getsignal(signal.SIGINT)
-    with _process_environment(), _silenced_stderr() as complaints:
+    with _ctrl_c_later(), _process_environment(), _silenced_stderr() as complaints:
         try:
             import oneflow
         except Exception as error:
+            if "KeyboardInterrupt" in str(error):  # as OneFlow's C++ code words it
+                raise KeyboardInterrupt from None
             said = complaints().strip().splitlines()
             raise EngineUnavailableError(
                 f"engine oneflow: expected version {version} to import, found "
@@ -114,9 +116,10 @@ def import_flowvision() -> ModuleType:
     """
     import_oneflow()
     try:
-        import flowvision
-        import flowvision.datasets
-        import flowvision.models
+        with _ctrl_c_later():
+            import flowvision
+            import flowvision.datasets
+            import flowvision.models
     except Exception as error:
         raise EngineUnavailableError(
             f"flowvision: expected version 0.2.1 to import, found {type(error).__name__}: {error}; "
@@ -189,6 +192,19 @@ def openblas_core_type() -> str | None:
     if {"avx2", "fma"} <= flags:
         return "Haswell"
     return None
+
+
+@contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Keep Ctrl-C waiting: inside the import, C++ code would turn it into an import error.
+
+    It still gets through where another thread takes the signal, a BLAS library's say.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

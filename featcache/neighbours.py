@@ -113,7 +113,7 @@ def knn(
         )
         results.append(result)
         run = new_run(runs_folder(runs), f"knn{k}")
-        record = {"kind": "knn", "method": f"knn, k = {k}", **asdict(result), "run": run}
+        record = {"kind": "knn", "method": f"knn, k = {k}", **asdict(result), "run": run.name}
         rate = len(labels) / spent
         save_run(
             run,

@@ -28,6 +28,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # The stem and four stages of a ResNet divide each side by 32: below that no pixel is left.
 MIN_SIZE = 32
+MAX_SIZE = 4096  # one such image is 200 MB as float32
 
 # The tutorial flips each training image horizontally and vertically with probability 1/2
 # each, so that its augmentation has exactly these four outcomes, equally likely.
@@ -42,7 +43,7 @@ class Preprocess:
     Parameters
     ----------
     size : int
-        Side of the square input in pixels, at least 32.
+        Side of the square input in pixels, 32 to 4096.
     mean, std : tuple of 3 floats
         Channel statistics on [0, 1], subtracted and divided by the engine.
     interpolation : str
@@ -51,7 +52,7 @@ class Preprocess:
     Raises
     ------
     RecipeError
-        ``size`` below 32, a ``std`` that is not positive, another interpolation.
+        ``size`` outside 32 to 4096, a ``std`` that is not positive, another interpolation.
     """
 
     size: int = 224
@@ -61,9 +62,9 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         """Refuse values that no backbone could work with."""
-        if self.size < MIN_SIZE:
+        if not MIN_SIZE <= self.size <= MAX_SIZE:
             raise RecipeError(
-                f"size: expected at least {MIN_SIZE} pixels (a ResNet halves the image five "
+                f"size: expected {MIN_SIZE} to {MAX_SIZE} pixels (a ResNet halves the image five "
                 f"times), found {self.size}; try --size 64 or --size 224"
             )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .errors import CacheCorruptError
-from .files import check_writable
+from .files import check_writable, user_path
 from .metrics import wilson_interval
 from .probes import (
     CheckResult,
@@ -191,7 +191,8 @@ def probe(
             "data set with more"
         )
     if save_head_to is not None:
-        check_writable(Path(save_head_to).parent)
+        save_head_to = user_path(save_head_to)
+        check_writable(save_head_to)
     scaling = Scaling(scale, raw)
     views = [scaling.apply(features) for features in raw]
     run = new_run(runs_folder(runs), "probe")
@@ -233,7 +234,7 @@ def probe(
     head_path = run / "head.safetensors"
     save_head(head_path, head, provenance)
     if save_head_to is not None:
-        head_path = Path(save_head_to)
+        head_path = user_path(save_head_to)
         save_head(head_path, head, provenance)
     decay = job.recipe.weight_decay
     result = ProbeResult(
@@ -279,6 +280,7 @@ def _record(result: ProbeResult, cache: Cache) -> dict[str, Any]:
         "method": f"probe {result.solver}",
         **asdict(result),
         **cache_facts(cache),
+        "run": result.run.name,
         "n_epochs": result.epochs,
         "epochs": [],
         "images_per_s": result.n_train * result.epochs / result.wall_s,

@@ -58,8 +58,8 @@ class ProbeRecipe:
     decay_bias : bool
         Whether the bias is in the penalty too, as when an optimizer is simply
         given every parameter.
-    tolerance : float
-        With ``whiten``, the schedule is run again, up to `MAX_ROUNDS` times in all,
+    tolerance : float or None
+        With ``whiten`` and unless None, the schedule is run again, up to `MAX_ROUNDS` times in all,
         while the objective is estimated to lie a larger fraction than this above its
         optimum. Below 0.1 nats, where classes are all but separated, the fraction is
         of 0.1 nats.
@@ -75,7 +75,7 @@ class ProbeRecipe:
     cosine: bool = True
     whiten: bool = True
     decay_bias: bool = False
-    tolerance: float = 1e-3
+    tolerance: float | None = 1e-3
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -150,8 +150,10 @@ def _check_common(recipe: ProbeRecipe | ExactRecipe | FinetuneRecipe) -> None:
     for field in fields(recipe):
         value = getattr(recipe, field.name)
         name = field.name.replace("_", " ")
-        if field.name in ("epochs", "batch_size", "max_iterations") and value < 1:
-            raise RecipeError(f"{name}: expected at least 1, found {value}")
+        # Batch normalisation needs two images to have a variance.
+        least = 2 if field.name == "batch_size" and isinstance(recipe, FinetuneRecipe) else 1
+        if field.name in ("epochs", "batch_size", "max_iterations") and value < least:
+            raise RecipeError(f"{name}: expected at least {least}, found {value}")
         rate = field.name in ("lr", "head_lr", "backbone_lr") and value is not None
         if rate and not (math.isfinite(value) and value > 0):
             raise RecipeError(f"{name}: expected a positive number, found {value}")

@@ -13,13 +13,30 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .errors import FeatcacheError
 from .files import check_writable, write_atomically
 from .store import Cache, default_folder
 
 __all__ = ["cache_facts", "load_runs", "new_run", "runs_folder", "save_run"]
 
 RECORD = "run.json"
+
+_NUMBER = (int, float)
+_SHAPE: Mapping[str, type | tuple[type, ...]] = {
+    "dataset": str,
+    "dataset_digest": str,
+    "images_per_s": _NUMBER,
+    "kind": str,
+    "method": str,
+    "n_epochs": int,
+    "n_test": int,
+    "n_train": int,
+    "run": str,
+    "size": int,
+    "top1": _NUMBER,
+    "top1_interval": list,
+    "wall_s": _NUMBER,
+    "weights": str,
+}
 
 
 def runs_folder(folder: str | Path | None = None) -> Path:
@@ -37,7 +54,7 @@ def new_run(folder: Path, label: str) -> Path:
     """
     now = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     path = folder / f"{now}-{label}-{secrets.token_hex(2)}"
-    check_writable(path)
+    check_writable(path / RECORD)
     return path
 
 
@@ -48,23 +65,31 @@ def save_run(path: Path, record: Mapping[str, Any]) -> None:
     write_atomically(path / RECORD, text.encode())
 
 
-def load_runs(folder: Path) -> list[dict[str, Any]]:
-    """Return every finished run's record, oldest first.
+def load_runs(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Read every finished run's record.
 
-    Raises
-    ------
-    FeatcacheError
-        A record that is not JSON.
+    Returns
+    -------
+    records : list of dict
+        Oldest first.
+    problems : list of str
+        What stood where a record should be, a line each.
     """
-    records = []
+    records, problems = [], []
     for path in sorted(folder.glob(f"*/{RECORD}")):
         try:
-            records.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise FeatcacheError(
-                f"{path}: expected the JSON record of a run, found: {error}; delete that folder"
-            ) from None
-    return records
+            record = json.loads(path.read_text(encoding="utf-8"))
+            wrong = [
+                name
+                for name, kind in _SHAPE.items()
+                if not isinstance(record, dict) or not isinstance(record.get(name), kind)
+            ]
+            if wrong or len(record["top1_interval"]) != 2:
+                raise ValueError(f"no usable {', '.join(wrong) or 'top1_interval'}")
+            records.append(record)
+        except (OSError, ValueError, RecursionError) as error:
+            problems.append(f"{path}: left out, not the record of a run: {error}")
+    return records, problems
 
 
 def cache_facts(cache: Cache) -> dict[str, Any]:
@@ -72,11 +97,11 @@ def cache_facts(cache: Cache) -> dict[str, Any]:
     meta = cache.meta
     return {
         "cache": cache.path,
-        "features_wall_s": meta["wall_s"],
-        "dataset": meta["dataset"],
+        "features_wall_s": meta.get("wall_s", 0.0),
+        "dataset": meta.get("dataset", "unnamed"),
         "dataset_digest": meta["dataset_digest"],
         "backbone": meta["backbone"],
-        "weights": meta["weights"],
+        "weights": meta.get("weights", "unnamed"),
         "weights_sha256": meta["weights_sha256"],
         "size": meta["preprocess"]["size"],
         "engine": meta["engine"],

@@ -104,6 +104,6 @@ def stratified_rows(labels: np.ndarray, limit: int, seed: int, what: str) -> np.
     except ValueError as error:
         raise DatasetError(
             f"{what}: expected to draw {limit} of {len(labels)} images with the proportions of "
-            f"the classes, but {error}; ask for more images"
+            f"the classes, but {error}; ask for another number (each class needs one on both sides)"
         ) from None
     return np.sort(rows)

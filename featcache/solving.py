@@ -185,5 +185,5 @@ def _sgd_recipe(recipe: str | ProbeRecipe, epochs: int | None, lr: float | None)
         recipe = PROBE_RECIPES[recipe]
     if epochs is not None:
         # Someone who names a number of epochs wants that number.
-        recipe = replace(recipe, epochs=epochs, min_steps=0, tolerance=math.inf)
+        recipe = replace(recipe, epochs=epochs, min_steps=0, tolerance=None)
     return recipe if lr is None else replace(recipe, lr=lr)

@@ -253,7 +253,7 @@ def test_bad_weights(capsys, tmp_path, image_folder, fake_engine):
 def test_outputs_that_cannot_be_written(capsys, tmp_path, image_folder, fake_engine):
     (tmp_path / "file").write_text("")
     said = refused(capsys, "extract", image_folder, *STARTER, "-o", tmp_path / "file" / "x.h5")
-    assert "expected a folder that can be written" in said and "--output" in said
+    assert "expected a file that can be written" in said and "name another place" in said
 
 
 @pytest.mark.parametrize(

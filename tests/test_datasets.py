@@ -47,10 +47,37 @@ def test_a_zip_is_the_same_data_set(image_folder, tmp_path):
 
 def test_a_folder_without_splits_is_divided_by_class(image_folder):
     data = load_dataset(image_folder / "train")
-    assert (len(data.train), len(data.test)) == (29, 7)
+    assert (len(data.train), len(data.test)) == (30, 6)
     assert set(data.train.ids).isdisjoint(data.test.ids)
-    assert np.bincount(data.test.labels).tolist() in ([2, 2, 3], [2, 3, 2], [3, 2, 2])
+    assert np.bincount(data.test.labels).tolist() == [2, 2, 2]
     assert load_dataset(image_folder / "train").test.ids == data.test.ids
+
+
+def test_every_class_is_on_both_sides_however_rare(tmp_path):
+    for index, (name, count) in enumerate((("common", 50), ("rare", 2))):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(count):
+            colour_image(index, number, (8, 8)).save(tmp_path / "set" / name / f"{number}.png")
+    data = load_dataset(tmp_path / "set")
+    assert np.bincount(data.test.labels).tolist() == [10, 1]
+    assert np.bincount(data.train.labels).tolist() == [40, 1]
+
+
+def test_links_are_followed_once_and_dangling_ones_are_errors(image_folder, tmp_path):
+    root = tmp_path / "linked"
+    (root / "train").mkdir(parents=True)
+    for name in ("blue", "green", "red"):
+        (root / "train" / name).symlink_to(image_folder / "train" / name)
+    (root / "test").symlink_to(image_folder / "test")
+    (root / "loop").symlink_to(root)
+    data = load_dataset(root)
+    assert (len(data.train), len(data.test)) == (36, 18)
+    copy = tmp_path / "copy"
+    shutil.copytree(image_folder, copy)
+    (copy / "train/red/00.png").unlink()
+    (copy / "train/red/00.png").symlink_to("nowhere.png")
+    with pytest.raises(DatasetError, match=r"red/00\.png: cannot be read"):
+        load_dataset(copy).digest  # noqa: B018
 
 
 def test_a_class_may_be_called_train(tmp_path):

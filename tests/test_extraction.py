@@ -146,7 +146,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(
     image_folder, fake_engine, tmp_path
 ):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="expected a folder that can be written"):
+    with pytest.raises(OutputError, match="expected a file that can be written"):
         extract(image_folder, weights=STARTER, output=tmp_path / "file" / "folder")
     assert not fake_engine
 

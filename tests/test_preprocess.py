@@ -60,7 +60,7 @@ def test_views_are_four_different_images_and_involutions():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"size": 0}, "size: expected at least 32 pixels"),
+        ({"size": 0}, "size: expected 32 to 4096 pixels"),
         ({"size": 31}, "found 31"),
         ({"std": (0.2, 0.0, 0.2)}, "std positive"),
         ({"interpolation": "nearest"}, "'nearest'"),

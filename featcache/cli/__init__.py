@@ -7,7 +7,9 @@ standard error. Anything else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -24,6 +26,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments : sequence of str, optional
         Without the program's name; those of the process by default.
     """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _open_streams()
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt as interrupt:
+        again = shlex.join([_NAME, *arguments])
+        saved = f": {interrupt}" if str(interrupt) else ""
+        print(file=sys.stderr)
+        return _complain(f"interrupted{saved}; nothing is half-written; again: {again}", 130)
+    except MemoryError:
+        return _complain("error: not enough memory; use a smaller --batch-size or --size", 1)
+    except BrokenPipeError:
+        # The reader of our output went away (featcache … | head): nothing left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _complain("error: standard output: cannot be written: the disk is full", 1)
+
+
+def _run(arguments: list[str]) -> int:
     import typer
 
     from ..errors import FeatcacheError
@@ -34,7 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.main(prog_name=_NAME)
     # The parser's own error classes are not public, the base of this one is what they share.
     usage_error: type[Exception] = typer.BadParameter.__mro__[1]
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with command.make_context(_NAME, list(arguments)) as context:
             command.invoke(context)
@@ -44,15 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"error: {error}", 1)
     except usage_error as error:
         return _complain_usage(error, arguments)
-    except KeyboardInterrupt as interrupt:
-        again = " ".join([_NAME, *arguments])
-        saved = f": {interrupt}" if str(interrupt) else ""
-        return _complain(f"\ninterrupted{saved}; nothing is half-written; again: {again}", 130)
-    except BrokenPipeError:
-        # The reader of our output went away (featcache … | head): nothing left to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return 0
+
+
+def _open_streams() -> None:
+    """Make sure that there is something to print to, and that any file name can be printed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _complain_usage(error: Exception, arguments: Sequence[str]) -> int:
@@ -66,6 +93,5 @@ def _complain_usage(error: Exception, arguments: Sequence[str]) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    start = "\n" if message.startswith("\n") else ""
-    print(start + " ".join(message.split()), file=sys.stderr)
+    print(" ".join(message.splitlines()), file=sys.stderr)
     return code

@@ -159,7 +159,7 @@ def compare(
     """
     from ..comparison import compare as run
 
-    out.show(run(dataset, runs=runs), json, out.comparison_tables)
+    out.show(run(dataset, runs=runs, on_note=out.note), json, out.comparison_tables)
 
 
 @app.command()
@@ -203,17 +203,19 @@ def demo(
     """
     from ..store import load
 
-    out.command(f"featcache extract {dataset} --weights {DEMO_WEIGHTS}")
+    out.command("extract", dataset, "--weights", DEMO_WEIGHTS)
     cache = extract(dataset, weights=DEMO_WEIGHTS)
-    limits = "".join(
-        f" {name} {limit}"
+    limits = [
+        word
         for name, limit in (("--train-limit", train_limit), ("--test-limit", test_limit))
         if limit is not None
-    )
-    out.command(f"featcache probe {cache}{limits}")
+        for word in (name, limit)
+    ]
+    out.command("probe", cache, *limits)
     probe(cache, train_limit=train_limit, test_limit=test_limit)
-    out.command(f"featcache finetune {dataset} --method split --weights {DEMO_WEIGHTS}{limits}")
+    split = ("--method", "split", "--weights", DEMO_WEIGHTS)
+    out.command("finetune", dataset, *split, *limits)
     finetune(dataset, weights=DEMO_WEIGHTS, train_limit=train_limit, test_limit=test_limit)
     name = load(cache).meta["dataset"]
-    out.command(f"featcache compare {name}")
+    out.command("compare", name)
     compare(name)

@@ -47,7 +47,9 @@ WeightsOption = Annotated[
 ]
 SizeOption = Annotated[
     int | None,
-    typer.Option(min=32, help="Side of the input in pixels.", show_default="the weights' own"),
+    typer.Option(
+        min=32, max=4096, help="Side of the input in pixels.", show_default="the weights' own"
+    ),
 ]
 DeviceOption = Annotated[Device, typer.Option(help="auto takes the GPU where OneFlow can use it.")]
 DataRootOption = Annotated[
@@ -60,7 +62,7 @@ TrainLimitOption = Annotated[
 TestLimitOption = Annotated[
     int | None, typer.Option(min=1, help="Only a stratified draw of so many test images.")
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of every random draw.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every random draw.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 CacheArgument = Annotated[
     Path | None,

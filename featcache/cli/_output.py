@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +28,19 @@ T = TypeVar("T")
 
 _LINE_EVERY_S = 5.0
 
+
+class _Results(Console):
+    """Standard output, whose reader may go away: main ends quietly then."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to main, and not to an exit code of rich's."""
+        raise BrokenPipeError
+
+
 # Names of files and classes are data: square brackets and colons in them mean nothing. Into a
 # pipe, tables are as wide as they need.
 _plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
-_results = Console(width=None if sys.stdout.isatty() else 160, **_plain)
+_results = _Results(width=None if sys.stdout.isatty() else 160, **_plain)
 _messages = Console(stderr=True, **_plain)
 
 
@@ -59,9 +69,10 @@ def note(text: str) -> None:
     _messages.print(Text(text, style="dim"), soft_wrap=True)
 
 
-def command(text: str) -> None:
+def command(*words: object) -> None:
     """Show a command as one would type it."""
-    _results.print(Text(f"\n$ {text}", style="bold"))
+    typed = shlex.join(["featcache", *(str(word) for word in words)])
+    _results.print(Text(f"\n$ {typed}", style="bold"), soft_wrap=True)
 
 
 @contextmanager
@@ -83,14 +94,16 @@ def progress() -> Iterator[OnProgress]:
     with bars.Progress(*columns, console=_messages, transient=True) as shown:
         tasks: dict[str, Any] = {}
         paces: dict[str, _Pace] = {}
+        reached: dict[str, int] = {}
 
         def report(message: Progress) -> None:
             stage = message.stage
-            if stage not in tasks or message.done < shown.tasks[tasks[stage]].completed:
+            if message.done < reached.get(stage, message.done + 1):
                 if stage in tasks:
                     shown.remove_task(tasks.pop(stage))
                 tasks[stage] = shown.add_task(stage, total=message.total, rate="", note="")
                 paces[stage] = _Pace(message)
+            reached[stage] = message.done
             shown.update(
                 tasks[stage],
                 completed=message.done,
@@ -108,11 +121,13 @@ class _Lines:
     def __init__(self) -> None:
         self._stage = ""
         self._last = 0.0
+        self._done = 0
 
     def __call__(self, message: Progress) -> None:
         now = time.monotonic()
-        if message.stage != self._stage:
+        if message.stage != self._stage or message.done < self._done:
             self._stage, self._last, self._pace = message.stage, now, _Pace(message)
+        self._done = message.done
         finished = message.done == message.total
         if now - self._last < _LINE_EVERY_S and not finished:
             return
@@ -189,10 +204,11 @@ def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
         for column in ("method", "top-1 (95 %)", "n train", "n test", "epochs", "wall", "img/s"):
             table.add_column(column, justify="left" if column == "method" else "right")
         table.add_column("weights")
+        table.add_column("run", overflow="fold")
         for record in group:
             wall = f"{record['wall_s']:.1f} s"
-            if record["kind"] == "probe":
-                wall = f"{record['features_wall_s']:.1f} + {wall}"
+            if record["kind"] != "finetune":
+                wall = f"{record.get('features_wall_s', 0):.1f} + {wall}"
             table.add_row(
                 record["method"],
                 percent(record["top1"], record["top1_interval"]),
@@ -202,6 +218,7 @@ def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
                 wall,
                 f"{record['images_per_s']:,.0f}",
                 f"{record['weights']} {record['size']} px",
+                str(record["run"]),
             )
         tables.append(table)
     tables.append(

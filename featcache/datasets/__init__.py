@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DatasetError
+from ..files import user_path
 from ..progress import OnProgress, silent
 from ._images import ArrayImages, FileImages, Images, decode_image
 
@@ -140,6 +143,14 @@ class Dataset:
     test: Split
     source: str
 
+    def __post_init__(self) -> None:
+        """Refuse a name that would not be a file's."""
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", self.name):
+            raise DatasetError(
+                f"data set name: expected 1 to 100 letters, digits, '.', '_', '-', found "
+                f"{self.name!r}; give it another"
+            )
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in label order."""
@@ -185,8 +196,8 @@ def load_dataset(
     if name_or_path == "cifar10":
         root = Path(data_root) if data_root else _named.default_data_root()
         return _named.load_cifar10(root, on_progress=on_progress)
-    path = Path(name_or_path).expanduser()
-    if not path.exists():
+    path = user_path(name_or_path)
+    if not os.path.exists(path):  # Path.exists raises on a name that is too long
         raise DatasetError(
             f"{path}: expected a folder of class folders, a .zip of one, or one of "
             f"{', '.join(NAMES)}; found nothing there; try featcache extract digits"

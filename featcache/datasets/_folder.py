@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ..errors import DatasetError
-from ..sampling import stratified_rows
 from . import Dataset, Split
 from ._images import SUFFIXES, FileImages, Folder, ZipArchive
 
@@ -38,6 +37,8 @@ def load_path(path: Path) -> Dataset:
         No classes, a class without images, ``train`` without ``test``, classes
         that differ between the two.
     """
+    if not path.is_dir() and not path.is_file():
+        raise DatasetError(f"{path}: expected a folder or a .zip, found a device or a pipe")
     files: Folder | ZipArchive = Folder(path) if path.is_dir() else ZipArchive(path)
     names = [name for name in files.names() if not _hidden(name)]
     folders = [name for name in files.folders() if not _hidden(name)]
@@ -132,7 +133,11 @@ def _divide(whole: Split, path: Path) -> tuple[Split, Split]:
             f"{path}: expected at least 2 images in every class, so that one can be kept for "
             f"testing, found 1 in {name!r}; add images, or give train/ and test/"
         )
-    n_test = max(round(TEST_SHARE * len(whole)), len(whole.class_names))
-    test = stratified_rows(whole.labels, n_test, SPLIT_SEED, str(path))
+    drawn = []
+    for label, count in enumerate(counts):
+        rows = np.flatnonzero(whole.labels == label)
+        n_test = max(1, round(TEST_SHARE * int(count)))
+        drawn.append(np.random.default_rng((SPLIT_SEED, label)).choice(rows, n_test, replace=False))
+    test = np.sort(np.concatenate(drawn))
     train = np.setdiff1d(np.arange(len(whole)), test)
     return whole.take(train), whole.take(test)

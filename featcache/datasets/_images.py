@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import stat
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -89,29 +91,38 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._files: list[str] = []
+        self._folders: list[str] = []
+        seen = set()
+        # Links to folders are followed, as a person would, but into each folder once.
+        for folder, below, files in os.walk(path, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in seen:
+                below.clear()
+                continue
+            seen.add(real)
+            inside = Path(folder).relative_to(path)
+            self._folders += [(inside / name).as_posix() for name in below]
+            self._files += [(inside / name).as_posix() for name in files]
 
     def names(self) -> list[str]:
-        """List every file below, as paths with ``/``, hidden ones left out."""
-        return sorted(
-            entry.relative_to(self.path).as_posix()
-            for entry in self.path.rglob("*")
-            if entry.is_file()
-        )
+        """List every file below, as paths with ``/``."""
+        return sorted(self._files)
 
     def folders(self) -> list[str]:
         """List every folder below: an empty one is somebody's mistake worth telling."""
-        return sorted(
-            entry.relative_to(self.path).as_posix()
-            for entry in self.path.rglob("*")
-            if entry.is_dir()
-        )
+        return sorted(self._folders)
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
         try:
+            if not stat.S_ISREG(os.stat(self.path / name).st_mode):
+                raise OSError(None, "it is a pipe or a device")
             return (self.path / name).read_bytes()
         except OSError as error:
-            raise DatasetError(f"{self.where(name)}: cannot be read: {error.strerror}") from None
+            raise DatasetError(
+                f"{self.where(name)}: cannot be read: {error.strerror}; restore or remove it"
+            ) from None
 
     def where(self, name: str) -> str:
         """Say where a file is, for a message."""
@@ -212,7 +223,7 @@ def decode_image(data: bytes, where: str) -> Image.Image:
         Not an image, a damaged one, another format, or one of more than 179 million
         pixels, Pillow's limit: half a gigabyte as RGB.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -224,9 +235,12 @@ def decode_image(data: bytes, where: str) -> Image.Image:
             "image down or leave it out"
         ) from None
     except Exception as error:  # decoders raise whatever they like on damaged files
+        why = type(error).__name__
+        if not isinstance(error, UnidentifiedImageError):  # whose text is an address in memory
+            why += f": {error}"
         raise DatasetError(
             f"{where}: expected an image ({', '.join(FORMATS)}), found {len(data)} bytes that do "
-            f"not decode ({type(error).__name__}: {error}); replace or remove the file"
+            f"not decode ({why}); replace or remove the file"
         ) from None
     return _to_rgb(upright)
 
@@ -241,9 +255,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         gray = np.asarray(image, dtype=np.float64)
         if image.mode == "F":
             gray = np.clip(gray, 0, 1) * 65535 if gray.max(initial=0) <= 1 else gray
-        return Image.fromarray((np.clip(gray, 0, 65535) / 257).round().astype(np.uint8)).convert(
-            "RGB"
-        )
+        brightest = max(65535.0, float(gray.max(initial=0)))  # a 32-bit image may go beyond
+        shades = (np.clip(gray, 0, brightest) * (255 / brightest)).round().astype(np.uint8)
+        return Image.fromarray(shades).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

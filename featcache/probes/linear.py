@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import RecipeError
 from ..progress import OnProgress, Progress, silent
 from ..recipe import MAX_ROUNDS, ProbeRecipe
 from ..sampling import epoch_plan, initial_head, row_batches
@@ -111,7 +112,14 @@ def train_sgd(
         if whitening:
             weight, bias = whitening.fold(weight, bias)
         reached = objective(weight, bias, views, labels, recipe)
-        if whitening:
+        if not math.isfinite(reached.value):
+            raise RecipeError(
+                f"probe: expected a finite objective, found {reached.value} after {steps} steps at "
+                f"learning rate {recipe.lr}; use a smaller --lr"
+            )
+        if whitening and recipe.tolerance is None:
+            break
+        if whitening and recipe.tolerance is not None:
             gap = whitening.estimated_gap(reached, recipe.weight_decay)
             converged = gap <= recipe.tolerance * max(reached.value, _SEPARATED)
     return Solution(

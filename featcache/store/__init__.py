@@ -48,7 +48,8 @@ def newest_cache(folder: Path | None = None) -> Path:
         The folder holds none.
     """
     folder = folder or default_folder()
-    caches = sorted(folder.glob("*.h5"), key=lambda path: path.stat().st_mtime_ns)
+    found = (path for path in folder.glob("*.h5") if path.is_file())
+    caches = sorted(found, key=lambda path: path.stat().st_mtime_ns)
     if not caches:
         raise CacheMissError(
             f"{folder}: expected a feature cache (*.h5), found none; make one with featcache "

@@ -27,8 +27,10 @@ __all__ = [
     "FORMAT_VERSION",
     "block_checksums",
     "decode_attribute",
+    "decode_id",
     "differences",
     "encode_attribute",
+    "encode_id",
     "fingerprint",
 ]
 
@@ -74,7 +76,20 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 
 def encode_attribute(name: str, value: Any) -> Any:
     """Return a field as HDF5 keeps it: text, number, or JSON text."""
-    return json.dumps(value, ensure_ascii=False) if name in _JSON_FIELDS else value
+    if name in _JSON_FIELDS:
+        return json.dumps(value)
+    # A path need not be text; what is none is spelt out, for it is only for people.
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def encode_id(name: str) -> bytes:
+    """Return an id as HDF5 keeps it: UTF-8, and the bytes of a file name that is none."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def decode_id(name: bytes) -> str:
+    """Return an id as it was given to `encode_id`."""
+    return name.decode("utf-8", "surrogateescape")
 
 
 def decode_attribute(name: str, value: Any) -> Any:

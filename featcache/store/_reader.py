@@ -21,12 +21,14 @@ from ..errors import (
     CacheMismatchError,
     CacheMissError,
 )
+from ..files import user_path
 from ._format import (
     FINGERPRINT_FIELDS,
     FORMAT,
     FORMAT_VERSION,
     block_checksums,
     decode_attribute,
+    decode_id,
     fingerprint,
 )
 
@@ -83,7 +85,7 @@ class CachedSplit:
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """Name of each image."""
-        return tuple(name.decode() for name in self._read("ids").tolist())
+        return tuple(decode_id(name) for name in self._read("ids").tolist())
 
     def view(self, name: str) -> np.ndarray:
         """Return the features (N, D) of a flip view.
@@ -178,7 +180,7 @@ def load(path: str | Path) -> Cache:
     CacheCorruptError
         Not a cache, damaged, or built to read outside itself.
     """
-    path = Path(path)
+    path = user_path(path)
     with _opened(path) as file:
         # Plain values only: an attribute may hold a reference or an object of any shape.
         meta = {name: _attribute(file, name, path) for name in file.attrs}
@@ -221,9 +223,10 @@ def _opened(path: Path) -> Iterator[Any]:
     import h5py
 
     if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
         raise CacheMissError(
-            f"{path}: expected a feature cache, found no such file; make one with featcache "
-            "extract, or list the folder"
+            f"{path}: expected a feature cache, found {found}; make one with featcache extract, or "
+            "list the folder"
         )
     try:
         with h5py.File(path, "r", locking=False) as file:
@@ -259,10 +262,7 @@ def _plain_dataset(file: Any, name: str, path: Path) -> Any:
     for part in name.split("/"):
         link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
         if link is None:
-            raise CacheMissError(
-                f"{path}: expected {name}, found none in this file; featcache info {path} shows "
-                "what it holds"
-            )
+            raise CacheMissError(f"{path}: expected {name}, found none in this file; {_AGAIN}")
         if not isinstance(link, h5py.HardLink):
             raise CacheCorruptError(
                 f"{path}: expected {name} in the file itself, found a "

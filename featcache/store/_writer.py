@@ -20,6 +20,7 @@ from ._format import (
     FORMAT_VERSION,
     block_checksums,
     encode_attribute,
+    encode_id,
     fingerprint,
 )
 
@@ -82,7 +83,7 @@ def write_cache(path: Path, splits: Mapping[str, SplitArrays], meta: Mapping[str
     """
     import h5py
 
-    with h5py.File(path.name, "w", driver="core", backing_store=False) as image:
+    with h5py.File("cache", "w", driver="core", backing_store=False) as image:
         for name, value in {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -94,7 +95,7 @@ def write_cache(path: Path, splits: Mapping[str, SplitArrays], meta: Mapping[str
             group = image.create_group(role)
             _put(group, "features", split.features)
             _put(group, "labels", split.labels)
-            _put(group, "ids", np.array([name.encode() for name in split.ids], dtype=bytes))
+            _put(group, "ids", np.array([encode_id(name) for name in split.ids], dtype=bytes))
             for view, features in split.views.items():
                 _put(group.require_group("views"), view, features)
         image.flush()

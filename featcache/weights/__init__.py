@@ -12,6 +12,7 @@ a reader that has no way to run it; see `featcache.weights._pickle`.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ import numpy as np
 
 from ..backbone import check_state, get_backbone
 from ..errors import OutputError, WeightsError
+from ..files import user_path
 from ..preprocess import Preprocess
 from ..progress import OnProgress, silent
 from ._checkpoint import FORMATS, Checkpoint, parse_checkpoint, read_checkpoint, read_file
@@ -35,6 +37,7 @@ WEIGHT_NAMES = ("imagenet", "tinyimagenet32")
 
 _STARTER_FILE = "resnet18-tinyimagenet32.safetensors"
 _STARTER_SHA256 = "bc5d0b3bf583fe2bac262b92f51a476fd5991cab725ef92d18ea45e8500d4fc0"
+_STARTER_SIZE = 64
 _STARTER_PROVENANCE = (
     "trained for featcache on Tiny-ImageNet-200 at 32 x 32 pixels; ImageNet's terms of access "
     "apply to the images"
@@ -162,8 +165,8 @@ def _load(name: str | Path, backbone: str, folder: Path, on_progress: OnProgress
         return _load_imagenet(backbone, folder, IMAGENET, on_progress)
     if name == "tinyimagenet32":
         return _load_starter(backbone)
-    path = Path(name).expanduser()
-    if not path.exists():
+    path = user_path(name)
+    if not os.path.exists(path):
         raise WeightsError(
             f"{path}: expected {', '.join(WEIGHT_NAMES)} or a path to {FORMATS}, found no such "
             "file; check the spelling"
@@ -207,7 +210,7 @@ def _load_starter(backbone: str) -> Weights:
         checkpoint,
         _STARTER_PROVENANCE,
         "tinyimagenet32",
-        Preprocess(64),
+        Preprocess(_STARTER_SIZE),
     )
 
 
@@ -216,6 +219,8 @@ def _load_path(path: Path, backbone: str) -> Weights:
     check_backbone(checkpoint.metadata, backbone, str(path))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip(".-")[:64] or "weights"
     preprocess = read_preprocess(checkpoint.metadata, str(path))
+    if checkpoint.sha256 == _STARTER_SHA256:  # it says so in its README and not in its metadata
+        preprocess = Preprocess(_STARTER_SIZE)
     return _checked(name, backbone, checkpoint, str(path), str(path), preprocess)
 
 

@@ -1,0 +1,174 @@
+"""The program as a process: a real terminal, signals, streams that are closed or full."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from featcache.cli import main
+
+STARTER = ["--weights", "tinyimagenet32"]
+
+
+def program(*arguments):
+    return [sys.executable, "-m", "featcache", *(str(argument) for argument in arguments)]
+
+
+def environment(home):
+    return {**os.environ, "FEATCACHE_DIR": str(home / "cache"), "TERM": "xterm", "COLUMNS": "100"}
+
+
+def on_a_terminal(home, *arguments):
+    """Run with a pseudo-terminal for every stream; return exit code and what was shown."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        program(*arguments), env=environment(home), stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # how Linux says that the other side is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(ours)
+    return process.wait(timeout=60), shown.decode()
+
+
+def test_bars_on_a_real_terminal(home, small_cache):
+    """A stage that begins again, as a second epoch's test images do, starts a bar of its own."""
+    code, shown = on_a_terminal(home, "probe", small_cache, "--shots", "1,2,5", "--seeds", 3)
+    assert code == 0 and "few-shot" in shown and "Traceback" not in shown
+
+
+@pytest.mark.oneflow
+def test_epochs_on_a_real_terminal(home, image_folder):
+    options = [*STARTER, "--size", 32, "--epochs", 3, "--train-limit", 24, "--method", "frozen"]
+    code, shown = on_a_terminal(home, "finetune", image_folder, *options)
+    assert code == 0 and "epoch 3/3" in shown and "img/s" in shown and "Traceback" not in shown
+
+
+@pytest.mark.oneflow
+@pytest.mark.parametrize("delay", [0.1, 0.4, 0.8, 1.2])
+def test_ctrl_c_while_things_are_loaded(home, small_cache, delay):
+    arguments = program("probe", small_cache, "--solver", "sgd", "--epochs", 20000)
+    process = subprocess.Popen(
+        arguments, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    # Before main is entered there is nobody to say anything but the interpreter itself.
+    assert process.returncode in ((130, -signal.SIGINT) if delay < 0.2 else (130,)), err
+    assert delay < 0.2 or "again: featcache probe" in err
+
+
+def test_streams_that_are_closed_full_or_ascii(home, small_cache):
+    def shell(redirection, *arguments):
+        line = f'exec "$@" {redirection}'
+        return subprocess.run(
+            ["sh", "-c", line, "sh", *program(*arguments)],
+            env=environment(home),
+            capture_output=True,
+            text=True,
+        )
+
+    assert shell(">&-", "--help").returncode == 0
+    assert shell(">&-", "info", small_cache).returncode == 0
+    assert shell("2>&-", "info", home / "none.h5").returncode == 1
+    full = shell(">/dev/full", "info", small_cache)
+    assert full.returncode == 1 and full.stderr.count("\n") == 1 and "disk is full" in full.stderr
+    piped = subprocess.run(
+        ["sh", "-c", '"$@" | head -c 10', "sh", *program("info", small_cache)],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+    )
+    assert piped.stderr == ""
+
+
+def test_names_that_are_no_text(home, capsys, fake_engine, image_folder):
+    import shutil
+
+    root = home / "big set"
+    shutil.copytree(image_folder, root)
+    (root / "test/red/00.png").rename(os.fsdecode(os.fsencode(root / "test/red/b") + b"\xff.png"))
+    assert main(["extract", str(root), *STARTER, "--json"]) == 0
+    from featcache import load
+
+    ids = load(json.loads(capsys.readouterr().out)["cache"]).test.ids
+    assert "test/red/b\udcff.png" in ids
+
+
+def test_what_to_type_again_can_be_pasted(capsys, monkeypatch):
+    from featcache import extraction
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(extraction, "extract", interrupted)
+    assert main(["extract", "big  set"]) == 130
+    assert "again: featcache extract 'big  set'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("extract", "a" * 300, *STARTER), "expected a folder"),
+        (("extract", "~nobody-of-that-name/x", *STARTER), "expected a folder"),
+        (("extract", "digits", *STARTER, "-o", "b" * 300 + ".h5"), "name too long"),
+        (("extract", "digits", *STARTER, "--force", "-o", "here.h5"), "a folder has that name"),
+        (("extract", "/dev/null", *STARTER), "a device or a pipe"),
+        (("extract", "digits", "--weights", "~nobody-of-that-name/x.pth"), "no such file"),
+        (("info", "here.h5"), "found a folder"),
+    ],
+)
+def test_odd_paths_are_one_line(capsys, fake_engine, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.h5").mkdir()
+    assert main(list(arguments)) == 1
+    err = capsys.readouterr().err
+    assert said in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "null", "no json", '{"top1": null}', "[" * 100_000], ids=range(6)
+)
+def test_a_file_that_is_no_record_is_left_out_and_named(capsys, small_cache, home, text):
+    assert main(["probe", str(small_cache), "--C", "1", "--no-check"]) == 0
+    odd = home / "cache" / "runs" / "odd"
+    odd.mkdir()
+    (odd / "run.json").write_text(text)
+    capsys.readouterr()
+    assert main(["compare", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)) == 1
+    assert "odd/run.json: left out" in captured.err
+
+
+@pytest.mark.oneflow
+def test_json_is_json_and_a_diverged_probe_is_an_error(capsys, small_cache):
+    def strict(text):
+        return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+    assert main(["probe", str(small_cache), "--epochs", "2", "--json"]) == 0
+    assert strict(capsys.readouterr().out)["epochs"] == 2
+    assert main(["compare", "--json"]) == 0
+    strict(capsys.readouterr().out)
+    assert main(["probe", str(small_cache), "--recipe", "tutorial", "--lr", "1e38"]) == 1
+    assert "expected a finite objective" in capsys.readouterr().err
+
+
+def test_a_failed_run_leaves_no_folder(capsys, small_cache, home):
+    assert main(["probe", str(small_cache), "--train-limit", "1"]) == 1
+    assert not list((home / "cache").rglob("*probe*"))
