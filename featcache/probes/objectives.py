@@ -20,9 +20,6 @@ import numpy as np
 __all__ = ["Objective", "Penalty", "block_rows", "objective"]
 
 _BLOCK_BYTES = 4 << 20  # of features at once: what fits a core's cache is read from memory once
-# Below about ten million multiplications OpenBLAS 0.3.2x takes a kernel for small matrices that is
-# ten times slower on products as narrow as these (benchmarks/probe.py --blocks).
-_WORTHWHILE = 20_000_000
 
 
 class Penalty(Protocol):
@@ -93,7 +90,7 @@ def objective(
     n, dim = views[0].shape
     total = len(views) * n
     dtype = np.result_type(views[0].dtype, np.float32)
-    rows = max(block_rows(dim + len(bias)), _WORTHWHILE // (dim * len(bias)))
+    rows = block_rows(dim + len(bias))
     transposed, offset = weight.T.astype(dtype), bias.astype(dtype)
     loss = curvature = 0.0
     weight_gradient = np.zeros(weight.shape)
