@@ -19,7 +19,7 @@ from ..backbone import BACKBONES
 from ..engines import EngineChoice, build_engine, choose_engine
 from ..errors import DatasetError, FeatcacheError, RecipeError, WeightsError
 from ..extraction import BATCH_SIZE, CUT
-from ..preprocess import MIN_SIZE
+from ..preprocess import MAX_SIZE, MIN_SIZE
 from ..probes import Head, feature_differences, rounding_differences
 from ..progress import OnProgress, Progress, silent
 from ..weights import WEIGHT_NAMES, Weights, load_weights
@@ -28,8 +28,6 @@ from ._evaluation import HeadResult, checked_head, evaluate_head
 from ._places import OnNote, decode_places, find_places
 
 __all__ = ["HeadResult", "OnNote", "Prediction", "as_csv", "evaluate_head", "predict"]
-
-_MAX_SIZE = 4096  # pixels; a file may not ask for images that fill the memory
 
 
 @dataclass(frozen=True)
@@ -167,9 +165,9 @@ def _load_weights(
         raise WeightsError(
             f"{where}: expected a head on {', '.join(BACKBONES)}, found one on {backbone!r:.80}"
         )
-    if type(size) is not int or not MIN_SIZE <= size <= _MAX_SIZE:
+    if type(size) is not int or not MIN_SIZE <= size <= MAX_SIZE:
         raise WeightsError(
-            f"{where}: expected a head on images of {MIN_SIZE} to {_MAX_SIZE} pixels a side, found "
+            f"{where}: expected a head on images of {MIN_SIZE} to {MAX_SIZE} pixels a side, found "
             f"{size!r:.80}"
         )
     if weights is None:
