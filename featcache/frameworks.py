@@ -85,22 +85,16 @@ def import_oneflow() -> ModuleType:
     version, why = oneflow_status()
     if version is None:
         raise EngineUnavailableError(f"engine oneflow: not available: {why}")
-    handler = signal.getsignal(signal.SIGINT)
     with _ctrl_c_later(), _process_environment(), _silenced_stderr() as complaints:
         try:
             import oneflow
         except Exception as error:
-            if "KeyboardInterrupt" in str(error):  # as OneFlow's C++ code words it
-                raise KeyboardInterrupt from None
             said = complaints().strip().splitlines()
             raise EngineUnavailableError(
                 f"engine oneflow: expected version {version} to import, found "
                 f"{type(error).__name__}: {error}{' | ' + said[-1] if said else ''}; "
                 "run featcache doctor"
             ) from error
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, handler)
     module: ModuleType = oneflow
     return module
 
@@ -196,15 +190,25 @@ def openblas_core_type() -> str | None:
 
 @contextmanager
 def _ctrl_c_later() -> Iterator[None]:
-    """Keep Ctrl-C waiting: inside the import, C++ code would turn it into an import error.
+    """Keep Ctrl-C waiting until an import is over, and its handler as it was.
 
-    It still gets through where another thread takes the signal, a BLAS library's say.
+    Inside OneFlow's import an exception surfaces in C++ code, as an import error or as a
+    crash, and OneFlow sets a handler of its own that ends the process. So the signal is
+    blocked for this thread, only noted where another thread takes it, and raised at the end.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other thread hears of signals, or may set their handlers
+        return
+    heard = []
+    handler = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler or signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if heard:
+            raise KeyboardInterrupt
 
 
 @contextmanager

@@ -68,9 +68,13 @@ def test_ctrl_c_while_things_are_loaded(home, small_cache, delay):
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    # Before main is entered there is nobody to say anything but the interpreter itself.
-    assert process.returncode in ((130, -signal.SIGINT) if delay < 0.2 else (130,)), err
-    assert delay < 0.2 or "again: featcache probe" in err
+    # Before main is entered there is nobody to say anything but the interpreter itself; and for
+    # part of a second OneFlow's own handler ends the process, if another thread takes the signal.
+    assert process.returncode != 0 and "doctor" not in err
+    if process.returncode == 130:
+        assert "again: featcache probe" in err and "Traceback" not in err
+    else:
+        assert "interrupted" not in err
 
 
 def test_streams_that_are_closed_full_or_ascii(home, small_cache):

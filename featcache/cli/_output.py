@@ -12,6 +12,7 @@ from dataclasses import asdict, is_dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LINE_EVERY_S = 5.0
+_WIDE = 120  # columns of a terminal on which the names of runs have room
 
 
 class _Results(Console):
@@ -197,29 +199,35 @@ def finetune_summary(result: FinetuneResult) -> list[Any]:
 def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
     """Return one table per data set: accuracies on different data are never side by side."""
     tables: list[Any] = []
-    for (name, digest), group in groupby(
+    for (dataset, digest), group in groupby(
         records, key=lambda record: (record["dataset"], record["dataset_digest"])
     ):
-        table = Table(title=f"{name} ({digest[:8]})", title_justify="left")
-        for column in ("method", "top-1 (95 %)", "n train", "n test", "epochs", "wall", "img/s"):
-            table.add_column(column, justify="left" if column == "method" else "right")
-        table.add_column("weights")
-        table.add_column("run", overflow="fold")
-        for record in group:
-            wall = f"{record['wall_s']:.1f} s"
+        rows = list(group)
+        weights = [f"{record['weights']} {record['size']} px" for record in rows]
+        # What is the same in every row goes above them: 80 columns are soon full.
+        shared = f", {weights[0]}" if len(set(weights)) == 1 else ""
+        columns = ["method", "top-1 % (95 %)", "train", "test", "epochs", "wall s", "img/s"]
+        columns += ["weights"] * (not shared) + ["run"] * (_results.width >= _WIDE)
+        title = Text(f"{dataset} ({digest[:8]}){shared}")
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in columns:
+            table.add_column(column, justify="right" if column in columns[1:7] else "left")
+        for record, checkpoint in zip(rows, weights, strict=True):
+            low, high = record["top1_interval"]
+            wall = f"{record['wall_s']:.1f}"
             if record["kind"] != "finetune":
                 wall = f"{record.get('features_wall_s', 0):.1f} + {wall}"
-            table.add_row(
+            cells = [
                 record["method"],
-                percent(record["top1"], record["top1_interval"]),
+                f"{100 * record['top1']:.2f} ({100 * low:.1f} to {100 * high:.1f})",
                 f"{record['n_train']:,}",
                 f"{record['n_test']:,}",
                 str(record["n_epochs"]),
                 wall,
                 f"{record['images_per_s']:,.0f}",
-                f"{record['weights']} {record['size']} px",
-                str(record["run"]),
-            )
+            ]
+            cells += [checkpoint] * ("weights" in columns) + [record["run"]] * ("run" in columns)
+            table.add_row(*(name(cell) for cell in cells))
         tables.append(table)
     tables.append(
         Text("wall of a probe: features once + head; img/s: training images", style="dim")
