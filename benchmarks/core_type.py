@@ -21,13 +21,13 @@ import json, os, sys, time
 import numpy as np
 from featcache import frameworks, load_weights
 if sys.argv[1] == "none":
-    frameworks.openblas_core_type = lambda: None
+    frameworks._oneflow.openblas_core_type = lambda: None
 from featcache.engines import build_engine, choose_engine
 weights = load_weights("tinyimagenet32", size=int(sys.argv[2]))
-engine = build_engine(choose_engine("cpu"), weights)
+engine = build_engine(choose_engine("oneflow", "cpu"), weights)
 shape = (32, weights.preprocess.size, weights.preprocess.size, 3)
 images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-features = engine.extract(images)
+features = engine.extract(images)["avgpool"]
 begun, done = time.perf_counter(), 0
 while time.perf_counter() - begun < 5:
     engine.extract(images)

@@ -24,7 +24,9 @@ _HOME = {
     "Cache": "store",
     "CachedSplit": "store",
     "Dataset": "datasets",
+    "DiffReport": "store",
     "ExactRecipe": "recipe",
+    "ExportResult": "exporting",
     "ExtractResult": "extraction",
     "FeatcacheError": "errors",
     "FinetuneRecipe": "recipe",
@@ -32,15 +34,19 @@ _HOME = {
     "Head": "probes",
     "KnnResult": "neighbours",
     "LinearProbe": "probes.estimator",
+    "MergeResult": "store",
     "Preprocess": "preprocess",
     "ProbeRecipe": "recipe",
     "ProbeResult": "probing",
     "Progress": "progress",
     "Split": "datasets",
+    "VerifyReport": "store",
     "Weights": "weights",
     "compare": "comparison",
+    "diff": "store",
     "evaluate_head": "prediction",
     "examine": "doctor",
+    "export": "exporting",
     "extract": "extraction",
     "few_shot": "curves",
     "finetune": "finetuning",
@@ -50,16 +56,20 @@ _HOME = {
     "load_dataset": "datasets",
     "load_head": "probes",
     "load_weights": "weights",
+    "merge": "store",
     "newest_cache": "store",
     "predict": "prediction",
     "probe": "probing",
+    "verify": "store",
 }
 
 __all__ = [  # spelled out for readers and type checkers; a test holds it equal to _HOME
     "Cache",
     "CachedSplit",
     "Dataset",
+    "DiffReport",
     "ExactRecipe",
+    "ExportResult",
     "ExtractResult",
     "FeatcacheError",
     "FinetuneRecipe",
@@ -67,15 +77,19 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "Head",
     "KnnResult",
     "LinearProbe",
+    "MergeResult",
     "Preprocess",
     "ProbeRecipe",
     "ProbeResult",
     "Progress",
     "Split",
+    "VerifyReport",
     "Weights",
     "compare",
+    "diff",
     "evaluate_head",
     "examine",
+    "export",
     "extract",
     "few_shot",
     "finetune",
@@ -85,9 +99,11 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "load_dataset",
     "load_head",
     "load_weights",
+    "merge",
     "newest_cache",
     "predict",
     "probe",
+    "verify",
 ]
 
 if TYPE_CHECKING:
@@ -96,6 +112,7 @@ if TYPE_CHECKING:
     from .datasets import Dataset, Split, load_dataset
     from .doctor import examine
     from .errors import FeatcacheError
+    from .exporting import ExportResult, export
     from .extraction import ExtractResult, extract
     from .finetuning import FinetuneResult, finetune
     from .neighbours import KnnResult, knn
@@ -106,7 +123,18 @@ if TYPE_CHECKING:
     from .probing import ProbeResult, probe
     from .progress import Progress
     from .recipe import ExactRecipe, FinetuneRecipe, ProbeRecipe
-    from .store import Cache, CachedSplit, load, newest_cache
+    from .store import (
+        Cache,
+        CachedSplit,
+        DiffReport,
+        MergeResult,
+        VerifyReport,
+        diff,
+        load,
+        merge,
+        newest_cache,
+        verify,
+    )
     from .weights import Weights, load_weights
 
 

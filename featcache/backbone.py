@@ -8,14 +8,17 @@ before any engine is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .errors import RecipeError, WeightsError
 
-__all__ = ["BACKBONES", "Backbone", "check_state", "get_backbone"]
+__all__ = ["BACKBONES", "CUTS", "Backbone", "check_cuts", "check_state", "get_backbone"]
+
+# Where features can be taken: after a stage's last ReLU, or after the global average pooling.
+CUTS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
 
 _STAGE_WIDTHS = (64, 128, 256, 512)
 _NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -48,6 +51,35 @@ class Backbone:
     def feature_dim(self) -> int:
         """Length D of the features after global average pooling."""
         return _STAGE_WIDTHS[-1] * (4 if self.bottleneck else 1)
+
+    def cut_shape(self, cut: str, size: int) -> Shape:
+        """Return the shape of one image's features at a cut.
+
+        Parameters
+        ----------
+        cut : str
+            One of `CUTS`.
+        size : int
+            Side of the square input in pixels.
+
+        Returns
+        -------
+        tuple of ints
+            ``(D,)`` after the pooling, ``(C, H, W)`` after a stage.
+
+        Raises
+        ------
+        RecipeError
+            No such cut; the message lists those there are.
+        """
+        check_cuts((cut,))
+        if cut == "avgpool":
+            return (self.feature_dim,)
+        stage = CUTS.index(cut)
+        side = size
+        for _ in range(2 + stage):  # the stem halves twice, each stage after the first once
+            side = (side + 1) // 2
+        return (_STAGE_WIDTHS[stage] * (4 if self.bottleneck else 1), side, side)
 
     def shapes(self) -> dict[str, Shape]:
         """Return name -> shape of every tensor of the backbone, the head left out."""
@@ -108,6 +140,25 @@ def get_backbone(name: str) -> Backbone:
             f"backbone: expected one of {', '.join(BACKBONES)}, found {name!r}; "
             "try --backbone resnet18"
         ) from None
+
+
+def check_cuts(cuts: Sequence[str]) -> tuple[str, ...]:
+    """Check names of cuts; return them as a tuple, in the order given.
+
+    Raises
+    ------
+    RecipeError
+        None at all, one twice, or one that does not exist; the message lists those there are.
+    """
+    known = ", ".join(CUTS)
+    if not cuts:
+        raise RecipeError(f"cut: expected one or more of {known}, found none; try --cut avgpool")
+    for cut in cuts:
+        if cut not in CUTS:
+            raise RecipeError(f"cut: expected one of {known}, found {cut!r}; try --cut avgpool")
+    if len(set(cuts)) != len(cuts):
+        raise RecipeError(f"cut: expected each one once, found {', '.join(cuts)}; name it once")
+    return tuple(cuts)
 
 
 def check_state(

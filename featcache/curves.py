@@ -201,9 +201,10 @@ def learning_curve(
 
 
 def _opened(cache: str | Path | Cache | None) -> Cache:
-    if isinstance(cache, Cache):
-        return cache
-    return load(cache if cache is not None else newest_cache())
+    if not isinstance(cache, Cache):
+        cache = load(cache if cache is not None else newest_cache())
+    cache.check_vectors()
+    return cache
 
 
 def _present(cache: Cache) -> np.ndarray:

@@ -7,25 +7,52 @@ import os
 import platform
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from .frameworks import cuda_status, oneflow_status, openblas_core_type
+from .cores import THREADS_VARIABLE, quota_cores, usable_cores
+from .engines import EngineChoice, build_engine, choose_engine
+from .errors import FeatcacheError
+from .frameworks import (
+    cuda_status,
+    oneflow_status,
+    openblas_core_type,
+    openvino_precisions,
+    openvino_status,
+)
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "examine", "images_per_s"]
 
-_PACKAGES = ("numpy", "h5py", "scikit-learn", "pillow", "safetensors", "flowvision", "oneflow")
+_PACKAGES = (
+    "numpy",
+    "h5py",
+    "scikit-learn",
+    "pillow",
+    "safetensors",
+    "flowvision",
+    "oneflow",
+    "openvino",
+)
 _IMPORT_TIMEOUT_S = 120
 _NETWORK_TIMEOUT_S = 5
+_BENCH_S = 3.0
+_BENCH_TIMEOUT_S = 120
 
-# In a child, because an import that fails can end the process.
+# In children, because an import that fails can end the process.
 _IMPORT_TRIAL = """
 from featcache.frameworks import import_flowvision, import_oneflow
 flow, _ = import_oneflow(), import_flowvision()
 print("sum", float(flow.ones(2, 3).sum().numpy()))
+"""
+_BENCH_TRIAL = """
+import sys
+from featcache.doctor import images_per_s
+from featcache.engines import choose_engine
+print("rate", images_per_s(choose_engine(*sys.argv[1:4])))
 """
 
 
@@ -36,7 +63,7 @@ class Finding:
     Parameters
     ----------
     topic : str
-        ``"oneflow"``, ``"gpu"``, ``"blas"``, ``"network"`` …
+        ``"oneflow"``, ``"openvino"``, ``"gpu"``, ``"blas"``, ``"network"`` …
     usable : bool
         Whether featcache can use it.
     detail : str
@@ -48,14 +75,16 @@ class Finding:
     detail: str
 
 
-def examine(*, urls: Sequence[str] | None = None) -> list[Finding]:
-    """Look at Python, packages, OneFlow, GPU, BLAS and network.
+def examine(*, urls: Sequence[str] | None = None, bench: bool = False) -> list[Finding]:
+    """Look at Python, cores, packages, engines, GPU, BLAS and network.
 
     Parameters
     ----------
     urls : sequence of str, optional
         What to reach for on the network; by default the sources of the
         ``imagenet`` weights and of CIFAR-10. Empty: the network is left alone.
+    bench : bool
+        Measure every engine and precision that runs here, for a few seconds each.
 
     Returns
     -------
@@ -66,24 +95,78 @@ def examine(*, urls: Sequence[str] | None = None) -> list[Finding]:
             "python",
             True,
             f"{platform.python_version()} at {sys.executable}, {platform.system()} "
-            f"{platform.machine()}, {_cores()} cores for this process",
+            f"{platform.machine()}",
         ),
+        _cores(),
         Finding("packages", True, ", ".join(_versions())),
         _oneflow(),
+        _openvino(),
     ]
     usable, why = cuda_status()
     findings.append(Finding("gpu", usable, why))
     findings.append(_blas())
+    findings.append(_chosen())
+    if bench:
+        ready = {finding.topic for finding in findings if finding.usable}
+        findings.extend(_bench(*contender) for contender in _contenders(ready))
     if urls is None:
         urls = _default_urls()
     findings.extend(_reach(url) for url in urls)
     return findings
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def images_per_s(choice: EngineChoice, seconds: float = _BENCH_S) -> float:
+    """Measure an engine on ready-made pixels: ResNet-18 at the starter weights' 64 pixels.
+
+    Parameters
+    ----------
+    choice : EngineChoice
+        From `featcache.engines.choose_engine`.
+    seconds : float
+        How long to measure, after one batch to warm up.
+
+    Returns
+    -------
+    float
+        Images per second.
+
+    Raises
+    ------
+    EngineUnavailableError
+        The engine cannot be imported after all.
+    """
+    import numpy as np
+
+    from .weights import load_weights
+
+    weights = load_weights("tinyimagenet32")
+    engine = build_engine(choice, weights)
+    size = weights.preprocess.size
+    shape = (engine.batch_size, size, size, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    engine.extract(images)
+    done, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        engine.extract(images)
+        done += len(images)
+    return done / (time.perf_counter() - begun)
+
+
+def _cores() -> Finding:
+    try:
+        usable = usable_cores()
+    except FeatcacheError as error:
+        return Finding("cores", False, str(error))
+    if os.environ.get(THREADS_VARIABLE, "").strip():
+        return Finding("cores", True, f"{usable} threads, as {THREADS_VARIABLE} says")
+    quota = quota_cores()
+    limit = "no quota" if quota is None else f"a quota of {quota:g}"
+    return Finding(
+        "cores",
+        True,
+        f"{usable} for this process, of {os.cpu_count()} with {limit}; "
+        f"{THREADS_VARIABLE} overrides",
+    )
 
 
 def _versions() -> list[str]:
@@ -114,6 +197,53 @@ def _oneflow() -> Finding:
         return Finding("oneflow", True, f"{version} imports and computes on the CPU")
     last = (child.stderr.strip().splitlines() or ["no message"])[-1]
     return Finding("oneflow", False, f"{version} failed with exit code {child.returncode}: {last}")
+
+
+def _openvino() -> Finding:
+    version, why = openvino_status()
+    if version is None:
+        return Finding("openvino", False, why)
+    try:
+        precisions = ", ".join(openvino_precisions())
+    except FeatcacheError as error:
+        return Finding("openvino", False, str(error))
+    return Finding("openvino", True, f"{version}; this processor computes in {precisions}")
+
+
+def _chosen() -> Finding:
+    try:
+        return Finding("engine", True, choose_engine().why)
+    except FeatcacheError as error:
+        return Finding("engine", False, str(error))
+
+
+def _contenders(ready: Collection[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield the engines, devices and precisions that run here."""
+    if "oneflow" in ready:
+        if "gpu" in ready:
+            yield from (("oneflow", "cuda", precision) for precision in ("f32", "f16"))
+        yield "oneflow", "cpu", "f32"
+    if "openvino" in ready:
+        yield from (("openvino", "cpu", precision) for precision in openvino_precisions())
+
+
+def _bench(engine: str, device: str, precision: str) -> Finding:
+    what = f"{engine} on {device} in {precision}"
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", _BENCH_TRIAL, engine, device, precision],
+            capture_output=True,
+            text=True,
+            timeout=_BENCH_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("bench", False, f"{what}: no answer within {_BENCH_TIMEOUT_S} s")
+    _, said, rate = child.stdout.rpartition("rate ")
+    if child.returncode or not said:
+        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        return Finding("bench", False, f"{what}: exit code {child.returncode}: {last}")
+    return Finding("bench", True, f"{what}: {float(rate):,.0f} images/s (ResNet-18 at 64 px)")
 
 
 def _blas() -> Finding:

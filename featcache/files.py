@@ -3,49 +3,85 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import OutputError
+from .errors import FeatcacheError, OutputError
 
-__all__ = ["check_writable", "user_path", "write_atomically"]
+__all__ = [
+    "check_writable",
+    "remove_leftovers",
+    "replaced_file",
+    "user_path",
+    "write_atomically",
+]
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file under its final name only when every byte is on the disk.
+    """Write a file of these bytes, whole or not at all.
 
-    The bytes go to a temporary file in the same folder, which is flushed to the
-    disk and then renamed; a reader sees the old file or the new one. Killed
+    Raises
+    ------
+    OutputError
+        As `replaced_file`.
+    """
+    with replaced_file(path) as descriptor:
+        _write_all(descriptor, parts)
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[int]:
+    """Show a file under its final name only when every byte is on the disk.
+
+    What is written goes to a temporary file in the same folder, which is flushed to
+    the disk and then renamed; a reader sees the old file or the new one. Killed
     part-way, nothing but a hidden temporary file is left.
+
+    Yields
+    ------
+    int
+        The descriptor to write to.
 
     Raises
     ------
     OutputError
         The folder cannot be made or written, or the disk is full; the old file is untouched.
     """
-    temporary: Path | None = None
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
-        ) as stream:
-            temporary = Path(stream.name)
-            _write_all(stream.fileno(), parts)
-            os.fsync(stream.fileno())
-        # NamedTemporaryFile is private to its owner; a result is as readable as any new file.
-        temporary.chmod(0o666 & ~_umask())
+        # Not by tempfile, whose files are private to their owner: a result is like any new file.
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(temporary, flags, 0o666)
+        try:
+            yield descriptor
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         os.replace(temporary, path)
-        temporary = None
         _sync_folder(path.parent)
     except OSError as error:
+        if isinstance(error, FeatcacheError):
+            raise
         raise OutputError(
             f"{path}: cannot be written: {error.strerror or error}; free space or name another "
             "output"
         ) from None
     finally:
-        if temporary is not None:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete the hidden files that killed writers of a file left; there must be no other writer."""
+    half_written = re.compile(rf"\.{re.escape(path.name)}\.[^.]+\.part")
+    with suppress(OSError):
+        for other in path.parent.iterdir():
+            if half_written.fullmatch(other.name):
+                other.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:
@@ -61,7 +97,7 @@ def check_writable(path: Path) -> None:
         if path.is_dir():
             raise IsADirectoryError(None, "a folder has that name")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part"):
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
             pass
     except OSError as error:
         raise OutputError(
@@ -83,13 +119,6 @@ def _write_all(descriptor: int, parts: Iterable[bytes | memoryview]) -> None:
         view = memoryview(part).cast("B")
         while view:
             view = view[os.write(descriptor, view) :]
-
-
-def _umask() -> int:
-    # The only portable way to read the mask is to set it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

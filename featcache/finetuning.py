@@ -164,7 +164,7 @@ def finetune(
         epochs=recipe.epochs if epochs is None else epochs,
         batch_size=recipe.batch_size if batch_size is None else batch_size,
     )
-    choice = choose_engine(device)
+    choice = choose_engine("oneflow", device)
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset, data_root=data_root, on_progress=on_progress)
     if method == "scratch" and weights == "imagenet":

@@ -85,6 +85,7 @@ def knn(
     """
     if not isinstance(cache, Cache):
         cache = load(cache if cache is not None else newest_cache())
+    cache.check_vectors()
     train, labels = cache.train, cache.test.labels
     n_classes = len(cache.class_names)
     started = time.perf_counter()

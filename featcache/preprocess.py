@@ -5,6 +5,10 @@ between engines by rounding alone: upright RGB, the centre square cropped and
 resized to ``size`` by Pillow's antialiased bilinear filter. For square images
 this is exactly the tutorial's ``Resize(224)``.
 Normalising belongs to the engine; ``uint8`` is what travels.
+
+An image smaller than ``size`` may travel as it is (`Preprocess.compact`) and be
+enlarged by the engine. `upscale_taps` defines how: as Pillow does it, in the same
+fixed-point arithmetic, so that both ways lead to the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +24,18 @@ from .errors import RecipeError, ShapeMismatchError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["FLIP_VIEWS", "IMAGENET_MEAN", "IMAGENET_STD", "VIEWS", "Preprocess", "apply_view"]
+__all__ = [
+    "FLIP_VIEWS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "REDUCING_GAP",
+    "VIEWS",
+    "WEIGHT_BITS",
+    "Preprocess",
+    "apply_view",
+    "upscale",
+    "upscale_taps",
+]
 
 # Channel statistics of ImageNet's training images on [0, 1]; the tutorial's and torchvision's.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -29,6 +44,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # The stem and four stages of a ResNet divide each side by 32: below that no pixel is left.
 MIN_SIZE = 32
 MAX_SIZE = 4096  # one such image is 200 MB as float32
+
+# A JPEG decoder may shrink a photo by 2, 4 or 8 while it decodes, as long as the result stays at
+# least so many times the target's side; Pillow's filter does the rest. The name is Pillow's.
+REDUCING_GAP = 2.0
+
+# Pillow's weights for uint8 images are multiples of 2 ** -22: 32 bits, less 8 for the pixel and
+# 2 to spare (PRECISION_BITS in its Resample.c).
+WEIGHT_BITS = 22
 
 # The tutorial flips each training image horizontally and vertically with probability 1/2
 # each, so that its augmentation has exactly these four outcomes, equally likely.
@@ -90,6 +113,7 @@ class Preprocess:
             **fields,
             "geometry": "centre square, then resize",
             "decoder": f"pillow {PIL.__version__}",
+            "reducing_gap": REDUCING_GAP,
         }
 
     def pixels(self, image: Image.Image) -> np.ndarray:
@@ -102,11 +126,8 @@ class Preprocess:
         """
         from PIL import Image
 
-        side = min(image.size)
-        left, top = ((length - side) // 2 for length in image.size)
-        if image.size != (side, side):
-            image = image.crop((left, top, left + side, top + side))
-        if side != self.size:
+        image = _centre_square(image)
+        if image.width != self.size:
             image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         return np.asarray(image, dtype=np.uint8)
 
@@ -116,6 +137,108 @@ class Preprocess:
         for row, image in zip(batch, images, strict=True):
             row[...] = self.pixels(image)
         return batch
+
+    def compact(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Return the smallest pixels that stand for the canonical ones of a batch.
+
+        Parameters
+        ----------
+        images : sequence of PIL.Image.Image
+            Upright RGB images.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint8 (N, s, s, 3). Where the centre squares of all images have one side
+            s <= size: these, which `upscale` turns into what `batch` returns, byte for
+            byte. Otherwise what `batch` returns, with s = size.
+        """
+        sides = {min(image.size) for image in images}
+        if len(sides) != 1 or max(sides) > self.size:
+            return self.batch(images)
+        return np.stack([np.asarray(_centre_square(image), np.uint8) for image in images])
+
+
+def _centre_square(image: Image.Image) -> Image.Image:
+    side = min(image.size)
+    if image.size == (side, side):
+        return image
+    left, top = ((length - side) // 2 for length in image.size)
+    return image.crop((left, top, left + side, top + side))
+
+
+def upscale(images: np.ndarray, size: int) -> np.ndarray:
+    """Enlarge square images exactly as Pillow's bilinear filter does.
+
+    The reference for every engine's own way: horizontally, then vertically, rounding
+    to uint8 after each.
+
+    Parameters
+    ----------
+    images : numpy.ndarray
+        uint8 (N, s, s, 3), s <= size.
+    size : int
+        Side of the result.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 (N, size, size, 3).
+
+    Raises
+    ------
+    ShapeMismatchError
+        Images that are not square, or larger than ``size``.
+    """
+    if images.ndim != 4 or not 1 <= images.shape[1] == images.shape[2] <= size:
+        raise ShapeMismatchError(
+            f"images: expected (N, s, s, 3) with s up to {size}, found shape {images.shape}; "
+            "make them with Preprocess.compact"
+        )
+    first, second, weights = upscale_taps(images.shape[1], size)
+    for axis in (2, 1):
+        shape = [1, 1, 1, 1]
+        shape[axis] = size
+        total = images.take(first, axis) * weights[:, 0].reshape(shape)
+        total += images.take(second, axis) * weights[:, 1].reshape(shape)
+        images = ((total + (1 << WEIGHT_BITS >> 1)) >> WEIGHT_BITS).astype(np.uint8)
+    return images
+
+
+def upscale_taps(side: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where each pixel of an enlarged row comes from, and with which weights.
+
+    Pixel i of the result is ``w[i, 0] * x[first[i]] + w[i, 1] * x[second[i]]``, rounded
+    half up, where ``w = weights / 2 ** WEIGHT_BITS``. A sum of such products takes 30
+    bits: integers and float64 hold it exactly, float32 does not.
+
+    Parameters
+    ----------
+    side, size : int
+        Lengths before and after, 1 <= side <= size.
+
+    Returns
+    -------
+    first, second : numpy.ndarray
+        int32 (size,), indices into a row of ``side`` pixels.
+    weights : numpy.ndarray
+        int32 (size, 2), each from 0 to ``2 ** WEIGHT_BITS``.
+
+    Notes
+    -----
+    Follows ``precompute_coeffs`` and ``normalize_coeffs_8bpc`` in Pillow's
+    ``src/libImaging/Resample.c``; when an image grows, the bilinear filter is a
+    triangle that reaches one pixel to either side, so that two weights suffice.
+    """
+    centre = (np.arange(size) + 0.5) * (side / size)
+    weights = np.maximum(1 - np.abs(np.arange(side) - centre[:, None] + 0.5), 0)
+    weights /= weights.sum(axis=1, keepdims=True)  # at the border one of the two is missing
+    fixed = np.floor(weights * (1 << WEIGHT_BITS) + 0.5).astype(np.int32)
+    first = (fixed > 0).argmax(axis=1)
+    second = np.minimum(first + 1, side - 1)
+    rows = np.arange(size)
+    pair = np.stack((fixed[rows, first], np.where(second > first, fixed[rows, second], 0)), axis=1)
+    return first.astype(np.int32), second.astype(np.int32), pair
 
 
 def apply_view(images: np.ndarray, view: str) -> np.ndarray:

@@ -180,11 +180,13 @@ def probe(
     job = Job.of(solver, recipe, epochs, lr, weight_decay, C, sweep, metric)
     if not isinstance(cache, Cache):
         cache = load(cache if cache is not None else newest_cache())
+    cache.check_vectors()
     rows = _limited(cache.train, train_limit, "train")
-    raw = [cache.train.view(name)[rows] for name in cache.views]
+    raw = [np.asarray(cache.train.view(name)[rows], np.float32) for name in cache.views]
     labels = cache.train.labels[rows]
     rows = _limited(cache.test, test_limit, "test")
-    test_features, test_labels = cache.test.features[rows], cache.test.labels[rows]
+    test_features = np.asarray(cache.test.features[rows], np.float32)
+    test_labels = cache.test.labels[rows]
     if len(np.unique(labels)) < 2:
         raise CacheCorruptError(
             f"{cache.path}: expected training images of at least 2 classes, found one; extract a "

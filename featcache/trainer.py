@@ -157,7 +157,9 @@ class Trainer:
         return float(loss.item())
 
     def _pixels(self, split: Split, rows: np.ndarray) -> np.ndarray:
-        return self._preprocess.batch([split.images[int(row)] for row in rows])
+        return self._preprocess.batch(
+            [split.images.read(int(row), self._preprocess.size) for row in rows]
+        )
 
     def _input(self, pixels: np.ndarray) -> Any:
         return self._engine.to_input(pixels, self._preprocess, self._device)

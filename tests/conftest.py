@@ -79,16 +79,24 @@ class FakeEngine:
     """A seeded projection of the pixels: as fast and as deterministic as an engine can be."""
 
     dim = 8
+    batch_size = 64
 
-    def __init__(self, weights):
-        size = weights.preprocess.size
+    def __init__(self, weights, cuts):
+        self.size = size = weights.preprocess.size
+        self.cuts = cuts
         self.matrix = np.random.default_rng(0).normal(size=(size * size * 3, self.dim))
         self.calls = 0
 
     def extract(self, images):
         self.calls += 1
         assert images.dtype == np.uint8
-        return (images.reshape(len(images), -1) / 255 @ self.matrix).astype(np.float32)
+        if images.shape[1] != self.size:
+            from featcache.preprocess import upscale
+
+            images = upscale(images, self.size)
+        features = (images.reshape(len(images), -1) / 255 @ self.matrix).astype(np.float32)
+        maps = np.repeat(features[:, :4], 4, axis=1).reshape(len(images), 4, 2, 2)
+        return {cut: features if cut == "avgpool" else maps for cut in self.cuts}
 
 
 @pytest.fixture
@@ -97,14 +105,16 @@ def fake_engine(monkeypatch):
     from featcache import extraction
     from featcache.engines import EngineChoice
 
-    choice = EngineChoice("fake", "1", "cpu", "float32", "a test asked for it")
+    choice = EngineChoice("fake", "1", "cpu", "f32", "a test asked for it")
     made = []
 
-    def build(choice, weights):
-        made.append(FakeEngine(weights))
+    def build(choice, weights, cuts):
+        made.append(FakeEngine(weights, cuts))
         return made[-1]
 
-    monkeypatch.setattr(extraction, "choose_engine", lambda device: choice)
+    monkeypatch.setattr(
+        extraction, "choose_engine", lambda engine="auto", device="auto", precision="f32": choice
+    )
     monkeypatch.setattr(extraction, "build_engine", build)
     return made
 
@@ -115,8 +125,13 @@ def small_cache(tmp_path):
     return write_gaussian_cache(tmp_path / "small.h5")
 
 
-def write_gaussian_cache(path, *, n_classes=3, n_train=120, n_test=60, dim=8, spread=1.0, seed=0):
-    """Write features whose classes are Gaussian clouds, and return the path."""
+def write_gaussian_cache(
+    path, *, n_classes=3, n_train=120, n_test=60, dim=8, spread=1.0, seed=0, **facts
+):
+    """Write features whose classes are Gaussian clouds, and return the path.
+
+    ``facts`` take the place of the provenance's.
+    """
     from featcache.preprocess import FLIP_VIEWS, Preprocess
     from featcache.store import SplitArrays, write_cache
 
@@ -138,7 +153,7 @@ def write_gaussian_cache(path, *, n_classes=3, n_train=120, n_test=60, dim=8, sp
         "backbone": "resnet18",
         "class_names": [f"class {index}" for index in range(n_classes)],
         "created": "2026-01-01T00:00:00+00:00",
-        "cut": "avgpool",
+        "cuts": ["avgpool"],
         "dataset": "gaussian",
         "dataset_digest": "0" * 64,
         "dataset_source": "drawn by a test",
@@ -155,6 +170,7 @@ def write_gaussian_cache(path, *, n_classes=3, n_train=120, n_test=60, dim=8, sp
         "weights": "none",
         "weights_sha256": "0" * 64,
         "weights_source": "none",
+        **facts,
     }
     splits = {
         "train": split(n_train, "train", FLIP_VIEWS[1:]),

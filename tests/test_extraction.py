@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import numpy as np
 import pytest
+from conftest import FakeEngine
 
-from featcache import extract, load, load_dataset, load_weights
+from featcache import extract, extraction, load, load_dataset, load_weights, probe
 from featcache.errors import (
     CacheError,
     CacheMismatchError,
+    CacheMissError,
+    DatasetError,
     FeatcacheError,
     OutputError,
     RecipeError,
     WeightsError,
 )
-from featcache.extraction import _single_writer
 from featcache.preprocess import FLIP_VIEWS, Preprocess, apply_view
+from featcache.store import single_writer
 
 STARTER = "tinyimagenet32"
 
@@ -28,12 +32,12 @@ def test_features_land_in_a_named_file(image_folder, fake_engine, home):
     name = f"colours-resnet18-tinyimagenet32-64-{result.fingerprint[:8]}.h5"
     assert result.cache == home / "cache" / name
     assert (result.reused, result.n_rows, result.feature_dim) == (False, 54, 8)
-    assert (result.engine, result.precision) == ("fake", "float32")
+    assert (result.engine, result.precision) == ("fake", "f32")
     assert heard[-1].stage == "test images" and heard[-1].done == heard[-1].total == 18
     cache = result.load()
     data = load_dataset(image_folder)
     pixels = Preprocess(64).batch([data.test.images[row] for row in range(18)])
-    expected = fake_engine[0].extract(pixels)
+    expected = fake_engine[0].extract(pixels)["avgpool"]
     assert np.array_equal(cache.test.features, expected)
     assert cache.test.ids == data.test.ids
     assert cache.meta["dataset_digest"] == data.digest
@@ -74,7 +78,7 @@ def test_a_cache_of_other_ingredients_is_never_taken(image_folder, fake_engine, 
     output = tmp_path / "mine.h5"
     extract(image_folder, weights=STARTER, output=output)
     before = output.read_bytes()
-    with pytest.raises(CacheMismatchError, match=r"preprocess: found .*'size': 64.*'size': 32"):
+    with pytest.raises(CacheMismatchError, match=r"preprocess\.size: found 64, wanted 32"):
         extract(image_folder, weights=STARTER, size=32, output=output)
     assert output.read_bytes() == before
     assert extract(image_folder, weights=STARTER, size=32, output=output, force=True)
@@ -84,7 +88,7 @@ def test_a_cache_of_other_ingredients_is_never_taken(image_folder, fake_engine, 
 def test_a_damaged_cache_is_not_taken_either(image_folder, fake_engine, tmp_path):
     output = tmp_path / "mine.h5"
     output.write_bytes(b"not a cache")
-    with pytest.raises(CacheError, match=r"readable HDF5.*--force"):
+    with pytest.raises(CacheError, match=r"mine\.h5: expected a file that .*--force"):
         extract(image_folder, weights=STARTER, output=output)
 
 
@@ -94,12 +98,169 @@ def test_flip_views_are_kept_beside_the_training_features(image_folder, fake_eng
     data = load_dataset(image_folder)
     pixels = Preprocess(64).batch([data.train.images[row] for row in range(36)])
     for view in FLIP_VIEWS:
-        expected = fake_engine[0].extract(apply_view(pixels, view))
+        expected = fake_engine[0].extract(apply_view(pixels, view))["avgpool"]
         assert np.array_equal(cache.train.view(view), expected)
 
 
 def only_hidden(folder):
-    return all(path.name.startswith(".") for path in folder.rglob("*"))
+    return all(path.name.startswith(".") for path in folder.glob("*"))
+
+
+def test_what_was_measured_is_kept(image_folder, fake_engine):
+    notes = []
+    result = extract(image_folder, weights=STARTER, on_note=notes.append)
+    assert notes == ["a test asked for it"]
+    stages = result.load().meta["stages_s"]
+    assert result.bottleneck in ("engine", "decoding", "writing")
+    assert 0 < stages["engine_s"] < stages["wall_s"] and stages["decoding_cpu_s"] > 0
+    assert result.images_per_s == pytest.approx(54 / stages["wall_s"], rel=0.2)
+
+
+def test_several_cuts_come_from_one_pass(image_folder, fake_engine):
+    cache = extract(image_folder, weights=STARTER, cut="avgpool,layer3", views="flips").load()
+    assert cache.cuts == ("avgpool", "layer3")
+    assert cache.train.features.shape == (36, 8)
+    assert cache.train.cut("layer3").shape == cache.train.cut("layer3", "vflip").shape
+    assert cache.test.cut("layer3").shape == (18, 4, 2, 2)
+    assert cache.train.cut("avgpool") is not None
+    with pytest.raises(CacheMissError, match=r"expected the cut 'layer2' in the view 'identity'"):
+        cache.train.cut("layer2")
+    maps = extract(image_folder, weights=STARTER, cut="layer3").load()
+    assert np.array_equal(maps.test.features, cache.test.cut("layer3"))
+    with pytest.raises(CacheMismatchError, match=r"found maps \(N, 4, 2, 2\) of the cut layer3"):
+        probe(maps)
+
+
+def test_float16_is_half_and_refuses_what_does_not_fit(image_folder, fake_engine, monkeypatch):
+    half = extract(image_folder, weights=STARTER, dtype="float16").load()
+    full = extract(image_folder, weights=STARTER).load()
+    assert half.train.features.dtype == np.float16
+    assert np.array_equal(half.train.features, full.train.features.astype(np.float16))
+    honest = FakeEngine.extract
+    monkeypatch.setattr(
+        FakeEngine,
+        "extract",
+        lambda self, images: {"avgpool": honest(self, images)["avgpool"] * np.float32(1e5)},
+    )
+    with pytest.raises(FeatcacheError, match=r"train/blue/\d+\.png: .*65,504 for float16"):
+        extract(image_folder, weights=STARTER, dtype="float16", force=True)
+
+
+@pytest.fixture
+def torn_folder(image_folder, tmp_path):
+    """The same images, of which two training files hold something else."""
+    folder = tmp_path / "torn"
+    shutil.copytree(image_folder, folder)
+    for name in ("blue/03.png", "red/07.png"):
+        (folder / "train" / name).write_bytes(b"not an image")
+    return folder
+
+
+def test_images_that_do_not_decode_fail_or_are_listed(torn_folder, fake_engine, tmp_path):
+    output = tmp_path / "torn.h5"
+    with pytest.raises(DatasetError, match=r"train/blue/03\.png: expected an image"):
+        extract(torn_folder, weights=STARTER, output=output)
+    result = extract(torn_folder, weights=STARTER, output=output, on_error="skip")
+    cache = result.load()
+    assert (result.n_rows, result.n_skipped) == (52, 2)
+    assert cache.train.skipped == ("train/blue/03.png", "train/red/07.png")
+    assert not set(cache.train.skipped) & set(cache.train.ids) and cache.test.skipped == ()
+    data = load_dataset(torn_folder)
+    row = data.train.ids.index("train/red/08.png")
+    pixels = Preprocess(64).batch([data.train.images[row]])
+    expected = fake_engine[0].extract(pixels)["avgpool"][0]
+    found = cache.train.ids.index("train/red/08.png")
+    np.testing.assert_allclose(cache.train.features[found], expected, rtol=1e-5)
+    assert cache.train.labels[found] == 2
+
+    assert extract(torn_folder, weights=STARTER, output=output, on_error="skip").reused
+    with pytest.raises(CacheMismatchError, match=r"without 2 that did not decode \(train/blue/03"):
+        extract(torn_folder, weights=STARTER, output=output)
+
+
+def test_a_split_without_one_good_image_is_an_error(torn_folder, fake_engine):
+    for path in (torn_folder / "test").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DatasetError, match="test: expected at least one image that decodes"):
+        extract(torn_folder, weights=STARTER, on_error="skip")
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_an_interrupted_run_goes_on_where_it_was(
+    image_folder, fake_engine, tmp_path, monkeypatch, pack
+):
+    monkeypatch.setattr(extraction, "SHARD_ROWS", 8)
+    arguments = {"weights": STARTER, "views": "flips", "batch_size": 3, "pack": pack}
+    whole = extract(image_folder, output=tmp_path / "whole.h5", **arguments)
+
+    def stop(message):
+        if message.stage == "train images" and message.done == 30:
+            raise KeyboardInterrupt
+
+    output = tmp_path / "parts.h5"
+    with pytest.raises(KeyboardInterrupt, match=r"^24 of 54 images are kept, and the same"):
+        extract(image_folder, output=output, on_progress=stop, **arguments)
+    notes, heard = [], []
+    rest = extract(
+        image_folder, output=output, on_note=notes.append, on_progress=heard.append, **arguments
+    )
+    assert rest.n_resumed == 24 and "going on from 24 of 54 images" in notes[-1]
+    assert next(message for message in heard if message.stage == "train images").done == 24
+    assert rest.cache.suffix == (".h5" if pack else ".shards")
+    one, other = whole.load(), rest.load()
+    for name, array in one.index.arrays.items():
+        digests = [
+            [block.sha256 for block in index.arrays[name].blocks]
+            for index in (one.index, other.index)
+        ]
+        assert digests[0] == digests[1], name
+        assert array.shape == other.index.arrays[name].shape
+    assert extract(image_folder, output=output, **arguments).reused
+    assert not list(tmp_path.glob(".parts.h5.parts"))
+
+
+def test_a_run_killed_at_its_very_end_leaves_nothing_behind(image_folder, fake_engine, tmp_path):
+    output = tmp_path / "mine.h5"
+    extract(image_folder, weights=STARTER, output=output)
+    left = tmp_path / ".mine.h5.parts"
+    left.mkdir()
+    (left / "train-000000000000-labels.npy").write_bytes(b"")
+    assert extract(image_folder, weights=STARTER, output=output).reused
+    assert not left.exists()
+
+
+def test_skipped_images_of_an_unfinished_run_are_not_taken_over_in_silence(
+    torn_folder, fake_engine, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(extraction, "SHARD_ROWS", 8)
+
+    def stop(message):
+        if message.stage == "train images" and message.done == 24:
+            raise KeyboardInterrupt
+
+    arguments = {"weights": STARTER, "output": tmp_path / "mine.h5", "batch_size": 8}
+    with pytest.raises(KeyboardInterrupt):
+        extract(torn_folder, on_error="skip", on_progress=stop, **arguments)
+    with pytest.raises(CacheMismatchError, match="unfinished run that left out 1 that did not"):
+        extract(torn_folder, **arguments)
+    assert extract(torn_folder, on_error="skip", **arguments).n_skipped == 2
+
+
+def test_an_unfinished_run_of_other_ingredients_is_refused(
+    image_folder, fake_engine, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(extraction, "SHARD_ROWS", 8)
+
+    def stop(message):
+        if message.done == 16:
+            raise KeyboardInterrupt
+
+    output = tmp_path / "mine.h5"
+    with pytest.raises(KeyboardInterrupt):
+        extract(image_folder, weights=STARTER, output=output, batch_size=8, on_progress=stop)
+    with pytest.raises(CacheMismatchError, match=r"unfinished run .*preprocess\.size: found 64"):
+        extract(image_folder, weights=STARTER, output=output, size=32)
+    assert extract(image_folder, weights=STARTER, output=output, size=32, force=True).n_rows == 54
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
@@ -117,13 +278,11 @@ def test_an_interrupted_run_leaves_no_file(image_folder, fake_engine, home, fail
 def test_features_that_are_not_finite_are_never_written(
     image_folder, fake_engine, home, monkeypatch
 ):
-    from conftest import FakeEngine
-
     honest = FakeEngine.extract
 
     def broken(self, images):
         features = honest(self, images)
-        features[5, 2] = np.nan
+        features["avgpool"][5, 2] = np.nan
         return features
 
     monkeypatch.setattr(FakeEngine, "extract", broken)
@@ -134,11 +293,11 @@ def test_features_that_are_not_finite_are_never_written(
 
 def test_one_writer_at_a_time_and_the_other_is_told(tmp_path):
     path = tmp_path / "x.h5"
-    with _single_writer(path):
+    with single_writer(path):
         said = pytest.raises(CacheError, match=f"being written by process {os.getpid()} on ")
-        with said, _single_writer(path):
+        with said, single_writer(path):
             pass
-    with _single_writer(path):
+    with single_writer(path):
         pass
 
 

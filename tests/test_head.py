@@ -153,10 +153,10 @@ def test_a_head_has_the_same_bytes_in_every_process(head, tmp_path):
 
 
 def test_a_head_keeps_all_that_the_fingerprint_covers(small_cache):
-    assert set(INGREDIENTS) == {*FINGERPRINT_FIELDS, "weights"}
+    assert set(INGREDIENTS) == {*FINGERPRINT_FIELDS, "cut", "format_version", "weights"}
     meta = load(small_cache).meta
     kept = feature_ingredients(meta)
-    assert set(kept) == set(INGREDIENTS) and kept["preprocess"] == meta["preprocess"]
+    assert set(kept) == set(INGREDIENTS) - {"cut"} and kept["preprocess"] == meta["preprocess"]
     assert feature_differences(kept, meta) == rounding_differences(kept, meta) == []
 
 
@@ -172,7 +172,7 @@ def changed(ingredients, name, value):
     ("name", "value"),
     [
         ("backbone", "resnet50"),
-        ("cut", "layer3"),
+        ("cuts", ["layer3"]),
         ("weights_sha256", "1" * 64),
         ("preprocess.size", 32),
         ("preprocess.mean", [0, 0, 0]),
@@ -186,7 +186,10 @@ def test_what_changes_features_is_a_difference(head, name, value):
     other = changed(head.ingredients, name, value)
     for one, two in ((head.ingredients, other), (other, head.ingredients)):
         (said,) = feature_differences(one, two)
-        assert said.startswith(f"{name.replace('.', ' ')}: head ") and ", here " in said
+        assert (
+            said.startswith(f"{name.replace('.', ' ').replace('cuts', 'cut')}: head ")
+            and ", here " in said
+        )
     assert rounding_differences(head.ingredients, other) == []
 
 
@@ -213,10 +216,13 @@ def test_what_rounds_features_is_said_and_what_labels_them_is_not(head, name, va
 
 def test_what_a_head_does_not_say_is_a_difference(head):
     assert len(feature_differences({}, {})) == 4
-    for name in ("backbone", "cut", "weights_sha256", "preprocess"):
+    for name in ("backbone", "cuts", "weights_sha256", "preprocess"):
         silent = {key: value for key, value in head.ingredients.items() if key != name}
         for other in (silent, head.ingredients):
-            assert any(line.startswith(name) for line in feature_differences(silent, other))
+            assert any(
+                line.startswith(name.removesuffix("s"))
+                for line in feature_differences(silent, other)
+            )
     assert "preprocess size: head None, here 64" in feature_differences(
         {**head.ingredients, "preprocess": "text"}, head.ingredients
     )

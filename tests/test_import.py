@@ -12,7 +12,7 @@ import pytest
 import featcache
 
 PACKAGE = Path(featcache.__file__).parent
-HEAVY = ("numpy", "h5py", "sklearn", "oneflow", "flowvision", "PIL", "torch")
+HEAVY = ("numpy", "h5py", "sklearn", "oneflow", "flowvision", "openvino", "PIL", "torch")
 
 
 def loaded_after(code: str) -> set[str]:
@@ -35,7 +35,7 @@ def test_help_loads_no_framework():
 
 def test_opening_a_cache_loads_no_framework(small_cache):
     code = f"import featcache\nfeatcache.load({str(small_cache)!r}).train.features"
-    assert loaded_after(code).isdisjoint(("oneflow", "flowvision", "sklearn", "torch"))
+    assert loaded_after(code).isdisjoint(("oneflow", "flowvision", "openvino", "sklearn", "torch"))
 
 
 def test_public_names_are_sorted_complete_and_resolve():
@@ -60,15 +60,23 @@ MAY_IMPORT = {
     "sampling": BASIC,
     "preprocess": BASIC,
     "backbone": BASIC,
+    "cores": BASIC,
     "frameworks": BASIC,
     "download": {"errors", "progress", "files"},
     "weights": {"errors", "progress", "preprocess", "backbone", "download", "files"},
-    "datasets": {"errors", "progress", "sampling", "files", "download", "frameworks"},
-    "store": {"errors", "files"},
+    "datasets": BASIC
+    | {"progress", "sampling", "files", "download", "frameworks"}
+    | {"cores", "lookahead", "preprocess"},
+    "lookahead": set(),
+    "decoding": {"errors", "datasets", "lookahead", "preprocess"},
+    "pipeline": FLOOR | {"datasets", "decoding", "engines", "store"},
+    "store": {"errors", "files", "progress"},
     "probes": {"errors", "progress", "metrics", "files", "recipe", "sampling"},
-    "engines": {"errors", "frameworks", "preprocess", "backbone", "weights"},
+    "engines": {"errors", "cores", "frameworks", "preprocess", "backbone", "weights"},
     "runs": {"errors", "files", "store"},
-    "extraction": FLOOR | {"datasets", "engines", "store", "weights"},
+    "exporting": {"errors", "files", "progress", "store"},
+    "extraction": FLOOR
+    | {"cores", "datasets", "decoding", "engines", "pipeline", "store", "weights"},
     "solving": FLOOR | {"frameworks", "probes"},
     "probing": FLOOR | {"probes", "runs", "solving", "store"},
     "neighbours": FLOOR | {"probes", "runs", "store"},
@@ -77,7 +85,7 @@ MAY_IMPORT = {
     "trainer": FLOOR | {"datasets", "engines", "frameworks", "weights"},
     "finetuning": FLOOR | {"datasets", "engines", "runs", "trainer", "weights"},
     "comparison": {"errors", "runs"},
-    "doctor": {"frameworks", "datasets", "weights"},
+    "doctor": {"errors", "cores", "frameworks", "datasets", "engines", "weights"},
 }
 
 

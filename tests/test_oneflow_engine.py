@@ -1,17 +1,18 @@
-"""The reference engine, and the manners of the process that loads OneFlow."""
+"""What is OneFlow's alone: its own forward pass, its graph, and its manners as a guest."""
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from featcache import load_weights
-from featcache.datasets import decode_image
-from featcache.engines import EngineChoice, build_engine, choose_engine
-from featcache.errors import EngineUnavailableError, RecipeError, ShapeMismatchError
+from featcache.engines import build_engine, choose_engine
+from featcache.preprocess import Preprocess
 
 pytestmark = pytest.mark.oneflow
 
@@ -23,7 +24,7 @@ def starter():
 
 @pytest.fixture(scope="module")
 def engine(starter):
-    return build_engine(EngineChoice("oneflow", "0.9.0", "cpu", "float32", ""), starter)
+    return build_engine(choose_engine("oneflow", "cpu"), starter)
 
 
 @pytest.fixture(scope="module")
@@ -47,28 +48,28 @@ def test_features_are_oneflows_own_forward_pass(engine, starter, images):
         x = model.maxpool(model.relu(model.bn1(model.conv1(x))))
         x = model.layer4(model.layer3(model.layer2(model.layer1(x))))
         expected = x.numpy().mean(axis=(2, 3))
-    features = engine.extract(images)
+    features = engine.extract(images)["avgpool"]
     assert features.dtype == np.float32 and features.shape == (3, 512)
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_features_of_real_images_agree_with_an_independent_framework(engine, starter, reference):
+def test_real_images_agree_closely_with_an_independent_framework(engine, starter, reference):
+    """Ten times closer than the contract asks of others: this one is the reference."""
     files, expected = reference
-    pixels = starter.preprocess.batch([decode_image(data, "an image") for data in files])
-    assert abs(engine.extract(pixels) - expected).max() <= 1e-5
+    opened = [Image.open(io.BytesIO(data)).convert("RGB") for data in files]
+    pixels = starter.preprocess.batch(opened)
+    assert abs(engine.extract(pixels)["avgpool"] - expected).max() <= 1e-5
 
 
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_any_number_of_images(engine, images, n):
-    np.testing.assert_allclose(
-        engine.extract(images[:n]), engine.extract(images)[:n], rtol=1e-5, atol=1e-6
-    )
+def test_a_graph_gives_the_same_features_for_any_number_of_images(engine, images):
+    """On the CPU and in float32; what mixed precision does on a GPU has never been tried."""
+    from featcache.engines._oneflow import to_input
+    from featcache.engines._oneflow_graph import StaticForward
 
-
-def test_other_pixels_are_refused(engine, images):
-    for wrong in (images[:, :32], images.astype(np.float32), images[:0]):
-        with pytest.raises(ShapeMismatchError, match=r"expected uint8 \(N >= 1, 64, 64, 3\)"):
-            engine.extract(wrong)
+    static = StaticForward(engine._forward, mixed=False)
+    for n in (2, 1, 3, 2):  # made, filled up, made anew, filled up
+        (result,) = static(to_input(images[:n], Preprocess(64), "cpu"))
+        assert np.array_equal(result.numpy(), engine.extract(images[:n])["avgpool"])
 
 
 @pytest.mark.parametrize("name", ["resnet34", "resnet50"])
@@ -141,14 +142,3 @@ assert seen["core"] == openblas_core_type(), seen
 assert "OPENBLAS_CORETYPE" not in os.environ
 """)
     assert answer.returncode == 0, answer.stderr
-
-
-def test_devices():
-    assert choose_engine("cpu").device == "cpu"
-    auto = choose_engine("auto")
-    assert auto.name == "oneflow" and auto.why
-    with pytest.raises(RecipeError, match="'tpu'"):
-        choose_engine("tpu")
-    if auto.device == "cpu":
-        with pytest.raises(EngineUnavailableError, match=r"device cuda: .*use --device cpu"):
-            choose_engine("cuda")

@@ -10,7 +10,6 @@ import shutil
 import zipfile
 from dataclasses import replace
 
-import h5py
 import numpy as np
 import pytest
 from conftest import FakeEngine, colour_image, write_gaussian_cache
@@ -168,8 +167,8 @@ def test_images_of_other_shapes_are_cropped_as_in_a_cache(cache, tmp_path):
     image = colour_image(2, 5, (90, 33))
     image.save(tmp_path / "wide.png")
     (found,) = predict(tmp_path / "wide.png", head, top=3)
-    engine = FakeEngine(load_weights(STARTER, size=SIZE))
-    shares = head.probabilities(engine.extract(Preprocess(SIZE).batch([image])))[0]
+    engine = FakeEngine(load_weights(STARTER, size=SIZE), ("avgpool",))
+    shares = head.probabilities(engine.extract(Preprocess(SIZE).batch([image]))["avgpool"])[0]
     expected = dict(zip(cache.class_names, shares, strict=True))
     assert dict(found.top) == pytest.approx(expected)
 
@@ -243,7 +242,7 @@ def test_features_that_are_not_finite(head, image_folder, monkeypatch):
 
     def broken(self, images):
         features = honest(self, images)
-        features[2, 1] = np.nan
+        features["avgpool"][2, 1] = np.nan
         return features
 
     monkeypatch.setattr(FakeEngine, "extract", broken)
@@ -258,7 +257,7 @@ def test_features_that_are_not_finite(head, image_folder, monkeypatch):
     ("changes", "said"),
     [
         ({"weights_sha256": "1" * 64}, r"weights_sha256: head '1{64}', here '.{64}'; name the"),
-        ({"cut": "layer3"}, "cut: head 'layer3', here 'avgpool'"),
+        ({"cuts": ["layer3"]}, "cut: head 'layer3', here 'avgpool'"),
         ({"preprocess": {"mean": [0.5, 0.5, 0.5]}}, "preprocess mean: head .0.5, 0.5, 0.5., here"),
         ({"preprocess": {"geometry": "stretched"}}, "preprocess geometry: head 'stretched'"),
         ({"backbone": "vgg16"}, "on resnet18, resnet34, resnet50, found one on 'vgg16'"),
@@ -280,10 +279,10 @@ def test_a_head_of_other_ingredients_is_refused(cache, image_folder, engines, ch
 
 def test_a_head_that_says_nothing_or_was_edited(cache, image_folder):
     head = fitted(cache)
-    with pytest.raises(WeightsError, match=r"found no backbone, cut, .*; train it again"):
+    with pytest.raises(WeightsError, match=r"found no backbone, cuts, .*; train it again"):
         predict(image_folder, replace(head, ingredients={}))
     for other in (
-        replace(head, ingredients={**head.ingredients, "cut": "layer4"}),
+        replace(head, ingredients={**head.ingredients, "cuts": ["layer4"]}),
         replace(head, fingerprint="1" * 64),
     ):
         with pytest.raises(WeightsError, match=r"hash to its fingerprint .* someone edited them"):
@@ -328,7 +327,7 @@ def test_another_engine_is_told_and_not_refused(cache, image_folder, monkeypatch
     from featcache import prediction
 
     other = EngineChoice("fake", "2", "cuda", "float32", "a test asked for it")
-    monkeypatch.setattr(prediction, "choose_engine", lambda device: other)
+    monkeypatch.setattr(prediction, "choose_engine", lambda **wishes: other)
     image = image_folder / "test" / "red" / "00.png"
     notes = []
     found = predict(image, fitted(cache), on_note=notes.append)
@@ -350,13 +349,9 @@ def test_a_head_on_its_own_cache(cache, head):
 
 def test_a_head_on_a_cache_made_alike(small_cache, tmp_path):
     head = fitted(load(small_cache))
-    other = load(write_gaussian_cache(tmp_path / "more.h5", n_test=90))
-    meta = {**other.meta, "device": "cuda", "dataset_digest": "2" * 64}
-    with h5py.File(other.path, "r+") as file:
-        for name in ("device", "dataset_digest"):
-            file.attrs[name] = meta[name]
-        file.attrs["fingerprint"] = fingerprint(meta)
-    result = evaluate_head(head, other.path)
+    facts = {"device": "cuda", "dataset_digest": "2" * 64}
+    other = write_gaussian_cache(tmp_path / "more.h5", n_test=90, **facts)
+    result = evaluate_head(head, other)
     assert (result.n_test, result.own_cache) == (90, False)
     assert result.notes == ("device: head 'cpu', here 'cuda'",)
 
@@ -386,7 +381,7 @@ def test_a_head_of_another_number_of_classes_is_refused(small_cache, tmp_path):
     ("changes", "said"),
     [
         ({"backbone": "resnet50"}, "backbone: head 'resnet50', here 'resnet18'"),
-        ({"cut": "layer3"}, "cut: head 'layer3', here 'avgpool'"),
+        ({"cuts": ["layer3"]}, "cut: head 'layer3', here 'avgpool'"),
         ({"weights_sha256": "1" * 64}, "weights_sha256: head '1{64}', here '0{64}'"),
         ({"preprocess": {"size": 32}}, "preprocess size: head 32, here 64"),
     ],
@@ -403,7 +398,7 @@ def test_every_difference_is_named(small_cache):
         replace(
             head, weight=np.zeros((2, 5), np.float32), bias=head.bias[:2], class_names=("a", "b")
         ),
-        cut="layer3",
+        cuts=["layer3"],
         preprocess={"size": 32},
     )
     with pytest.raises(CacheMismatchError) as caught:

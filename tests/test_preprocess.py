@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from featcache.errors import RecipeError, ShapeMismatchError
-from featcache.preprocess import FLIP_VIEWS, Preprocess, apply_view
+from featcache.preprocess import FLIP_VIEWS, Preprocess, apply_view, upscale
 
 
 def noise(width, height, seed=0):
@@ -76,3 +76,56 @@ def test_unknown_views_and_shapes_are_refused():
         apply_view(np.zeros((1, 2, 2, 3)), "upside")
     with pytest.raises(ShapeMismatchError, match=r"\(2, 2, 3\)"):
         apply_view(np.zeros((2, 2, 3)), "hflip")
+
+
+@pytest.mark.parametrize(
+    ("side", "size"),
+    [
+        (side, size)
+        for size in (32, 64, 100, 224)
+        for side in (1, 2, 3, 8, 28, 31, 32, 33, 64, 99, 200, 224)
+        if side <= size
+    ],
+)
+def test_enlarging_is_pillows_own_to_the_byte(side, size):
+    images = [noise(side, side, seed) for seed in range(3)]
+    native = np.stack([np.asarray(image) for image in images])
+    assert np.array_equal(upscale(native, size), Preprocess(size).batch(images))
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 64), (28, 64), (33, 100), (64, 224)])
+def test_enlarging_commutes_with_flipping(side, size):
+    images = np.asarray(noise(side, side))[None]
+    for view in FLIP_VIEWS:
+        flipped = upscale(apply_view(images, view), size)
+        assert np.array_equal(flipped, apply_view(upscale(images, size), view))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "side"),
+    [
+        ([(32, 32), (32, 32)], 32),
+        ([(32, 48), (40, 32), (32, 32)], 32),
+        ([(64, 64)], 64),
+        ([(1, 1)], 1),
+        ([(32, 32), (33, 33)], 64),
+        ([(65, 65), (65, 65)], 64),
+        ([(64, 64), (65, 65)], 64),
+    ],
+)
+def test_compact_pixels_stand_for_the_canonical_ones(shapes, side):
+    images = [noise(*shape, seed) for seed, shape in enumerate(shapes)]
+    compact = Preprocess(64).compact(images)
+    assert compact.dtype == np.uint8 and compact.shape == (len(shapes), side, side, 3)
+    assert np.array_equal(upscale(compact, 64), Preprocess(64).batch(images))
+
+
+@pytest.mark.parametrize("shape", [(2, 65, 65, 3), (2, 32, 33, 3), (32, 32, 3), (2, 0, 0, 3)])
+def test_what_cannot_be_enlarged_is_refused(shape):
+    with pytest.raises(ShapeMismatchError, match=r"expected .* s up to 64"):
+        upscale(np.zeros(shape, np.uint8), 64)
+
+
+def test_the_fingerprint_names_what_defines_the_pixels():
+    fields = Preprocess(64).as_dict()
+    assert fields["decoder"].startswith("pillow ") and fields["reducing_gap"] == 2.0

@@ -15,6 +15,7 @@ from ._options import (
     DataRootOption,
     DatasetArgument,
     DeviceOption,
+    EngineOption,
     JsonOption,
     SeedOption,
     SizeOption,
@@ -24,8 +25,9 @@ from ._options import (
     app,
 )
 from ._probe import probe
+from ._store import diff, export, merge, verify
 
-__all__ = ["app"]
+__all__ = ["app", "diff", "export", "merge", "verify"]
 
 DEMO_WEIGHTS = "tinyimagenet32"
 
@@ -54,15 +56,42 @@ def extract(
     backbone: BackboneOption = "resnet18",
     weights: WeightsOption = "imagenet",
     size: SizeOption = None,
+    engine: EngineOption = "auto",
     device: DeviceOption = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
+    precision: Annotated[
+        Literal["f32", "bf16", "f16"],
+        typer.Option(help="What the engine computes in; bf16 and f16 are faster where they run."),
+    ] = "f32",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images per forward pass.", show_default="what suits the engine"),
+    ] = None,
+    cut: Annotated[
+        str,
+        typer.Option(
+            help="Where features are taken: avgpool (vectors), layer1 to layer4 (maps), or several "
+            "with commas between."
+        ),
+    ] = "avgpool",
     views: Annotated[
         Literal["none", "flips"],
         typer.Option(help="flips: also the flipped views of the training images."),
     ] = "none",
+    dtype: Annotated[
+        Literal["float32", "float16"],
+        typer.Option(help="What features are kept as; float16 takes half the space."),
+    ] = "float32",
+    on_error: Annotated[
+        Literal["fail", "skip"],
+        typer.Option(help="skip: leave out images that do not decode, and list them in the cache."),
+    ] = "fail",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A .h5 file, or a folder for it.")
     ] = None,
+    shards: Annotated[
+        bool,
+        typer.Option("--shards", help="Leave a folder of shards, whatever the size."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Make it again if it is there.")] = False,
     data_root: DataRootOption = None,
     json: JsonOption = False,
@@ -79,15 +108,21 @@ def extract(
             backbone=backbone,
             weights=weights,
             size=size,
+            cut=cut,
+            engine=engine,
             device=device,
+            precision=precision,
+            dtype=dtype,
             batch_size=batch_size,
             views=views,
+            on_error=on_error,
             output=output,
+            pack=False if shards else None,
             force=force,
             data_root=data_root,
             on_progress=report,
+            on_note=out.note,
         )
-    out.note(f"{result.engine} on {result.device}, {result.precision}: {result.why}")
     out.show(result, json, out.extract_summary)
     return result.cache
 
@@ -179,15 +214,18 @@ def info(
 @app.command()
 def doctor(
     network: Annotated[bool, typer.Option(help="Try the hosts of weights and data sets.")] = True,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Measure every engine and precision that runs here.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Say what of OneFlow, GPU, BLAS and network this machine has, and what it lacks.
+    """Say which engines, GPU, cores and network this machine has, and what it lacks.
 
     Example: [bold]featcache doctor --no-network[/bold]
     """
     from ..doctor import examine
 
-    findings = examine(urls=None if network else ())
+    findings = examine(urls=None if network else (), bench=bench)
     out.show(findings, json, out.findings_table, lambda items: [asdict(item) for item in items])
 
 

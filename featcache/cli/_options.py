@@ -8,7 +8,10 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-_ORDER = ("demo", "extract", "probe", "predict", "finetune", "compare", "info", "doctor")
+_ORDER = (
+    *("demo", "extract", "probe", "predict", "finetune", "compare"),
+    *("info", "verify", "diff", "merge", "export", "doctor"),
+)
 
 
 class _InOrder(TyperGroup):
@@ -50,6 +53,10 @@ SizeOption = Annotated[
     typer.Option(
         min=32, max=4096, help="Side of the input in pixels.", show_default="the weights' own"
     ),
+]
+EngineOption = Annotated[
+    Literal["auto", "oneflow", "openvino"],
+    typer.Option(help="What runs the backbone; auto takes the fastest that this machine has."),
 ]
 DeviceOption = Annotated[Device, typer.Option(help="auto takes the GPU where OneFlow can use it.")]
 DataRootOption = Annotated[

@@ -88,7 +88,7 @@ def progress() -> Iterator[OnProgress]:
     columns = (
         bars.TextColumn("{task.description:>14}"),
         bars.BarColumn(bar_width=30),
-        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[count]:>15}"),
         bars.TextColumn("{task.fields[rate]:>12}"),
         bars.TimeRemainingColumn(compact=True),
         bars.TextColumn("{task.fields[note]}"),
@@ -103,13 +103,16 @@ def progress() -> Iterator[OnProgress]:
             if message.done < reached.get(stage, message.done + 1):
                 if stage in tasks:
                     shown.remove_task(tasks.pop(stage))
-                tasks[stage] = shown.add_task(stage, total=message.total, rate="", note="")
+                tasks[stage] = shown.add_task(
+                    stage, total=message.total, count="", rate="", note=""
+                )
                 paces[stage] = _Pace(message)
             reached[stage] = message.done
             shown.update(
                 tasks[stage],
                 completed=message.done,
                 total=message.total,
+                count=_count(message),
                 rate=paces[stage].shown(message),
                 note=message.note,
             )
@@ -134,12 +137,19 @@ class _Lines:
         if now - self._last < _LINE_EVERY_S and not finished:
             return
         self._last = now
-        facts = [f"{message.done}/{message.total}" if message.total else str(message.done)]
+        facts = [_count(message)]
         facts.append(self._pace.shown(message))
         if message.total and not finished and self._pace.per_s(message):
             facts.append(f"{(message.total - message.done) / self._pace.per_s(message):.0f} s left")
         facts.append(message.note)
         print(f"{message.stage}: {', '.join(filter(None, facts))}", file=sys.stderr)
+
+
+def _count(message: Progress) -> str:
+    """Return how far a stage is: ``1280/50000``, ``41/125 MB``."""
+    scale, unit = (1_000_000, " MB") if message.unit == "B" else (1, "")
+    done = f"{message.done // scale}"
+    return f"{done}/{message.total // scale}{unit}" if message.total else f"{done}{unit}"
 
 
 class _Pace:
@@ -172,8 +182,14 @@ def extract_summary(result: ExtractResult) -> Any:
     """Say where the cache is and what it cost."""
     what = f"{result.n_rows:,} x {result.feature_dim} features"
     if result.reused:
-        return f"{result.cache}: {what}, already there (made at {result.images_per_s:.0f} img/s)"
-    return f"{result.cache}: {what} in {result.wall_s:.1f} s, {result.images_per_s:.0f} img/s"
+        how = f"already there (made at {result.images_per_s:.0f} img/s)"
+    else:
+        how = (
+            f"in {result.wall_s:.1f} s, {result.images_per_s:.0f} img/s, "
+            f"bottleneck: {result.bottleneck}"
+        )
+    left_out = f"; {result.n_skipped} images left out" if result.n_skipped else ""
+    return f"{result.cache}: {what} {how}{left_out}"
 
 
 def finetune_summary(result: FinetuneResult) -> list[Any]:
@@ -242,7 +258,8 @@ def cache_facts(cache: Cache) -> dict[str, Any]:
         "n_train": len(cache.train),
         "n_test": len(cache.test),
         "feature_dim": cache.feature_dim,
-        "size_bytes": cache.path.stat().st_size,
+        "size_bytes": cache.size_bytes,
+        "n_skipped": len(cache.train.skipped) + len(cache.test.skipped),
         **cache.meta,
     }
 

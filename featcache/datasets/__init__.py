@@ -21,8 +21,9 @@ import numpy as np
 
 from ..errors import DatasetError
 from ..files import user_path
-from ..progress import OnProgress, silent
-from ._images import ArrayImages, FileImages, Images, decode_image
+from ..progress import OnProgress, Progress, silent
+from ._decode import decode_image
+from ._images import ArrayImages, FileImages, Images, OnHashed, unheard
 
 __all__ = [
     "ArrayImages",
@@ -117,10 +118,19 @@ class Split:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the images' bytes, labels, ids and class names, in order."""
+        return self._digest(unheard)
+
+    def digest_with(self, on_hashed: OnHashed) -> str:
+        """Return `digest`; where it has yet to be made, ``on_hashed`` hears how many are."""
+        if "digest" not in self.__dict__:
+            self.__dict__["digest"] = self._digest(on_hashed)  # where cached_property looks
+        return self.digest
+
+    def _digest(self, on_hashed: OnHashed) -> str:
         digest = hashlib.sha256()
         digest.update(json.dumps([list(self.class_names), list(self.ids)]).encode())
         digest.update(self.labels.astype("<i8").tobytes())
-        self.images.update_digest(digest)
+        self.images.update_digest(digest, on_hashed)
         return digest.hexdigest()
 
 
@@ -160,6 +170,15 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256 (hex) of both splits' digests."""
         return hashlib.sha256(f"{self.train.digest}\n{self.test.digest}".encode()).hexdigest()
+
+    def digest_with(self, on_progress: OnProgress) -> str:
+        """Return `digest`; where it has yet to be made, ``on_progress`` hears how far it is."""
+        before, total = len(self.train), len(self.train) + len(self.test)
+        self.train.digest_with(lambda done: on_progress(Progress("hash images", done, total)))
+        self.test.digest_with(
+            lambda done: on_progress(Progress("hash images", before + done, total))
+        )
+        return self.digest
 
     def splits(self) -> Sequence[tuple[str, Split]]:
         """Return ("train", split) and ("test", split)."""

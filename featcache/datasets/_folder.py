@@ -17,7 +17,10 @@ import numpy as np
 
 from ..errors import DatasetError
 from . import Dataset, Split
-from ._images import SUFFIXES, FileImages, Folder, ZipArchive
+from ._decode import SUFFIXES
+from ._files import Files, Folder
+from ._images import FileImages
+from ._zip import ZipArchive
 
 __all__ = ["load_path"]
 
@@ -39,7 +42,7 @@ def load_path(path: Path) -> Dataset:
     """
     if not path.is_dir() and not path.is_file():
         raise DatasetError(f"{path}: expected a folder or a .zip, found a device or a pipe")
-    files: Folder | ZipArchive = Folder(path) if path.is_dir() else ZipArchive(path)
+    files: Files = Folder(path) if path.is_dir() else ZipArchive(path)
     names = [name for name in files.names() if not _hidden(name)]
     folders = [name for name in files.folders() if not _hidden(name)]
     root = _common_root(names)
@@ -82,6 +85,8 @@ def load_path(path: Path) -> Dataset:
 
 
 def _hidden(name: str) -> bool:
+    if not name.startswith((".", "__MACOSX")) and "/." not in name and "/__MACOSX" not in name:
+        return False  # a million names: most need no second look
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
@@ -95,6 +100,7 @@ def _common_root(names: list[str]) -> str:
 
 def _class_tree(names: list[str], folders: list[str], root: str) -> Tree:
     tree: Tree = defaultdict(list)
+    suffixes = tuple(SUFFIXES)
     for folder in folders:
         inside = folder[len(root) :]
         if folder.startswith(root) and inside and "/" not in inside:
@@ -104,12 +110,12 @@ def _class_tree(names: list[str], folders: list[str], root: str) -> Tree:
         if not name.startswith(root) or "/" not in inside:
             continue
         images = tree[inside.split("/", 1)[0]]
-        if PurePosixPath(name).suffix.lower() in SUFFIXES:
+        if name.lower().endswith(suffixes):
             images.append(name)
     return dict(tree)
 
 
-def _split(files: Folder | ZipArchive, tree: Tree, path: Path) -> Split:
+def _split(files: Files, tree: Tree, path: Path) -> Split:
     if len(tree) < 2:
         found = f"one class alone, {next(iter(tree))!r}" if tree else "no folder with images"
         raise DatasetError(f"{path}: {_LAYOUT}; found {found}; try featcache extract digits")

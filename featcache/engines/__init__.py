@@ -6,101 +6,83 @@ engine states its tolerance against it in a test.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from ..errors import EngineUnavailableError, RecipeError
-from ..frameworks import cuda_status, oneflow_status
+from ..backbone import check_cuts
 from ..weights import Weights
+from ._choice import DEVICES, ENGINES, PRECISIONS, EngineChoice, choose_engine
 
-__all__ = ["DEVICES", "Engine", "EngineChoice", "build_engine", "choose_engine"]
-
-DEVICES = ("auto", "cpu", "cuda")
+__all__ = [
+    "DEVICES",
+    "ENGINES",
+    "PRECISIONS",
+    "Engine",
+    "EngineChoice",
+    "build_engine",
+    "choose_engine",
+]
 
 
 class Engine(Protocol):
-    """What runs a backbone."""
+    """What runs a backbone, for one caller at a time."""
 
-    def extract(self, images: np.ndarray) -> np.ndarray:
-        """Return the features of canonical pixels.
+    @property
+    def batch_size(self) -> int:
+        """Images per call that keep the device busy; any other number works too."""
+
+    def extract(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the features of a batch at every cut, from one pass.
 
         Parameters
         ----------
         images : numpy.ndarray
-            uint8 (N, size, size, 3), N >= 1.
+            uint8 (N, s, s, 3), N >= 1, any strides: canonical pixels (s equal to the
+            preprocessing's size), or smaller ones that the engine enlarges as
+            `featcache.preprocess.upscale` does (`Preprocess.compact` makes both).
 
         Returns
         -------
-        numpy.ndarray
-            float32 (N, D).
+        dict
+            Cut -> float32 array: (N, D) for ``"avgpool"``, (N, C, H, W) for a stage.
+            The arrays are the caller's own. An image gives the same bytes in every call,
+            whichever images stand beside it.
+
+        Raises
+        ------
+        ShapeMismatchError
+            Another dtype or shape.
         """
 
 
-@dataclass(frozen=True)
-class EngineChoice:
-    """Which engine will run, decided without loading it.
+def build_engine(
+    choice: EngineChoice, weights: Weights, cuts: Sequence[str] = ("avgpool",)
+) -> Engine:
+    """Load the engine that was chosen, with these weights.
 
     Parameters
     ----------
-    name, version : str
-        ``"oneflow"``, ``"0.9.0"``.
-    device : str
-        ``"cpu"`` or ``"cuda"``.
-    precision : str
-        ``"float32"``.
-    why : str
-        The reason, for a person.
-    """
-
-    name: str
-    version: str
-    device: str
-    precision: str
-    why: str
-
-
-def choose_engine(device: str = "auto") -> EngineChoice:
-    """Choose the engine and device.
-
-    Parameters
-    ----------
-    device : str
-        ``"cpu"``, ``"cuda"``, or ``"auto"``: the GPU where OneFlow runs on it, else the CPU.
+    choice : EngineChoice
+        From `choose_engine`.
+    weights : Weights
+        The checkpoint; its preprocessing is the input's.
+    cuts : sequence of str
+        Where features are taken, of `featcache.backbone.CUTS`.
 
     Raises
     ------
     RecipeError
-        No such device.
-    EngineUnavailableError
-        OneFlow is not installed, or ``"cuda"`` was asked for and cannot be used.
-    """
-    if device not in DEVICES:
-        raise RecipeError(f"device: expected one of {', '.join(DEVICES)}, found {device!r}")
-    version, why = oneflow_status()
-    if version is None:
-        raise EngineUnavailableError(f"engine oneflow: not available: {why}")
-    if device == "cpu":
-        return EngineChoice("oneflow", version, "cpu", "float32", "the CPU was asked for")
-    usable, found = cuda_status()
-    if usable:
-        return EngineChoice("oneflow", version, "cuda", "float32", found)
-    if device == "cuda":
-        raise EngineUnavailableError(
-            f"device cuda: expected a GPU that OneFlow can use, found: {found}; use --device cpu"
-        )
-    return EngineChoice("oneflow", version, "cpu", "float32", found)
-
-
-def build_engine(choice: EngineChoice, weights: Weights) -> Engine:
-    """Load the engine that was chosen, with these weights.
-
-    Raises
-    ------
+        A cut that does not exist, or ``FEATCACHE_THREADS`` is no number.
     EngineUnavailableError
         It cannot be imported after all.
     """
-    from . import _oneflow
+    checked = check_cuts(cuts)
+    if choice.name == "openvino":
+        from ._openvino import OpenVinoEngine
 
-    return _oneflow.OneFlowEngine(weights, choice.device)
+        return OpenVinoEngine(weights, checked, choice.precision)
+    from ._oneflow import OneFlowEngine
+
+    return OneFlowEngine(weights, checked, choice.device, choice.precision)

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..backbone import Backbone, get_backbone
-from ..errors import ShapeMismatchError
 from ..frameworks import import_flowvision, import_oneflow
-from ..preprocess import Preprocess
+from ..preprocess import WEIGHT_BITS, Preprocess, upscale_taps
 from ..weights import Weights
+from ._images import check_images
+from ._oneflow_graph import StaticForward, forward_cuts
 
 __all__ = [
     "OneFlowEngine",
@@ -29,24 +30,43 @@ class OneFlowEngine:
     ----------
     weights : Weights
         The checkpoint; its preprocessing is the input's.
+    cuts : tuple of str
+        Where features are taken.
     device : str
         ``"cpu"`` or ``"cuda"``.
+    precision : str
+        ``"f32"``, or on a GPU ``"f16"``: mixed precision by OneFlow's nn.Graph. Written
+        from OneFlow's documentation and never run on a GPU; the graph itself is tested
+        on the CPU, in float32.
     """
 
-    def __init__(self, weights: Weights, device: str) -> None:
+    def __init__(
+        self, weights: Weights, cuts: tuple[str, ...], device: str = "cpu", precision: str = "f32"
+    ) -> None:
         self._flow = import_oneflow()
         self._preprocess = weights.preprocess
         self._device = device
-        self._model = build_backbone(get_backbone(weights.backbone))
-        load_backbone(self._model, weights.state)
-        self._model.to(device).eval()
+        self._cuts = cuts
+        model = build_backbone(get_backbone(weights.backbone))
+        load_backbone(model, weights.state)
+        model.to(device).eval()
+        self._forward = forward_cuts(model, cuts)
+        if precision == "f16":
+            self._forward = StaticForward(self._forward, mixed=True)
 
-    def extract(self, images: np.ndarray) -> np.ndarray:
-        """Return float32 features (N, D) of uint8 pixels (N, size, size, 3)."""
+    @property
+    def batch_size(self) -> int:
+        """Images per call that keep the device busy; any other number works too."""
+        return 64 if self._device == "cpu" else 256
+
+    def extract(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the features of uint8 pixels (N, s, s, 3), as `Engine.extract` does."""
         with self._flow.no_grad():
-            features = self._model(to_input(images, self._preprocess, self._device))
-        result: np.ndarray = features.numpy()
-        return result
+            results = self._forward(to_input(images, self._preprocess, self._device))
+        return {
+            cut: result.to(self._flow.float32).numpy()
+            for cut, result in zip(self._cuts, results, strict=True)
+        }
 
 
 def build_backbone(backbone: Backbone) -> Any:
@@ -73,22 +93,38 @@ def to_input(images: np.ndarray, preprocess: Preprocess, device: str) -> Any:
     Parameters
     ----------
     images : numpy.ndarray
-        uint8 (N, size, size, 3), any strides.
+        uint8 (N, s, s, 3) with s up to size, any strides. Smaller ones are enlarged on
+        the device.
 
     Raises
     ------
     ShapeMismatchError
-        Another dtype or size than the preprocessing's.
+        Another dtype, or another shape.
     """
-    size = preprocess.size
-    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images):
-        raise ShapeMismatchError(
-            f"images: expected uint8 (N >= 1, {size}, {size}, 3), found {images.dtype} "
-            f"{images.shape}"
-        )
+    check_images(images, preprocess)
     flow = import_oneflow()
     planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    pixels = flow.from_numpy(planes).to(device).to(flow.float32) / 255.0
+    pixels = flow.from_numpy(planes).to(device)
+    if images.shape[1] < preprocess.size:
+        pixels = _upscaled(pixels, preprocess.size)
+    pixels = pixels.to(flow.float32) / 255.0
     mean = flow.tensor(preprocess.mean, dtype=flow.float32, device=device).reshape(1, 3, 1, 1)
     std = flow.tensor(preprocess.std, dtype=flow.float32, device=device).reshape(1, 3, 1, 1)
     return (pixels - mean) / std
+
+
+def _upscaled(planes: Any, size: int) -> Any:
+    """Enlarge (N, 3, s, s) as `featcache.preprocess.upscale` does, exactly, in float64."""
+    flow = import_oneflow()
+    first, second, weights = upscale_taps(planes.shape[2], size)
+    pixels = planes.to(flow.float64)
+    for axis in (3, 2):  # Pillow's order: along the rows, then along the columns
+        shape = [1, 1, 1, 1]
+        shape[axis] = size
+        total: Any = 0.5  # rounds half up, with the floor below
+        for index, weight in ((first, weights[:, 0]), (second, weights[:, 1])):
+            where = flow.from_numpy(index.astype(np.int64)).to(planes.device)
+            share = flow.from_numpy((weight / (1 << WEIGHT_BITS)).reshape(shape))
+            total = flow.index_select(pixels, axis, where) * share.to(planes.device) + total
+        pixels = total.floor()
+    return pixels

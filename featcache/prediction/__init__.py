@@ -18,7 +18,7 @@ import numpy as np
 from ..backbone import BACKBONES
 from ..engines import EngineChoice, build_engine, choose_engine
 from ..errors import DatasetError, FeatcacheError, RecipeError, WeightsError
-from ..extraction import BATCH_SIZE, CUT
+from ..extraction import CUT
 from ..preprocess import MAX_SIZE, MIN_SIZE
 from ..probes import Head, feature_differences, rounding_differences
 from ..progress import OnProgress, Progress, silent
@@ -28,6 +28,8 @@ from ._evaluation import HeadResult, checked_head, evaluate_head
 from ._places import OnNote, decode_places, find_places
 
 __all__ = ["HeadResult", "OnNote", "Prediction", "as_csv", "evaluate_head", "predict"]
+
+_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def predict(
     *,
     weights: str | Path | None = None,
     device: str = "auto",
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = _BATCH_SIZE,
     top: int = 1,
     on_error: Literal["fail", "skip"] = "fail",
     on_progress: OnProgress = silent,
@@ -121,7 +123,7 @@ def predict(
         raise RecipeError(f"on error: expected fail or skip, found {on_error!r}")
     head, where = checked_head(head)
     places = find_places([paths] if isinstance(paths, (str, Path)) else paths)
-    choice = choose_engine(device)
+    choice = choose_engine(device=device)
     loaded = _load_weights(head, where, weights, on_progress)
     here = _ingredients(loaded, choice)
     differing = feature_differences(head.ingredients, here)
@@ -134,7 +136,7 @@ def predict(
     rounding = rounding_differences(head.ingredients, here)
     if rounding:
         on_note(f"{where}: expect rounding differences: {'; '.join(rounding)}")
-    engine = build_engine(choice, loaded)
+    engine = build_engine(choice, loaded, (CUT,))
 
     predictions: list[Prediction] = []
     on_progress(Progress("images", 0, len(places)))
@@ -143,7 +145,7 @@ def predict(
         decoded = list(decode_places(batch, loaded.preprocess, on_error, on_note))
         if decoded:
             names, pixels = zip(*decoded, strict=True)
-            features = engine.extract(np.stack(pixels))
+            features = engine.extract(np.stack(pixels))[CUT]
             _check_finite(features, names)
             predictions += _named(head, features, names, top)
         on_progress(Progress("images", start + len(batch), len(places)))
@@ -184,7 +186,7 @@ def _load_weights(
 def _ingredients(weights: Weights, choice: EngineChoice) -> dict[str, Any]:
     return {
         "backbone": weights.backbone,
-        "cut": CUT,
+        "cuts": [CUT],
         "device": choice.device,
         "dtype": "float32",
         "engine": choice.name,

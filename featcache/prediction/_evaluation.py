@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import CacheMismatchError, WeightsError
 from ..metrics import top1, wilson_interval
 from ..probes import Head, feature_differences, load_head, rounding_differences
-from ..store import FINGERPRINT_FIELDS, Cache, fingerprint, load
+from ..store import Cache, fingerprint, fingerprint_fields, load
 
 __all__ = ["HeadResult", "checked_head", "evaluate_head"]
 
@@ -72,6 +72,7 @@ def evaluate_head(head: str | Path | Head, cache: str | Path | Cache) -> HeadRes
     head, where = checked_head(head)
     if not isinstance(cache, Cache):
         cache = load(cache)
+    cache.check_vectors()
     differing = feature_differences(head.ingredients, cache.meta)
     if head.weight.shape[1] != cache.feature_dim:
         differing.append(f"length: head {head.weight.shape[1]}, here {cache.feature_dim}")
@@ -100,7 +101,9 @@ def checked_head(head: str | Path | Head) -> tuple[Head, str]:
     where = "head" if isinstance(head, Head) else str(head)
     if not isinstance(head, Head):
         head = load_head(head)
-    missing = [name for name in FINGERPRINT_FIELDS if name not in head.ingredients]
+    missing = [
+        name for name in fingerprint_fields(head.ingredients) if name not in head.ingredients
+    ]
     if missing:
         raise WeightsError(
             f"{where}: expected a head that says what made its features, found no "

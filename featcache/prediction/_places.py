@@ -9,14 +9,16 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ..datasets import decode_image
-from ..datasets._images import SUFFIXES, Folder, ZipArchive
+from ..datasets._decode import SUFFIXES
+from ..datasets._files import Files, Folder
+from ..datasets._zip import ZipArchive
 from ..errors import DatasetError
 from ..preprocess import Preprocess
 
 __all__ = ["OnNote", "Place", "decode_places", "find_places"]
 
 OnNote = Callable[[str], None]
-Place = tuple[Folder | ZipArchive, str]  # where an image file is, and its name there
+Place = tuple[Files, str]  # where an image file is, and its name there
 
 
 def find_places(paths: Sequence[str | Path]) -> list[Place]:
@@ -51,7 +53,7 @@ def find_places(paths: Sequence[str | Path]) -> list[Place]:
         if not folder and path.suffix.lower() != ".zip":
             places.append((Folder(path.parent), path.name))
             continue
-        files = Folder(path) if folder else ZipArchive(path)
+        files: Files = Folder(path) if folder else ZipArchive(path)
         inside = [(files, name) for name in files.names() if _is_image(name)]
         if not inside:
             raise DatasetError(
@@ -78,7 +80,7 @@ def decode_places(
     for files, name in places:
         where = files.where(name)
         try:
-            image = decode_image(files.read(name), where)
+            image = decode_image(files.read(name), where, preprocess.size)
         except DatasetError as error:
             if on_error == "fail":
                 raise DatasetError(f"{error}, or use --on-error skip") from None

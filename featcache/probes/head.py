@@ -48,12 +48,14 @@ __all__ = [
 # name, to find them by.
 INGREDIENTS = (
     "backbone",
-    "cut",
+    "cut",  # of version 1 of the cache's format
+    "cuts",
     "dataset_digest",
     "device",
     "dtype",
     "engine",
     "engine_version",
+    "format_version",
     "precision",
     "preprocess",
     "views",
@@ -305,6 +307,9 @@ def _differences(head: Mapping[str, Any], other: Mapping[str, Any], *, who: bool
 def _compared(ingredients: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is compared, by name: preprocessing field by field, the decoder in two."""
     facts = {name: ingredients.get(name) for name in (*_WHAT, *_WHO)}
+    if ingredients.get("format_version") != 1:  # a head stands on the first cut of its cache
+        cuts = ingredients.get("cuts")
+        facts["cut"] = cuts[0] if isinstance(cuts, list) and cuts else None
     preprocess = ingredients.get("preprocess")
     if not isinstance(preprocess, Mapping):
         return {**facts, "preprocess size": None}

@@ -6,30 +6,65 @@ import os
 from pathlib import Path
 
 from ..errors import CacheMissError
+from ._cache import Cache, CachedSplit, load
+from ._diff import DiffReport, FieldDiff, SplitDiff, diff
 from ._format import (
     BLOCK_ROWS,
+    DTYPES,
     FINGERPRINT_FIELDS,
     FORMAT_VERSION,
-    block_checksums,
+    StoredArray,
+    array_name,
+    decode_id,
     differences,
     fingerprint,
+    fingerprint_fields,
 )
-from ._reader import Cache, CachedSplit, load
-from ._writer import SplitArrays, write_cache
+from ._gap import FeatureDiff
+from ._index import is_shards
+from ._lock import single_writer
+from ._merge import MergeResult, merge
+from ._pack import write_cache
+from ._shards import PACK_LIMIT_BYTES, SHARD_ROWS, ShardWriter, discard_unfinished, shards_path
+from ._sources import SplitArrays, encoded_ids
+from ._verify import VerifyReport, verify
+from ._walk import iterate_rows
 
 __all__ = [
     "BLOCK_ROWS",
+    "DTYPES",
     "FINGERPRINT_FIELDS",
     "FORMAT_VERSION",
+    "PACK_LIMIT_BYTES",
+    "SHARD_ROWS",
     "Cache",
     "CachedSplit",
+    "DiffReport",
+    "FeatureDiff",
+    "FieldDiff",
+    "MergeResult",
+    "ShardWriter",
     "SplitArrays",
-    "block_checksums",
+    "SplitDiff",
+    "StoredArray",
+    "VerifyReport",
+    "array_name",
+    "decode_id",
     "default_folder",
+    "diff",
     "differences",
+    "discard_unfinished",
+    "encoded_ids",
     "fingerprint",
+    "fingerprint_fields",
+    "is_shards",
+    "iterate_rows",
     "load",
+    "merge",
     "newest_cache",
+    "shards_path",
+    "single_writer",
+    "verify",
     "write_cache",
 ]
 
@@ -48,11 +83,11 @@ def newest_cache(folder: Path | None = None) -> Path:
         The folder holds none.
     """
     folder = folder or default_folder()
-    found = (path for path in folder.glob("*.h5") if path.is_file())
+    found = (path for path in folder.glob("*") if path.suffix == ".h5" or is_shards(path))
     caches = sorted(found, key=lambda path: path.stat().st_mtime_ns)
     if not caches:
         raise CacheMissError(
-            f"{folder}: expected a feature cache (*.h5), found none; make one with featcache "
-            "extract digits --weights tinyimagenet32"
+            f"{folder}: expected a feature cache (*.h5 or *.shards), found none; make one with "
+            "featcache extract digits --weights tinyimagenet32"
         )
     return caches[-1]

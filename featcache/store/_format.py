@@ -1,48 +1,52 @@
-"""The cache's format, version 1: names, attributes, checksums, fingerprint.
+"""The cache's format, version 2: names, fields, fingerprint, and the sealed index.
 
-One HDF5 file that h5py alone opens::
-
-    /                    attributes: format, format_version, fingerprint and every field below
-    /train/features      float32 (N, D), contiguous
-    /train/labels        int64 (N,)
-    /train/ids           UTF-8 bytes of one length (N,)
-    /train/views/hflip   float32 (N, D), one per further flip view
-    /train/…_sha256      uint8 (blocks, 32) beside each of these: SHA-256 per BLOCK_ROWS rows
-    /test/…              the same
+A cache is one HDF5 file that h5py alone opens, or a folder of shards. Both are
+described by an *index*: JSON that says where every block of rows lies and what its
+SHA-256 is. In the file it stands in the user block, before HDF5 begins; in a folder
+it is ``manifest.json``. This package reads through the index alone, so that no
+damaged or hostile file ever reaches libhdf5. ``docs/format.md`` has it in full.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 __all__ = [
     "BLOCK_ROWS",
+    "DTYPES",
     "FINGERPRINT_FIELDS",
     "FORMAT",
     "FORMAT_VERSION",
-    "block_checksums",
-    "decode_attribute",
+    "Block",
+    "Index",
+    "StoredArray",
+    "array_name",
     "decode_id",
     "differences",
-    "encode_attribute",
+    "differing",
     "encode_id",
     "fingerprint",
+    "fingerprint_fields",
+    "seal",
+    "unseal",
 ]
 
 FORMAT = "featcache"
-FORMAT_VERSION = 1
-BLOCK_ROWS = 16_384
+FORMAT_VERSION = 2
+BLOCK_ROWS = 16_384  # rows under one checksum in a packed file
 
 # Everything that changes a feature. The same values give the same features; any other
 # value makes another cache.
 FINGERPRINT_FIELDS = (
     "backbone",
-    "cut",
+    "cuts",
     "dataset_digest",
     "device",
     "dtype",
@@ -54,36 +58,55 @@ FINGERPRINT_FIELDS = (
     "weights_sha256",
 )
 
-# Fields that HDF5 has no plain attribute type for: kept as JSON text.
-_JSON_FIELDS = frozenset(("class_names", "preprocess", "views"))
+# What features may be kept as, and what NumPy calls it.
+DTYPES = {"float32": "<f4", "float16": "<f2"}
+
+
+def fingerprint_fields(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the fields that the fingerprint covers: version 1 knew one cut per cache."""
+    if meta.get("format_version", FORMAT_VERSION) == 1:
+        return tuple("cut" if name == "cuts" else name for name in FINGERPRINT_FIELDS)
+    return FINGERPRINT_FIELDS
 
 
 def fingerprint(meta: Mapping[str, Any]) -> str:
     """Return SHA-256 (hex) over canonical JSON of everything that changes a feature."""
-    fields = {name: meta[name] for name in FINGERPRINT_FIELDS}
+    fields = {name: meta[name] for name in fingerprint_fields(meta)}
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def differing(
+    one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str] = FINGERPRINT_FIELDS
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the fields that differ, with both values; those of nested fields one by one."""
+    for name in names:
+        left, right = one.get(name), other.get(name)
+        if isinstance(left, dict) and isinstance(right, dict):
+            for key in sorted({*left, *right}):
+                if left.get(key) != right.get(key):
+                    yield f"{name}.{key}", left.get(key), right.get(key)
+        elif left != right:
+            yield name, left, right
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """List the fields of the fingerprint that differ, as ``name: found, wanted``."""
     return [
-        f"{name}: found {found.get(name)!r}, wanted {wanted.get(name)!r}"
-        for name in FINGERPRINT_FIELDS
-        if found.get(name) != wanted.get(name)
+        f"{name}: found {left!r}, wanted {right!r}"
+        for name, left, right in differing(found, wanted)
     ]
 
 
-def encode_attribute(name: str, value: Any) -> Any:
-    """Return a field as HDF5 keeps it: text, number, or JSON text."""
-    if name in _JSON_FIELDS:
-        return json.dumps(value)
-    # A path need not be text; what is none is spelt out, for it is only for people.
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+def array_name(cut: str, view: str, main_cut: str) -> str:
+    """Return where the features of a cut and view lie inside a split's group."""
+    if cut != main_cut:
+        return f"cuts/{cut}/{view}"
+    return "features" if view == "identity" else f"views/{view}"
 
 
 def encode_id(name: str) -> bytes:
-    """Return an id as HDF5 keeps it: UTF-8, and the bytes of a file name that is none."""
+    """Return an id as it is stored: UTF-8, and the bytes of a file name that is none."""
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -92,22 +115,126 @@ def decode_id(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def decode_attribute(name: str, value: Any) -> Any:
-    """Return a field as plain Python."""
-    if isinstance(value, bytes):
-        value = value.decode()
-    if name in _JSON_FIELDS:
-        return json.loads(value)
-    return value.item() if isinstance(value, np.generic) else value
+def seal(content: Mapping[str, Any]) -> bytes:
+    """Return JSON behind a line with its format, version, length and SHA-256.
+
+    ``featcache 2 <bytes> <sha256>``, a line feed, the JSON: what is cut short or has
+    a bit flipped is told from what was written.
+    """
+    # What is no text (a path may be none) is spelt out, for it is only for people.
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=True).encode()
+    return (
+        f"{FORMAT} {FORMAT_VERSION} {len(text)} {hashlib.sha256(text).hexdigest()}\n".encode()
+        + text
+    )
 
 
-def block_checksums(array: np.ndarray) -> np.ndarray:
-    """Return SHA-256 of every `BLOCK_ROWS` rows: uint8 (blocks, 32)."""
-    digests = [hashlib.sha256(block).digest() for block in _blocks(array)]
-    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+def unseal(data: bytes) -> dict[str, Any]:
+    """Return what `seal` was given.
+
+    Raises
+    ------
+    ValueError
+        Not sealed, cut short, or changed since; the text says which.
+    """
+    line, _, text = data.partition(b"\n")
+    words = line.split(b" ")
+    if len(words) != 4 or words[0] != FORMAT.encode() or not words[2].isdigit():
+        raise ValueError("no featcache index")
+    text = text[: int(words[2][:12])]
+    if hashlib.sha256(text).hexdigest().encode() != words[3]:
+        raise ValueError("an index that was cut short or changed after it was written")
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("an index that is no JSON object")
+    return content
 
 
-def _blocks(array: np.ndarray) -> Iterator[memoryview]:
-    for start in range(0, len(array), BLOCK_ROWS):
-        block = np.ascontiguousarray(array[start : start + BLOCK_ROWS])
-        yield block.view(np.uint8).data
+@dataclass(frozen=True)
+class Block:
+    """Rows that lie together under one checksum.
+
+    Parameters
+    ----------
+    path : Path
+        The file that they lie in.
+    offset : int
+        Of the first byte, from the start of the file.
+    n_rows : int
+        How many.
+    sha256 : str
+        Hex, of their bytes.
+    sums : str
+        Hex, as `_sums` makes them of their bytes; "" in version 1, which had none.
+    """
+
+    path: Path
+    offset: int
+    n_rows: int
+    sha256: str
+    sums: str = ""
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array on disk: rows in C order, block after block.
+
+    Parameters
+    ----------
+    name : str
+        ``"train/features"``.
+    dtype : numpy.dtype
+        Little-endian.
+    row_shape : tuple of int
+        Shape of one row: () for labels, (D,) for features.
+    blocks : tuple of Block
+        In the order of the rows.
+    """
+
+    name: str
+    dtype: np.dtype
+    row_shape: tuple[int, ...]
+    blocks: tuple[Block, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The whole array's shape, rows first."""
+        return (sum(block.n_rows for block in self.blocks), *self.row_shape)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        size = self.dtype.itemsize
+        for length in self.row_shape:
+            size *= length
+        return size
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the whole array."""
+        return self.shape[0] * self.row_bytes
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a cache says about itself, checked.
+
+    Parameters
+    ----------
+    path : Path
+        The file or folder.
+    form : str
+        ``"hdf5"`` or ``"shards"``.
+    meta : dict
+        Its provenance.
+    arrays : mapping of str to StoredArray
+        By name.
+    structure_sha256 : str
+        Of the bytes of an HDF5 file that belong to no array: libhdf5's own; "" for shards.
+    """
+
+    path: Path
+    form: str
+    meta: dict[str, Any]
+    arrays: Mapping[str, StoredArray]
+    structure_sha256: str

@@ -1,30 +1,17 @@
-"""The one place that imports OneFlow and flowvision, and that knows what they can do here.
-
-OneFlow 0.9.0 changes the process that imports it: it takes over Ctrl-C with a
-plain C ``exit``, writes five variables of distributed training into the
-environment, prints to the raw standard error, and falls back to 2004's BLAS
-kernels on processors its OpenBLAS does not know. `import_oneflow` undoes all of
-that. What could abort the process (a GPU without kernels, a missing driver) is
-tried in a child process first, by `cuda_status`.
-"""
+"""OneFlow and flowvision: whether they work here, and importing them without their manners."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
-import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from .errors import EngineUnavailableError
+from ..errors import EngineUnavailableError
+from ._process import ctrl_c_later, process_environment, silenced_stderr
 
 __all__ = [
     "cuda_status",
@@ -34,6 +21,7 @@ __all__ = [
     "openblas_core_type",
 ]
 
+# What OneFlow writes into the environment while it loads.
 _DISTRIBUTED = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK")
 _CUDA_TIMEOUT_S = 120
 
@@ -85,7 +73,15 @@ def import_oneflow() -> ModuleType:
     version, why = oneflow_status()
     if version is None:
         raise EngineUnavailableError(f"engine oneflow: not available: {why}")
-    with _ctrl_c_later(), _process_environment(), _silenced_stderr() as complaints:
+    wanted = {"GLOG_minloglevel": "2"}
+    core_type = openblas_core_type()
+    if core_type:
+        wanted["OPENBLAS_CORETYPE"] = core_type
+    with (
+        ctrl_c_later(),
+        process_environment(wanted, _DISTRIBUTED),
+        silenced_stderr() as complaints,
+    ):
         try:
             import oneflow
         except Exception as error:
@@ -110,7 +106,7 @@ def import_flowvision() -> ModuleType:
     """
     import_oneflow()
     try:
-        with _ctrl_c_later():
+        with ctrl_c_later():
             import flowvision
             import flowvision.datasets
             import flowvision.models
@@ -186,72 +182,6 @@ def openblas_core_type() -> str | None:
     if {"avx2", "fma"} <= flags:
         return "Haswell"
     return None
-
-
-@contextmanager
-def _ctrl_c_later() -> Iterator[None]:
-    """Keep Ctrl-C waiting until an import is over, and its handler as it was.
-
-    Inside OneFlow's import an exception surfaces in C++ code, as an import error or as a
-    crash, and OneFlow sets a handler of its own that ends the process. So the signal is
-    blocked for this thread, only noted where another thread takes it, and raised at the end.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # no other thread hears of signals, or may set their handlers
-        return
-    heard = []
-    handler = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler or signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if heard:
-            raise KeyboardInterrupt
-
-
-@contextmanager
-def _process_environment() -> Iterator[None]:
-    """Set what OneFlow reads while it loads; take away what it leaves behind."""
-    wanted = {"GLOG_minloglevel": "2"}
-    core_type = openblas_core_type()
-    if core_type:
-        wanted["OPENBLAS_CORETYPE"] = core_type
-    before: dict[str, str | None] = {
-        name: os.environ.get(name) for name in (*wanted, *_DISTRIBUTED)
-    }
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)
-    try:
-        yield
-    finally:
-        for name, value_before in before.items():
-            if value_before is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value_before
-
-
-@contextmanager
-def _silenced_stderr() -> Iterator[Any]:
-    """Catch what C++ code writes to file descriptor 2; yield a reader for it."""
-    import tempfile
-
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), 2)
-
-        def complaints() -> str:
-            caught.seek(0)
-            return caught.read().decode("utf-8", "replace")
-
-        try:
-            yield complaints
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 def _gpu_name() -> str:

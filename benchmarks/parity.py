@@ -1,0 +1,75 @@
+"""Claim: whatever engine and precision made the features, the probe finds the same accuracy.
+
+    python benchmarks/parity.py CIFAR10.zip [--reference CACHE] [--folder DIR]
+
+Extracts the zip with every engine and precision that runs here (or reuses what is in DIR; the
+reference, OneFlow in float32, takes a quarter of an hour on two cores and may be given), and
+compares each with the reference: the least cosine, the largest difference, the probe's top-1, and
+on how many test images the two heads agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+import featcache
+from featcache.engines import PRECISIONS, choose_engine
+from featcache.errors import EngineUnavailableError
+from featcache.metrics import agreement
+from featcache.probes import load_head
+
+WEIGHTS = "tinyimagenet32"
+
+
+def closeness(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Return the least cosine between rows, and the largest difference."""
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    cosine = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    return float(cosine.min()), float(np.abs(a - b).max())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data")
+    parser.add_argument("--reference", type=Path, help="a cache by OneFlow in float32")
+    parser.add_argument("--folder", type=Path, default=Path("cache"))
+    options = parser.parse_args()
+    reference = options.reference
+    if reference is None:
+        made = featcache.extract(
+            options.data, weights=WEIGHTS, engine="oneflow", device="cpu", output=options.folder
+        )
+        reference = made.cache
+    caches = {"oneflow f32": featcache.load(reference)}
+    for precision in PRECISIONS:
+        try:
+            choose_engine("openvino", "cpu", precision)
+        except EngineUnavailableError as error:
+            print(f"left out: {error}")
+            continue
+        made = featcache.extract(
+            options.data,
+            weights=WEIGHTS,
+            engine="openvino",
+            precision=precision,
+            output=options.folder,
+        )
+        caches[f"openvino {precision}"] = made.load()
+    expected = caches["oneflow f32"]
+    predicted = {}
+    for name, cache in caches.items():
+        result = featcache.probe(cache, runs=options.folder / "runs", check=False)
+        predicted[name] = load_head(result.head).predict(cache.test.features)
+        cosine, difference = closeness(cache.test.features, expected.test.features)
+        same = agreement(predicted[name], predicted["oneflow f32"])
+        print(
+            f"{name:14} least cosine 1 - {1 - cosine:.1e}, largest difference {difference:.1e}, "
+            f"top-1 {result.top1:.4f} (C = {result.C:.3g}), agreement {100 * same:.2f} %"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Where image files lie: a folder, or anything that can be listed and read like one."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Protocol
+
+from ..errors import DatasetError
+
+__all__ = ["MAX_FILE_BYTES", "Files", "Folder"]
+
+# No image of any use is larger; what is, by mistake or by malice, must not fill the memory.
+MAX_FILE_BYTES = 1 << 30
+
+
+class Files(Protocol):
+    """Files that are known by paths with ``/``; reading is safe from several threads."""
+
+    def names(self) -> list[str]:
+        """List every file, in order of the names."""
+
+    def folders(self) -> list[str]:
+        """List the folders, so that an empty one, somebody's mistake, can be told of."""
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes, or raise `DatasetError`."""
+
+    def where(self, name: str) -> str:
+        """Say where a file is, for a message."""
+
+
+class Folder:
+    """Files below a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._files: list[str] = []
+        self._folders: list[str] = []
+        root = str(path)
+        seen = set()
+        # Links to folders are followed, as a person would, but into each folder once.
+        for folder, below, files in os.walk(root, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in seen:
+                below.clear()
+                continue
+            seen.add(real)
+            inside = os.path.relpath(folder, root).replace(os.sep, "/")
+            prefix = "" if folder == root else f"{inside}/"
+            self._folders += [prefix + name for name in below]
+            self._files += [prefix + name for name in files]
+
+    def names(self) -> list[str]:
+        """List every file below."""
+        return sorted(self._files)
+
+    def folders(self) -> list[str]:
+        """List every folder below."""
+        return sorted(self._folders)
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes."""
+        path = self.where(name)
+        try:
+            found = os.stat(path)
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(None, "it is a pipe or a device")
+            if found.st_size > MAX_FILE_BYTES:
+                raise OSError(None, f"{found.st_size} bytes are more than an image has")
+            with open(path, "rb", buffering=0) as stream:
+                return stream.read()
+        except OSError as error:
+            raise DatasetError(
+                f"{path}: cannot be read: {error.strerror}; restore or remove it"
+            ) from None
+
+    def where(self, name: str) -> str:
+        """Say where a file is, for a message."""
+        return os.path.join(self.path, name)

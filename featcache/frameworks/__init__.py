@@ -1,0 +1,34 @@
+"""The one place that imports frameworks, and that knows what they can do here.
+
+OneFlow 0.9.0 changes the process that imports it: it takes over Ctrl-C with a
+plain C ``exit``, writes five variables of distributed training into the
+environment, prints to the raw standard error, and falls back to 2004's BLAS
+kernels on processors its OpenBLAS does not know. `import_oneflow` undoes all of
+that. What could abort the process (a GPU without kernels, a missing driver) is
+tried in a child process first, by `cuda_status`.
+
+OpenVINO's Python package reports every import to an analytics server and keeps an
+identifier in the home folder; `import_openvino` leaves that part of it out.
+"""
+
+from __future__ import annotations
+
+from ._oneflow import (
+    cuda_status,
+    import_flowvision,
+    import_oneflow,
+    oneflow_status,
+    openblas_core_type,
+)
+from ._openvino import import_openvino, openvino_precisions, openvino_status
+
+__all__ = [
+    "cuda_status",
+    "import_flowvision",
+    "import_oneflow",
+    "import_openvino",
+    "oneflow_status",
+    "openblas_core_type",
+    "openvino_precisions",
+    "openvino_status",
+]

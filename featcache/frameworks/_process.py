@@ -1,0 +1,73 @@
+"""Keeping a process as it was while a framework is imported into it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["ctrl_c_later", "process_environment", "silenced_stderr"]
+
+
+@contextmanager
+def ctrl_c_later() -> Iterator[None]:
+    """Keep Ctrl-C waiting until an import is over, and its handler as it was.
+
+    Inside OneFlow's import an exception surfaces in C++ code, as an import error or as a
+    crash, and OneFlow sets a handler of its own that ends the process. So the signal is
+    blocked for this thread, only noted where another thread takes it, and raised at the end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other thread hears of signals, or may set their handlers
+        return
+    heard = []
+    handler = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler or signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if heard:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def process_environment(wanted: Mapping[str, str], fleeting: tuple[str, ...]) -> Iterator[None]:
+    """Set variables that an import reads, and leave all as it was, ``fleeting`` ones too."""
+    before = {name: os.environ.get(name) for name in (*wanted, *fleeting)}
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        for name, value_before in before.items():
+            if value_before is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value_before
+
+
+@contextmanager
+def silenced_stderr() -> Iterator[Any]:
+    """Catch what C++ code writes to file descriptor 2; yield a reader for it."""
+    import tempfile
+
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+
+        def complaints() -> str:
+            caught.seek(0)
+            return caught.read().decode("utf-8", "replace")
+
+        try:
+            yield complaints
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,0 +1,229 @@
+"""Decoding, the backbone and the disk at work at the same time, one shard after the other.
+
+Threads decode ahead, the engine runs in the caller's thread, and one more thread
+writes the shard before. Each waits for the next, so that memory stays the same
+however many images there are, and whoever is waited for is the bottleneck.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .datasets import Split
+from .decoding import DecodedBatch, OnError, decoded_batches
+from .engines import Engine
+from .errors import DatasetError, FeatcacheError
+from .preprocess import Preprocess, apply_view
+from .progress import OnProgress, Progress
+from .store import ShardWriter, array_name, encoded_ids
+
+__all__ = ["STAGES", "Plan", "bottleneck", "run_split"]
+
+# What is measured of every shard, in seconds, and added up over all of them.
+STAGES = ("wall_s", "engine_s", "decoding_cpu_s", "waiting_for_pixels_s", "waiting_for_disk_s")
+_WAITING_SHARE = 0.1  # of the time, before a stage that is waited for is called the bottleneck
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is made of every image.
+
+    Parameters
+    ----------
+    engine : Engine
+        Runs the backbone.
+    preprocess : Preprocess
+        Makes the pixels.
+    cuts : tuple of str
+        The engine's; the first is the cache's ``features``.
+    dtype : str
+        What the features are kept as: ``"float32"`` or ``"float16"``.
+    batch_size : int
+        Images per forward pass.
+    shard_rows : int
+        Images per shard.
+    workers : int
+        Threads that decode.
+    on_error : str
+        ``"fail"`` or ``"skip"``, of images that do not decode.
+    """
+
+    engine: Engine
+    preprocess: Preprocess
+    cuts: tuple[str, ...]
+    dtype: str
+    batch_size: int
+    shard_rows: int
+    workers: int
+    on_error: OnError
+
+
+@dataclass
+class _Shard:
+    """The rows of a shard as they come in."""
+
+    start: int
+    stop: int
+    rows: list[np.ndarray] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
+    features: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    facts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    def arrays(self, split: Split, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Return what is to be kept, by name."""
+        rows = np.concatenate(self.rows)
+        kept = {name: np.concatenate(parts) for name, parts in self.features.items()}
+        kept.update(labels=split.labels[rows], ids=ids[rows])
+        if self.skipped:
+            kept["skipped"] = ids[self.skipped]
+        return kept
+
+
+def run_split(
+    role: str,
+    split: Split,
+    views: Sequence[str],
+    plan: Plan,
+    writer: ShardWriter,
+    on_progress: OnProgress,
+) -> None:
+    """Extract what is missing of a split, and commit it shard by shard.
+
+    Parameters
+    ----------
+    role : str
+        ``"train"`` or ``"test"``.
+    split : Split
+        Its images.
+    views : sequence of str
+        Flip views, all taken of one decoding.
+    plan : Plan
+        What is made of every image.
+    writer : ShardWriter
+        Knows what is done, and takes the rest.
+    on_progress : callable
+        Hears after every batch, with the bottleneck as the note.
+
+    Raises
+    ------
+    DatasetError
+        An image that does not decode, or not one of the whole split that does.
+    FeatcacheError
+        Features that are not finite, or too large for float16. Nothing of that shard is kept.
+    OutputError
+        The disk is full. The shards before stay.
+    """
+    begin, total = writer.done(role), len(split)
+    ids = encoded_ids(split.ids)
+    on_progress(Progress(f"{role} images", begin, total))
+    batches = list(_batches(begin, total, plan))
+    pixels = decoded_batches(
+        split.images, batches, plan.preprocess, workers=plan.workers, on_error=plan.on_error
+    )
+    written: Future[None] | None = None
+    with ThreadPoolExecutor(1, "featcache-disk") as disk, closing(pixels):
+        shard = _Shard(begin, min(begin + plan.shard_rows, total))
+        last = time.perf_counter()
+        for batch in batches:
+            decoded = next(pixels)
+            now = time.perf_counter()
+            shard.facts["waiting_for_pixels_s"] += now - last
+            shard.facts["decoding_cpu_s"] += decoded.decode_s
+            _run_batch(decoded, split, views, plan, shard)
+            shard.facts["engine_s"] += time.perf_counter() - now
+            shard.facts["wall_s"] += time.perf_counter() - last
+            last = time.perf_counter()
+            if batch.stop == shard.stop:
+                if written:
+                    written.result()
+                waited = time.perf_counter() - last
+                shard.facts["waiting_for_disk_s"] += waited
+                shard.facts["wall_s"] += waited
+                shard.facts["passes"] = sum(map(len, shard.rows)) * len(views)
+                written = disk.submit(
+                    writer.commit,
+                    role,
+                    shard.start,
+                    shard.stop,
+                    shard.arrays(split, ids),
+                    shard.facts,
+                )
+                on_progress(_progress(role, batch.stop, total, shard))
+                shard = _Shard(shard.stop, min(shard.stop + plan.shard_rows, total))
+                last += waited
+            else:
+                on_progress(_progress(role, batch.stop, total, shard))
+        if written:
+            written.result()
+    if not writer.rows(role):
+        raise DatasetError(
+            f"{role}: expected at least one image that decodes, found none among {total:,}; look "
+            "at them with --on-error fail"
+        )
+
+
+def bottleneck(facts: dict[str, float]) -> str:
+    """Name the stage that the others waited for: decoding, writing, or the engine."""
+    wall_s = max(facts["wall_s"], 1e-9)
+    if facts["waiting_for_pixels_s"] > _WAITING_SHARE * wall_s:
+        return "decoding"
+    if facts["waiting_for_disk_s"] > _WAITING_SHARE * wall_s:
+        return "writing"
+    return "engine"
+
+
+def _batches(begin: int, total: int, plan: Plan) -> Iterator[range]:
+    """Yield the rows of each forward pass; none crosses from one shard into the next.
+
+    So every batch is the same whether a run was interrupted or not, and so are its features.
+    """
+    for start in range(begin, total, plan.shard_rows):
+        stop = min(start + plan.shard_rows, total)
+        for first in range(start, stop, plan.batch_size):
+            yield range(first, min(first + plan.batch_size, stop))
+
+
+def _run_batch(
+    decoded: DecodedBatch, split: Split, views: Sequence[str], plan: Plan, shard: _Shard
+) -> None:
+    shard.rows.append(decoded.rows)
+    shard.skipped += [row for row, _ in decoded.failures]
+    for view in views:
+        if len(decoded.rows):
+            features = plan.engine.extract(apply_view(decoded.pixels, view))
+        else:
+            features = {}
+        for cut, values in features.items():
+            name = array_name(cut, view, plan.cuts[0])
+            where = [split.ids[row] for row in decoded.rows]
+            shard.features.setdefault(name, []).append(_kept(values, plan.dtype, where))
+
+
+def _kept(values: np.ndarray, dtype: str, ids: Sequence[str]) -> np.ndarray:
+    """Return features as they are stored, or say whose are not numbers to be stored."""
+    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    if not finite.all():
+        raise FeatcacheError(
+            f"{ids[int(np.flatnonzero(~finite)[0])]}: expected finite features, found NaN or "
+            "infinity; the weights do not suit these images, nothing of this shard was written"
+        )
+    if dtype == "float32":
+        return values
+    limit = float(np.finfo(dtype).max)
+    fitting = (np.abs(values) <= limit).reshape(len(values), -1).all(axis=1)
+    if not fitting.all():
+        raise FeatcacheError(
+            f"{ids[int(np.flatnonzero(~fitting)[0])]}: expected features up to {limit:,.0f} for "
+            f"{dtype}, found {float(np.abs(values).max()):,.0f}; use --dtype float32"
+        )
+    return values.astype(dtype)
+
+
+def _progress(role: str, done: int, total: int, shard: _Shard) -> Progress:
+    return Progress(f"{role} images", done, total, note=f"bottleneck: {bottleneck(shard.facts)}")

@@ -1,0 +1,259 @@
+"""Reading arrays through the index: whole and verified, or mapped and left on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CacheCorruptError
+from ._format import Block, StoredArray
+from ._index import AGAIN
+from ._sums import PIECE_BYTES, Sums
+
+__all__ = [
+    "ShardedArray",
+    "bad_block",
+    "iterate_blocks",
+    "map_array",
+    "read_array",
+    "unreadable",
+]
+
+_THREADS = 4  # reading and summing leave Python's lock free; more would wait for the memory
+
+
+def read_array(array: StoredArray) -> np.ndarray:
+    """Read an array whole and verify every block by its sums.
+
+    Returns
+    -------
+    numpy.ndarray
+        Read-only, of the array's shape.
+
+    Raises
+    ------
+    CacheCorruptError
+        A block is not what was written; the first such is named.
+    """
+    whole = np.empty(array.shape, array.dtype)
+    starts = np.cumsum([0, *(block.n_rows for block in array.blocks)])
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        jobs = [
+            pool.submit(_is_sound, block, whole[start : start + block.n_rows])
+            for block, start in zip(array.blocks, starts[:-1], strict=True)
+        ]
+        try:
+            for number, job in enumerate(jobs):
+                if not job.result():
+                    raise bad_block(array, number)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    whole.setflags(write=False)
+    return whole
+
+
+def iterate_blocks(array: StoredArray) -> Iterator[np.ndarray]:
+    """Read an array block after block, each verified by its SHA-256.
+
+    Yields
+    ------
+    numpy.ndarray
+        (rows of the block, …).
+
+    Raises
+    ------
+    CacheCorruptError
+        A block is not what was written.
+    """
+    for number, block in enumerate(array.blocks):
+        rows = np.empty((block.n_rows, *array.row_shape), array.dtype)
+        if _read_block(block, rows, hashlib.sha256()) != block.sha256:
+            raise bad_block(array, number)
+        yield rows
+
+
+def bad_block(array: StoredArray, number: int) -> CacheCorruptError:
+    """Return the error for a block that is not what was written."""
+    block = array.blocks[number]
+    first = sum(earlier.n_rows for earlier in array.blocks[:number])
+    return CacheCorruptError(
+        f"{block.path}: expected the checksum in its index for {array.name}, found another in "
+        f"block {number} (rows {first} to {first + block.n_rows - 1}, byte {block.offset} on): the "
+        f"file was damaged; {AGAIN}"
+    )
+
+
+def _is_sound(block: Block, rows: np.ndarray) -> bool:
+    """Read a block into ``rows``, and tell whether it is what was written."""
+    if block.sums:
+        return _read_block(block, rows, Sums()) == block.sums
+    return _read_block(block, rows, hashlib.sha256()) == block.sha256
+
+
+def _read_block(block: Block, rows: np.ndarray, digest: Any) -> str:
+    """Read a block into ``rows`` and return the digest (hex) of what was read."""
+    target = rows.reshape(-1).view(np.uint8).data
+    try:
+        with open(block.path, "rb", buffering=0) as stream:
+            stream.seek(block.offset)
+            done = 0
+            while done < len(target):
+                # Taken in while it is in the processor's cache.
+                piece = target[done : done + PIECE_BYTES]
+                count = stream.readinto(piece)
+                if not count:
+                    raise CacheCorruptError(
+                        f"{block.path}: expected {len(target):,} bytes from byte {block.offset}, "
+                        f"found {done:,}: it was cut short; {AGAIN}"
+                    )
+                digest.update(piece[:count])
+                done += count
+    except OSError as error:
+        raise unreadable(block.path, error) from None
+    return str(digest.hexdigest())
+
+
+def unreadable(path: Path, error: Exception) -> CacheCorruptError:
+    """Return the error for a file that the disk does not give."""
+    why = getattr(error, "strerror", None) or error
+    return CacheCorruptError(
+        f"{path}: expected a cache that can be read, found: {why}; see to the disk, or {AGAIN}"
+    )
+
+
+def map_array(array: StoredArray) -> Any:
+    """Map an array into memory without reading it: nothing is verified.
+
+    Returns
+    -------
+    numpy.ndarray or ShardedArray
+        Read-only; the first of a packed file, the second of shards.
+    """
+    if not array.size_bytes:
+        return np.empty(array.shape, array.dtype)
+    files = {block.path for block in array.blocks}
+    if len(files) > 1:
+        return ShardedArray(array)
+    return _map(files.pop(), array, array.blocks[0].offset, array.shape)
+
+
+def _map(path: Path, array: StoredArray, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        return np.memmap(path, array.dtype, "r", offset, shape)
+    except (OSError, ValueError) as error:  # gone, or cut short, since the index was read
+        raise unreadable(path, error) from None
+
+
+class ShardedArray:
+    """An array whose rows lie in several files; reading from it gives NumPy arrays.
+
+    It is indexed as a NumPy array is, except that ``None`` is not taken and booleans
+    choose rows alone. ``numpy.asarray`` reads it whole.
+
+    Parameters
+    ----------
+    array : StoredArray
+        Where its blocks lie.
+    """
+
+    def __init__(self, array: StoredArray) -> None:
+        self.dtype = array.dtype
+        self.shape = array.shape
+        self._parts = [
+            _map(block.path, array, block.offset, (block.n_rows, *array.row_shape))
+            for block in array.blocks
+            if block.n_rows
+        ]
+        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Read what an index of NumPy's chooses."""
+        first, *inside = self._spelt_out(index)
+        if isinstance(first, slice):
+            start, stop, step = first.indices(len(self))
+            rows = (
+                self._range(start, max(start, stop))
+                if step == 1
+                else self._take(np.arange(start, stop, step))
+            )
+            every = (slice(None), *inside)
+            return rows[every] if inside else rows
+        numbers = self._row_numbers(first)
+        rows = self._take(numbers.reshape(-1))
+        if not inside:
+            return rows.reshape(*numbers.shape, *self.shape[1:])
+        # The rows again, by their places: so that further indices pair up with them as NumPy's do.
+        places = (np.arange(numbers.size).reshape(numbers.shape), *inside)
+        chosen: np.ndarray = rows[places]
+        return chosen
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Read everything."""
+        whole = self._range(0, len(self))
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    def _spelt_out(self, index: Any) -> tuple[Any, ...]:
+        """Return an index as a tuple that begins with the rows."""
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(part is None for part in parts):
+            raise IndexError("expected no None in an index of mapped shards; read the rows first")
+        for at, part in enumerate(parts):
+            if part is Ellipsis:
+                every = (slice(None),) * (self.ndim - len(parts) + 1)
+                return self._spelt_out((*parts[:at], *every, *parts[at + 1 :]))
+        return parts or (slice(None),)
+
+    def _row_numbers(self, index: Any) -> np.ndarray:
+        """Return numbers of rows, from 0 on, for integers or booleans."""
+        rows = np.asarray(index)
+        if rows.dtype == bool:
+            if rows.shape != self.shape[:1]:
+                raise IndexError(f"expected {len(self)} booleans, found shape {rows.shape}")
+            return np.flatnonzero(rows)
+        if not rows.size:
+            return rows.astype(np.int64)
+        if not np.issubdtype(rows.dtype, np.integer):
+            raise IndexError(f"expected integers, booleans or a slice, found {rows.dtype}")
+        if not -len(self) <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"expected rows from {-len(self)} to {len(self) - 1}")
+        return np.where(rows < 0, rows + len(self), rows).astype(np.int64)
+
+    def _take(self, rows: np.ndarray) -> np.ndarray:
+        """Copy rows by their numbers (n,)."""
+        taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        homes = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(homes):
+            here = homes == number
+            taken[here] = self._parts[number][rows[here] - self._starts[number]]
+        return taken
+
+    def _range(self, start: int, stop: int) -> np.ndarray:
+        """Return rows that follow one another: a view of the file where one has them all."""
+        pieces = [
+            part[max(0, start - begin) : stop - begin]
+            for part, begin in zip(self._parts, self._starts[:-1].tolist(), strict=True)
+            if begin < stop and begin + len(part) > start
+        ]
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces) if pieces else np.empty((0, *self.shape[1:]), self.dtype)

@@ -1,0 +1,233 @@
+"""Reading a cache to its last byte, to know that it is what was written."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import CacheCorruptError, CacheError
+from ..files import user_path
+from ..progress import OnProgress, Progress, silent
+from ._arrays import unreadable
+from ._format import Index, StoredArray, decode_id
+from ._index import AGAIN, open_index
+from ._structure import check_file, check_folder
+from ._walk import iterate_block
+
+__all__ = ["VerifyReport", "verify"]
+
+_PIECE_BYTES = 1 << 20  # hashed and looked at while it is in the processor's cache
+_THREADS = 4
+_REPORT_EVERY_S = 0.1
+_ROLES = ("train", "test")
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was checked of a cache that is whole.
+
+    Parameters
+    ----------
+    path : Path
+        The file, or the folder of shards.
+    form : str
+        ``"hdf5"`` or ``"shards"``.
+    format_version : int
+        Of the format that it is written in.
+    fingerprint : str
+        SHA-256 (hex) of everything that changes a feature.
+    n_train, n_test : int
+        Rows of each split.
+    n_arrays, n_blocks : int
+        Arrays, and blocks of rows with a checksum of their own.
+    size_bytes : int
+        Of the arrays.
+    wall_s : float
+        Duration.
+    checks : tuple of str
+        What holds.
+    notes : tuple of str
+        What is no damage, and worth knowing.
+    """
+
+    path: Path
+    form: str
+    format_version: int
+    fingerprint: str
+    n_train: int
+    n_test: int
+    n_arrays: int
+    n_blocks: int
+    size_bytes: int
+    wall_s: float
+    checks: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def verify(path: str | Path, on_progress: OnProgress = silent) -> VerifyReport:
+    """Read a cache whole and check everything about it that can be checked.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file or a folder of shards that `featcache.extract` wrote.
+    on_progress : callable
+        Hears of bytes.
+
+    Returns
+    -------
+    VerifyReport
+        Returned for a whole cache alone.
+
+    Raises
+    ------
+    CacheCorruptError
+        The first thing found that is not as it was written: a block of rows, by its
+        number and place, or what else.
+    CacheMissError, CacheMismatchError
+        As `featcache.load`.
+    """
+    started = time.perf_counter()
+    index = open_index(user_path(path))
+    try:
+        checks, notes = _check_around(index)
+    except OSError as error:
+        if isinstance(error, CacheError):
+            raise
+        raise unreadable(index.path, error) from None
+    ids = _check_blocks(index, on_progress)
+    notes += _check_ids(index, ids)
+    checks += (
+        "every block of rows has its checksums",
+        "features are finite",
+        f"labels lie between 0 and {len(index.meta['class_names']) - 1}",
+        "ids are unique in each split",
+    )
+    return VerifyReport(
+        path=index.path,
+        form=index.form,
+        format_version=index.meta["format_version"],
+        fingerprint=index.meta["fingerprint"],
+        n_train=index.arrays["train/labels"].shape[0],
+        n_test=index.arrays["test/labels"].shape[0],
+        n_arrays=len(index.arrays),
+        n_blocks=sum(len(array.blocks) for array in index.arrays.values()),
+        size_bytes=sum(array.size_bytes for array in index.arrays.values()),
+        wall_s=time.perf_counter() - started,
+        checks=checks,
+        notes=notes,
+    )
+
+
+def _check_around(index: Index) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Check all but the arrays; return what holds, and what to note."""
+    if index.form == "shards":
+        notes = check_folder(index)
+        return ("manifest", "header of every shard", "no other file"), notes
+    if index.meta["format_version"] == 1:
+        return ("HDF5 opens, nothing in it leads elsewhere",), (
+            "format version 1 has no checksum of its attributes and class names",
+        )
+    from ._h5check import check_view
+
+    check_file(index)
+    check_view(index)
+    return ("index", "HDF5's own bytes", "h5py sees what the index says"), ()
+
+
+class _Tally:
+    """How far the threads have come, and whether they shall go on."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self.size_bytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, size_bytes: int) -> None:
+        """Count bytes that were read."""
+        with self._lock:
+            self.size_bytes += size_bytes
+
+
+def _check_blocks(index: Index, on_progress: OnProgress) -> dict[str, list[np.ndarray]]:
+    """Check every block of every array; return the ids, piece by piece.
+
+    Several threads read; the first bad block in the order of the index is the one
+    that is named, whichever was found first.
+    """
+    total = sum(array.size_bytes for array in index.arrays.values())
+    tally = _Tally()
+    ids: dict[str, list[np.ndarray]] = {f"{role}/ids": [] for role in _ROLES}
+    on_progress(Progress("verifying", 0, total, "B"))
+    with ThreadPoolExecutor(_THREADS, "featcache-verify") as pool:
+        try:
+            jobs = [
+                (array.name, pool.submit(_check_block, index, array, number, tally))
+                for array in index.arrays.values()
+                for number in range(len(array.blocks))
+            ]
+            for name, job in jobs:
+                while not wait([job], _REPORT_EVERY_S).done:
+                    on_progress(Progress("verifying", tally.size_bytes, total, "B"))
+                if name in ids:
+                    ids[name] += job.result()
+                job.result()
+        finally:
+            tally.stopped = True
+            pool.shutdown(cancel_futures=True)
+    on_progress(Progress("verifying", total, total, "B"))
+    return ids
+
+
+def _check_block(index: Index, array: StoredArray, number: int, tally: _Tally) -> list[np.ndarray]:
+    """Check one block's bytes and what they mean; return it, in pieces, if it is ids."""
+    kind = array.name.rpartition("/")[2]
+    n_classes = len(index.meta["class_names"])
+    kept, wrong, row = [], [], sum(block.n_rows for block in array.blocks[:number])
+    for piece in iterate_block(array, number, _PIECE_BYTES):
+        if tally.stopped:
+            break
+        if kind == "ids":
+            kept.append(piece)
+        elif kind == "labels":
+            wrong += (row + np.flatnonzero((piece < 0) | (piece >= n_classes))[:1]).tolist()
+        elif kind != "skipped" and not np.isfinite(piece).all():
+            wrong.append(row + _first_row_not_finite(piece))
+        row += len(piece)
+        tally.add(piece.nbytes)
+    # The last piece came, so the checksum is right: this was written so.
+    if wrong:
+        what = f"labels from 0 to {n_classes - 1}" if kind == "labels" else "finite numbers"
+        raise CacheCorruptError(
+            f"{index.path}: expected {what} in {array.name}, found others in block {number}, row "
+            f"{wrong[0]}; {AGAIN}"
+        )
+    return kept
+
+
+def _first_row_not_finite(rows: np.ndarray) -> int:
+    return int(np.isfinite(rows).reshape(len(rows), -1).all(axis=1).argmin())
+
+
+def _check_ids(index: Index, pieces: dict[str, list[np.ndarray]]) -> tuple[str, ...]:
+    """Check that no id names two images of a split; return a note on those in both splits."""
+    unique = {}
+    for name, parts in pieces.items():
+        ids = np.concatenate(parts) if parts else np.empty(0, "S1")
+        unique[name], counts = np.unique(ids, return_counts=True)
+        if len(unique[name]) < len(ids):
+            twice = unique[name][counts > 1]
+            raise CacheCorruptError(
+                f"{index.path}: expected an id of its own for every image, found "
+                f"{decode_id(twice[0])!r} {counts.max()} times in {name} ({len(twice)} such); "
+                f"{AGAIN}"
+            )
+    both = np.intersect1d(unique["train/ids"], unique["test/ids"], assume_unique=True)
+    if not len(both):
+        return ()
+    return (f"{len(both):,} ids are in both splits ({decode_id(both[0])!r} …): the same images?",)

@@ -1,0 +1,264 @@
+"""Decoding ahead: the same pixels as one by one, in order, bounded, and gone when it ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from contextlib import closing
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import colour_image
+
+from featcache.datasets import ArrayImages, load_dataset
+from featcache.decoding import decoded_batches
+from featcache.errors import DatasetError
+from featcache.prediction._places import decode_places, find_places
+from featcache.preprocess import Preprocess, upscale
+from featcache.trainer import Trainer
+
+
+class Images:
+    """Images of given sizes; ``bad`` rows do not decode, and reading is watched."""
+
+    def __init__(self, sizes, bad=(), delay_s=0.0):
+        self.sizes = sizes
+        self.bad = bad
+        self.delay_s = delay_s
+        self.asked = []
+        self.alive = 0
+        self.most_alive = 0
+        self.lock = threading.Lock()
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def read(self, row, side=None):
+        with self.lock:
+            self.asked.append(row)
+        time.sleep(self.delay_s)
+        if row in self.bad:
+            raise DatasetError(f"folder/{row}.png: expected an image, found none")
+        image = self[row]
+        if min(image.size) > 100:
+            with self.lock:
+                self.alive += 1
+                self.most_alive = max(self.most_alive, self.alive)
+            weakref.finalize(image, self.gone)
+        return image
+
+    def gone(self):
+        with self.lock:
+            self.alive -= 1
+
+    def __getitem__(self, row):
+        return colour_image(row % 3, row, self.sizes[row])
+
+
+def cut(n, size):
+    return [range(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def decoded(images, batches, preprocess, **options):
+    options = {"workers": 2, **options}
+    with closing(decoded_batches(images, batches, preprocess, **options)) as found:
+        return list(found)
+
+
+def our_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("featcache")]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert not our_threads()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_batches_come_in_order_with_the_canonical_pixels(workers):
+    images = Images([(40 + row % 7, 90 - row % 11) for row in range(50)])
+    preprocess = Preprocess(32)
+    batches = decoded(images, cut(50, 16), preprocess, workers=workers)
+    assert [batch.rows.tolist() for batch in batches] == [list(rows) for rows in cut(50, 16)]
+    pixels = np.concatenate([batch.pixels for batch in batches])
+    assert np.array_equal(pixels, preprocess.batch([images[row] for row in range(50)]))
+    assert all(batch.rows.dtype == np.int64 and not batch.failures for batch in batches)
+    assert all(batch.decode_s > 0 for batch in batches)
+
+
+def test_rows_may_come_in_any_order_and_batch():
+    images = Images([(40, 40)] * 30)
+    wanted = [np.array([7, 3, 29, 3]), [5], range(20, 10, -1), []]
+    batches = decoded(images, wanted, Preprocess(40))
+    assert [batch.rows.tolist() for batch in batches] == [list(rows) for rows in wanted]
+    assert batches[3].pixels.shape == (0, 40, 40, 3)
+    for batch in batches:
+        for row, pixels in zip(batch.rows, batch.pixels, strict=True):
+            assert pixels.tobytes() == images[row].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side"),
+    [
+        ([(24, 24)] * 20, 24),
+        ([(24, 30)] * 20, 24),
+        ([(24, 24)] * 19 + [(25, 25)], 64),
+        ([(24, 24)] * 19 + [(640, 480)], 64),
+        ([(24, 24)] * 9 + [(64, 64)] * 11, 64),
+        ([(24, 3000)] * 20, 64),
+    ],
+    ids=["small", "small, oblong", "one a little larger", "one photo", "two sizes", "panoramas"],
+)
+def test_small_images_stay_small_where_all_of_a_batch_are_of_one_size(sizes, side):
+    images = Images(sizes)
+    preprocess = Preprocess(64)
+    (batch,) = decoded(images, [range(20)], preprocess)
+    assert batch.pixels.shape == (20, side, side, 3)
+    canonical = preprocess.batch([images[row] for row in range(20)])
+    assert np.array_equal(upscale(batch.pixels, 64), canonical)
+
+
+def test_arrays_are_images_too():
+    array = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+    batches = decoded(ArrayImages(array), cut(20, 8), Preprocess(64))
+    assert np.array_equal(np.concatenate([batch.pixels for batch in batches]), array)
+
+
+def test_a_bad_image_fails_in_its_place():
+    images = Images([(32, 32)] * 100, bad=(50, 51))
+    seen = []
+    with (
+        pytest.raises(
+            DatasetError, match=r"^folder/50\.png: .* found none, or use --on-error skip$"
+        ),
+        closing(decoded_batches(images, cut(100, 16), Preprocess(32), workers=3)) as batches,
+    ):
+        for batch in batches:
+            seen.append(batch.rows[0])
+    assert seen == [0, 16, 32], "what comes before the bad image is delivered"
+
+
+def test_bad_images_are_skipped_and_told():
+    images = Images([(32, 32)] * 40, bad=(3, *range(16, 32)))
+    first, second, third = decoded(images, cut(40, 16), Preprocess(32), on_error="skip")
+    assert first.rows.tolist() == [row for row in range(16) if row != 3]
+    assert len(first.pixels) == 15
+    assert first.failures == ((3, "folder/3.png: expected an image, found none"),)
+    assert second.pixels.shape == (0, 32, 32, 3) and second.rows.shape == (0,)
+    assert [row for row, _ in second.failures] == list(range(16, 32))
+    assert len(third.pixels) == 8 and not third.failures
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_what_is_not_a_bad_image_is_never_skipped(on_error):
+    class Full(Images):
+        def __getitem__(self, row):
+            raise MemoryError("no room for a photo")
+
+    with pytest.raises(MemoryError, match="no room"):
+        decoded(Full([(32, 32)] * 4), [range(4)], Preprocess(32), on_error=on_error)
+
+
+def test_a_slow_consumer_is_not_run_away_from():
+    size, workers = 512, 2
+    ahead = (32 << 20) // (3 * size**2)  # images of 32 MiB
+    images = Images([(32, 32)] * 1000)
+    with closing(
+        decoded_batches(images, cut(1000, 8), Preprocess(size), workers=workers)
+    ) as batches:
+        for number, _ in zip(range(3), batches, strict=False):
+            time.sleep(0.3)
+            assert len(images.asked) <= 8 * (number + 1) + ahead + 8
+    assert len(images.asked) < 100
+
+
+def test_one_photo_per_thread_is_in_memory():
+    images = Images([(400, 300)] * 48)
+    decoded(images, cut(48, 16), Preprocess(32), workers=2)
+    assert len(images.asked) == 48
+    assert images.alive == 0
+    assert images.most_alive <= 2
+
+
+def test_leaving_early_ends_the_threads_at_once():
+    images = Images([(32, 32)] * 1000, delay_s=0.02)
+    batches = decoded_batches(images, cut(1000, 8), Preprocess(32), workers=4)
+    next(batches)
+    began = time.perf_counter()
+    batches.close()
+    assert not our_threads()
+    assert time.perf_counter() - began < 1
+    asked = len(images.asked)
+    time.sleep(0.1)
+    assert len(images.asked) == asked < 200
+
+
+def test_an_error_in_the_list_of_batches_ends_the_threads():
+    def broken():
+        yield range(8)
+        raise KeyError("rows")
+
+    with pytest.raises(KeyError, match="rows"):
+        decoded(Images([(32, 32)] * 8), broken(), Preprocess(32))
+
+
+INTERRUPTED = """
+import sys, threading, time
+sys.path.insert(0, {tests!r})
+from contextlib import closing
+from test_decoding import Images, cut
+from featcache.decoding import decoded_batches
+from featcache.preprocess import Preprocess
+
+images = Images([(32, 32)] * 1000, delay_s=0.3)
+try:
+    with closing(decoded_batches(images, cut(1000, 64), Preprocess(32), workers=4)) as batches:
+        print("ready", flush=True)
+        for batch in batches:
+            print("a batch", flush=True)
+except KeyboardInterrupt:
+    print("threads:", threading.active_count(), "asked:", len(images.asked) < 100, flush=True)
+"""
+
+
+def test_ctrl_c_ends_the_threads_while_they_decode():
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED.format(tests=str(__file__).rpartition("/")[0])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)  # every thread is in the middle of an image, and the caller waits
+        sent = time.perf_counter()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert out == "threads: 1 asked: True\n"
+    assert err == ""
+    assert process.returncode == 0
+    assert time.perf_counter() - sent < 3
+
+
+def test_everybody_sees_the_same_pixels_of_large_photos(tmp_path):
+    for name in ("a", "b"):
+        for number in range(2):
+            path = tmp_path / "set" / name / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            colour_image(number, 0, (503, 400)).save(path)
+    preprocess = Preprocess(64)
+    split = load_dataset(tmp_path / "set").train
+    (extracted,) = decoded(split.images, [range(2)], preprocess)
+    assert split.images.read(0, 64).size == (64, 64) and split.images[0].size == (503, 400)
+
+    trained = Trainer._pixels(SimpleNamespace(_preprocess=preprocess), split, np.arange(2))
+    assert trained.tobytes() == extracted.pixels.tobytes()
+    places = find_places([tmp_path / "set" / name for name in split.ids])
+    named = decode_places(places, preprocess, "fail", pytest.fail)
+    assert np.stack([pixels for _, pixels in named]).tobytes() == extracted.pixels.tobytes()

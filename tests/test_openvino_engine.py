@@ -1,0 +1,149 @@
+"""What is OpenVINO's alone: its manners as a guest, its graphs, its threads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from featcache import load_weights
+from featcache.engines import build_engine, choose_engine
+from featcache.frameworks import openvino_status
+from featcache.preprocess import upscale
+
+pytestmark = pytest.mark.skipif(openvino_status()[0] is None, reason=openvino_status()[1])
+
+
+@pytest.fixture(scope="module")
+def starter():
+    return load_weights("tinyimagenet32")
+
+
+@pytest.fixture
+def engine(starter):
+    return build_engine(choose_engine("openvino"), starter)
+
+
+def noise(n, side=64):
+    return np.random.default_rng(side).integers(0, 256, (n, side, side, 3), np.uint8)
+
+
+def run_fresh(code, home):
+    """Run code in a process whose home folder is empty, and where a connection is an error."""
+    import os
+
+    guard = """
+import sys
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise AssertionError(f"{event} {arguments}")
+sys.addaudithook(watch)
+"""
+    return subprocess.run(
+        [sys.executable, "-c", guard + code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "HOME": str(home), "CI": ""},
+    )
+
+
+def test_importing_openvino_is_quiet_and_leaves_the_process_alone(tmp_path):
+    answer = run_fresh(
+        """
+import os, signal
+before = dict(os.environ)
+from featcache.frameworks import import_openvino
+ov = import_openvino()
+assert dict(os.environ) == before
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+assert not [name for name in sys.modules if name.startswith("openvino_telemetry")]
+assert "CPU" in ov.Core().available_devices
+import openvino_telemetry  # still there for whoever wants it
+""",
+        tmp_path,
+    )
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_extraction_is_quiet_and_ends_on_ctrl_c(tmp_path):
+    answer = run_fresh(
+        """
+import os, signal, threading, time
+import numpy as np
+from featcache import load_weights
+from featcache.engines import build_engine, choose_engine
+engine = build_engine(choose_engine("openvino"), load_weights("tinyimagenet32"))
+images = np.zeros((640, 64, 64, 3), np.uint8)
+engine.extract(images[:1])
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    while True:
+        engine.extract(images)
+except KeyboardInterrupt:
+    print("interrupted")
+assert np.isfinite(engine.extract(images[:3])["avgpool"]).all()
+""",
+        tmp_path,
+    )
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "interrupted\n", "")
+
+
+def test_an_interrupted_call_leaves_nothing_behind(engine, monkeypatch):
+    images = noise(100)
+    expected = engine.extract(images)["avgpool"]
+    whole = type(engine)._filled_up
+
+    def interrupted(self, chunk):
+        if chunk[0].tobytes() == images[64].tobytes():
+            raise KeyboardInterrupt
+        return whole(self, chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(engine), "_filled_up", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.extract(images)
+    assert np.array_equal(engine.extract(images)["avgpool"], expected)
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_the_number_of_threads_changes_no_bit(starter, monkeypatch, precision):
+    from featcache.frameworks import openvino_precisions
+
+    if precision not in openvino_precisions():
+        pytest.skip(f"this processor does not compute in {precision}")
+    features = []
+    for threads in ("1", "2", "3"):
+        monkeypatch.setenv("FEATCACHE_THREADS", threads)
+        engine = build_engine(choose_engine("openvino", precision=precision), starter)
+        assert engine.batch_size % int(threads) == 0
+        features.append(engine.extract(noise(50))["avgpool"])
+    assert np.array_equal(features[0], features[1]) and np.array_equal(features[0], features[2])
+
+
+def test_many_sides_take_few_graphs(engine):
+    for side in range(26, 32):
+        small = noise(2, side)
+        features = engine.extract(small)["avgpool"]
+        assert np.array_equal(features, engine.extract(upscale(small, 64))["avgpool"])
+    assert len(engine._queues) == 4
+
+
+def test_a_failing_import_says_why(tmp_path):
+    (tmp_path / "openvino.py").write_text("raise ImportError('broken')")
+    answer = run_fresh(
+        f"""
+sys.path.insert(0, {str(tmp_path)!r})
+from featcache.errors import EngineUnavailableError
+from featcache.frameworks import import_openvino
+try:
+    import_openvino()
+except EngineUnavailableError as error:
+    print(error)
+""",
+        tmp_path,
+    )
+    assert "ImportError: broken; run pip install 'featcache[openvino]'" in answer.stdout
