@@ -118,7 +118,7 @@ def reading(path: Path, plain: Path, rounds: int) -> None:
 
 
 def packing(path: Path, n: int) -> None:
-    writer = ShardWriter(path, META, restart=True)
+    writer = ShardWriter(path, META, force=True)
     for role, count in (("train", n), ("test", SHARD_ROWS)):
         for start in range(0, count, SHARD_ROWS):
             stop = min(start + SHARD_ROWS, count)

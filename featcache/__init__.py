@@ -31,6 +31,7 @@ _HOME = {
     "FeatcacheError": "errors",
     "FinetuneRecipe": "recipe",
     "FinetuneResult": "finetuning",
+    "FitResult": "fitting",
     "Head": "probes",
     "KnnResult": "neighbours",
     "LinearProbe": "probes.estimator",
@@ -50,6 +51,7 @@ _HOME = {
     "extract": "extraction",
     "few_shot": "curves",
     "finetune": "finetuning",
+    "fit": "fitting",
     "knn": "neighbours",
     "learning_curve": "curves",
     "load": "store",
@@ -74,6 +76,7 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "FeatcacheError",
     "FinetuneRecipe",
     "FinetuneResult",
+    "FitResult",
     "Head",
     "KnnResult",
     "LinearProbe",
@@ -93,6 +96,7 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "extract",
     "few_shot",
     "finetune",
+    "fit",
     "knn",
     "learning_curve",
     "load",
@@ -115,6 +119,7 @@ if TYPE_CHECKING:
     from .exporting import ExportResult, export
     from .extraction import ExtractResult, extract
     from .finetuning import FinetuneResult, finetune
+    from .fitting import FitResult, fit
     from .neighbours import KnnResult, knn
     from .prediction import evaluate_head, predict
     from .preprocess import Preprocess

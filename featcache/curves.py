@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import DatasetError, RecipeError
+from .labelled import Labelled, labelled
 from .metrics import METRICS, mean_interval, score, score_interval
 from .probes import Head, train_lbfgs
 from .progress import OnProgress, Progress, silent
@@ -123,8 +124,8 @@ def few_shot(
     CacheError
         No cache, or one that cannot be trusted.
     DatasetError
-        A class has fewer training images than shots, there are fewer than 2 classes, or
-        no test images.
+        A class has fewer labelled training images than shots, there are fewer than 2
+        classes, or no labelled test images.
     RecipeError
         Shots or seeds below 1, or no such metric.
 
@@ -134,7 +135,8 @@ def few_shot(
     ECCV 2020: 1, 5, 10, 25 and 100 images per class.
     """
     cache = _opened(cache)
-    present = _present(cache)
+    train = labelled(cache, "train")
+    present = _present(cache, train)
     sizes = []
     for asked in shots:
         if asked == FULL:
@@ -151,7 +153,7 @@ def few_shot(
                 "with more images of it"
             )
         sizes.append(_Size(np.full_like(present, asked), int(asked)))
-    return _curve(cache, sizes, seeds, recipe, metric, "few-shot", on_progress)
+    return _curve(cache, train, sizes, seeds, recipe, metric, "few-shot", on_progress)
 
 
 def learning_curve(
@@ -190,14 +192,15 @@ def learning_curve(
         A fraction out of range, seeds below 1, or no such metric.
     """
     cache = _opened(cache)
-    present = _present(cache)
+    train = labelled(cache, "train")
+    present = _present(cache, train)
     sizes = []
     for fraction in fractions:
         if not 0 < fraction <= 1:
             raise RecipeError(f"fractions: expected above 0 and at most 1, found {fraction}")
         counts = np.floor(fraction * present + 0.5).astype(np.int64)
         sizes.append(_Size(np.maximum(counts, np.minimum(present, 1)), None))
-    return _curve(cache, sizes, seeds, recipe, metric, "learning curve", on_progress)
+    return _curve(cache, train, sizes, seeds, recipe, metric, "learning curve", on_progress)
 
 
 def _opened(cache: str | Path | Cache | None) -> Cache:
@@ -207,24 +210,20 @@ def _opened(cache: str | Path | Cache | None) -> Cache:
     return cache
 
 
-def _present(cache: Cache) -> np.ndarray:
+def _present(cache: Cache, train: Labelled) -> np.ndarray:
     """Return the number of training images of each class: int64 (K,)."""
-    present = np.bincount(cache.train.labels, minlength=len(cache.class_names))
+    present = np.bincount(train.labels, minlength=len(cache.class_names))
     if np.count_nonzero(present) < 2:
         raise DatasetError(
             f"{cache.path}: expected training images of at least 2 classes, found "
             f"{np.count_nonzero(present)}; extract a data set with more"
-        )
-    if len(cache.test) == 0:
-        raise DatasetError(
-            f"{cache.path}: expected test images to score on, found none; extract a data set "
-            "with a test split"
         )
     return present
 
 
 def _curve(
     cache: Cache,
+    train: Labelled,
     sizes: Sequence[_Size],
     seeds: int,
     recipe: ExactRecipe | None,
@@ -238,7 +237,8 @@ def _curve(
     if metric not in METRICS:
         raise RecipeError(f"metric: expected one of {', '.join(METRICS)}, found {metric!r}")
     recipe = recipe if recipe is not None else ExactRecipe()
-    n_classes, labels = len(cache.class_names), cache.train.labels
+    n_classes, labels = len(cache.class_names), train.labels
+    test = labelled(cache, "test")
     # All images can be drawn in one way only.
     draws = [1 if size.counts.sum() == len(labels) else seeds for size in sizes]
     done = 0
@@ -249,17 +249,17 @@ def _curve(
         for seed in range(n_draws):
             on_progress(Progress(stage, done, sum(draws), "fit"))
             rows = _draw(labels, size.counts, seed)
-            features = [cache.train.features[rows]]
+            features = [train.views[0][rows]]
             solution = train_lbfgs(features, labels[rows], n_classes, recipe)
             converged = converged and bool(solution.converged)
             head = Head(solution.weight, solution.bias, cache.class_names, cache.fingerprint)
-            predicted = head.predict(cache.test.features)
-            scores.append(score(metric, predicted, cache.test.labels, n_classes))
+            predicted = head.predict(test.views[0])
+            scores.append(score(metric, predicted, test.labels, n_classes))
             done += 1
         if n_draws > 1:
             interval = mean_interval(scores)
         else:
-            interval = score_interval(metric, predicted, cache.test.labels, n_classes)
+            interval = score_interval(metric, predicted, test.labels, n_classes)
         points.append(
             CurvePoint(
                 n_train=int(size.counts.sum()),

@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .datasets import Images
-from .errors import DatasetError
+from .datasets import Images, OnError
+from .errors import DatasetChangedError, DatasetError
 from .lookahead import Stop, work_ahead
 from .preprocess import Preprocess
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DecodedBatch", "Failure", "OnError", "decoded_batches"]
 
-OnError = Literal["fail", "skip"]
 Failure = tuple[int, str]  # the row, and what is wrong with its image
 
 # Images per task: enough that handing a task to a thread costs nothing beside it, few
@@ -98,6 +97,8 @@ def decoded_batches(
     ------
     DatasetError
         An image that cannot be read or decoded, with its path.
+    DatasetChangedError
+        An image that is no longer the one that was hashed, whatever ``on_error`` says.
     """
     image_bytes = 3 * preprocess.size**2
     ahead = max(1 + workers, _AHEAD_BYTES // image_bytes)
@@ -169,6 +170,8 @@ def _decode(
             break
         try:
             decoded.append(_small(images.read(row, preprocess.size), preprocess))
+        except DatasetChangedError:
+            raise
         except DatasetError as error:
             if on_error == "fail":
                 raise DatasetError(f"{error}, or use --on-error skip") from None

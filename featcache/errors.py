@@ -8,6 +8,7 @@
     │   ├── CacheMismatchError   a cache is there, but of other data, weights or format
     │   └── CacheCorruptError    a cache is there, but its bytes are not what was written
     ├── DatasetError             images, labels or classes are missing or unreadable
+    │   └── DatasetChangedError  an image is no longer the one that was hashed
     ├── WeightsError             a checkpoint is missing, unsafe, or of another architecture
     ├── EngineUnavailableError   (also ImportError)        the engine or device cannot run here
     ├── ShapeMismatchError       (also ValueError)         arrays of shapes that do not fit
@@ -27,6 +28,7 @@ __all__ = [
     "CacheError",
     "CacheMismatchError",
     "CacheMissError",
+    "DatasetChangedError",
     "DatasetError",
     "EngineUnavailableError",
     "FeatcacheError",
@@ -59,6 +61,10 @@ class CacheCorruptError(CacheError):
 
 class DatasetError(FeatcacheError):
     """Images, labels or classes are missing, unreadable or contradictory."""
+
+
+class DatasetChangedError(DatasetError):
+    """An image is no longer the one that was hashed: never skipped, as a bad image may be."""
 
 
 class WeightsError(FeatcacheError):

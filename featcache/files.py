@@ -97,7 +97,7 @@ def check_writable(path: Path) -> None:
         if path.is_dir():
             raise IsADirectoryError(None, "a folder has that name")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".test"):
             pass
     except OSError as error:
         raise OutputError(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .labelled import labelled
 from .metrics import balanced_accuracy, macro_f1, top1, wilson_interval
 from .probes import knn_probe
 from .progress import OnProgress, silent
@@ -56,7 +57,8 @@ def knn(
 ) -> list[KnnResult]:
     """Classify the test split by the training split's nearest features.
 
-    Nothing is chosen: every k is reported. See `featcache.probes.knn` for the votes.
+    Nothing is chosen: every k is reported. Images without a label are left out. See
+    `featcache.probes.knn` for the votes.
 
     Parameters
     ----------
@@ -86,13 +88,14 @@ def knn(
     if not isinstance(cache, Cache):
         cache = load(cache if cache is not None else newest_cache())
     cache.check_vectors()
-    train, labels = cache.train, cache.test.labels
+    train, test = labelled(cache, "train"), labelled(cache, "test")
+    labels = test.labels
     n_classes = len(cache.class_names)
     started = time.perf_counter()
     voted = knn_probe(
-        train.features,
+        train.views[0],
         train.labels,
-        cache.test.features,
+        test.views[0],
         n_classes,
         ks,
         temperature,
@@ -108,7 +111,7 @@ def knn(
             top1_interval=wilson_interval(accuracy, len(labels)),
             balanced_accuracy=balanced_accuracy(predicted, labels, n_classes),
             macro_f1=macro_f1(predicted, labels, n_classes),
-            n_train=len(train),
+            n_train=len(train.labels),
             n_test=len(labels),
             wall_s=spent,
         )

@@ -8,7 +8,7 @@ however many images there are, and whoever is waited for is the bottleneck.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -27,6 +27,7 @@ __all__ = ["STAGES", "Plan", "bottleneck", "run_split"]
 
 # What is measured of every shard, in seconds, and added up over all of them.
 STAGES = ("wall_s", "engine_s", "decoding_cpu_s", "waiting_for_pixels_s", "waiting_for_disk_s")
+_TOLD = 5  # images that were skipped, by name and reason; the cache lists all
 _WAITING_SHARE = 0.1  # of the time, before a stage that is waited for is called the bottleneck
 
 
@@ -92,6 +93,7 @@ def run_split(
     plan: Plan,
     writer: ShardWriter,
     on_progress: OnProgress,
+    on_note: Callable[[str], None],
 ) -> None:
     """Extract what is missing of a split, and commit it shard by shard.
 
@@ -109,6 +111,8 @@ def run_split(
         Knows what is done, and takes the rest.
     on_progress : callable
         Hears after every batch, with the bottleneck as the note.
+    on_note : callable
+        Hears of the first images that are skipped.
 
     Raises
     ------
@@ -127,6 +131,7 @@ def run_split(
         split.images, batches, plan.preprocess, workers=plan.workers, on_error=plan.on_error
     )
     written: Future[None] | None = None
+    n_told = 0
     with ThreadPoolExecutor(1, "featcache-disk") as disk, closing(pixels):
         shard = _Shard(begin, min(begin + plan.shard_rows, total))
         last = time.perf_counter()
@@ -135,6 +140,9 @@ def run_split(
             now = time.perf_counter()
             shard.facts["waiting_for_pixels_s"] += now - last
             shard.facts["decoding_cpu_s"] += decoded.decode_s
+            for _, reason in decoded.failures[: max(0, _TOLD - n_told)]:
+                on_note(f"skipped: {reason}")
+            n_told += len(decoded.failures)
             _run_batch(decoded, split, views, plan, shard)
             shard.facts["engine_s"] += time.perf_counter() - now
             shard.facts["wall_s"] += time.perf_counter() - last
@@ -163,8 +171,8 @@ def run_split(
             written.result()
     if not writer.rows(role):
         raise DatasetError(
-            f"{role}: expected at least one image that decodes, found none among {total:,}; look "
-            "at them with --on-error fail"
+            f"{role}: expected at least one image that decodes, found none among {total:,}; "
+            "replace them, and use --force to start over"
         )
 
 

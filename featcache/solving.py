@@ -7,26 +7,26 @@ the steps, on arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .errors import RecipeError
-from .frameworks import import_oneflow
+from .errors import EngineUnavailableError, RecipeError
+from .frameworks import cuda_status, import_oneflow
 from .metrics import METRICS, score
 from .probes import (
     CheckResult,
-    Ridge,
+    Features,
     Solution,
     Sweep,
     check_ridge,
     check_with_sklearn,
-    ridge_objective,
     sweep_lbfgs,
     sweep_ridge,
     train_lbfgs,
+    train_ridge,
     train_sgd,
 )
 from .progress import OnProgress
@@ -53,6 +53,8 @@ class Job:
         Whether to choose C on a holdout.
     metric : str
         What the sweep goes by.
+    device : str
+        Where SGD runs: ``"cpu"`` or ``"cuda"``.
     """
 
     solver: str
@@ -60,21 +62,27 @@ class Job:
     C: float | None
     sweep: bool
     metric: str
+    device: str
 
     @classmethod
     def of(
         cls,
-        solver: str | None,
-        recipe: str | ProbeRecipe,
-        epochs: int | None,
-        lr: float | None,
-        weight_decay: float | None,
-        C: float | None,
-        sweep: bool | None,
-        metric: str,
+        solver: str | None = None,
+        recipe: str | ProbeRecipe = "default",
+        changes: Mapping[str, Any] | None = None,
+        *,
+        weight_decay: float | None = None,
+        C: float | None = None,
+        sweep: bool | None = None,
+        metric: str = "top1",
+        device: str = "auto",
     ) -> Job:
-        """Check the arguments against each other before anything is read."""
-        for_sgd = recipe != "default" or epochs is not None or lr is not None
+        """Check the arguments against each other before anything is read.
+
+        ``changes`` are values of SGD's recipe by name, None where the recipe's own holds.
+        """
+        named = {name: value for name, value in (changes or {}).items() if value is not None}
+        for_sgd = recipe != "default" or bool(named)
         if solver is None:
             solver = "sgd" if for_sgd else "lbfgs"
         if solver not in SOLVERS:
@@ -83,8 +91,8 @@ class Job:
             raise RecipeError(f"metric: expected one of {', '.join(METRICS)}, found {metric!r}")
         if solver != "sgd" and for_sgd:
             raise RecipeError(
-                f"solver {solver}: expected no recipe, epochs or learning rate, which are SGD's; "
-                "leave them out, or use --solver sgd"
+                f"solver {solver}: expected no {', '.join(named).replace('_', ' ') or 'recipe'}, "
+                "which is SGD's; leave it out, or use --solver sgd"
             )
         if C is not None and not (math.isfinite(C) and C > 0):
             raise RecipeError(f"C: expected a positive number, found {C}")
@@ -98,15 +106,21 @@ class Job:
             )
         chosen: ProbeRecipe | ExactRecipe = ExactRecipe()
         if solver == "sgd":
-            chosen = _sgd_recipe(recipe, epochs, lr)
+            chosen = _sgd_recipe(recipe, named)
         if weight_decay is not None:
             chosen = replace(chosen, weight_decay=weight_decay)
         sweep = solver != "sgd" and not given if sweep is None else sweep
-        return cls(solver, chosen, C, sweep, metric)
+        if solver == "sgd":
+            device = _device(device)
+        elif device not in ("auto", "cpu"):
+            raise RecipeError(
+                f"device: expected auto or cpu with {solver}, found {device!r}; use --solver sgd"
+            )
+        return cls(solver, chosen, C, sweep, metric, device)
 
     def with_penalty(
         self,
-        views: Sequence[np.ndarray],
+        views: Sequence[Features],
         labels: np.ndarray,
         n_classes: int,
         seed: int,
@@ -132,7 +146,7 @@ class Job:
 
     def train(
         self,
-        views: Sequence[np.ndarray],
+        views: Sequence[Features],
         labels: np.ndarray,
         n_classes: int,
         seed: int,
@@ -146,15 +160,13 @@ class Job:
                 n_classes,
                 self.recipe,
                 framework=import_oneflow(),
+                device=self.device,
                 seed=seed,
                 on_progress=on_progress,
             )
         if self.solver == "lbfgs":
             return train_lbfgs(views, labels, n_classes, self.recipe, on_progress=on_progress)
-        solution = Ridge(views, labels, n_classes).solve(self.recipe.weight_decay)
-        decay = self.recipe.weight_decay
-        value = ridge_objective(solution.weight, solution.bias, views, labels, decay)
-        return replace(solution, objective=value)
+        return train_ridge(views, labels, n_classes, self.recipe.weight_decay)
 
     def check(
         self,
@@ -176,14 +188,28 @@ class Job:
         return check_with_sklearn(views, labels, test_features, test_labels, self.recipe, **found)
 
 
-def _sgd_recipe(recipe: str | ProbeRecipe, epochs: int | None, lr: float | None) -> ProbeRecipe:
+def _sgd_recipe(recipe: str | ProbeRecipe, changes: Mapping[str, Any]) -> ProbeRecipe:
     if isinstance(recipe, str):
         if recipe not in PROBE_RECIPES:
             raise RecipeError(
                 f"recipe: expected one of {', '.join(PROBE_RECIPES)}, found {recipe!r}"
             )
         recipe = PROBE_RECIPES[recipe]
-    if epochs is not None:
+    if "epochs" in changes:
         # Someone who names a number of epochs wants that number.
-        recipe = replace(recipe, epochs=epochs, min_steps=0, tolerance=None)
-    return recipe if lr is None else replace(recipe, lr=lr)
+        recipe = replace(recipe, min_steps=0, tolerance=None)
+    return replace(recipe, **changes)
+
+
+def _device(wanted: str) -> str:
+    """Return where OneFlow trains the head: never run on a GPU so far."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise RecipeError(f"device: expected auto, cpu or cuda, found {wanted!r}")
+    if wanted == "cpu":
+        return "cpu"
+    usable, why = cuda_status()
+    if wanted == "cuda" and not usable:
+        raise EngineUnavailableError(
+            f"device: expected a GPU that OneFlow can use, found {why}; use --device cpu"
+        )
+    return "cuda" if usable else "cpu"

@@ -132,7 +132,7 @@ def test_what_to_type_again_can_be_pasted(capsys, monkeypatch):
         (("extract", "~nobody-of-that-name/x", *STARTER), "expected a folder"),
         (("extract", "digits", *STARTER, "-o", "b" * 300 + ".h5"), "name too long"),
         (("extract", "digits", *STARTER, "--force", "-o", "here.h5"), "a folder has that name"),
-        (("extract", "/dev/null", *STARTER), "a device or a pipe"),
+        (("extract", "/dev/null", *STARTER), "found a device or a socket"),
         (("extract", "digits", "--weights", "~nobody-of-that-name/x.pth"), "no such file"),
         (("info", "here.h5"), "found a folder"),
     ],

@@ -41,7 +41,8 @@ def heard(monkeypatch):
 def relabelled(cache, counts):
     """Return a cache like this one whose classes have so many training images."""
     labels = np.repeat(np.arange(len(counts)), counts)
-    cache.train = SimpleNamespace(features=cache.train.features[: len(labels)], labels=labels)
+    features = cache.train.features[: len(labels)]
+    cache.train = SimpleNamespace(labels=labels, view=lambda name: features)
     return cache
 
 
@@ -206,7 +207,7 @@ def test_no_cache_and_no_test_images(tmp_path, home):
     with pytest.raises(CacheMissError, match="make one with featcache extract"):
         few_shot()
     empty = write_gaussian_cache(home / "cache" / "empty.h5", n_test=0)
-    with pytest.raises(DatasetError, match="expected test images to score on, found none"):
+    with pytest.raises(DatasetError, match="expected labelled test images, found none"):
         learning_curve(empty)
-    with pytest.raises(DatasetError, match="expected test images"):
+    with pytest.raises(DatasetError, match="expected labelled test images"):
         few_shot()

@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
 from featcache.datasets import ArrayImages, Split, decode_image, load_dataset
-from featcache.errors import DatasetError
+from featcache.datasets._files import Folder
+from featcache.errors import DatasetChangedError, DatasetError
 from featcache.preprocess import Preprocess
 
 
@@ -377,19 +378,158 @@ def folder_of(tmp_path, *names):
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["readme/"], "found one class alone, 'readme'"),
-        (["1.png", "2.png"], "found no folder with images"),
+        (["readme/"], "found no file "),
+        (["train/cat/"], "found no file "),
+        (["1.png", "2.png"], r"found 2 images in no folder \(1\.png\); put"),
         (["a/1.png", "a/2.png"], "one class alone, 'a'"),
+        (["a/b/1.png", "a/c/1.png", "2.png"], "found 2 folders in a/; name .*/data/a$"),
+        (["x/y/b/1.png", "x/y/c/1.png"], "found 2 folders in x/y/; name .*/data/x/y$"),
+        (["b\\1.png", "c\\1.png"], "a backslash where a / belongs"),
         (["a/1.png", "a/2.png", "b/"], "found none in 'b'"),
         (["a/1.png", "a/2.png", "b/1.png"], "found 1 in 'b'"),
         (["train/a/1.png", "train/b/1.png"], "expected test/ beside train/"),
         (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"], "'b' in one alone"),
-        (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/"], "found none in 'b'"),
+        (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/"], "none in 'test/b'"),
+        (["Train/a/1.png", "Train/b/1.png", "Val/a/1.png"], "rename Val/ to test/ if"),
+        (["Train/a/1.png", "TEST/1.png"], "expected class folders .* found none in TEST/; sort"),
+        (["train/1.png", "train/2.png"], "expected class folders .* found none in train/; sort"),
+        (["train/1.png", "Test/2.png"], "found none in train/ and Test/; sort"),
+        (["val/a/1.png", "test/a/1.png"], "found test/ and val/; rename .*, name .*/data/test$"),
+        (["test/a/1.png", "test/b/1.png"], "found test/; rename .*, name .*/data/test$"),
+        (["Validation/1.png"], "found Validation/; rename"),
+        (["s/val/a/1.png", "s/test/a/1.png"], "found test/ and val/; .*, name .*/data/s/test$"),
+        (["train/a/1.png", "Train/b/1.png", "test/a/1.png"], "one train/, found Train/ and train/"),
     ],
 )
 def test_folders_that_are_no_data_set(tmp_path, names, said):
     with pytest.raises(DatasetError, match=said):
         load_dataset(folder_of(tmp_path, *names))
+
+
+@pytest.mark.parametrize("train, test", [("Train", "Test"), ("TRAIN", "test"), ("train", "tEsT")])
+def test_train_and_test_may_be_spelled_in_capitals(tmp_path, train, test):
+    names = [f"{role}/{name}/1.png" for role in (train, test) for name in ("cat", "dog")]
+    folder = folder_of(tmp_path, *names)
+    for data in (load_dataset(folder), load_dataset(zipped(folder, tmp_path / "a.zip", "in/"))):
+        assert data.class_names == ("cat", "dog")
+        assert (len(data.train), len(data.test)) == (2, 2)
+        assert data.test.ids[0].endswith(f"{test}/cat/1.png")
+
+
+def test_classes_too_deep_in_an_archive_say_what_to_do(tmp_path):
+    folder = folder_of(tmp_path, "x/y/cat/1.png", "x/y/dog/1.png")
+    with pytest.raises(DatasetError, match="unpack the archive and name its folder x/y"):
+        load_dataset(zipped(folder, tmp_path / "deep.zip"))
+
+
+def test_an_archive_with_backslashes_says_so(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("cat\\1.png", b"1")
+        archive.writestr("dog\\1.png", b"1")
+    with pytest.raises(DatasetError, match=r"names with a backslash .* \(cat\\1\.png\); pack"):
+        load_dataset(tmp_path / "a.zip")
+
+
+def test_what_is_left_out_is_noted(tmp_path):
+    folder = folder_of(tmp_path, *(f"{name}/{n}.png" for name in "ab" for n in range(3)))
+    assert load_dataset(folder).notes == ()
+    for name in ("a/1.avif", "a/2.JP2", "b/3.jp2", "b/notes.txt", "c.heic", ".hidden.heic"):
+        (folder / name).write_bytes(b"")
+    colour_image(0, 0).save(folder / "stray.png")
+    ignored, outside = load_dataset(folder).notes
+    assert ": 4 files ignored: .avif 1, .heic 1, .jp2 2 (images end in .bmp, " in ignored
+    assert outside.endswith(": 1 image outside of the class folders ignored, stray.png the first")
+    assert all(note.startswith(f"{folder}: ") for note in (ignored, outside))
+    (folder / "d").mkdir()
+    (folder / "d" / "1.heic").write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"none in 'd' \(1 file ignored: \.heic 1; images end"):
+        load_dataset(folder)
+
+
+def test_val_beside_train_and_test_is_noted(image_folder, tmp_path):
+    copy = tmp_path / "colours"
+    shutil.copytree(image_folder, copy)
+    shutil.copytree(copy / "test", copy / "val")
+    data = load_dataset(copy)
+    assert data.digest == load_dataset(image_folder).digest
+    assert "18 images outside of the class folders ignored, val/blue/00.png" in data.notes[0]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(image_folder, tmp_path, monkeypatch):
+    copy = tmp_path / "colours"
+    shutil.copytree(image_folder, copy)
+    scandir = os.scandir
+
+    def guarded(path):  # as chmod 000 would have it, which does not stop root
+        if str(path).endswith(("red", ".git")):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    (copy / ".git").mkdir()
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(DatasetError, match=r"/red: cannot be listed: Permission denied; make"):
+        load_dataset(copy)
+    Folder(copy).read("train/blue/00.png")  # one file alone needs no listing
+
+
+def unreadable(image_folder, tmp_path):
+    """Return the colours with a pipe, a dangling link and a file that is far too large."""
+    copy = tmp_path / "colours"
+    shutil.copytree(image_folder, copy)
+    for number in range(3):
+        (copy / f"train/blue/0{number}.png").unlink()
+    os.mkfifo(copy / "train/blue/00.png")
+    (copy / "train/blue/01.png").symlink_to("nowhere.png")
+    with open(copy / "train/blue/02.png", "wb") as stream:
+        stream.truncate((1 << 30) + 1)
+    return copy
+
+
+def test_what_cannot_be_read_counts_by_its_name_where_it_is_skipped(image_folder, tmp_path):
+    copy = unreadable(image_folder, tmp_path)
+    with pytest.raises(DatasetError, match=r"blue/00\.png: cannot be read: it is a pipe"):
+        load_dataset(copy).digest_with(lambda _: None)
+    data = load_dataset(copy)
+    digest = data.digest_with(lambda _: None, "skip")
+    assert digest == data.digest == load_dataset(copy).digest_with(lambda _: None, "skip")
+    whole = load_dataset(image_folder)
+    assert whole.digest_with(lambda _: None, "skip") == load_dataset(image_folder).digest != digest
+    for row in range(3):
+        with pytest.raises(DatasetError, match="cannot be read") as caught:
+            data.train.images[row]
+        assert caught.type is DatasetError, "one to be skipped"
+    (copy / "train/blue/00.png").rename(copy / "train/blue/0.png")
+    assert load_dataset(copy).digest_with(lambda _: None, "skip") != digest
+
+
+def test_an_image_that_changes_after_it_was_hashed_is_refused(image_folder, tmp_path):
+    copy = tmp_path / "colours"
+    shutil.copytree(image_folder, copy)
+    data = load_dataset(copy)
+    assert data.train.images[1].size == (40, 32)
+    data.digest  # noqa: B018
+    assert data.train.images[1].size == data.train.images[-1].size == (40, 32)
+    colour_image(0, 99).save(copy / "train/blue/01.png")
+    (copy / "train/blue/02.png").unlink()
+    part = data.train.take(np.array([0, 2, 1]))
+    assert part.images[0].tobytes() == part.images[-3].tobytes()
+    changed = r"blue/01\.png: expected .* changed while it was being read; run it again"
+    for images, row in ((data.train.images, 1), (part.images, 2), (part.images, -1)):
+        with pytest.raises(DatasetChangedError, match=changed):
+            images[row]
+    with pytest.raises(DatasetChangedError, match=r"02\.png: cannot be read: .* a moment ago"):
+        part.images[1]
+    assert load_dataset(copy).train.images[1].size == (40, 32), "another look, another digest"
+
+
+def test_a_file_that_has_become_readable_is_another_one(image_folder, tmp_path):
+    copy = unreadable(image_folder, tmp_path)
+    data = load_dataset(copy)
+    data.digest_with(lambda _: None, "skip")
+    (copy / "train/blue/00.png").unlink()
+    colour_image(0, 99).save(copy / "train/blue/00.png")
+    with pytest.raises(DatasetChangedError, match="changed while"):
+        data.train.images[0]
 
 
 def test_paths_that_are_no_data_set(tmp_path):
@@ -398,6 +538,23 @@ def test_paths_that_are_no_data_set(tmp_path):
     (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 no")
     with pytest.raises(DatasetError, match="not a readable zip archive"):
         load_dataset(tmp_path / "broken.zip")
+    for name in ("", " "):
+        with pytest.raises(DatasetError, match="found an empty name; try featcache extract digits"):
+            load_dataset(name)
+    (tmp_path / "dangling").symlink_to("gone")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    for name, found in {
+        "dangling": "a link to gone, where nothing is",
+        "loop": r"a path that cannot be followed \(Too many",
+        "pipe": "a pipe",
+        "/dev/null": "a device or a socket",
+        "broken.zip/inside": "nothing there",
+        "x" * 300: r"a path that cannot be followed \(File name too long\)",
+        "null\0byte": "a path that cannot be followed",
+    }.items():
+        with pytest.raises(DatasetError, match=f"digits; found {found}.*; try featcache"):
+            load_dataset(tmp_path / name)
 
 
 def test_a_damaged_file_in_an_archive_is_named(image_folder, tmp_path):
@@ -424,8 +581,22 @@ def test_a_split_refuses_what_does_not_fit_together():
         Split(images, labels, ("a", "b"), ("x",))
     with pytest.raises(DatasetError, match="found none"):
         Split(ArrayImages(np.zeros((0, 8, 8, 3), np.uint8)), labels[:0], ("a", "b"), ())
+    for unfit, said in (([0, 1], "list"), (labels.astype(float), "float64"), (labels > 0, "bool")):
+        with pytest.raises(DatasetError, match=f"array of integers .*, found {said}; make them"):
+            Split(images, unfit, ("a", "b"), ("x", "y"))
+    with pytest.raises(DatasetError, match="found 18446744073709551615 in row 1"):
+        Split(images, np.array([0, -1]).astype(np.uint64), ("a", "b"), ("x", "y"))
     with pytest.raises(DatasetError, match="float32"):
         ArrayImages(np.zeros((2, 8, 8, 3), np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "uint64", ">i8"])
+def test_labels_of_any_width_are_kept_as_int64(dtype):
+    images = ArrayImages(np.zeros((2, 8, 8, 3), np.uint8))
+    split = Split(images, np.array([1, 0], dtype), ("a", "b"), ("x", "y"))
+    assert split.labels.dtype == np.int64 and split.labels.dtype.isnative
+    plain = Split(images, np.array([1, 0], np.int64), ("a", "b"), ("x", "y"))
+    assert split.labels.tolist() == [1, 0] and split.digest == plain.digest
 
 
 def test_the_real_archive(cifar_zip):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
+import zipfile
 from contextlib import closing
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ from conftest import colour_image
 
 from featcache.datasets import ArrayImages, load_dataset
 from featcache.decoding import decoded_batches
-from featcache.errors import DatasetError
+from featcache.errors import DatasetChangedError, DatasetError
 from featcache.prediction._places import decode_places, find_places
 from featcache.preprocess import Preprocess, upscale
-from featcache.trainer import Trainer
+from featcache.training import Draw, ImageSource
 
 
 class Images:
@@ -71,7 +72,7 @@ def decoded(images, batches, preprocess, **options):
 
 
 def our_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("featcache")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("featcache_")]
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +164,37 @@ def test_what_is_not_a_bad_image_is_never_skipped(on_error):
 
     with pytest.raises(MemoryError, match="no room"):
         decoded(Full([(32, 32)] * 4), [range(4)], Preprocess(32), on_error=on_error)
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_an_image_that_changed_is_never_skipped(tmp_path, on_error):
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        colour_image(0, 0).save(path)
+    data = load_dataset(tmp_path / "set")
+    data.digest_with(lambda _: None, on_error)
+    row = 1
+    colour_image(1, 1).save(tmp_path / "set" / data.train.ids[row])
+    with pytest.raises(DatasetChangedError, match=r"being read; run it again$"):
+        decoded(data.train.images, [range(2)], Preprocess(32), on_error=on_error)
+
+
+def test_files_that_cannot_be_read_are_skipped_and_told(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+            compression = zipfile.ZIP_BZIP2 if name == "a/1.png" else zipfile.ZIP_STORED
+            stream = io.BytesIO()
+            colour_image(0, 0).save(stream, "PNG")
+            archive.writestr(name, stream.getvalue(), compression)
+    data = load_dataset(tmp_path / "set.zip")
+    split = data.train if "a/1.png" in data.train.ids else data.test
+    row = split.ids.index("a/1.png")
+    data.digest_with(lambda _: None, "skip")
+    (batch,) = decoded(split.images, [range(len(split))], Preprocess(32), on_error="skip")
+    assert [failed for failed, _ in batch.failures] == [row]
+    assert "found compression method 12" in batch.failures[0][1]
+    assert len(batch.rows) == len(split) - 1
 
 
 def test_a_slow_consumer_is_not_run_away_from():
@@ -257,7 +289,7 @@ def test_everybody_sees_the_same_pixels_of_large_photos(tmp_path):
     (extracted,) = decoded(split.images, [range(2)], preprocess)
     assert split.images.read(0, 64).size == (64, 64) and split.images[0].size == (503, 400)
 
-    trained = Trainer._pixels(SimpleNamespace(_preprocess=preprocess), split, np.arange(2))
+    (trained,) = ImageSource(split, preprocess).batches([Draw(np.arange(2))])
     assert trained.tobytes() == extracted.pixels.tobytes()
     places = find_places([tmp_path / "set" / name for name in split.ids])
     named = decode_places(places, preprocess, "fail", pytest.fail)

@@ -1,4 +1,4 @@
-"""End-to-end training: what moves, at which rate, in which mode; and the cached equal."""
+"""Whole runs: what they leave, where they may begin, what they refuse; and the cached equal."""
 
 from __future__ import annotations
 
@@ -7,124 +7,152 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import write_gaussian_cache
 
-from featcache import extract, finetune, load_dataset, load_head, load_weights, probe
-from featcache.errors import DatasetError, RecipeError
-from featcache.recipe import FINETUNE_RECIPES, METHODS
-from featcache.trainer import Trainer
+from featcache import extract, finetune, load, load_dataset, load_head, load_weights, probe
+from featcache.errors import (
+    CacheMismatchError,
+    CacheMissError,
+    DatasetError,
+    EngineUnavailableError,
+    OutputError,
+    RecipeError,
+    WeightsError,
+)
+from featcache.metrics import top1
+from featcache.recipe import METHODS, finetune_recipe
+from featcache.training import CachedSource, ImageSource, Trainer
 
 pytestmark = pytest.mark.oneflow
 
 STARTER = "tinyimagenet32"
-
-
-@pytest.fixture(scope="module")
-def starter():
-    """The starter weights at 32 pixels, where a step takes a tenth of a second."""
-    weights = load_weights(STARTER)
-    return replace(weights, preprocess=replace(weights.preprocess, size=32))
-
-
-def trainer_of(method, weights, **changes):
-    recipe = replace(FINETUNE_RECIPES[method], **{"batch_size": 16, **changes})
-    return Trainer(weights, 3, recipe)
-
-
-def changed(before, after):
-    """Return the names of the tensors that are not the same bytes."""
-    assert before.keys() == after.keys()
-    return {name for name in before if before[name].tobytes() != after[name].tobytes()}
-
-
-def is_statistic(name):
-    return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-
-
-def test_frozen_means_frozen(starter, image_folder):
-    """No parameter and no buffer of the backbone moves by a bit; the head does."""
-    trainer = trainer_of("frozen", starter)
-    before = trainer.state()
-    trainer.train_epoch(load_dataset(image_folder).train, 0)
-    assert changed(before, trainer.state()) == {"fc.weight", "fc.bias"}
-    assert all(parameter.grad is None for parameter in trainer.backbone.parameters())
-
-
-@pytest.mark.parametrize("method", ["full", "split", "scratch"])
-def test_everything_else_trains_everything(starter, image_folder, method):
-    trainer = trainer_of(method, starter)
-    before = trainer.state()
-    trainer.train_epoch(load_dataset(image_folder).train, 0)
-    assert changed(before, trainer.state()) == set(before)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_each_parameter_is_in_exactly_one_group_at_its_rate(starter, method):
-    trainer = trainer_of(method, starter)
-    recipe = FINETUNE_RECIPES[method]
-    groups = trainer.optimizer.param_groups
-    rate_of = {}
-    for group in groups:
-        for parameter in group.parameters:
-            assert id(parameter) not in rate_of, "a parameter in two groups moves twice"
-            rate_of[id(parameter)] = group["lr"]
-            assert group["momentum"] == 0.9 and group["weight_decay"] == 5e-4
-    heads = {id(parameter): recipe.head_lr for parameter in trainer.head.parameters()}
-    bodies = {id(parameter): recipe.backbone_lr for parameter in trainer.backbone.parameters()}
-    assert rate_of == (heads if method == "frozen" else {**heads, **bodies})
-
-
-def test_a_split_step_moves_each_part_by_its_own_rate(starter, image_folder):
-    """The first SGD step is rate x gradient, so that ten times the rate moves ten times as far."""
-    split = load_dataset(image_folder).train.take(np.arange(0, 36, 3))
-
-    def moves(recipe):
-        trainer = Trainer(starter, 3, recipe)
-        before = trainer.state()
-        trainer.train_epoch(split, 0)
-        after = trainer.state()
-        return {name: after[name] - before[name] for name in ("conv1.weight", "fc.weight")}
-
-    recipe = replace(FINETUNE_RECIPES["split"], batch_size=12, momentum=0.0)
-    split_moves, full_moves = moves(recipe), moves(replace(recipe, backbone_lr=1e-3))
-    np.testing.assert_allclose(split_moves["fc.weight"], full_moves["fc.weight"], rtol=1e-3)
-    ratio = np.linalg.norm(full_moves["conv1.weight"]) / np.linalg.norm(split_moves["conv1.weight"])
-    assert ratio == pytest.approx(10, rel=0.02)
-
-
-def test_every_epoch_trains_in_train_mode_and_evaluation_changes_nothing(starter, image_folder):
-    """The tutorial's loop stays in eval mode after its first evaluation."""
-    data = load_dataset(image_folder)
-    trainer = trainer_of("split", starter)
-    for epoch in range(2):
-        before = trainer.state()
-        trainer.train_epoch(data.train, epoch)
-        moved = changed(before, trainer.state())
-        assert {name for name in before if is_statistic(name)} <= moved
-        before = trainer.state()
-        trainer.predict(data.test)
-        assert changed(before, trainer.state()) == set()
-
-
-def test_scratch_does_not_start_from_the_weights(starter):
-    scratch, full = trainer_of("scratch", starter).state(), trainer_of("full", starter).state()
-    assert full["conv1.weight"].tobytes() == starter.state["conv1.weight"].tobytes()
-    assert scratch["conv1.weight"].tobytes() != full["conv1.weight"].tobytes()
-    again = trainer_of("scratch", starter).state()
-    assert scratch["conv1.weight"].tobytes() == again["conv1.weight"].tobytes()
+SMALL = {"weights": STARTER, "size": 32}
 
 
 @pytest.mark.parametrize("limit", [None, 24])
 def test_a_head_on_the_cache_equals_the_frozen_run_end_to_end(image_folder, limit):
     """What the project rests on: caching the four views loses nothing."""
     limit = {"train_limit": limit, "seed": 7, "epochs": 2}
-    made = extract(image_folder, weights=STARTER, size=32, views="flips")
+    made = extract(image_folder, **SMALL, views="flips", engine="oneflow")
     cached = probe(made.cache, recipe="tutorial", check=False, **limit)
     head = load_head(cached.head)
-    ran = finetune(image_folder, "frozen", weights=STARTER, size=32, **limit)
+    ran = finetune(image_folder, "frozen", **SMALL, **limit)
     trained = load_weights(ran.checkpoint).state
     np.testing.assert_allclose(head.weight, trained["fc.weight"], atol=1e-6)
     np.testing.assert_allclose(head.bias, trained["fc.bias"], atol=1e-6)
     assert cached.top1 == ran.top1
+
+
+# --- from a cached cut
+
+
+@pytest.fixture(scope="module")
+def cut_cache(image_folder, tmp_path_factory):
+    """Every flip view of the colours at three cuts, by OneFlow."""
+    folder = tmp_path_factory.mktemp("cuts")
+    options = {"cut": "avgpool,layer3,layer4", "views": "flips", "engine": "oneflow"}
+    return extract(image_folder, **SMALL, **options, output=folder).cache
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("full", {"freeze_until": "layer3"}),
+        ("split", {"freeze_until": "layer3", "augment": "flip", "patience": 3}),
+        ("full", {"freeze_until": "layer4", "augment": "none", "bn": "eval"}),
+        ("frozen", {}),
+    ],
+)
+def test_a_run_on_a_cached_cut_equals_the_one_on_images(image_folder, cut_cache, method, options):
+    """The same order, views and mathematics: losses and weights agree to rounding."""
+    options = {"epochs": 2, "batch_size": 8, "seed": 5, "train_limit": 30, **options}
+    uncached = finetune(image_folder, method, **SMALL, **options)
+    cached = finetune(None, method, cache=cut_cache, **options)
+    assert (cached.n_train, cached.n_val) == (uncached.n_train, uncached.n_val)
+    for one, other in zip(cached.epochs, uncached.epochs, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
+        assert one.top1 == other.top1
+    theirs, ours = load_weights(uncached.checkpoint).state, load_weights(cached.checkpoint).state
+    for name, array in theirs.items():
+        np.testing.assert_allclose(ours[name], array, atol=1e-5, rtol=1e-4, err_msg=name)
+    record = json.loads((cached.run / "run.json").read_text())
+    assert record["features_wall_s"] > 0 and record["cache"] == str(cut_cache)
+
+
+def test_what_a_cached_run_refuses(image_folder, cut_cache, tmp_path):
+    def refused(error, said, method="full", cache=cut_cache, **options):
+        with pytest.raises(error, match=said):
+            finetune(options.pop("dataset", None), method, cache=cache, **options)
+
+    above = {"freeze_until": "layer3"}
+    refused(RecipeError, "method full that trains all; use --freeze-until layer3")
+    refused(RecipeError, "crop-flip, whose outcomes", augment="crop-flip", **above)
+    command = f"featcache extract colours --weights {STARTER} --size 32 --cut layer2 --views flips"
+    refused(CacheMissError, f"the cut 'layer2' .* make one with {command}", freeze_until="layer2")
+    refused(CacheMismatchError, "preprocess size: cache 32, here 64; .*--size 64", size=64, **above)
+    refused(CacheMismatchError, "expected features of digits", dataset="digits", **above)
+    other = tmp_path / "other.safetensors"
+    finetune(image_folder, "scratch", **SMALL, epochs=1, train_limit=9, save=other)
+    refused(CacheMismatchError, "weights_sha256: cache 'bc5d", weights=other, **above)
+    plain = extract(image_folder, **SMALL, cut="layer3", output=tmp_path).cache
+    refused(CacheMissError, "view 'hflip'.*--views flips", cache=plain, **above)
+    unnamed = write_gaussian_cache(tmp_path / "unnamed.h5")
+    refused(WeightsError, "name it with --weights", "frozen", cache=unnamed)
+
+
+def test_a_cache_of_another_engine_is_allowed_and_said(image_folder, tmp_path):
+    pytest.importorskip("openvino")
+    options = {"cut": "layer4", "views": "flips", "engine": "openvino", "dtype": "float16"}
+    made = extract(image_folder, **SMALL, **options, output=tmp_path)
+    heard = []
+    options = {"freeze_until": "layer4", "epochs": 1}
+    result = finetune(None, "full", cache=made.cache, on_note=heard.append, **options)
+    (note,) = heard
+    assert "features by openvino" in note and "kept as float16" in note
+    uncached = finetune(image_folder, "full", **SMALL, **options)
+    assert result.epochs[0].train_loss == pytest.approx(uncached.epochs[0].train_loss, abs=0.02)
+
+
+# --- from a probe's head
+
+
+def test_lp_ft_starts_at_the_probes_accuracy(image_folder, cut_cache):
+    probed = probe(cut_cache, scale="standardize", check=False)
+    head = load_head(probed.head)
+    weights = load_weights(STARTER, size=32)
+    trainer = Trainer(weights, 3, finetune_recipe("full"), head=(head.weight, head.bias))
+    test = load_dataset(image_folder).test
+    before = trainer.predict(ImageSource(test, weights.preprocess))
+    np.testing.assert_array_equal(before, head.predict(load(cut_cache).test.features))
+    assert top1(before, test.labels) == probed.top1
+    on_cache = CachedSource({"identity": load(cut_cache).test.features}, test.labels, "avgpool")
+    np.testing.assert_array_equal(trainer.predict(on_cache), before)
+
+
+def test_a_run_from_a_head_begins_with_a_lower_loss(image_folder, cut_cache):
+    head = probe(cut_cache, check=False).head
+    options = {**SMALL, "epochs": 1, "freeze_until": "layer4"}
+    plain = finetune(image_folder, "full", **options)
+    begun = finetune(image_folder, "full", init_head=head, **options)
+    assert begun.epochs[0].train_loss < plain.epochs[0].train_loss
+    assert begun.init_head == str(head)
+
+
+def test_a_head_that_does_not_fit_is_refused(image_folder, cut_cache):
+    probed = probe(cut_cache, check=False)
+
+    def refused(said, method="full", head=probed.head, data=image_folder, **options):
+        with pytest.raises(WeightsError, match=said):
+            finetune(data, method, init_head=head, **{**SMALL, **options})
+
+    refused("preprocess size: head 32, here 64", size=64)
+    refused("here a random draw", "scratch")
+    refused(r"classes: head 3 \('blue, green, red'\), here 10", data="digits")
+    refused("scaling: head 'l2'", head=probe(cut_cache, scale="l2", check=False).head)
+    refused("expected a head", head=image_folder / "nothing.safetensors")
+
+
+# --- what a run leaves
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -146,7 +174,8 @@ def test_a_run_and_what_it_leaves(image_folder, method):
     assert result.top1_interval[0] <= result.top1 <= result.top1_interval[1]
     assert [epoch.epoch for epoch in result.epochs] == [1, 2]
     assert all(np.isfinite(epoch.train_loss) and epoch.wall_s > 0 for epoch in result.epochs)
-    assert {message.stage for message in heard} == {"epoch 1/2", "epoch 2/2", "test images"}
+    stages = {"hash images", "epoch 1/2", "epoch 2/2", "test images"}
+    assert {message.stage for message in heard} == stages
     saved = load_weights(result.checkpoint)
     assert saved.preprocess.size == 32 and saved.state["fc.weight"].shape == (3, 512)
     record = json.loads((result.run / "run.json").read_text())
@@ -156,28 +185,77 @@ def test_a_run_and_what_it_leaves(image_folder, method):
 
 def test_the_same_seed_gives_the_same_network_bit_for_bit(image_folder):
     def run(seed):
-        result = finetune(image_folder, weights=STARTER, size=32, epochs=1, seed=seed)
+        options = {"epochs": 1, "seed": seed, "train_limit": 18, "batch_size": 9}
+        result = finetune(image_folder, **SMALL, **options)
         return load_weights(result.checkpoint).sha256
 
     assert run(3) == run(3) != run(4)
 
 
-def test_an_interrupted_run_names_the_last_whole_epoch(image_folder, home):
-    def stop(message):
-        if message.stage == "epoch 2/2":
-            raise KeyboardInterrupt
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_network_is_saved_and_comes_back_as_weights(image_folder, cut_cache, tmp_path, cached):
+    saved = tmp_path / "mine" / "model.safetensors"
+    options = {"freeze_until": "layer3", "epochs": 1, "save": saved, "batch_size": 12}
+    if cached:
+        result = finetune(None, "full", cache=cut_cache, **options)
+    else:
+        result = finetune(image_folder, "full", **SMALL, **options)
+    weights = load_weights(saved)
+    assert saved.read_bytes() == result.checkpoint.read_bytes()
+    started = load_weights(STARTER).state
+    for name in ("conv1.weight", "bn1.running_mean", "layer3.1.conv2.weight"):
+        assert weights.state[name].tobytes() == started[name].tobytes()
+    again = finetune(image_folder, "frozen", weights=saved, epochs=1)
+    assert again.recipe.backbone_lr is None and weights.preprocess.size == 32
 
-    with pytest.raises(KeyboardInterrupt, match=r"epoch 1 of 2 is in .*model\.safetensors"):
-        finetune(image_folder, weights=STARTER, size=32, epochs=2, on_progress=stop)
-    (checkpoint,) = home.rglob("model.safetensors")
-    assert load_weights(checkpoint).state
-    assert not list(home.rglob("run.json")), "an unfinished run has no result to compare"
+
+def test_early_stopping_never_looks_at_the_test_split(image_folder, monkeypatch):
+    from featcache.finetuning import _run
+
+    data = load_dataset(image_folder)
+    scores = iter([0.5, 0.75, 0.25, 0.75, 0.5, 0.75])
+    monkeypatch.setattr(_run, "top1", lambda predicted, labels: next(scores))
+    heard = []
+    options = {**SMALL, "epochs": 9, "patience": 2, "val_fraction": 0.25, "batch_size": 16}
+    options["freeze_until"] = "layer3"
+    result = finetune(data, "full", **options, on_progress=heard.append)
+    assert [epoch.top1 for epoch in result.epochs] == [0.5, 0.75, 0.25, 0.75]
+    assert (result.curve_split, result.best_epoch) == ("val", 2)
+    assert (result.n_train, result.n_val, result.n_test) == (27, 9, 18)
+    tests = [place for place, message in enumerate(heard) if message.stage == "test images"]
+    epochs = [place for place, message in enumerate(heard) if message.stage.startswith("epoch")]
+    assert min(tests) > max(epochs), "test is read once, at the end"
+    two = finetune(data, "full", **{**options, "epochs": 2})
+    best, theirs = load_weights(result.checkpoint).state, load_weights(two.checkpoint).state
+    assert all(best[name].tobytes() == theirs[name].tobytes() for name in theirs)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(starter, image_folder):
-    trainer = trainer_of("full", starter, head_lr=1e30, backbone_lr=1e30)
-    with pytest.raises(RecipeError, match=r"epoch 1/3: expected a finite loss, found nan|inf"):
-        trainer.train_epoch(load_dataset(image_folder).train, 0)
+def test_the_log_has_every_step_and_epoch(image_folder):
+    options = {"epochs": 2, "batch_size": 12, "train_limit": 24, "schedule": "cosine"}
+    result = finetune(image_folder, "split", **SMALL, **options)
+    lines = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert steps[2]["lr"]["head"] == pytest.approx(5e-4)
+    epochs = [line for line in lines if "test_top1" in line]
+    assert [line["test_top1"] for line in epochs] == [epoch.top1 for epoch in result.epochs]
+    config = json.loads((result.run / "config.json").read_text())
+    assert config["identity"]["recipe schedule"] == "cosine"
+    environment = json.loads((result.run / "environment.json").read_text())
+    assert environment["oneflow"] == "0.9.0" and environment["cores"] >= 1
+    assert not list(result.run.glob("checkpoint*")), "a finished run needs none"
+
+
+def test_tensorboard_without_its_package_is_an_error_at_once(image_folder, home):
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        with pytest.raises(EngineUnavailableError, match="pip install tensorboard"):
+            finetune(image_folder, "frozen", **SMALL, tensorboard=True)
+        assert not list(home.rglob("*-frozen-*"))
+    else:
+        result = finetune(image_folder, "frozen", **SMALL, epochs=1, tensorboard=True)
+        assert list(result.run.glob("events.out.tfevents.*"))
 
 
 @pytest.mark.parametrize(
@@ -185,11 +263,29 @@ def test_a_loss_that_is_not_finite_stops_the_run(starter, image_folder):
     [
         ({"method": "half"}, RecipeError, "full, split, frozen, scratch, found 'half'"),
         ({"epochs": 0}, RecipeError, "epochs"),
+        ({"lr": 0}, RecipeError, "expected a positive number, found 0"),
+        ({"batch_size": 1}, RecipeError, "at least 2, found 1"),
         ({"train_limit": 0}, DatasetError, "draw 0 of 36 images"),
         ({"train_limit": 2}, DatasetError, "draw 2 of 36 images"),
+        ({"patience": 1, "val_fraction": 0.01}, DatasetError, "validation split: .* draw 0 of 36"),
         ({"size": 16}, RecipeError, "size"),
+        ({"save": "model.pth"}, OutputError, "ends in .safetensors"),
     ],
 )
-def test_wrong_arguments(image_folder, arguments, error, said):
+def test_wrong_arguments(image_folder, arguments, error, said, home):
     with pytest.raises(error, match=said):
         finetune(image_folder, **{"weights": STARTER, **arguments})
+    assert not list(home.rglob("*-split-*")), "found out before the work begins"
+
+
+def test_more_classes_than_images(image_folder):
+    data = load_dataset(image_folder)
+    train = data.train.take(np.array([0, 12]))
+    with pytest.raises(DatasetError, match="one for each of 3 classes, found 2"):
+        finetune(replace(data, train=train), **SMALL)
+
+
+@pytest.mark.slow
+def test_a_short_run_learns_digits(home):
+    made = finetune("digits", "full", **SMALL, epochs=2, lr=0.02, augment="none", schedule="cosine")
+    assert made.top1 >= 0.95

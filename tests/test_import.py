@@ -70,20 +70,27 @@ MAY_IMPORT = {
     "lookahead": set(),
     "decoding": {"errors", "datasets", "lookahead", "preprocess"},
     "pipeline": FLOOR | {"datasets", "decoding", "engines", "store"},
-    "store": {"errors", "files", "progress"},
-    "probes": {"errors", "progress", "metrics", "files", "recipe", "sampling"},
+    "store": {"errors", "cores", "files", "progress"},
+    "probes": {"errors", "progress", "metrics", "files", "recipe", "sampling"}
+    | {"cores", "lookahead"},
     "engines": {"errors", "cores", "frameworks", "preprocess", "backbone", "weights"},
     "runs": {"errors", "files", "store"},
     "exporting": {"errors", "files", "progress", "store"},
     "extraction": FLOOR
     | {"cores", "datasets", "decoding", "engines", "pipeline", "store", "weights"},
     "solving": FLOOR | {"frameworks", "probes"},
-    "probing": FLOOR | {"probes", "runs", "solving", "store"},
-    "neighbours": FLOOR | {"probes", "runs", "store"},
-    "curves": FLOOR | {"probes", "store"},
-    "prediction": FLOOR | {"datasets", "engines", "extraction", "probes", "store", "weights"},
-    "trainer": FLOOR | {"datasets", "engines", "frameworks", "weights"},
-    "finetuning": FLOOR | {"datasets", "engines", "runs", "trainer", "weights"},
+    "labelled": {"errors", "probes", "sampling", "store"},
+    "probing": FLOOR | {"labelled", "probes", "runs", "solving", "store"},
+    "neighbours": FLOOR | {"labelled", "probes", "runs", "store"},
+    "curves": FLOOR | {"labelled", "probes", "store"},
+    "prediction": FLOOR
+    | {"datasets", "engines", "extraction", "labelled", "probes", "store", "weights"},
+    "training": FLOOR | {"cores", "datasets", "decoding", "engines", "frameworks", "weights"},
+    "finetuning": FLOOR
+    | {"cores", "datasets", "engines", "prediction", "probes", "runs", "store", "training"}
+    | {"weights"},
+    "fitting": FLOOR
+    | {"datasets", "extraction", "finetuning", "probes", "probing", "runs", "solving", "store"},
     "comparison": {"errors", "runs"},
     "doctor": {"errors", "cores", "frameworks", "datasets", "engines", "weights"},
 }

@@ -219,7 +219,10 @@ def test_memory_does_not_grow_with_the_parts(tmp_path):
     import tracemalloc
 
     paths = [
-        write_gaussian_cache(tmp_path / f"{n}.h5", n_train=12_000, dim=512, dataset=n) for n in "ab"
+        write_gaussian_cache(
+            tmp_path / f"{n}.h5", n_train=12_000, dim=512, dataset=n, dataset_digest=n * 64
+        )
+        for n in "ab"
     ]
     tracemalloc.start()
     merge(paths, tmp_path / "both.h5", prefix=True)

@@ -27,7 +27,7 @@ from featcache.errors import (
 )
 from featcache.prediction import Prediction, as_csv, evaluate_head, predict
 from featcache.preprocess import Preprocess
-from featcache.probes.head import Head, feature_ingredients, save_head
+from featcache.probes import Head, feature_ingredients, save_head
 from featcache.store import fingerprint
 from featcache.weights import save_weights
 

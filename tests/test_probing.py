@@ -82,6 +82,11 @@ def test_named_values_replace_the_recipes(small_cache):
         ({"lr": 0.0}, "lr: expected a positive"),
         ({"lr": math.inf}, "lr: expected a positive"),
         ({"weight_decay": 0.0}, "weight decay"),
+        ({"momentum": 1.0}, "momentum: expected a number from 0 to below 1"),
+        ({"batch_size": 0}, "batch size: expected at least 1"),
+        ({"schedule": "step"}, "schedule: expected one of constant, cosine, found 'step'"),
+        ({"epochs": 1, "device": "tpu"}, "device: expected auto, cpu or cuda"),
+        ({"device": "cuda"}, "expected auto or cpu with lbfgs, found 'cuda'; use --solver sgd"),
     ],
 )
 def test_wrong_arguments(small_cache, arguments, said):
@@ -131,7 +136,7 @@ def test_an_under_trained_head_is_marked(small_cache):
         ({"solver": "newton"}, "lbfgs, ridge, sgd, found 'newton'"),
         ({"metric": "auc"}, "top1, balanced, f1, found 'auc'"),
         ({"scale": "minmax"}, "none, standardize, l2"),
-        ({"solver": "ridge", "epochs": 3}, "leave them out, or use --solver sgd"),
+        ({"solver": "ridge", "epochs": 3}, "no epochs, which is SGD's; leave it out"),
         ({"C": 1.0, "weight_decay": 1.0}, "found both"),
         ({"C": 1.0, "sweep": True}, "a given penalty"),
         ({"solver": "sgd", "sweep": True}, "SGD"),

@@ -10,7 +10,7 @@ import pytest
 from caches import RICH, commit_rows, content, ingredients, rows_of, write_shards
 
 from featcache import load
-from featcache.errors import CacheCorruptError, CacheMismatchError
+from featcache.errors import CacheCorruptError, CacheMismatchError, CacheMissError
 from featcache.store import ShardWriter, SplitArrays, shards_path, write_cache
 
 N_TRAIN, N_TEST, SHARD_ROWS = 10, 4, 4  # shards of 4, 4, 2 and of 4 rows
@@ -137,9 +137,9 @@ def begun(path, n_train=8, **changes):
     return writer.folder
 
 
-def finished(path, form="packed", *, restart=False):
+def finished(path, form="packed", *, force=False):
     """Do what is left of the run, and finish it; return the cache and the resumed rows."""
-    writer = ShardWriter(path, ingredients(), restart=restart)
+    writer = ShardWriter(path, ingredients(), force=force)
     resumed = writer.done("train"), writer.done("test")
     commit_rows(writer, "train", N_TRAIN, SHARD_ROWS, meta=ingredients())
     commit_rows(writer, "test", N_TEST, SHARD_ROWS, meta=ingredients())
@@ -228,7 +228,7 @@ def test_the_rest_of_other_ingredients_is_refused_with_what_differs(tmp_path):
         CacheMismatchError, match=r"engine_version: found '2', wanted '1'; use --force"
     ):
         finished(tmp_path / "x.h5")
-    path, found = finished(tmp_path / "x.h5", restart=True)
+    path, found = finished(tmp_path / "x.h5", force=True)
     assert found == (0, 0) and load(path).meta["engine_version"] == "1"
 
 
@@ -236,7 +236,7 @@ def test_the_rest_of_other_ingredients_is_refused_with_what_differs(tmp_path):
 @pytest.mark.parametrize("before", FINISHED)
 def test_making_it_again_replaces_whichever_form_was_there(tmp_path, wanted, before, after):
     finished(tmp_path / "x.h5", before)
-    path, _ = finished(tmp_path / "x.h5", after, restart=True)
+    path, _ = finished(tmp_path / "x.h5", after, force=True)
     assert content(path) == wanted
     assert sorted(os.listdir(tmp_path)) == sorted([path.name, "wanted"])
 
@@ -300,7 +300,7 @@ def test_a_damaged_shard_is_not_packed(tmp_path):
 def test_an_unfinished_folder_is_no_cache(tmp_path):
     folder = begun(tmp_path / "x.h5")
     shutil.copytree(folder, tmp_path / "copied.shards")
-    with pytest.raises(CacheCorruptError, match="none of 'arrays'"):
+    with pytest.raises(CacheMissError, match=r"not finished; run the same featcache extract"):
         load(tmp_path / "copied.shards")
 
 

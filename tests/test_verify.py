@@ -242,7 +242,7 @@ def test_features_that_are_not_finite(small_cache, value):
     assert "finite numbers in train/features, found others in block 0, row 77" in said
 
 
-@pytest.mark.parametrize("label", [-1, 3])
+@pytest.mark.parametrize("label", [-2, 3])
 def test_labels_of_no_class(small_cache, label):
     labels = load(small_cache).train.labels.copy()
     labels[5] = label

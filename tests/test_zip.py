@@ -99,6 +99,17 @@ def test_the_file_is_closed_with_the_archive(tmp_path):
         os.fstat(file)
 
 
+def test_an_archive_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = archive(tmp_path / "a.zip")
+
+    def refuse(*_):  # as chmod 000 would, which does not stop root
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(_zip.os, "open", refuse)
+    with pytest.raises(DatasetError, match=r"a\.zip: cannot be read: Permission denied; make it"):
+        ZipArchive(path)
+
+
 NAME = "cat/7.png"
 
 

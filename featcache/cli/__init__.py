@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 __all__ = ["main"]
@@ -29,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _open_streams()
     try:
+        if arguments and not {"-h", "--help", "--version"} & {*arguments}:
+            _start_deaf_threads()
         code = _run(arguments)
         sys.stdout.flush()
         return code
@@ -70,6 +74,21 @@ def _run(arguments: list[str]) -> int:
     except usage_error as error:
         return _complain_usage(error, arguments)
     return 0
+
+
+def _start_deaf_threads() -> None:
+    """Have the threads of NumPy's BLAS start with Ctrl-C blocked, so that only we hear it.
+
+    A signal goes to any thread that does not block it. While OneFlow is imported, none may hear
+    this one: see `frameworks`.
+    """
+    if threading.current_thread() is not threading.main_thread() or os.name == "nt":
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        import numpy  # noqa: F401
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _open_streams() -> None:

@@ -9,6 +9,9 @@ from typing import Annotated, Literal
 import typer
 
 from . import _output as out
+from ._comparison_output import comparison_tables
+from ._finetune import finetune
+from ._fit import fit
 from ._options import (
     BackboneOption,
     CacheArgument,
@@ -17,7 +20,6 @@ from ._options import (
     DeviceOption,
     EngineOption,
     JsonOption,
-    SeedOption,
     SizeOption,
     TestLimitOption,
     TrainLimitOption,
@@ -27,7 +29,7 @@ from ._options import (
 from ._probe import probe
 from ._store import diff, export, merge, verify
 
-__all__ = ["app", "diff", "export", "merge", "verify"]
+__all__ = ["app", "diff", "export", "fit", "merge", "verify"]
 
 DEMO_WEIGHTS = "tinyimagenet32"
 
@@ -128,57 +130,6 @@ def extract(
 
 
 @app.command()
-def finetune(
-    dataset: DatasetArgument = "cifar10",
-    method: Annotated[
-        Literal["full", "split", "frozen", "scratch"],
-        typer.Option(help="What is trained: everything, at split rates, the head, from scratch."),
-    ] = "split",
-    backbone: BackboneOption = "resnet18",
-    weights: WeightsOption = "imagenet",
-    size: SizeOption = None,
-    device: DeviceOption = "auto",
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Passes over the training images.", show_default="the tutorial's 3"
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=2, help="Images per step.", show_default="the tutorial's 64")
-    ] = None,
-    train_limit: TrainLimitOption = None,
-    test_limit: TestLimitOption = None,
-    seed: SeedOption = 0,
-    data_root: DataRootOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Train the network end to end in OneFlow, with the tutorial's recipes.
-
-    Example: [bold]featcache finetune digits --method split --weights tinyimagenet32[/bold]
-    """
-    from ..finetuning import finetune as run
-
-    with out.progress() as report:
-        result = run(
-            dataset,
-            method,
-            backbone=backbone,
-            weights=weights,
-            size=size,
-            device=device,
-            epochs=epochs,
-            batch_size=batch_size,
-            train_limit=train_limit,
-            test_limit=test_limit,
-            seed=seed,
-            data_root=data_root,
-            on_progress=report,
-        )
-    out.show(result, json, out.finetune_summary)
-
-
-@app.command()
 def compare(
     dataset: Annotated[
         str | None, typer.Argument(help="Only this data set's runs.", metavar="DATASET")
@@ -194,7 +145,7 @@ def compare(
     """
     from ..comparison import compare as run
 
-    out.show(run(dataset, runs=runs, on_note=out.note), json, out.comparison_tables)
+    out.show(run(dataset, runs=runs, on_note=out.note), json, comparison_tables)
 
 
 @app.command()

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 _ORDER = (
-    *("demo", "extract", "probe", "predict", "finetune", "compare"),
+    *("demo", "extract", "probe", "predict", "finetune", "fit", "compare"),
     *("info", "verify", "diff", "merge", "export", "doctor"),
 )
 

@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -23,12 +22,12 @@ if TYPE_CHECKING:
     from ..doctor import Finding
     from ..extraction import ExtractResult
     from ..finetuning import FinetuneResult
+    from ..fitting import FitResult
     from ..store import Cache
 
 T = TypeVar("T")
 
 _LINE_EVERY_S = 5.0
-_WIDE = 120  # columns of a terminal on which the names of runs have room
 
 
 class _Results(Console):
@@ -44,6 +43,11 @@ class _Results(Console):
 _plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 _results = _Results(width=None if sys.stdout.isatty() else 160, **_plain)
 _messages = Console(stderr=True, **_plain)
+
+
+def width() -> int:
+    """Return the columns that results may fill."""
+    return _results.width
 
 
 def show(
@@ -80,7 +84,7 @@ def command(*words: object) -> None:
 @contextmanager
 def progress() -> Iterator[OnProgress]:
     """Yield a listener that draws bars on a terminal, and writes a line now and then elsewhere."""
-    if not _messages.is_terminal:
+    if not _messages.is_terminal or _messages.is_dumb_terminal:
         yield _Lines()
         return
     from rich import progress as bars
@@ -193,9 +197,9 @@ def extract_summary(result: ExtractResult) -> Any:
 
 
 def finetune_summary(result: FinetuneResult) -> list[Any]:
-    """Return the curve, and the last epoch's accuracy."""
+    """Return the curve, and the accuracy of the epoch that counts."""
     table = Table(title=f"fine-tune, method {result.method}", title_justify="left")
-    for column in ("epoch", "train loss", "top-1", "wall"):
+    for column in ("epoch", "train loss", f"{result.curve_split} top-1", "wall"):
         table.add_column(column, justify="right")
     for epoch in result.epochs:
         table.add_row(
@@ -204,51 +208,40 @@ def finetune_summary(result: FinetuneResult) -> list[Any]:
             f"{100 * epoch.top1:.2f} %",
             f"{epoch.wall_s:.1f} s",
         )
+    chosen = f" (epoch {result.best_epoch})" if result.curve_split == "val" else ""
     return [
         table,
-        f"top-1 {percent(result.top1, result.top1_interval)} on {result.n_test:,} test images, "
-        f"trained on {result.n_train:,} at {result.images_per_s:.0f} img/s",
+        f"top-1 {percent(result.top1, result.top1_interval)} on {result.n_test:,} test images"
+        f"{chosen}, trained on {result.n_train:,} at {result.images_per_s:.0f} img/s",
         f"checkpoint: {result.checkpoint}",
     ]
 
 
-def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
-    """Return one table per data set: accuracies on different data are never side by side."""
-    tables: list[Any] = []
-    for (dataset, digest), group in groupby(
-        records, key=lambda record: (record["dataset"], record["dataset_digest"])
-    ):
-        rows = list(group)
-        weights = [f"{record['weights']} {record['size']} px" for record in rows]
-        # What is the same in every row goes above them: 80 columns are soon full.
-        shared = f", {weights[0]}" if len(set(weights)) == 1 else ""
-        columns = ["method", "top-1 % (95 %)", "train", "test", "epochs", "wall s", "img/s"]
-        columns += ["weights"] * (not shared) + ["run"] * (_results.width >= _WIDE)
-        title = Text(f"{dataset} ({digest[:8]}){shared}")
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for column in columns:
-            table.add_column(column, justify="right" if column in columns[1:7] else "left")
-        for record, checkpoint in zip(rows, weights, strict=True):
-            low, high = record["top1_interval"]
-            wall = f"{record['wall_s']:.1f}"
-            if record["kind"] != "finetune":
-                wall = f"{record.get('features_wall_s', 0):.1f} + {wall}"
-            cells = [
-                record["method"],
-                f"{100 * record['top1']:.2f} ({100 * low:.1f} to {100 * high:.1f})",
-                f"{record['n_train']:,}",
-                f"{record['n_test']:,}",
-                str(record["n_epochs"]),
-                wall,
-                f"{record['images_per_s']:,.0f}",
-            ]
-            cells += [checkpoint] * ("weights" in columns) + [record["run"]] * ("run" in columns)
-            table.add_row(*(name(cell) for cell in cells))
-        tables.append(table)
-    tables.append(
-        Text("wall of a probe: features once + head; img/s: training images", style="dim")
-    )
-    return tables
+def fit_summary(result: FitResult) -> list[Any]:
+    """Return what was tried, what won, and what the next step would cost."""
+    table = Table(title=f"target {100 * result.target:.2f} %", title_justify="left")
+    for column in ("tried", "status", "val top-1", "expected", "took"):
+        table.add_column(column, justify="left" if column in ("tried", "status") else "right")
+    for attempt in result.attempts:
+        found = attempt.outcome
+        table.add_row(
+            attempt.name,
+            attempt.status,
+            f"{100 * found.val_top1:.2f} %" if found else "",
+            f"{attempt.estimated_s:,.0f} s",
+            "" if attempt.wall_s is None else f"{attempt.wall_s:,.1f} s",
+        )
+    verdict = "reached" if result.reached else "not reached"
+    lines = [
+        table,
+        f"{verdict}: {result.winner}, {100 * result.val_top1:.2f} % on {result.n_val:,} validation "
+        f"images; top-1 {percent(result.top1, result.top1_interval)} on {result.n_test:,} test "
+        "images",
+        f"model: {result.head}",
+    ]
+    if not result.reached:
+        lines.append(f"next: {result.next_step or 'nothing is left to try'}")
+    return lines
 
 
 def cache_facts(cache: Cache) -> dict[str, Any]:
@@ -259,7 +252,7 @@ def cache_facts(cache: Cache) -> dict[str, Any]:
         "n_test": len(cache.test),
         "feature_dim": cache.feature_dim,
         "size_bytes": cache.size_bytes,
-        "n_skipped": len(cache.train.skipped) + len(cache.test.skipped),
+        "skipped": [*cache.train.skipped, *cache.test.skipped],
         **cache.meta,
     }
 
@@ -267,9 +260,11 @@ def cache_facts(cache: Cache) -> dict[str, Any]:
 def cache_summary(cache: Cache) -> Any:
     """Return the provenance as a table."""
     table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")  # a digest is there to be copied
     for name, value in cache_facts(cache).items():
-        shown = value if isinstance(value, str) else json.dumps(value, default=str)
-        table.add_row(Text(name, style="bold"), Text(str(shown)))
+        shown = str(value) if isinstance(value, (str, Path)) else json.dumps(value, default=str)
+        table.add_row(Text(name, style="bold"), Text(shown))
     return table
 
 

@@ -56,8 +56,19 @@ def probe(
         int | None,
         typer.Option(min=1, help="Of SGD: exactly so many.", show_default="the recipe's"),
     ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of SGD: features per step.", show_default="the recipe's"),
+    ] = None,
     lr: Annotated[
         float | None, typer.Option(help="Of SGD: learning rate.", show_default="the recipe's")
+    ] = None,
+    momentum: Annotated[
+        float | None, typer.Option(help="Of SGD: from 0 to below 1.", show_default="the recipe's")
+    ] = None,
+    schedule: Annotated[
+        Literal["constant", "cosine"] | None,
+        typer.Option(help="Of SGD: cosine lets the rate fall to 0.", show_default="the recipe's"),
     ] = None,
     weight_decay: Annotated[
         float | None, typer.Option(help="The penalty as lambda; C = 1 / (N lambda).")
@@ -99,9 +110,17 @@ def probe(
     head: Annotated[
         Path | None, typer.Option(help="Measure this saved head instead of training one.")
     ] = None,
+    test_cache: Annotated[
+        Path | None, typer.Option(help="Test on the test split of this cache instead.")
+    ] = None,
     train_limit: TrainLimitOption = None,
     test_limit: TestLimitOption = None,
     seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    mmap: Annotated[
+        bool,
+        typer.Option("--mmap", help="Leave the features on the disk: for more than fit in memory."),
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare with scikit-learn.")
     ] = True,
@@ -150,15 +169,21 @@ def probe(
                 solver=solver,
                 recipe=recipe,
                 epochs=epochs,
+                batch_size=batch_size,
                 lr=lr,
+                momentum=momentum,
+                schedule=schedule,
                 weight_decay=weight_decay,
                 C=c,
                 sweep=sweep,
                 scale=scale,
                 metric=metric,
+                test=test_cache,
                 train_limit=train_limit,
                 test_limit=test_limit,
                 seed=seed,
+                device=device,
+                mmap=mmap,
                 check=check or strict,
                 save_head_to=save_head,
                 on_progress=report,
@@ -174,7 +199,9 @@ def probe(
         )
     else:
         out.show(result, json, lambda item: view.probe_summary(item, per_class, confusion))
-        if strict and result.check and result.check.under_trained:
+        # What could not be checked must at least have reached its own tolerance.
+        short = result.check.under_trained if result.check else result.converged is False
+        if strict and short:
             raise typer.Exit(1)
 
 

@@ -61,6 +61,11 @@ def probe_summary(result: ProbeResult, per_class: bool, confusion: bool) -> list
     if result.converged is False:
         said.append(f"The solver stopped before its tolerance, after {result.steps} steps.")
     said.append(_details(result))
+    if result.n_unlabelled:
+        said.append(f"{result.n_unlabelled:,} images without a label were left out.")
+    if result.test_cache != result.cache:
+        said.append(f"tested on {result.test_cache}")
+    said += [f"note: {note}" for note in result.notes]
     names = _class_names(result)
     if per_class:
         said.append(_per_class(result, names))

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,13 +24,14 @@ from ..errors import DatasetError
 from ..files import user_path
 from ..progress import OnProgress, Progress, silent
 from ._decode import decode_image
-from ._images import ArrayImages, FileImages, Images, OnHashed, unheard
+from ._images import ArrayImages, FileImages, Images, OnError, OnHashed, unheard
 
 __all__ = [
     "ArrayImages",
     "Dataset",
     "FileImages",
     "Images",
+    "OnError",
     "Split",
     "check_labels",
     "decode_image",
@@ -69,7 +71,7 @@ class Split:
     images : Images
         N images; ``images[i]`` is an upright RGB ``PIL.Image.Image``.
     labels : numpy.ndarray
-        int64 (N,), in [0, len(class_names)).
+        Integers (N,), in [0, len(class_names)); kept as int64.
     class_names : tuple of str
         In label order.
     ids : tuple of str
@@ -79,7 +81,8 @@ class Split:
     Raises
     ------
     DatasetError
-        No image, lengths that differ, a label outside the classes, an id twice.
+        No image, labels that are no integers, lengths that differ, a label outside the
+        classes, an id twice.
     """
 
     images: Images
@@ -92,12 +95,19 @@ class Split:
         n = len(self.images)
         if not n:
             raise DatasetError("split: expected at least one image, found none")
+        if not isinstance(self.labels, np.ndarray) or self.labels.dtype.kind not in "iu":
+            found = getattr(self.labels, "dtype", type(self.labels).__name__)
+            raise DatasetError(
+                f"split: expected labels as a NumPy array of integers (N,), found {found}; make "
+                "them one with numpy.asarray(labels, dtype=numpy.int64)"
+            )
         if self.labels.shape != (n,) or len(self.ids) != n:
             raise DatasetError(
                 f"split: expected {n} labels and ids for {n} images, found labels of shape "
                 f"{self.labels.shape} and {len(self.ids)} ids"
             )
         check_labels(self.labels, len(self.class_names), f"split of {n} images")
+        object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
         if len(set(self.ids)) != n:
             twice = next(name for name in self.ids if self.ids.count(name) > 1)
             raise DatasetError(f"split: expected each id once, found {twice!r} more than once")
@@ -118,19 +128,23 @@ class Split:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the images' bytes, labels, ids and class names, in order."""
-        return self._digest(unheard)
+        return self._digest(unheard, "fail")
 
-    def digest_with(self, on_hashed: OnHashed) -> str:
-        """Return `digest`; where it has yet to be made, ``on_hashed`` hears how many are."""
+    def digest_with(self, on_hashed: OnHashed, on_error: OnError = "fail") -> str:
+        """Return `digest`; where it has yet to be made, ``on_hashed`` hears how many are.
+
+        With ``"skip"``, a file that cannot be read counts by its name.
+        """
         if "digest" not in self.__dict__:
-            self.__dict__["digest"] = self._digest(on_hashed)  # where cached_property looks
+            # where cached_property looks
+            self.__dict__["digest"] = self._digest(on_hashed, on_error)
         return self.digest
 
-    def _digest(self, on_hashed: OnHashed) -> str:
+    def _digest(self, on_hashed: OnHashed, on_error: OnError) -> str:
         digest = hashlib.sha256()
         digest.update(json.dumps([list(self.class_names), list(self.ids)]).encode())
         digest.update(self.labels.astype("<i8").tobytes())
-        self.images.update_digest(digest, on_hashed)
+        self.images.update_digest(digest, on_hashed, on_error)
         return digest.hexdigest()
 
 
@@ -146,12 +160,15 @@ class Dataset:
         Disjoint images.
     source : str
         Where the images came from and how they were split, for a person.
+    notes : tuple of str
+        What a person should hear of: files that were left out, a sentence each.
     """
 
     name: str
     train: Split
     test: Split
     source: str
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a name that would not be a file's."""
@@ -171,13 +188,19 @@ class Dataset:
         """SHA-256 (hex) of both splits' digests."""
         return hashlib.sha256(f"{self.train.digest}\n{self.test.digest}".encode()).hexdigest()
 
-    def digest_with(self, on_progress: OnProgress) -> str:
-        """Return `digest`; where it has yet to be made, ``on_progress`` hears how far it is."""
+    def digest_with(self, on_progress: OnProgress, on_error: OnError = "fail") -> str:
+        """Return `digest`; where it has yet to be made, ``on_progress`` hears how far it is.
+
+        With ``"skip"``, a file that cannot be read counts by its name, and is left to whoever
+        decodes it to tell of.
+        """
         before, total = len(self.train), len(self.train) + len(self.test)
-        self.train.digest_with(lambda done: on_progress(Progress("hash images", done, total)))
-        self.test.digest_with(
-            lambda done: on_progress(Progress("hash images", before + done, total))
-        )
+
+        def heard(begin: int) -> OnHashed:
+            return lambda done: on_progress(Progress("hash images", begin + done, total))
+
+        self.train.digest_with(heard(0), on_error)
+        self.test.digest_with(heard(before), on_error)
         return self.digest
 
     def splits(self) -> Sequence[tuple[str, Split]]:
@@ -215,13 +238,32 @@ def load_dataset(
     if name_or_path == "cifar10":
         root = Path(data_root) if data_root else _named.default_data_root()
         return _named.load_cifar10(root, on_progress=on_progress)
+    if not str(name_or_path).strip():  # Path("") would be the current folder
+        raise DatasetError(
+            f"data set: expected a folder of class folders, a .zip of one, or one of "
+            f"{', '.join(NAMES)}; found an empty name; try featcache extract digits"
+        )
     path = user_path(name_or_path)
-    if not os.path.exists(path):  # Path.exists raises on a name that is too long
+    found = _found_at(path)
+    if found not in ("a folder", "a file"):
         raise DatasetError(
             f"{path}: expected a folder of class folders, a .zip of one, or one of "
-            f"{', '.join(NAMES)}; found nothing there; try featcache extract digits"
+            f"{', '.join(NAMES)}; found {found}; try featcache extract digits"
         )
     return _folder.load_path(path)
+
+
+def _found_at(path: Path) -> str:
+    """Say what is at a path: "a folder", "a file", or why there is neither."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        dangling = os.path.islink(path)
+        return f"a link to {os.readlink(path)}, where nothing is" if dangling else "nothing there"
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        return f"a path that cannot be followed ({getattr(error, 'strerror', error)})"
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFREG: "a file", stat.S_IFIFO: "a pipe"}
+    return kinds.get(stat.S_IFMT(mode), "a device or a socket")
 
 
 def named_urls() -> list[str]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from ..errors import DatasetError
 
-__all__ = ["MAX_FILE_BYTES", "Files", "Folder"]
+__all__ = ["HIDDEN", "MAX_FILE_BYTES", "Files", "Folder"]
 
 # No image of any use is larger; what is, by mistake or by malice, must not fill the memory.
 MAX_FILE_BYTES = 1 << 30
+
+HIDDEN = (".", "__MACOSX")  # how names begin that nobody meant
 
 
 class Files(Protocol):
@@ -32,33 +35,50 @@ class Files(Protocol):
 
 
 class Folder:
-    """Files below a folder."""
+    """Files below a folder, which is looked through once somebody asks for their names.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._files: list[str] = []
-        self._folders: list[str] = []
-        root = str(path)
+
+    def names(self) -> list[str]:
+        """List every file below, but for those in hidden folders.
+
+        Raises
+        ------
+        DatasetError
+            A folder cannot be listed.
+        """
+        return self._listing[0]
+
+    def folders(self) -> list[str]:
+        """List every folder below that is not hidden; raises as `names` does."""
+        return self._listing[1]
+
+    @cached_property
+    def _listing(self) -> tuple[list[str], list[str]]:
+        root = str(self.path)
+        found: list[str] = []
+        folders: list[str] = []
         seen = set()
         # Links to folders are followed, as a person would, but into each folder once.
-        for folder, below, files in os.walk(root, followlinks=True):
+        for folder, below, files in os.walk(root, onerror=_cannot_be_listed, followlinks=True):
             real = os.path.realpath(folder)
             if real in seen:
                 below.clear()
                 continue
             seen.add(real)
+            below[:] = [name for name in below if not name.startswith(HIDDEN)]
             inside = os.path.relpath(folder, root).replace(os.sep, "/")
             prefix = "" if folder == root else f"{inside}/"
-            self._folders += [prefix + name for name in below]
-            self._files += [prefix + name for name in files]
-
-    def names(self) -> list[str]:
-        """List every file below."""
-        return sorted(self._files)
-
-    def folders(self) -> list[str]:
-        """List every folder below."""
-        return sorted(self._folders)
+            folders += [prefix + name for name in below]
+            found += [prefix + name for name in files]
+        return sorted(found), sorted(folders)
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
@@ -79,3 +99,11 @@ class Folder:
     def where(self, name: str) -> str:
         """Say where a file is, for a message."""
         return os.path.join(self.path, name)
+
+
+def _cannot_be_listed(error: OSError) -> NoReturn:
+    """Stop, where `os.walk` would leave a folder out without a word."""
+    raise DatasetError(
+        f"{error.filename}: cannot be listed: {error.strerror}; make it readable (chmod u+rx) or "
+        "take it out of the data set"
+    ) from None

@@ -3,32 +3,28 @@
 Three layouts are understood, alone or inside one folder that holds nothing else::
 
     cat/1.jpg  dog/2.jpg                     one set, divided 80 : 20 by class
-    train/cat/1.jpg  …  test/cat/9.jpg       both splits given
+    train/cat/1.jpg  …  test/cat/9.jpg       both splits given, as Train/ and TEST/ too
     name/train/cat/1.jpg …                   the same one folder down
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from ..errors import DatasetError
 from . import Dataset, Split
-from ._decode import SUFFIXES
 from ._files import Files, Folder
 from ._images import FileImages
+from ._layout import Tree, class_tree, find_roles, left_out, list_files
 from ._zip import ZipArchive
 
 __all__ = ["load_path"]
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 0
-_LAYOUT = "expected class folders (cat/1.jpg, dog/2.jpg), or train/ and test/ with class folders"
-
-Tree = dict[str, list[str]]  # class name -> names of its image files
 
 
 def load_path(path: Path) -> Dataset:
@@ -38,94 +34,36 @@ def load_path(path: Path) -> Dataset:
     ------
     DatasetError
         No classes, a class without images, ``train`` without ``test``, classes
-        that differ between the two.
+        that differ between the two, a folder that cannot be listed.
     """
-    if not path.is_dir() and not path.is_file():
-        raise DatasetError(f"{path}: expected a folder or a .zip, found a device or a pipe")
     files: Files = Folder(path) if path.is_dir() else ZipArchive(path)
-    names = [name for name in files.names() if not _hidden(name)]
-    folders = [name for name in files.folders() if not _hidden(name)]
-    root = _common_root(names)
+    listing = list_files(files, path)
+    whole = path.resolve()
+    stem = whole.name if path.is_dir() else whole.stem
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "images"
+    spelled = find_roles(listing)
+    if not spelled:
+        split = _split(files, class_tree(listing, listing.root))
+        train, test = _divide(split, path)
+        source = f"{path}, divided by class, seed {SPLIT_SEED}"
+        return Dataset(name, train, test, source, left_out(listing, set(split.ids)))
     trees = {
-        role: _class_tree(names, folders, f"{root}{role}/")
-        for role in ("train", "test")
-        if any(
-            name.startswith(f"{root}{role}/") and name.count("/") > root.count("/") + 1
-            for name in names
-        )
+        role: class_tree(listing, f"{listing.root}{folder}/") for role, folder in spelled.items()
     }
-    name = (
-        re.sub(
-            r"[^A-Za-z0-9._-]+", "-", path.resolve().stem if path.is_file() else path.resolve().name
-        ).strip("-.")
-        or "images"
-    )
-    if "train" not in trees:
-        whole = _split(files, _class_tree(names, folders, root), path)
-        train, test = _divide(whole, path)
-        return Dataset(name, train, test, f"{path}, divided by class, seed {SPLIT_SEED}")
-    if "test" not in trees:
-        raise DatasetError(
-            f"{path}: expected test/ beside train/, found none; accuracy is only reported on "
-            "images that nothing was chosen on: add test/ with the same class folders (rename "
-            "val/ if that is what you report), or give train/ itself to have it divided"
-        )
     if set(trees["train"]) != set(trees["test"]):
         differing = sorted(set(trees["train"]) ^ set(trees["test"]))
         raise DatasetError(
-            f"{path}: expected the same class folders in train/ and test/, found {differing[0]!r} "
-            f"in one alone ({len(differing)} such classes)"
+            f"{path}: expected the same class folders in {spelled['train']}/ and "
+            f"{spelled['test']}/, found {differing[0]!r} in one alone ({len(differing)} such "
+            "classes); add the folder to the other, or remove it"
         )
-    return Dataset(
-        name,
-        _split(files, trees["train"], path),
-        _split(files, trees["test"], path),
-        f"{path}, train/ and test/ as given",
-    )
+    train, test = _split(files, trees["train"]), _split(files, trees["test"])
+    source = f"{path}, {spelled['train']}/ and {spelled['test']}/ as given"
+    return Dataset(name, train, test, source, left_out(listing, {*train.ids, *test.ids}))
 
 
-def _hidden(name: str) -> bool:
-    if not name.startswith((".", "__MACOSX")) and "/." not in name and "/__MACOSX" not in name:
-        return False  # a million names: most need no second look
-    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
-
-
-def _common_root(names: list[str]) -> str:
-    """Return the folder that holds everything ("data/"), or "" where there are several."""
-    tops = {name.split("/", 1)[0] for name in names}
-    if len(tops) != 1 or tops <= {"train", "test"} or min(name.count("/") for name in names) < 2:
-        return ""
-    return f"{tops.pop()}/"
-
-
-def _class_tree(names: list[str], folders: list[str], root: str) -> Tree:
-    tree: Tree = defaultdict(list)
-    suffixes = tuple(SUFFIXES)
-    for folder in folders:
-        inside = folder[len(root) :]
-        if folder.startswith(root) and inside and "/" not in inside:
-            tree[inside] = []
-    for name in names:
-        inside = name[len(root) :]
-        if not name.startswith(root) or "/" not in inside:
-            continue
-        images = tree[inside.split("/", 1)[0]]
-        if name.lower().endswith(suffixes):
-            images.append(name)
-    return dict(tree)
-
-
-def _split(files: Files, tree: Tree, path: Path) -> Split:
-    if len(tree) < 2:
-        found = f"one class alone, {next(iter(tree))!r}" if tree else "no folder with images"
-        raise DatasetError(f"{path}: {_LAYOUT}; found {found}; try featcache extract digits")
+def _split(files: Files, tree: Tree) -> Split:
     class_names = tuple(sorted(tree))
-    for name in class_names:
-        if not tree[name]:
-            raise DatasetError(
-                f"{path}: expected images in every class folder, found none in {name!r} (images "
-                f"end in {', '.join(sorted(SUFFIXES))}); add images or remove the folder"
-            )
     ids = tuple(image for name in class_names for image in tree[name])
     labels = np.repeat(np.arange(len(class_names)), [len(tree[name]) for name in class_names])
     return Split(FileImages(files, ids), labels.astype(np.int64), class_names, ids)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from ..cores import usable_cores
-from ..errors import DatasetError
+from ..errors import DatasetChangedError, DatasetError
 from ..lookahead import Stop, work_ahead
 from ._decode import decode_image
 from ._files import Files
@@ -19,11 +19,13 @@ from ._files import Files
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ArrayImages", "FileImages", "Images", "OnHashed", "unheard"]
+__all__ = ["ArrayImages", "FileImages", "Images", "OnError", "OnHashed", "unheard"]
 
 OnHashed = Callable[[int], None]  # hears how many images are hashed
+OnError = Literal["fail", "skip"]  # what to do about an image that cannot be read or decoded
 
 _TASK_FILES = 64  # per task of hashing: handing it to a thread then costs nothing beside it
+_HASH_BYTES = hashlib.sha256().digest_size
 
 
 def unheard(_: int) -> None:
@@ -45,8 +47,10 @@ class Images(Protocol):
     def take(self, rows: np.ndarray) -> Images:
         """Return the images of these rows, in this order."""
 
-    def update_digest(self, digest: hashlib._Hash, on_hashed: OnHashed = ...) -> None:
-        """Feed everything that the pixels follow from to a hash."""
+    def update_digest(
+        self, digest: hashlib._Hash, on_hashed: OnHashed = ..., on_error: OnError = ...
+    ) -> None:
+        """Feed everything that the pixels follow from to a hash; "skip" what cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,12 @@ class ArrayImages:
         """Return the images of these rows, in this order."""
         return ArrayImages(self.array[rows])
 
-    def update_digest(self, digest: hashlib._Hash, on_hashed: OnHashed = unheard) -> None:
+    def update_digest(
+        self,
+        digest: hashlib._Hash,
+        on_hashed: OnHashed = unheard,
+        on_error: OnError = "fail",
+    ) -> None:
         """Feed shape and pixels."""
         digest.update(str(self.array.shape).encode())
         digest.update(np.ascontiguousarray(self.array).data)
@@ -98,16 +107,22 @@ class ArrayImages:
 class FileImages:
     """Images in files of a folder or archive.
 
+    Once `update_digest` has seen the files, every one that is read must still be the same:
+    features of another image would be kept under the old digest for good.
+
     Parameters
     ----------
     files : Files
         Where they are.
     names : sequence of str
         N names inside it.
+    hashes : bytearray
+        The files' SHA-256, 32 bytes each, or empty while nobody has made them.
     """
 
     files: Files
     names: Sequence[str]
+    hashes: bytearray = field(default_factory=bytearray, repr=False, compare=False)
 
     def __len__(self) -> int:
         """Return N."""
@@ -118,29 +133,82 @@ class FileImages:
         return self.read(index)
 
     def read(self, index: int, side: int | None = None) -> Image.Image:
-        """Read and decode one image, as `decode_image` does."""
+        """Read and decode one image, as `decode_image` does.
+
+        Raises
+        ------
+        DatasetError
+            It cannot be read or decoded.
+        DatasetChangedError
+            It is not the file that was hashed.
+        """
         name = self.names[index]
-        return decode_image(self.files.read(name), self.files.where(name), side)
+        return decode_image(self._bytes(index, name), self.files.where(name), side)
 
     def take(self, rows: np.ndarray) -> FileImages:
         """Return the images of these rows, in this order."""
-        return FileImages(self.files, [self.names[row] for row in rows])
+        hashes = bytearray()
+        if self.hashes:
+            hashes += np.frombuffer(self.hashes, np.uint8).reshape(-1, _HASH_BYTES)[rows].tobytes()
+        return FileImages(self.files, [self.names[row] for row in rows], hashes)
 
-    def update_digest(self, digest: hashlib._Hash, on_hashed: OnHashed = unheard) -> None:
-        """Feed every file's own SHA-256, so that the same files count the same anywhere."""
+    def update_digest(
+        self,
+        digest: hashlib._Hash,
+        on_hashed: OnHashed = unheard,
+        on_error: OnError = "fail",
+    ) -> None:
+        """Feed every file's own SHA-256, so that the same files count the same anywhere.
+
+        A file that cannot be read is an error, or counts by its name where it is to be
+        skipped.
+        """
 
         def hash_files(names: Sequence[str], stop: Stop) -> bytes:
             hashes = []
             for name in names:
                 if stop.is_set():
                     break
-                hashes.append(hashlib.sha256(self.files.read(name)).digest())
+                try:
+                    hashes.append(hashlib.sha256(self.files.read(name)).digest())
+                except DatasetError:
+                    if on_error == "fail":
+                        raise
+                    hashes.append(_unreadable(name))
             return b"".join(hashes)
 
         starts = range(0, len(self.names), _TASK_FILES)
         tasks = (self.names[start : start + _TASK_FILES] for start in starts)
         workers = usable_cores()
+        hashes = bytearray()
         with closing(work_ahead(hash_files, tasks, workers=workers, ahead=2 * workers)) as hashed:
             for start, part in zip(starts, hashed, strict=True):
                 digest.update(part)
+                hashes += part
                 on_hashed(min(start + _TASK_FILES, len(self.names)))
+        self.hashes[:] = hashes
+
+    def _bytes(self, index: int, name: str) -> bytes:
+        """Return a file's bytes, if they are those that were hashed."""
+        if not self.hashes:
+            return self.files.read(name)
+        start = range(len(self))[index] * _HASH_BYTES
+        expected = bytes(self.hashes[start : start + _HASH_BYTES])
+        try:
+            data = self.files.read(name)
+        except DatasetError as error:
+            if expected == _unreadable(name):
+                raise
+            raise DatasetChangedError(f"{error}; it was readable a moment ago") from None
+        if hashlib.sha256(data).digest() != expected:
+            raise DatasetChangedError(
+                f"{self.files.where(name)}: expected the file as it was when the data set was "
+                "hashed, found that it changed while it was being read; run it again"
+            )
+        return data
+
+
+def _unreadable(name: str) -> bytes:
+    """Return what stands for the hash of a file that cannot be read."""
+    text = f"featcache: cannot be read\0{name}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()

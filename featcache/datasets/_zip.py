@@ -77,13 +77,18 @@ class ZipArchive:
     Raises
     ------
     DatasetError
-        Not a zip archive, or one whose directory cannot be read.
+        No file that can be read, not a zip archive, or one whose directory is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             self._file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DatasetError(
+                f"{path}: cannot be read: {error.strerror}; make it readable or name another"
+            ) from None
+        try:
             weakref.finalize(self, os.close, self._file)
             names, self._spelled, self._members = _directory(self._file)
         except _STUMBLES as error:

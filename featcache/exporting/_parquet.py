@@ -92,12 +92,13 @@ def _groups(
     for batch in zip(*walks, strict=True):
         found: dict[str, Any] = dict(zip(present, batch, strict=True))
         labels = found.pop("labels")
+        names = (*reading.cache.class_names, "")  # -1, no label, has the last of them
         rows = len(labels)
         yield {
             "split": [role] * rows,
             "id": [text_of(decode_id(name)) for name in found.pop("ids").tolist()],
             "label": labels,
-            "class": [text_of(reading.cache.class_names[label]) for label in labels],
+            "class": [text_of(names[label]) for label in labels],
             **{name: (rows, found.get(name)) for name in widths},
         }
 

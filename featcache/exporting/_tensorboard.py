@@ -105,7 +105,7 @@ def _metadata_lines(
     reading: Reading, chosen: dict[str, np.ndarray], labels: dict[str, np.ndarray]
 ) -> Iterator[str]:
     yield "id\tclass\tlabel\tsplit"
-    names = reading.cache.class_names
+    names = (*reading.cache.class_names, "")  # -1, no label, has the last of them
     for role, rows in chosen.items():
         ids = reading.whole(f"{role}_ids")[rows]
         for name, label in zip(ids.tolist(), labels[role][rows].tolist(), strict=True):

@@ -160,7 +160,10 @@ def predict(
 def _load_weights(
     head: Head, where: str, weights: str | Path | None, on_progress: OnProgress
 ) -> Weights:
-    """Load the checkpoint that the head recorded, or the one that was named, at its size."""
+    """Load the checkpoint that the head recorded, or the one that was named, at its size.
+
+    A fine-tuned network lies beside its head; whether it is the one shows its digest.
+    """
     backbone, preprocess = head.ingredients["backbone"], head.ingredients["preprocess"]
     size = preprocess.get("size") if isinstance(preprocess, Mapping) else None
     if not isinstance(backbone, str) or backbone not in BACKBONES:
@@ -174,7 +177,10 @@ def _load_weights(
         )
     if weights is None:
         weights = head.ingredients.get("weights")
-        if weights not in WEIGHT_NAMES:
+        beside = Path(where).with_name(Path(str(weights)).name or "none")
+        if weights not in WEIGHT_NAMES and beside.suffix == ".safetensors" and beside.is_file():
+            weights = beside
+        elif weights not in WEIGHT_NAMES:
             raise WeightsError(
                 f"{where}: expected the checkpoint that its features were made with, "
                 f"{weights!r:.80}, which is not one of {', '.join(WEIGHT_NAMES)}; name it with "

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import CacheMismatchError, WeightsError
+from ..labelled import labelled
 from ..metrics import top1, wilson_interval
-from ..probes import Head, feature_differences, load_head, rounding_differences
+from ..probes import (
+    Head,
+    class_differences,
+    feature_differences,
+    load_head,
+    rounding_differences,
+)
 from ..store import Cache, fingerprint, fingerprint_fields, load
 
 __all__ = ["HeadResult", "checked_head", "evaluate_head"]
@@ -29,7 +35,7 @@ class HeadResult:
     top1_interval : tuple of 2 floats
         Wilson's 95 % interval.
     n_test : int
-        Images.
+        Images that have a label.
     predicted : numpy.ndarray
         int64 (n_test,), the class of each.
     cache : Path
@@ -76,15 +82,16 @@ def evaluate_head(head: str | Path | Head, cache: str | Path | Cache) -> HeadRes
     differing = feature_differences(head.ingredients, cache.meta)
     if head.weight.shape[1] != cache.feature_dim:
         differing.append(f"length: head {head.weight.shape[1]}, here {cache.feature_dim}")
-    differing += _class_differences(head.class_names, cache.class_names)
+    differing += class_differences(head.class_names, cache.class_names)
     if differing or not len(cache.test):
         raise CacheMismatchError(
             f"{cache.path}: expected test images with the features and classes of {where}, found "
             f"{'; '.join(differing) or 'no test images'}; name the cache that the head was "
             "trained on, or one made alike"
         )
-    predicted = head.predict(cache.test.features)
-    accuracy = top1(predicted, cache.test.labels)
+    test = labelled(cache, "test")
+    predicted = head.predict(test.views[0])
+    accuracy = top1(predicted, test.labels)
     return HeadResult(
         top1=accuracy,
         top1_interval=wilson_interval(accuracy, len(predicted)),
@@ -115,15 +122,3 @@ def checked_head(head: str | Path | Head) -> tuple[Head, str]:
             f"{head.fingerprint[:8]!r}, found others: someone edited them; {_AGAIN}"
         )
     return head, where
-
-
-def _class_differences(mine: Sequence[str], theirs: Sequence[str]) -> list[str]:
-    """Say in one line how two lists of classes differ, if they do."""
-    if mine == theirs:
-        return []
-    if sorted(mine) == sorted(theirs):
-        return ["the same classes in another order"]
-    if len(mine) != len(theirs):
-        return [f"classes: head {len(mine)}, here {len(theirs)}"]
-    index = next(row for row, pair in enumerate(zip(mine, theirs, strict=True)) if len({*pair}) > 1)
-    return [f"class {index}: head {mine[index]!r:.80}, here {theirs[index]!r:.80}"]

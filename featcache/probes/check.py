@@ -21,6 +21,7 @@ from .ridge import ridge_objective
 __all__ = ["UNDER_TRAINED", "CheckResult", "check_ridge", "check_with_sklearn"]
 
 MAX_ITERATIONS = 2000
+_NEVER = -1e4  # a score whose probability is 0 beside any that occurs
 UNDER_TRAINED = 1e-4  # a relative gap above this means that the head is not at its optimum
 
 
@@ -106,7 +107,8 @@ def check_with_sklearn(
         x = x - mean
     # Of two classes scikit-learn fits the difference w of their weights. W = (-w, w) / 2 has
     # ||W||^2 = ||w||^2 / 2: half the penalty, so twice the C.
-    inverse_penalty = (2 if labels.max() == 1 else 1) / (len(x) * penalty.weight_decay)
+    present = np.unique(labels)
+    inverse_penalty = (2 if len(present) == 2 else 1) / (len(x) * penalty.weight_decay)
     model = LogisticRegression(
         C=inverse_penalty, fit_intercept=not penalty.decay_bias, max_iter=MAX_ITERATIONS
     )
@@ -116,7 +118,7 @@ def check_with_sklearn(
         model.fit(x, y)
     spent = time.perf_counter() - started
 
-    weight, bias = _both_sides(model.coef_, model.intercept_)
+    weight, bias = _every_class(*_both_sides(model.coef_, model.intercept_), present)
     if penalty.decay_bias:
         weight, bias = weight[:, :-1], weight[:, -1]
     bias = bias - weight @ mean
@@ -176,3 +178,15 @@ def _both_sides(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.nd
     if len(weight) > 1:
         return weight, bias
     return np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+
+
+def _every_class(
+    weight: np.ndarray, bias: np.ndarray, present: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give every class up to the last a row: one without images is never likely."""
+    if len(present) == present[-1] + 1:
+        return weight, bias
+    every = np.zeros((present[-1] + 1, weight.shape[1]), weight.dtype)
+    offsets = np.full(len(every), _NEVER, bias.dtype)
+    every[present], offsets[present] = weight, bias
+    return every, offsets

@@ -1,19 +1,6 @@
-"""A linear head as a file, and the features that it may be used on.
+"""A linear head, and its file.
 
-A head means something only for features made as those that it was trained on, so it
-carries the ingredients of its cache. They differ from others in one of two ways:
-
-* **What** is computed differs: the backbone, its weights, where it is cut, how an image
-  becomes its input. Such features have nothing to do with the head, which would still name
-  a class for each, with confidence: it is refused (`feature_differences`).
-* **Who** computes it differs: engine, version, device, precision, the numbers' type in the
-  file, the version of the image decoder. All approximate the same function. Each engine
-  states its tolerance in a test, float16 rounds by one part in 2,048, and Pillow 12.3 and
-  13.0 gave the same bytes for 1,000 of CIFAR-10's JPEG files at 64 pixels. A class changes
-  only where two scores are closer than that, and a head has to outlive an upgrade and to
-  move from the GPU to a laptop: this is said, and not refused (`rounding_differences`).
-
-A cache's fingerprint covers both, since one cache must not mix them.
+A head carries the `ingredients` of its cache, so that it is used on features made alike.
 
 The file is safetensors: ``weight`` and ``bias``, and one text of metadata under
 ``featcache.head`` that holds JSON.
@@ -32,39 +19,14 @@ import numpy as np
 from ..errors import RecipeError, ShapeMismatchError, WeightsError
 from ..files import write_atomically
 from ..metrics import softmax
+from .rows import Features
 from .scaling import unit_length
 
 __all__ = [
-    "INGREDIENTS",
     "Head",
-    "feature_differences",
-    "feature_ingredients",
     "load_head",
-    "rounding_differences",
     "save_head",
 ]
-
-# What a head keeps of its cache's provenance: all that the fingerprint covers, and the weights'
-# name, to find them by.
-INGREDIENTS = (
-    "backbone",
-    "cut",  # of version 1 of the cache's format
-    "cuts",
-    "dataset_digest",
-    "device",
-    "dtype",
-    "engine",
-    "engine_version",
-    "format_version",
-    "precision",
-    "preprocess",
-    "views",
-    "weights",
-    "weights_sha256",
-)
-_WHAT = ("backbone", "cut", "weights_sha256")  # and every field of the preprocessing but one:
-_DECODER_VERSION = "preprocess decoder version"
-_WHO = ("engine", "engine_version", "device", "precision", "dtype", _DECODER_VERSION)
 
 _SCALINGS = ("none", "l2")
 _ROWS_AT_ONCE = 8192
@@ -132,12 +94,12 @@ class Head:
                 f"head: expected the scaling {' or '.join(_SCALINGS)}, found {self.scaling!r:.80}"
             )
 
-    def scores(self, features: np.ndarray) -> np.ndarray:
+    def scores(self, features: Features) -> np.ndarray:
         """Return the score of every class.
 
         Parameters
         ----------
-        features : numpy.ndarray
+        features : numpy.ndarray or Rows
             (N, D), any type of floating point.
 
         Returns
@@ -150,7 +112,7 @@ class Head:
         ShapeMismatchError
             Features of another length than D.
         """
-        if features.ndim != 2 or features.shape[1] != self.weight.shape[1]:
+        if len(features.shape) != 2 or features.shape[1] != self.weight.shape[1]:
             raise ShapeMismatchError(
                 f"features: expected (N, {self.weight.shape[1]}), found {features.shape}; this "
                 "head belongs to another backbone"
@@ -164,34 +126,14 @@ class Head:
         scores += self.bias
         return scores
 
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
+    def probabilities(self, features: Features) -> np.ndarray:
         """Return the softmax of the scores: float64 (N, K), rows that sum to 1."""
         return softmax(self.scores(features))
 
-    def predict(self, features: np.ndarray) -> np.ndarray:
+    def predict(self, features: Features) -> np.ndarray:
         """Return the class with the highest score of each feature: int64 (N,)."""
         classes: np.ndarray = self.scores(features).argmax(axis=1)
         return classes
-
-
-def feature_ingredients(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a head keeps of a cache's provenance."""
-    return {name: meta[name] for name in INGREDIENTS if name in meta}
-
-
-def feature_differences(head_ingredients: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """List what makes other features than the head's, as ``name: head …, here …``.
-
-    Whatever the head does not say counts as different.
-    """
-    return _differences(head_ingredients, other, who=False)
-
-
-def rounding_differences(
-    head_ingredients: Mapping[str, Any], other: Mapping[str, Any]
-) -> list[str]:
-    """List what makes the same features as the head's up to rounding, in the same form."""
-    return _differences(head_ingredients, other, who=True)
 
 
 def save_head(path: Path, head: Head, provenance: Mapping[str, Any]) -> None:
@@ -293,26 +235,3 @@ def _shallow(value: object, levels: int) -> bool:
         inside = value.values() if isinstance(value, dict) else value
         return levels > 0 and all(_shallow(item, levels - 1) for item in inside)
     return True
-
-
-def _differences(head: Mapping[str, Any], other: Mapping[str, Any], *, who: bool) -> list[str]:
-    mine, theirs = _compared(head), _compared(other)
-    return [
-        f"{name}: head {mine.get(name)!r:.80}, here {theirs.get(name)!r:.80}"
-        for name in sorted({*mine, *theirs})
-        if (name in _WHO) == who and (mine.get(name) is None or mine[name] != theirs.get(name))
-    ]
-
-
-def _compared(ingredients: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is compared, by name: preprocessing field by field, the decoder in two."""
-    facts = {name: ingredients.get(name) for name in (*_WHAT, *_WHO)}
-    if ingredients.get("format_version") != 1:  # a head stands on the first cut of its cache
-        cuts = ingredients.get("cuts")
-        facts["cut"] = cuts[0] if isinstance(cuts, list) and cuts else None
-    preprocess = ingredients.get("preprocess")
-    if not isinstance(preprocess, Mapping):
-        return {**facts, "preprocess size": None}
-    facts.update({f"preprocess {ascii(name)[1:-1]}": preprocess[name] for name in preprocess})
-    decoder, _, version = str(preprocess.get("decoder", "")).partition(" ")
-    return {**facts, "preprocess decoder": decoder or None, _DECODER_VERSION: version or None}

@@ -28,6 +28,7 @@ import numpy as np
 
 from ..errors import RecipeError, ShapeMismatchError
 from ..progress import OnProgress, Progress, silent
+from .rows import Features
 from .scaling import unit_length
 
 __all__ = ["knn_probe"]
@@ -37,9 +38,9 @@ _MAX_TEST_ROWS = 1024
 
 
 def knn_probe(
-    train_features: np.ndarray,
+    train_features: Features,
     train_labels: np.ndarray,
-    test_features: np.ndarray,
+    test_features: Features,
     n_classes: int,
     ks: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
@@ -55,7 +56,7 @@ def knn_probe(
 
     Parameters
     ----------
-    train_features : numpy.ndarray
+    train_features : numpy.ndarray or Rows
         (N, D); float16, float32 or float64, memory-mapped or not.
     train_labels : numpy.ndarray
         int64 (N,), in [0, n_classes).
@@ -123,7 +124,7 @@ def _block_sizes(dim: int, n_classes: int, k: int) -> tuple[int, int]:
 
 
 def _nearest(
-    queries: np.ndarray, train_features: np.ndarray, k: int, train_rows: int
+    queries: np.ndarray, train_features: Features, k: int, train_rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return similarity, float64, and row of the k nearest, nearest first: (B, k) each."""
     queries = unit_length(queries)

@@ -16,18 +16,20 @@ coordinates, not the optimum), and a solution on a part of the rows to start fro
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ..progress import OnProgress, Progress, silent
 from ..recipe import ExactRecipe
-from .objectives import Objective, block_rows, objective
+from .blocks import one_blas_thread, some_rows
+from .moments import Moments, moments
+from .objectives import Objective, objective
+from .rows import Features, Rows
 from .solution import Solution
 
-__all__ = ["Coordinates", "train_lbfgs"]
+__all__ = ["coordinates_of", "train_lbfgs"]
 
 _MEMORY = 20  # pairs that L-BFGS keeps
 _COVARIANCE_ROWS = 40  # times D: enough for a covariance that shapes coordinates
@@ -47,20 +49,20 @@ _STALE = 3.0  # the curvature changed so much that new coordinates are worth los
 
 
 def train_lbfgs(
-    views: Sequence[np.ndarray],
+    views: Sequence[Features],
     labels: np.ndarray,
     n_classes: int,
     recipe: ExactRecipe,
     *,
     start: Solution | None = None,
-    coordinates: Coordinates | None = None,
+    coordinates: Moments | None = None,
     on_progress: OnProgress = silent,
 ) -> Solution:
     """Find the head that minimises the objective.
 
     Parameters
     ----------
-    views : sequence of numpy.ndarray
+    views : sequence of numpy.ndarray or Rows
         (N, D) each, float16, float32 or float64, memory-mapped or not; one per flip view.
     labels : numpy.ndarray
         int64 (N,), in [0, n_classes).
@@ -70,8 +72,8 @@ def train_lbfgs(
         Penalty and tolerance.
     start : Solution, optional
         Where to begin, such as the solution at another penalty.
-    coordinates : Coordinates, optional
-        Those of these features, where several penalties are solved in turn.
+    coordinates : Moments, optional
+        `coordinates_of` these features, where several penalties are solved in turn.
     on_progress : callable
         Hears of iterations.
 
@@ -86,24 +88,21 @@ def train_lbfgs(
     Liu and Nocedal, "On the limited memory BFGS method for large scale
     optimization", Mathematical Programming 45 (1989), 503-528.
     """
+    import scipy.optimize  # noqa: F401  # brings a BLAS of its own, which must be there to be limited
+
     started = time.perf_counter()
     n, dim = views[0].shape
     dtype = np.result_type(views[0].dtype, np.float32)
     if len(views) * n * dim <= _SMALL:
-        views = [np.asarray(features, np.float64) for features in views]
-    coordinates = coordinates or Coordinates(views)
-    if start is not None:
-        weight, bias = start.weight, start.bias
-    else:
-        weight, bias = np.zeros((n_classes, dim)), np.zeros(n_classes)
-        rows = _some_rows(n, _START_ROWS * dim)
-        if len(rows) <= n // 2:
-            part = [np.asarray(features[rows]) for features in views]
-            rough = replace(recipe, tolerance=max(recipe.tolerance, _START_TOLERANCE))
-            descent = _Descent(part, labels[rows], rough, coordinates, silent)
-            weight, bias = descent.run(weight, bias)
-    descent = _Descent(views, labels, recipe, coordinates, on_progress)
-    weight, bias = descent.run(weight, bias)
+        views = [np.asarray(features[:], np.float64) for features in views]
+    with one_blas_thread():
+        coordinates = coordinates or coordinates_of(views)
+        if start is not None:
+            weight, bias = start.weight, start.bias
+        else:
+            weight, bias = _rough_head(views, labels, n_classes, recipe, coordinates)
+        descent = _Descent(views, labels, recipe, coordinates, on_progress)
+        weight, bias = descent.run(weight, bias)
     on_progress(Progress("probe", descent.iterations, descent.iterations, "iteration"))
     return Solution(
         weight=weight.astype(dtype),
@@ -117,25 +116,29 @@ def train_lbfgs(
     )
 
 
-class Coordinates:
-    """Mean (D,), principal directions (D, D) and variances (D,), from a part of the rows."""
+def _rough_head(
+    views: Sequence[Features],
+    labels: np.ndarray,
+    n_classes: int,
+    recipe: ExactRecipe,
+    coordinates: Moments,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a head to start from: solved on a part of the rows, or zeros where all are few."""
+    n, dim = views[0].shape
+    weight, bias = np.zeros((n_classes, dim)), np.zeros(n_classes)
+    rows = some_rows(n, _START_ROWS * dim)
+    if len(rows) > n // 2:
+        return weight, bias
+    part = [np.asarray(features[rows]) for features in views]
+    rough = replace(recipe, tolerance=max(recipe.tolerance, _START_TOLERANCE))
+    return _Descent(part, labels[rows], rough, coordinates, silent).run(weight, bias)
 
-    def __init__(self, views: Sequence[np.ndarray]) -> None:
-        n, dim = views[0].shape
-        chosen = _some_rows(n, _COVARIANCE_ROWS * dim // len(views))
-        total, sums, squares = 0, np.zeros(dim), np.zeros((dim, dim))
-        rows = block_rows(dim) * 4
-        shift: np.ndarray = np.asarray(views[0][0], np.float32)  # keeps squares small in float32
-        for features in views:
-            for first in range(0, len(chosen), rows):
-                x = np.asarray(features[chosen[first : first + rows]], np.float32) - shift
-                sums += x.sum(axis=0, dtype=np.float64)
-                squares += x.T @ x
-                total += len(x)
-        shifted = sums / total
-        self.mean = shifted + shift
-        variances, self.directions = np.linalg.eigh(squares / total - np.outer(shifted, shifted))
-        self.variances = np.clip(variances, 0, None)
+
+def coordinates_of(views: Sequence[Features]) -> Moments:
+    """Return the moments of features (N, D) of each view, from a part of the rows."""
+    n, dim = views[0].shape
+    chosen = some_rows(n, _COVARIANCE_ROWS * dim // len(views))
+    return moments([Rows(features, chosen) for features in views])
 
 
 class _Converged(Exception):
@@ -151,10 +154,10 @@ class _Descent:
 
     def __init__(
         self,
-        views: Sequence[np.ndarray],
+        views: Sequence[Features],
         labels: np.ndarray,
         recipe: ExactRecipe,
-        coordinates: Coordinates,
+        coordinates: Moments,
         on_progress: OnProgress,
     ) -> None:
         self._views = views
@@ -176,21 +179,20 @@ class _Descent:
         while not self.converged and self.iterations < self._recipe.max_iterations:
             self._set_curvature()
             try:
-                with _scipys_threads_asleep():
-                    minimize(
-                        self._in_coordinates,
-                        self._encode(*self._best),
-                        jac=True,
-                        method="L-BFGS-B",
-                        callback=self._after_iteration,
-                        options={
-                            "maxcor": _MEMORY,
-                            "maxiter": self._recipe.max_iterations - self.iterations,
-                            "maxfun": 10 * self._recipe.max_iterations,
-                            "ftol": 0.0,
-                            "gtol": 0.0,
-                        },
-                    )
+                minimize(
+                    self._in_coordinates,
+                    self._encode(*self._best),
+                    jac=True,
+                    method="L-BFGS-B",
+                    callback=self._after_iteration,
+                    options={
+                        "maxcor": _MEMORY,
+                        "maxiter": self._recipe.max_iterations - self.iterations,
+                        "maxfun": 10 * self._recipe.max_iterations,
+                        "ftol": 0.0,
+                        "gtol": 0.0,
+                    },
+                )
             except _Converged:
                 self.converged = True
             except _Stale:
@@ -199,6 +201,9 @@ class _Descent:
                 # No step lowers the objective: the optimum, or the limit of the precision.
                 self.converged = self.iterations < self._recipe.max_iterations and self._is_flat()
                 break
+        # SciPy's objects refer to this one and to each other in a circle, and would keep the
+        # features in memory until someone collects garbage.
+        self._views = ()
         return self._best
 
     def _set_curvature(self) -> None:
@@ -265,34 +270,11 @@ class _Descent:
             raise _Stale
 
 
-@contextmanager
-def _scipys_threads_asleep() -> Iterator[None]:
-    """Leave the cores to NumPy's BLAS.
-
-    SciPy brings a BLAS of its own, whose threads go on spinning for a moment after each of its
-    tiny products, on the very cores that the next evaluation needs: on two cores that made the
-    whole solution three times slower.
-    """
-    from threadpoolctl import ThreadpoolController
-
-    controller = ThreadpoolController()
-    paths = [pool["filepath"] for pool in controller.info() if "scipy" in pool["filepath"]]
-    with controller.select(filepath=paths).limit(limits=1):
-        yield
-
-
-def _some_rows(n: int, limit: int) -> np.ndarray:
-    """Return sorted rows, always the same: a stride could fall into step with the labels."""
-    if limit >= n:
-        return np.arange(n)
-    return np.sort(np.random.default_rng(0).choice(n, limit, replace=False))
-
-
 def _softmax_curvature(
-    weight: np.ndarray, bias: np.ndarray, views: Sequence[np.ndarray], labels: np.ndarray
+    weight: np.ndarray, bias: np.ndarray, views: Sequence[Features], labels: np.ndarray
 ) -> np.ndarray:
     """Return the mean of ``diag(p) - p p^T`` over a part of the rows: float64 (K, K)."""
-    features = views[0][_some_rows(len(labels), _CURVATURE_ROWS)]
+    features = views[0][some_rows(len(labels), _CURVATURE_ROWS)]
     scores = np.asarray(features, np.float32) @ weight.T.astype(np.float32) + bias
     scores -= scores.max(axis=1, keepdims=True)
     p = np.exp(scores)

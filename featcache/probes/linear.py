@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -31,18 +31,19 @@ from ..errors import RecipeError
 from ..progress import OnProgress, Progress, silent
 from ..recipe import MAX_ROUNDS, ProbeRecipe
 from ..sampling import epoch_plan, initial_head, row_batches
+from .moments import moments
 from .objectives import Objective, objective
+from .rows import Features, Rows, in_memory
 from .solution import Solution
 
 __all__ = ["train_sgd"]
 
 CURVATURE_BOUND = 0.5
-_ROWS_AT_ONCE = 8192
 _SEPARATED = 0.1  # nats: below this the objective is no scale for what is left to gain
 
 
 def train_sgd(
-    views: Sequence[np.ndarray],
+    views: Sequence[Features],
     labels: np.ndarray,
     n_classes: int,
     recipe: ProbeRecipe,
@@ -56,8 +57,8 @@ def train_sgd(
 
     Parameters
     ----------
-    views : sequence of numpy.ndarray
-        float32 (N, D) each, the same images in the same order; one per flip view.
+    views : sequence of numpy.ndarray or Rows
+        (N, D) each, the same images in the same order; one per flip view.
     labels : numpy.ndarray
         int64 (N,), in [0, n_classes).
     n_classes : int
@@ -85,11 +86,11 @@ def train_sgd(
 
     whitening = _Whitening(views, recipe.weight_decay) if recipe.whiten else None
     if whitening:
-        inputs = [whitening.apply(features) for features in views]
+        inputs = [_changed(features, whitening.apply) for features in views]
         weight, bias = np.zeros((n_classes, dim), np.float32), np.zeros(n_classes, np.float32)
         top_rate = recipe.lr / CURVATURE_BOUND * (1 - recipe.momentum)
     else:
-        inputs = list(views)
+        inputs = [_changed(features, _as_float32) for features in views]
         weight, bias = initial_head(n_classes, dim, seed)
         top_rate = recipe.lr
     trainee = _Trainee(framework, device, weight, bias, whitening, recipe)
@@ -102,7 +103,9 @@ def train_sgd(
             if index == 0:
                 rows, drawn = epoch_plan(n, len(views), seed, rounds * epochs + epoch)
                 on_progress(Progress("probe", step, steps, "step"))
-            fall = 0.5 + 0.5 * math.cos(math.pi * step / steps) if recipe.cosine else 1.0
+            fall = (
+                0.5 + 0.5 * math.cos(math.pi * step / steps) if recipe.schedule == "cosine" else 1.0
+            )
             batch = batches[index]
             x = _gather(inputs, rows[batch], drawn[batch])
             trainee.step(x, labels[rows[batch]], top_rate * fall)
@@ -192,18 +195,10 @@ class _Trainee:
 class _Whitening:
     """The change of coordinates of the module's docstring."""
 
-    def __init__(self, views: Sequence[np.ndarray], decay: float) -> None:
-        total = sum(len(features) for features in views)
-        dim = views[0].shape[1]
-        sums = [features.sum(axis=0, dtype=np.float64) for features in views]
-        self.mean: np.ndarray = (np.sum(sums, axis=0) / total).astype(np.float32)
-        covariance = np.zeros((dim, dim))
-        for features in views:
-            for start in range(0, len(features), _ROWS_AT_ONCE):
-                centred = features[start : start + _ROWS_AT_ONCE] - self.mean
-                covariance += centred.T @ centred
-        values, self._directions = np.linalg.eigh(covariance / total)
-        self._variances = np.clip(values, 0, None)
+    def __init__(self, views: Sequence[Features], decay: float) -> None:
+        found = moments(views)
+        self.mean: np.ndarray = found.mean.astype(np.float32)
+        self._directions, self._variances = found.directions, found.variances
         spread = np.sqrt(self._variances + 2 * decay)
         self.matrix: np.ndarray = ((self._directions / spread) @ self._directions.T).astype(
             np.float32
@@ -232,7 +227,16 @@ class _Whitening:
         return float(gap) / 2
 
 
-def _gather(inputs: Sequence[np.ndarray], rows: np.ndarray, drawn: np.ndarray) -> Any:
+def _changed(features: Features, change: Callable[[np.ndarray], np.ndarray]) -> Features:
+    """Return float32 features: at once where they lie in memory, else as their rows are drawn."""
+    return change(features[:]) if in_memory(features) else Rows(features, change=change)
+
+
+def _as_float32(features: np.ndarray) -> np.ndarray:
+    return np.asarray(features, np.float32)
+
+
+def _gather(inputs: Sequence[Features], rows: np.ndarray, drawn: np.ndarray) -> Any:
     """Return float32 (B, D): row ``rows[i]`` of view ``drawn[i]``."""
     if len(inputs) == 1:
         return inputs[0][rows]

@@ -17,9 +17,17 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["Objective", "Penalty", "block_rows", "objective"]
+from .blocks import each_block
+from .rows import Features
 
-_BLOCK_BYTES = 4 << 20  # of features at once: what fits a core's cache is read from memory once
+__all__ = ["Objective", "Penalty", "objective", "predict"]
+
+# OpenBLAS multiplies small matrices without copying them into another layout first, which for
+# few classes takes longer than the product. These are its bounds for the product of scores
+# (kernel/x86_64/sgemm_small_kernel_permit_skylakex.c): elements of the result, multiplications.
+_SMALL_RESULT = 1200
+_SMALL_PRODUCT = 1_000_000
+_LEAST_TILE, _MOST_TILE = 32, 64  # rows: fewer cost more in calls than the copy did
 
 
 class Penalty(Protocol):
@@ -63,7 +71,7 @@ class Objective:
 def objective(
     weight: np.ndarray,
     bias: np.ndarray,
-    views: Sequence[np.ndarray],
+    views: Sequence[Features],
     labels: np.ndarray,
     penalty: Penalty,
 ) -> Objective:
@@ -76,7 +84,7 @@ def objective(
     ----------
     weight, bias : numpy.ndarray
         (K, D) and (K,).
-    views : sequence of numpy.ndarray
+    views : sequence of numpy.ndarray or Rows
         Features (N, D) of each view; float16, float32 or float64, memory-mapped or not.
     labels : numpy.ndarray
         int64 (N,).
@@ -90,28 +98,27 @@ def objective(
     n, dim = views[0].shape
     total = len(views) * n
     dtype = np.result_type(views[0].dtype, np.float32)
-    rows = block_rows(dim + len(bias))
-    transposed, offset = weight.T.astype(dtype), bias.astype(dtype)
+    head = np.asarray(weight, dtype), np.asarray(bias, dtype)
+    tile = _tile_rows(len(bias), dim)
+
+    def of_block(features: Features, rows: slice) -> _Sums:
+        x, y = np.asarray(features[rows], dtype), labels[rows]
+        whole = len(x) // tile * tile if tile else 0
+        sums = _Sums(weight.shape)
+        if whole:
+            sums.add(*head, x[:whole].reshape(-1, tile, dim), y[:whole].reshape(-1, tile))
+        if whole < len(x):
+            sums.add(*head, x[None, whole:], y[None, whole:])
+        return sums
+
     loss = curvature = 0.0
     weight_gradient = np.zeros(weight.shape)
     bias_gradient = np.zeros(bias.shape)
-    for features in views:
-        for start in range(0, n, rows):
-            x = np.asarray(features[start : start + rows], dtype)
-            y = labels[start : start + rows]
-            scores = x @ transposed
-            scores += offset
-            scores -= scores.max(axis=1, keepdims=True)
-            picked = np.arange(len(y)), y
-            loss -= float(scores[picked].sum(dtype=np.float64))
-            residual = np.exp(scores, out=scores)
-            norms = residual.sum(axis=1)
-            loss += float(np.log(norms).sum(dtype=np.float64))
-            residual /= norms[:, None]
-            curvature += len(y) - float(np.vdot(residual, residual))  # sum of p (1 - p)
-            residual[picked] -= 1
-            weight_gradient += residual.T @ x
-            bias_gradient += residual.sum(axis=0, dtype=np.float64)
+    for sums in each_block(views, of_block, dim + len(bias)):
+        loss += sums.loss
+        curvature += sums.curvature
+        weight_gradient += sums.weight_gradient
+        bias_gradient += sums.bias_gradient
     decay = penalty.weight_decay
     value = loss / total + decay / 2 * float(np.square(weight, dtype=np.float64).sum())
     weight_gradient = weight_gradient / total + decay * weight
@@ -122,6 +129,47 @@ def objective(
     return Objective(value, weight_gradient, bias_gradient, curvature / (total * len(bias)))
 
 
-def block_rows(numbers_per_row: int) -> int:
-    """Return how many rows of so many float32 numbers make a block."""
-    return max(256, _BLOCK_BYTES // (4 * numbers_per_row))
+def predict(features: Features, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Return the class of highest score of features (N, D): int64 (N,), block by block."""
+    transposed = weight.T.astype(np.float32)
+
+    def of_block(features: Features, rows: slice) -> np.ndarray:
+        scores = np.asarray(features[rows], np.float32) @ transposed
+        classes: np.ndarray = (scores + bias.astype(np.float32)).argmax(axis=1)
+        return classes
+
+    predicted = each_block([features], of_block, sum(weight.shape) + len(bias))
+    return np.concatenate([np.empty(0, np.int64), *predicted])
+
+
+def _tile_rows(n_classes: int, dim: int) -> int:
+    """Return how many rows make a product small, or 0 where too few would."""
+    rows = min(_SMALL_RESULT // n_classes, _SMALL_PRODUCT // (n_classes * dim), _MOST_TILE)
+    return rows if rows >= _LEAST_TILE else 0
+
+
+class _Sums:
+    """Loss, gradients and curvature, summed over rows."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.loss = self.curvature = 0.0
+        self.weight_gradient = np.zeros(shape)
+        self.bias_gradient = np.zeros(shape[0])
+
+    def add(self, weight: np.ndarray, bias: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
+        """Add tiles of rows: features (T, R, D) and labels (T, R)."""
+        # Rows last: the maximum and the sum over classes then run along memory.
+        scores = np.matmul(weight, x.transpose(0, 2, 1))  # (T, K, R)
+        scores += bias[:, None]
+        scores -= scores.max(axis=1, keepdims=True)
+        own = y[:, None]
+        self.loss -= float(np.take_along_axis(scores, own, axis=1).sum(dtype=np.float64))
+        p = np.exp(scores, out=scores)
+        norms = p.sum(axis=1, keepdims=True)
+        self.loss += float(np.log(norms).sum(dtype=np.float64))
+        p /= norms
+        self.curvature += y.size - float(np.vdot(p, p))  # sum of p (1 - p)
+        np.put_along_axis(p, own, np.take_along_axis(p, own, axis=1) - 1, axis=1)
+        residual = p
+        self.weight_gradient += np.matmul(residual, x).sum(axis=0)
+        self.bias_gradient += residual.sum(axis=(0, 2), dtype=np.float64)

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import RecipeError
+from .blocks import each_block
+from .rows import Features, Rows
 
 __all__ = ["SCALINGS", "Scaling", "unit_length"]
 
@@ -31,7 +33,7 @@ class Scaling:
     ----------
     kind : str
         One of `SCALINGS`.
-    views : sequence of numpy.ndarray
+    views : sequence of numpy.ndarray or Rows
         Training features (N, D), one per flip view.
 
     Raises
@@ -40,16 +42,20 @@ class Scaling:
         No such scaling.
     """
 
-    def __init__(self, kind: str, views: Sequence[np.ndarray]) -> None:
+    def __init__(self, kind: str, views: Sequence[Features]) -> None:
         if kind not in SCALINGS:
             raise RecipeError(f"scale: expected one of {', '.join(SCALINGS)}, found {kind!r}")
         self.kind = kind
         if kind == "standardize":
+            dim = views[0].shape[1]
             total = sum(len(features) for features in views)
-            sums = [features.sum(axis=0, dtype=np.float64) for features in views]
-            mean = np.sum(sums, axis=0) / total
-            squares = sum(np.square(features - mean).sum(axis=0) for features in views)
-            spread = np.sqrt(squares / total)
+            mean = sum(each_block(views, _sums, dim), np.zeros(dim)) / total
+
+            def squares(features: Features, rows: slice) -> np.ndarray:
+                return np.square(features[rows] - mean).sum(axis=0)
+
+            # Numbers of 8 bytes, several arrays of them: blocks are cut for that.
+            spread = np.sqrt(sum(each_block(views, squares, 6 * dim), np.zeros(dim)) / total)
             # A number that never changes says nothing about the class; rounding gives it a spread.
             constant = spread <= np.abs(mean) * _ROUNDING
             self._spread = np.where(constant, 1.0, spread)
@@ -60,6 +66,10 @@ class Scaling:
         if self.kind == "standardize":
             return ((features - self._mean) / self._spread).astype(np.float32)
         return unit_length(features) if self.kind == "l2" else features
+
+    def lazily(self, features: Features) -> Features:
+        """Return features that are scaled when they are read."""
+        return features if self.kind == "none" else Rows(features, change=self.apply)
 
     def fold(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the head for features before `apply`; for ``l2`` the head stays as it is."""
@@ -75,3 +85,8 @@ def unit_length(features: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(np.asarray(features, np.float32), axis=1, keepdims=True)
     unit: np.ndarray = (features / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     return unit
+
+
+def _sums(features: Features, rows: slice) -> np.ndarray:
+    sums: np.ndarray = features[rows].sum(axis=0, dtype=np.float64)
+    return sums

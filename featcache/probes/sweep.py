@@ -16,8 +16,11 @@ from ..metrics import top1
 from ..progress import OnProgress, Progress, silent
 from ..recipe import ExactRecipe
 from ..sampling import stratified_rows
-from .lbfgs import Coordinates, train_lbfgs
+from .lbfgs import coordinates_of, train_lbfgs
+from .moments import Moments
+from .objectives import predict
 from .ridge import Ridge
+from .rows import Features, Rows, loaded
 from .solution import Solution
 
 __all__ = ["C_GRID", "Sweep", "SweepPoint", "sweep_lbfgs", "sweep_ridge"]
@@ -75,7 +78,7 @@ class Sweep:
 
 
 def sweep_lbfgs(
-    views: Sequence[np.ndarray],
+    views: Sequence[Features],
     labels: np.ndarray,
     n_classes: int,
     recipe: ExactRecipe,
@@ -89,7 +92,7 @@ def sweep_lbfgs(
 
     Parameters
     ----------
-    views : sequence of numpy.ndarray
+    views : sequence of numpy.ndarray or Rows
         Training features (N, D), one per flip view. The views of one image are
         fitted or held out together; the holdout is scored on the first view.
     labels : numpy.ndarray
@@ -113,11 +116,11 @@ def sweep_lbfgs(
         A class is too small to be divided.
     """
     solution: Solution | None = None
-    coordinates: Coordinates | None = None
+    coordinates: Moments | None = None
 
-    def fit(fit_views: list[np.ndarray], fit_labels: np.ndarray, value: float) -> Solution:
+    def fit(fit_views: list[Features], fit_labels: np.ndarray, value: float) -> Solution:
         nonlocal solution, coordinates
-        coordinates = coordinates or Coordinates(fit_views)
+        coordinates = coordinates or coordinates_of(fit_views)
         decay = 1 / (value * len(fit_views) * len(fit_labels))
         eased = replace(recipe, weight_decay=decay, tolerance=max(recipe.tolerance, _TOLERANCE))
         solution = train_lbfgs(
@@ -129,7 +132,7 @@ def sweep_lbfgs(
 
 
 def sweep_ridge(
-    views: Sequence[np.ndarray],
+    views: Sequence[Features],
     labels: np.ndarray,
     n_classes: int,
     *,
@@ -141,7 +144,7 @@ def sweep_ridge(
     """Sweep C for ridge regression, from one decomposition; arguments as in `sweep_lbfgs`."""
     ridge: Ridge | None = None
 
-    def fit(fit_views: list[np.ndarray], fit_labels: np.ndarray, value: float) -> Solution:
+    def fit(fit_views: list[Features], fit_labels: np.ndarray, value: float) -> Solution:
         nonlocal ridge
         ridge = ridge or Ridge(fit_views, fit_labels, n_classes)
         return ridge.solve(1 / (value * len(fit_views) * len(fit_labels)))
@@ -150,9 +153,9 @@ def sweep_ridge(
 
 
 def _sweep(
-    views: Sequence[np.ndarray],
+    views: Sequence[Features],
     labels: np.ndarray,
-    fit: Callable[[list[np.ndarray], np.ndarray, float], Solution],
+    fit: Callable[[list[Features], np.ndarray, float], Solution],
     grid: Sequence[float],
     seed: int,
     score: Score,
@@ -161,15 +164,15 @@ def _sweep(
     held_out = max(round(HOLDOUT_SHARE * len(labels)), len(np.unique(labels)))
     holdout = stratified_rows(labels, held_out, seed, "holdout of the training images")
     fitted = np.setdiff1d(np.arange(len(labels)), holdout)
-    fit_views = [features[fitted] for features in views]
+    fit_views = [loaded(Rows(features, fitted)) for features in views]
     fit_labels, holdout_labels = labels[fitted], labels[holdout]
-    held = np.asarray(views[0][holdout], np.float32)
+    held = Rows(views[0], holdout)
     points = []
     ordered = sorted(grid)
     for done, value in enumerate(ordered):
         on_progress(Progress("sweep", done, len(ordered), "value"))
         solution = fit(fit_views, fit_labels, value)
-        predicted = (held @ solution.weight.T + solution.bias).argmax(axis=1)
+        predicted = predict(held, solution.weight, solution.bias)
         points.append(SweepPoint(value, score(predicted, holdout_labels), bool(solution.converged)))
     on_progress(Progress("sweep", len(ordered), len(ordered), "value"))
     best = max(points, key=lambda point: point.score)

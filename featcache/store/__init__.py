@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ..errors import CacheMissError
+from ..files import user_path
 from ._cache import Cache, CachedSplit, load
 from ._diff import DiffReport, FieldDiff, SplitDiff, diff
 from ._format import (
@@ -25,8 +26,9 @@ from ._index import is_shards
 from ._lock import single_writer
 from ._merge import MergeResult, merge
 from ._pack import write_cache
-from ._shards import PACK_LIMIT_BYTES, SHARD_ROWS, ShardWriter, discard_unfinished, shards_path
+from ._shards import PACK_LIMIT_BYTES, SHARD_ROWS, ShardWriter, shards_path
 from ._sources import SplitArrays, encoded_ids
+from ._unfinished import discard_unfinished
 from ._verify import VerifyReport, verify
 from ._walk import iterate_rows
 
@@ -71,10 +73,10 @@ __all__ = [
 
 def default_folder() -> Path:
     """Return where caches and runs land: ``$FEATCACHE_DIR``, else ``cache`` here."""
-    return Path(os.environ.get("FEATCACHE_DIR") or "cache")
+    return user_path(os.environ.get("FEATCACHE_DIR") or "cache")
 
 
-def newest_cache(folder: Path | None = None) -> Path:
+def newest_cache(folder: str | Path | None = None) -> Path:
     """Return the cache that was written last.
 
     Raises
@@ -82,8 +84,13 @@ def newest_cache(folder: Path | None = None) -> Path:
     CacheMissError
         The folder holds none.
     """
-    folder = folder or default_folder()
-    found = (path for path in folder.glob("*") if path.suffix == ".h5" or is_shards(path))
+    folder = default_folder() if folder is None else user_path(folder)
+    found = (
+        path
+        for path in folder.glob("*")
+        # What is hidden is not finished.
+        if not path.name.startswith(".") and (path.suffix == ".h5" or is_shards(path))
+    )
     caches = sorted(found, key=lambda path: path.stat().st_mtime_ns)
     if not caches:
         raise CacheMissError(

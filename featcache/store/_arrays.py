@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..cores import usable_cores
 from ..errors import CacheCorruptError
 from ._format import Block, StoredArray
 from ._index import AGAIN
@@ -19,7 +18,6 @@ from ._sums import PIECE_BYTES, Sums
 __all__ = [
     "ShardedArray",
     "bad_block",
-    "iterate_blocks",
     "map_array",
     "read_array",
     "unreadable",
@@ -43,7 +41,7 @@ def read_array(array: StoredArray) -> np.ndarray:
     """
     whole = np.empty(array.shape, array.dtype)
     starts = np.cumsum([0, *(block.n_rows for block in array.blocks)])
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(_THREADS, usable_cores())) as pool:
         jobs = [
             pool.submit(_is_sound, block, whole[start : start + block.n_rows])
             for block, start in zip(array.blocks, starts[:-1], strict=True)
@@ -56,26 +54,6 @@ def read_array(array: StoredArray) -> np.ndarray:
             pool.shutdown(cancel_futures=True)
     whole.setflags(write=False)
     return whole
-
-
-def iterate_blocks(array: StoredArray) -> Iterator[np.ndarray]:
-    """Read an array block after block, each verified by its SHA-256.
-
-    Yields
-    ------
-    numpy.ndarray
-        (rows of the block, …).
-
-    Raises
-    ------
-    CacheCorruptError
-        A block is not what was written.
-    """
-    for number, block in enumerate(array.blocks):
-        rows = np.empty((block.n_rows, *array.row_shape), array.dtype)
-        if _read_block(block, rows, hashlib.sha256()) != block.sha256:
-            raise bad_block(array, number)
-        yield rows
 
 
 def bad_block(array: StoredArray, number: int) -> CacheCorruptError:

@@ -17,8 +17,8 @@ import numpy as np
 from ..errors import CacheCorruptError, CacheMismatchError, CacheMissError
 from ..files import user_path
 from ._arrays import map_array, read_array
-from ._format import Index, StoredArray, array_name, decode_id
-from ._index import AGAIN, open_index
+from ._format import UNLABELLED, Index, StoredArray, array_name, decode_id
+from ._index import AGAIN, file_stamp, open_index
 
 __all__ = ["Cache", "CachedSplit", "load"]
 
@@ -32,7 +32,7 @@ class CachedSplit:
         float32 or float16 (N, D), of the images as they are; read-only. (N, C, H, W)
         where the cache was cut in the middle of the backbone alone.
     labels : numpy.ndarray
-        int64 (N,), in [0, number of classes); read-only.
+        int64 (N,), in [0, number of classes), or -1 for an image without one; read-only.
     ids : tuple of str
         One name per image.
     skipped : tuple of str
@@ -41,6 +41,7 @@ class CachedSplit:
 
     def __init__(self, index: Index, role: str, *, mmap: bool) -> None:
         self._path = index.path
+        self._index = index
         self._role = role
         self._mmap = mmap
         self._class_names: list[str] = index.meta["class_names"]
@@ -73,26 +74,42 @@ class CachedSplit:
     @cached_property
     def labels(self) -> np.ndarray:
         """Label of each image."""
-        labels = read_array(self._arrays["labels"])
+        labels = self._read(self._arrays["labels"])
         highest = len(self._class_names) - 1
-        if labels.size and not 0 <= labels.min() <= labels.max() <= highest:
+        if labels.size and not UNLABELLED <= labels.min() <= labels.max() <= highest:
             raise CacheCorruptError(
                 f"{self._path}: expected labels of {self._role} from 0 to {highest}, found "
-                f"{labels.min()} to {labels.max()}; {AGAIN}"
+                f"{labels.min()} to {labels.max()} (-1 would be an image without one); {AGAIN}"
             )
         return labels
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """Name of each image."""
-        return tuple(decode_id(name) for name in read_array(self._arrays["ids"]).tolist())
+        return tuple(decode_id(name) for name in self._read(self._arrays["ids"]).tolist())
 
     @cached_property
     def skipped(self) -> tuple[str, ...]:
         """Name of each image that was left out."""
         if "skipped" not in self._arrays:
             return ()
-        return tuple(decode_id(name) for name in read_array(self._arrays["skipped"]).tolist())
+        return tuple(decode_id(name) for name in self._read(self._arrays["skipped"]).tolist())
+
+    def _read(self, stored: StoredArray) -> np.ndarray:
+        self._check_unchanged()
+        return read_array(stored)
+
+    def _check_unchanged(self) -> None:
+        """Refuse offsets that were another file's."""
+        try:
+            same = file_stamp(self._path, self._index.form) == self._index.stamp
+        except OSError:
+            same = False
+        if not same:
+            raise CacheMismatchError(
+                f"{self._path}: expected the cache that was opened, found that it was replaced or "
+                "removed since; load it again"
+            )
 
     def view(self, name: str) -> np.ndarray:
         """Return the features (N, D) of a flip view.
@@ -119,8 +136,11 @@ class CachedSplit:
                 f"{', '.join(sorted(self._arrays))} in {self._role}; extract it with --cut and "
                 "--views"
             )
-        features: np.ndarray = map_array(stored) if self._mmap else read_array(stored)
-        return features
+        if self._mmap:
+            self._check_unchanged()
+            mapped: np.ndarray = map_array(stored)
+            return mapped
+        return self._read(stored)
 
     def to_pandas(self) -> Any:
         """Return a `pandas.DataFrame` of the features.

@@ -24,6 +24,7 @@ __all__ = [
     "FINGERPRINT_FIELDS",
     "FORMAT",
     "FORMAT_VERSION",
+    "UNLABELLED",
     "Block",
     "Index",
     "StoredArray",
@@ -41,6 +42,7 @@ __all__ = [
 FORMAT = "featcache"
 FORMAT_VERSION = 2
 BLOCK_ROWS = 16_384  # rows under one checksum in a packed file
+UNLABELLED = -1  # the label of an image that has none
 
 # Everything that changes a feature. The same values give the same features; any other
 # value makes another cache.
@@ -231,6 +233,8 @@ class Index:
         By name.
     structure_sha256 : str
         Of the bytes of an HDF5 file that belong to no array: libhdf5's own; "" for shards.
+    stamp : tuple of int
+        What tells the file from another that takes its place (`file_stamp`).
     """
 
     path: Path
@@ -238,3 +242,4 @@ class Index:
     meta: dict[str, Any]
     arrays: Mapping[str, StoredArray]
     structure_sha256: str
+    stamp: tuple[int, ...] = ()

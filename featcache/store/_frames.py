@@ -33,7 +33,7 @@ def as_frame(
     index = pd.Index(list(ids), name="id", dtype=object)
     columns = [f"f{number}" for number in range(flat.shape[1])]
     frame = pd.DataFrame(flat, index=index, columns=columns, copy=True)
-    names = np.array([*class_names], dtype=object)
+    names = np.array([*class_names, ""], dtype=object)  # -1, no label, has the last of them
     frame.insert(0, "label", labels)
     frame.insert(1, "class", names[labels])
     return frame

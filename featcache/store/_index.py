@@ -29,6 +29,7 @@ __all__ = [
     "HDF5_SIGNATURE",
     "MANIFEST",
     "checked_index",
+    "file_stamp",
     "is_shards",
     "open_index",
     "read_sealed",
@@ -65,7 +66,13 @@ def open_index(path: Path) -> Index:
     """
     try:
         if is_shards(path):
-            return checked_index(read_sealed(path / MANIFEST), path, "shards")
+            content = read_sealed(path / MANIFEST)
+            if content.get("unfinished"):
+                raise CacheMissError(
+                    f"{path}: expected a feature cache, found an extraction that is not finished; "
+                    "run the same featcache extract again"
+                )
+            return checked_index(content, path, "shards")
         if not path.is_file():
             found = "a folder without manifest.json" if path.is_dir() else "no such file"
             raise CacheMissError(
@@ -85,6 +92,12 @@ def open_index(path: Path) -> Index:
 
         return checked_index(index_in_child(path), path, "hdf5", version=1)
     return checked_index(read_sealed(path), path, "hdf5")
+
+
+def file_stamp(path: Path, form: str) -> tuple[int, ...]:
+    """Return what tells a cache from another that takes its place under the same name."""
+    found = (path / MANIFEST if form == "shards" else path).stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def is_shards(path: Path) -> bool:
@@ -144,6 +157,7 @@ def checked_index(
                 name: _array(name, spec, path, form) for name, spec in content["arrays"].items()
             },
             structure_sha256=str(content.get("structure_sha256", "")),
+            stamp=file_stamp(path, form),
         )
         if form == "hdf5" and version > 1 and content["size_bytes"] != path.stat().st_size:
             raise ValueError(

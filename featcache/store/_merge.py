@@ -118,6 +118,7 @@ def merge(
     path = user_path(output)
     _check_output(path, parts, force)
     _check_parts(parts)
+    _check_images(parts)
     names = _names(parts)
     prefixes = [f"{part}/" if prefix else "" for part in names]
     meta = _meta(parts, name or "+".join(names), prefixes)
@@ -169,6 +170,19 @@ def _check_parts(parts: Sequence[Cache]) -> None:
                 f"{other.path}: expected the ingredients of {first.path} and other images, found "
                 f"other ingredients: {lines}; extract both with the same options"
             )
+
+
+def _check_images(parts: Sequence[Cache]) -> None:
+    """Refuse the same images twice: prefixes would hide it, and every score would be of copies."""
+    seen: dict[str, Path] = {}
+    for part in parts:
+        digest = part.meta["dataset_digest"]
+        if digest in seen:
+            raise CacheMismatchError(
+                f"{part.path}: expected other images than in {seen[digest]}, found the same data "
+                "set; name each once"
+            )
+        seen[digest] = part.path
 
 
 def _row_shapes(part: Cache) -> dict[str, tuple[int, ...]]:

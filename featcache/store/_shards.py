@@ -18,44 +18,30 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CacheCorruptError, CacheError, CacheMismatchError, OutputError
+from ..errors import OutputError
 from ..files import remove_leftovers, write_atomically
-from ._format import Block, StoredArray, differences, seal
-from ._index import MANIFEST, is_shards, read_sealed
-from ._lock import single_writer
+from ._format import StoredArray, seal
+from ._index import MANIFEST, is_shards
 from ._pack import complete_meta, pack
 from ._sources import Source
 from ._sums import Digests
+from ._unfinished import shard_block, unfinished_folder, unharmed_commits
 from ._walk import iterate_rows
 
 __all__ = [
     "PACK_LIMIT_BYTES",
     "SHARD_ROWS",
     "ShardWriter",
-    "discard_unfinished",
     "shards_path",
 ]
 
-SHARD_ROWS = 4096  # what a kill can cost: a minute or so of ResNet-18 at 224 px on two cores
+SHARD_ROWS = 1024  # what a kill can cost: 20 s of ResNet-18 at 224 px on two cores
 PACK_LIMIT_BYTES = 8 << 30  # packing doubles the space on the disk for a while
 
 
 def shards_path(path: Path) -> Path:
     """Return the folder that stands for a cache too large to be packed into ``path``."""
     return path.with_suffix(".shards")
-
-
-def _folder(path: Path) -> Path:
-    return path.with_name(f".{path.name}.parts")
-
-
-def discard_unfinished(path: Path) -> None:
-    """Delete the shards of a cache that is complete, left by a run killed at its very end."""
-    folder = _folder(path)
-    if folder.exists():
-        # Somebody else may be making it anew, and then the folder is theirs.
-        with suppress(CacheError), single_writer(path):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 class ShardWriter:
@@ -67,13 +53,17 @@ class ShardWriter:
         The ``.h5`` file that it shall become.
     meta : mapping
         The provenance; an unfinished folder of another fingerprint is refused.
-    restart : bool
-        Throw away what an unfinished run left.
+    force : bool
+        Throw away what an unfinished run left, unless that one was forced too: then this is
+        the command that goes on with it.
 
     Attributes
     ----------
     commits : list of dict
         What is committed: role, the data set's rows (start, stop), arrays, and facts.
+    damaged : str
+        The first shard of an unfinished run that was no longer what was written, and from
+        which on everything is made again; empty where all were whole.
 
     Raises
     ------
@@ -83,15 +73,14 @@ class ShardWriter:
         The folder cannot be made.
     """
 
-    def __init__(self, path: Path, meta: Mapping[str, Any], *, restart: bool = False) -> None:
+    def __init__(self, path: Path, meta: Mapping[str, Any], *, force: bool = False) -> None:
         self.path = path
-        self.folder = _folder(path)
+        self.folder = unfinished_folder(path)
         self._meta = complete_meta(meta)
-        self.commits: list[dict[str, Any]] = []
-        if restart:
+        self._forced = force
+        self.commits, self.damaged = unharmed_commits(path, self._meta, force=force)
+        if force and not self.commits:
             self.discard()
-        if self.folder.exists():
-            self.commits = self._unharmed()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -165,7 +154,14 @@ class ShardWriter:
         self.commits.append(
             {"role": role, "start": start, "stop": stop, "arrays": described, "facts": dict(facts)}
         )
-        self._write_manifest({"unfinished": True, "meta": self._meta, "commits": self.commits})
+        self._write_manifest(
+            {
+                "unfinished": True,
+                "forced": self._forced,
+                "meta": self._meta,
+                "commits": self.commits,
+            }
+        )
 
     def total(self, fact: str) -> float:
         """Return the sum of a fact over all shards, of earlier runs too."""
@@ -248,40 +244,10 @@ class ShardWriter:
                 name,
                 np.dtype(specs[0]["dtype"]),
                 tuple(specs[0]["row_shape"]),
-                tuple(_block(self.folder, spec) for spec in specs),
+                tuple(shard_block(self.folder, spec) for spec in specs),
             )
             for name, specs in found.items()
         }
-
-    def _unharmed(self) -> list[dict[str, Any]]:
-        """Return the commits up to the first whose bytes are not what was written."""
-        try:
-            content = read_sealed(self.folder / MANIFEST)
-            meta, commits = content["meta"], content["commits"]
-        except (CacheCorruptError, KeyError):
-            return []  # killed before the first shard, or damaged: begin again
-        if meta["fingerprint"] != self._meta["fingerprint"]:
-            raise CacheMismatchError(
-                f"{self.path}: expected the rest of an unfinished run of these ingredients, found "
-                f"one of others in {self.folder}: {'; '.join(differences(meta, self._meta))}; use "
-                "--force to start over, or name another --output"
-            )
-        unharmed: list[dict[str, Any]] = []
-        for commit in commits:
-            for name, spec in commit["arrays"].items():
-                array = StoredArray(
-                    name,
-                    np.dtype(spec["dtype"]),
-                    tuple(spec["row_shape"]),
-                    (_block(self.folder, spec),),
-                )
-                try:
-                    for _ in iterate_rows(array):
-                        pass
-                except (CacheCorruptError, OSError):
-                    return unharmed
-            unharmed.append(commit)
-        return unharmed
 
     def _sweep(self) -> None:
         """Delete what killed runs left: half-written files, and shards that are no longer named."""
@@ -295,11 +261,6 @@ class ShardWriter:
 
     def _write_manifest(self, content: Mapping[str, Any]) -> None:
         write_atomically(self.folder / MANIFEST, seal(content))
-
-
-def _block(folder: Path, spec: Mapping[str, Any]) -> Block:
-    n_rows, offset, sha256, sums, file = spec["block"]
-    return Block(folder / file, offset, n_rows, sha256, sums)
 
 
 def _replace_folder(folder: Path, final: Path) -> None:

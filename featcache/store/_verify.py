@@ -14,7 +14,7 @@ from ..errors import CacheCorruptError, CacheError
 from ..files import user_path
 from ..progress import OnProgress, Progress, silent
 from ._arrays import unreadable
-from ._format import Index, StoredArray, decode_id
+from ._format import UNLABELLED, Index, StoredArray, decode_id
 from ._index import AGAIN, open_index
 from ._structure import check_file, check_folder
 from ._walk import iterate_block
@@ -105,7 +105,7 @@ def verify(path: str | Path, on_progress: OnProgress = silent) -> VerifyReport:
     checks += (
         "every block of rows has its checksums",
         "features are finite",
-        f"labels lie between 0 and {len(index.meta['class_names']) - 1}",
+        f"labels lie between 0 and {len(index.meta['class_names']) - 1}, or are -1 for none",
         "ids are unique in each split",
     )
     return VerifyReport(
@@ -195,7 +195,8 @@ def _check_block(index: Index, array: StoredArray, number: int, tally: _Tally) -
         if kind == "ids":
             kept.append(piece)
         elif kind == "labels":
-            wrong += (row + np.flatnonzero((piece < 0) | (piece >= n_classes))[:1]).tolist()
+            outside = (piece < UNLABELLED) | (piece >= n_classes)
+            wrong += (row + np.flatnonzero(outside)[:1]).tolist()
         elif kind != "skipped" and not np.isfinite(piece).all():
             wrong.append(row + _first_row_not_finite(piece))
         row += len(piece)

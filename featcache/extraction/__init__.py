@@ -4,94 +4,40 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .backbone import check_cuts, get_backbone
-from .cores import usable_cores
-from .datasets import Dataset, load_dataset
-from .decoding import OnError
-from .engines import EngineChoice, build_engine, choose_engine
-from .errors import CacheError, CacheMismatchError, RecipeError
-from .files import check_writable, user_path
-from .pipeline import STAGES, Plan, bottleneck, run_split
-from .preprocess import VIEWS
-from .progress import OnProgress, silent
-from .store import (
+import numpy as np
+
+from ..backbone import check_cuts, get_backbone
+from ..cores import usable_cores
+from ..datasets import Dataset, load_dataset
+from ..decoding import OnError
+from ..engines import build_engine, choose_engine
+from ..errors import CacheMismatchError, OutputError, RecipeError
+from ..files import check_writable
+from ..pipeline import STAGES, Plan, bottleneck, run_split
+from ..preprocess import VIEWS
+from ..progress import OnProgress, silent
+from ..store import (
     DTYPES,
     PACK_LIMIT_BYTES,
     SHARD_ROWS,
-    Cache,
     ShardWriter,
-    default_folder,
-    differences,
     discard_unfinished,
-    fingerprint,
     load,
     shards_path,
     single_writer,
 )
-from .weights import Weights, load_weights
+from ..weights import load_weights
+from ._provenance import cache_path, ingredients, matching
+from ._result import ExtractResult, result_of
 
 __all__ = ["ExtractResult", "cache_path", "extract"]
 
 CUT = "avgpool"
-
-
-@dataclass(frozen=True)
-class ExtractResult:
-    """What an extraction did.
-
-    Parameters
-    ----------
-    cache : Path
-        The file, or the folder of shards.
-    reused : bool
-        Whether it was there already, made of the same ingredients.
-    n_rows : int
-        Images in it, both splits together.
-    n_skipped : int
-        Images that could not be decoded and were left out.
-    n_resumed : int
-        Images that an interrupted run had done before.
-    feature_dim : int
-        Length D of a feature.
-    engine, device, precision : str
-        What ran the backbone.
-    wall_s : float
-        Duration of this call.
-    images_per_s : float
-        Forward passes per second, decoding included, when the cache was made.
-    bottleneck : str
-        What the rest waited for then: ``"engine"``, ``"decoding"`` or ``"writing"``.
-    fingerprint : str
-        SHA-256 (hex) of everything that changes a feature.
-    why : str
-        Why this engine and device.
-    """
-
-    cache: Path
-    reused: bool
-    n_rows: int
-    n_skipped: int
-    n_resumed: int
-    feature_dim: int
-    engine: str
-    device: str
-    precision: str
-    wall_s: float
-    images_per_s: float
-    bottleneck: str
-    fingerprint: str
-    why: str
-
-    def load(self) -> Cache:
-        """Open the cache."""
-        return load(self.cache)
+_MANY_IMAGES = 1 << 18  # from here on larger shards, lest the manifest grow with every one
 
 
 def extract(
@@ -176,38 +122,51 @@ def extract(
         Ctrl-C; the text says how much is done and kept.
     """
     started = time.perf_counter()
-    cuts = check_cuts(cut.split(",") if isinstance(cut, str) else cut)
+    wanted = [name.strip() for name in cut.split(",")] if isinstance(cut, str) else cut
+    # Vectors come first where there are any: they are what a probe takes.
+    cuts = tuple(sorted(check_cuts(wanted), key=lambda name: name != CUT))
     for what, value, known in (
         ("views", views, tuple(VIEWS)),
         ("dtype", dtype, tuple(DTYPES)),
         ("on error", on_error, ("fail", "skip")),
+        ("pack", pack, (None, True, False)),
     ):
         if value not in known:
-            raise RecipeError(f"{what}: expected one of {', '.join(known)}, found {value!r}")
+            raise RecipeError(
+                f"{what}: expected one of {', '.join(map(str, known))}, found {value!r}"
+            )
     if batch_size is not None and batch_size < 1:
         raise RecipeError(f"batch size: expected at least 1, found {batch_size}")
     get_backbone(backbone)
     choice = choose_engine(engine, device, precision)
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset, data_root=data_root, on_progress=on_progress)
+    for note in dataset.notes:
+        on_note(note)
     loaded = load_weights(weights, backbone, size=size, on_progress=on_progress)
-    dataset.digest_with(on_progress)
+    dataset.digest_with(on_progress, on_error)
     meta = {
-        **_ingredients(dataset, loaded, choice, VIEWS[views]),
+        **ingredients(dataset, loaded, choice, VIEWS[views]),
         "cuts": list(cuts),
         "dtype": dtype,
     }
     path = cache_path(output, dataset.name, meta)
     on_note(choice.why)
 
+    if output is not None and Path(output).suffix == ".shards" and pack is None:
+        pack = False
     for existing in (path, shards_path(path)):
         if os.path.lexists(existing) and not force:
-            cache = _matching(existing, meta, on_error)
+            cache = matching(existing, meta, on_error)
             discard_unfinished(path)
-            return _result(cache, choice.why, reused=True, n_resumed=0, started=started)
+            if pack is (existing.suffix != ".h5"):
+                on_note(f"{existing}: is there in this form; use --force to make the other")
+            return result_of(cache, choice.why, reused=True, n_resumed=0, started=started)
     check_writable(path)
     with single_writer(path):
-        writer = ShardWriter(path, meta, restart=force)
+        writer = ShardWriter(path, meta, force=force)
+        if writer.damaged:
+            on_note(f"{path}: {writer.damaged} was damaged; going on before it")
         n_resumed = sum(writer.done(role) for role, _ in dataset.splits())
         n_images = sum(len(split) for _, split in dataset.splits())
         if on_error == "fail" and writer.skipped():
@@ -225,62 +184,34 @@ def extract(
             cuts=cuts,
             dtype=dtype,
             batch_size=batch_size or runner.batch_size,
-            shard_rows=SHARD_ROWS,
+            shard_rows=SHARD_ROWS if n_images <= _MANY_IMAGES else 4 * SHARD_ROWS,
             workers=usable_cores(),
             on_error=on_error,
         )
         try:
             for role, split in dataset.splits():
                 taken = VIEWS[views] if role == "train" else VIEWS["none"]
-                run_split(role, split, taken, plan, writer, on_progress)
+                run_split(role, split, taken, plan, writer, on_progress, on_note)
         except KeyboardInterrupt:
-            n_done = sum(writer.done(role) for role, _ in dataset.splits())
-            raise KeyboardInterrupt(
-                f"{n_done:,} of {n_images:,} images are kept, and the same command goes on there"
-            ) from None
+            raise KeyboardInterrupt(_kept(writer, dataset)) from None
+        except OutputError as error:
+            raise OutputError(f"{error}; {_kept(writer, dataset)}") from None
         limit = {None: PACK_LIMIT_BYTES, True: 1 << 62, False: -1}[pack]
         made = writer.finish(_facts(writer), pack_limit=limit)
-    return _result(load(made), choice.why, reused=False, n_resumed=n_resumed, started=started)
+    cache = load(made)
+    for (role, split), kept in zip(dataset.splits(), (cache.train, cache.test), strict=True):
+        for label in np.setdiff1d(split.labels, kept.labels):
+            on_note(f"{role}: every image of class {dataset.class_names[label]!r} was skipped")
+    return result_of(cache, choice.why, reused=False, n_resumed=n_resumed, started=started)
 
 
-def cache_path(output: str | Path | None, dataset: str, meta: Mapping[str, Any]) -> Path:
-    """Return where a cache goes: ``<dataset>-<backbone>-<weights>-<size>-<fingerprint8>.h5``."""
-    target = user_path(output) if output else default_folder()
-    if target.suffix == ".h5":
-        return target
-    name = "-".join(
-        (
-            dataset,
-            meta["backbone"],
-            meta["weights"],
-            str(meta["preprocess"]["size"]),
-            fingerprint(meta)[:8],
-        )
-    )
-    return target / f"{name}.h5"
-
-
-def _ingredients(
-    dataset: Dataset, weights: Weights, choice: EngineChoice, views: tuple[str, ...]
-) -> dict[str, Any]:
-    return {
-        "backbone": weights.backbone,
-        "class_names": list(dataset.class_names),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "dataset": dataset.name,
-        "dataset_digest": dataset.digest,
-        "dataset_source": dataset.source,
-        "device": choice.device,
-        "engine": choice.name,
-        "engine_version": choice.version,
-        "featcache_version": __version__,
-        "precision": choice.precision,
-        "preprocess": weights.preprocess.as_dict(),
-        "views": list(views),
-        "weights": weights.name,
-        "weights_sha256": weights.sha256,
-        "weights_source": weights.source,
-    }
+def _kept(writer: ShardWriter, dataset: Dataset) -> str:
+    """Say what an interrupted run leaves to the next one."""
+    n_done = sum(writer.done(role) for role, _ in dataset.splits())
+    n_images = sum(len(split) for _, split in dataset.splits())
+    if not n_done:
+        return "nothing was kept yet"
+    return f"{n_done:,} of {n_images:,} images are kept, and the same command goes on there"
 
 
 def _facts(writer: ShardWriter) -> dict[str, Any]:
@@ -292,46 +223,3 @@ def _facts(writer: ShardWriter) -> dict[str, Any]:
         "bottleneck": bottleneck(stages),
         "stages_s": stages,
     }
-
-
-def _matching(path: Path, wanted: Mapping[str, Any], on_error: str) -> Cache:
-    """Open the cache that is there; never take one of other ingredients for it."""
-    again = "use --force to make it again, or name another --output"
-    try:
-        cache = load(path)
-    except CacheError as error:
-        raise type(error)(f"{error} ({again})") from None
-    if cache.fingerprint != fingerprint(wanted):
-        raise CacheMismatchError(
-            f"{path}: expected a cache of these ingredients, found one of others: "
-            f"{'; '.join(differences(cache.meta, wanted))}; {again}"
-        )
-    n_skipped = len(cache.train.skipped) + len(cache.test.skipped)
-    if n_skipped and on_error == "fail":
-        first = (cache.train.skipped + cache.test.skipped)[0]
-        raise CacheMismatchError(
-            f"{path}: expected every image of the data set, found a cache without {n_skipped} that "
-            f"did not decode ({first} …); use --on-error skip to take it as it is, or {again}"
-        )
-    return cache
-
-
-def _result(
-    cache: Cache, why: str, *, reused: bool, n_resumed: int, started: float
-) -> ExtractResult:
-    return ExtractResult(
-        cache=cache.path,
-        reused=reused,
-        n_rows=len(cache.train) + len(cache.test),
-        n_skipped=len(cache.train.skipped) + len(cache.test.skipped),
-        n_resumed=n_resumed,
-        feature_dim=cache.feature_dim,
-        engine=cache.meta["engine"],
-        device=cache.meta["device"],
-        precision=cache.meta["precision"],
-        wall_s=time.perf_counter() - started,
-        images_per_s=cache.meta.get("images_per_s", 0.0),
-        bottleneck=cache.meta.get("bottleneck", ""),
-        fingerprint=cache.fingerprint,
-        why=why,
-    )

@@ -1,0 +1,207 @@
+"""The tutorial's training loop as written, beside featcache; and what a cached cut saves.
+
+    python benchmarks/finetune.py CIFAR10.zip [--size 64] [--steps 8] [--rounds 1] [--json FILE]
+
+CIFAR10.zip holds train/ and test/ with class folders. In turn, each in a process of its own, with
+batches of 64 and the same images in the same order and flip views:
+
+- the tutorial's loop: flowvision's ResNet-18 in OneFlow, DataLoader, PIL transforms, SGD;
+- `featcache.finetune`, method full: the same mathematics, so that the losses agree;
+- both again with everything up to layer3 frozen;
+- the same from a cache of layer3 (`extract --cut layer3`), whose making is not counted.
+
+Prints images per second (of the median step, the best of the rounds), how many times the tutorial's
+each is, how many times the run without a cache, and how far the losses of the steps lie apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WEIGHTS = "tinyimagenet32"
+BATCH = 64
+CONTENDERS = (
+    # what, function, everything up to layer3 frozen
+    ("tutorial, full", "tutorial", False),
+    ("featcache, full", "uncached", False),
+    ("tutorial, layer4 + head", "tutorial", True),
+    ("featcache, layer4 + head", "uncached", True),
+    ("featcache, layer4 + head, cached", "cached", True),
+)
+
+
+def part(zip_path: str, n_images: int):
+    """Return a data set of so many training images, and as few test images as there can be."""
+    from featcache import load_dataset
+    from featcache.datasets import Dataset
+    from featcache.sampling import stratified_rows
+
+    data = load_dataset(zip_path)
+    train = data.train.take(stratified_rows(data.train.labels, n_images, 0, "train"))
+    test = data.test.take(stratified_rows(data.test.labels, 20, 0, "test"))
+    return Dataset(data.name, train, test, "a part")
+
+
+def tutorial(zip_path: str, size: int, n_steps: int, frozen: bool) -> dict:
+    """Train as the tutorial does, on the images and flips that featcache draws with seed 0."""
+    from featcache.frameworks import import_flowvision, import_oneflow
+
+    flow, flowvision = import_oneflow(), import_flowvision()
+    from flowvision import transforms
+    from PIL.Image import Transpose
+
+    from featcache import load_weights
+    from featcache.sampling import epoch_plan, initial_head
+
+    data = part(zip_path, n_steps * BATCH).train
+    rows, views = epoch_plan(len(data), 4, 0, 0)
+    transform = transforms.Compose(
+        [
+            transforms.Resize(size),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+
+    class Images(flow.utils.data.Dataset):
+        def __len__(self):
+            return len(data)
+
+        def __getitem__(self, index):
+            image = data.images[int(rows[index])]
+            if views[index] & 1:
+                image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
+            if views[index] & 2:
+                image = image.transpose(Transpose.FLIP_TOP_BOTTOM)
+            return transform(image), int(data.labels[rows[index]])
+
+    state = {k: v for k, v in load_weights(WEIGHTS).state.items() if not k.startswith("fc.")}
+    weight, bias = initial_head(len(data.class_names), 512, 0)
+    model = flowvision.models.resnet18(num_classes=len(data.class_names))
+    model.load_state_dict({**state, "fc.weight": weight, "fc.bias": bias})
+    model.train()
+    trained = list(model.parameters())
+    if frozen:
+        trained = [*model.layer4.parameters(), *model.fc.parameters()]
+        for parameter in model.parameters():
+            parameter.requires_grad = False
+        for parameter in trained:
+            parameter.requires_grad = True
+        for module in (model.bn1, model.layer1, model.layer2, model.layer3):
+            module.eval()
+    optimizer = flow.optim.SGD(trained, lr=1e-3, momentum=0.9, weight_decay=5e-4)
+    criterion = flow.nn.CrossEntropyLoss()
+    losses, seconds = [], []
+    begun = time.perf_counter()
+    for images, labels in flow.utils.data.DataLoader(Images(), batch_size=BATCH, num_workers=0):
+        loss = criterion(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        trained[0].numpy()  # the step is over when its update is
+        seconds.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+    return {"losses": losses, "seconds": seconds}
+
+
+def uncached(zip_path: str, size: int, n_steps: int, frozen: bool) -> dict:
+    data = part(zip_path, n_steps * BATCH)
+    return _finetune(data, n_steps, weights=WEIGHTS, size=size, **_until(frozen))
+
+
+def cached(zip_path: str, size: int, n_steps: int, frozen: bool) -> dict:
+    import featcache
+
+    data = part(zip_path, n_steps * BATCH)
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"cut": "layer3", "views": "flips", "output": folder}
+        made = featcache.extract(data, weights=WEIGHTS, size=size, **options)
+        found = _finetune(None, n_steps, cache=made.cache, **_until(frozen))
+    return {**found, "extract_s": made.wall_s, "engine": made.engine}
+
+
+def _until(frozen: bool) -> dict:
+    return {"freeze_until": "layer3"} if frozen else {}
+
+
+def _finetune(data, n_steps: int, **options) -> dict:
+    """Run one epoch of `featcache.finetune`; read its steps from the log."""
+    import featcache
+
+    with tempfile.TemporaryDirectory() as folder:
+        result = featcache.finetune(data, "full", epochs=1, runs=folder, **options)
+        log = (result.run / "metrics.jsonl").read_text(encoding="utf-8")
+    steps = [line for line in map(json.loads, log.splitlines()) if "loss" in line]
+    assert len(steps) == n_steps
+    clock = [0.0, *(line["wall_s"] for line in steps)]
+    seconds = [after - before for before, after in itertools.pairwise(clock)]
+    return {"losses": [line["loss"] for line in steps], "seconds": seconds}
+
+
+def in_child(*arguments: object) -> dict:
+    """Run one of the functions above in a process of its own."""
+    command = [sys.executable, __file__, "--child", json.dumps(arguments)]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def show(rows: list[dict], size: int, n_steps: int) -> None:
+    rates: dict[str, float] = {}
+    losses: dict[str, list[float]] = {}
+    for row in rows:
+        rate = BATCH / statistics.median(row["seconds"])
+        rates[row["what"]] = max(rate, rates.get(row["what"], 0.0))
+        losses[row["what"]] = row["losses"]
+    print(f"ResNet-18 at {size} px, {n_steps} steps of {BATCH}")
+    print(f"{'':34} {'img/s':>7} {'x tutorial':>11} {'x uncached':>11} {'loss apart':>11}")
+    for what, rate in rates.items():
+        part = what.partition(", ")[2].removesuffix(", cached")
+        base, plain = f"tutorial, {part}", f"featcache, {part}"
+        cells = [
+            f"{rate / rates[one]:11.2f}" if one in rates else " " * 11 for one in (base, plain)
+        ]
+        pairs = zip(losses[what], losses.get(base, losses[what]), strict=True)
+        print(
+            f"{what:34} {rate:7.1f} {cells[0]} {cells[1]} {max(abs(a - b) for a, b in pairs):11.1e}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", nargs="?", help="a zip of train/ and test/ with class folders")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", default="", help="contenders whose name holds this")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        name, *arguments = json.loads(options.child)
+        print(json.dumps(globals()[name](*arguments)))
+        return
+    rows = []
+    for _ in range(options.rounds):
+        for what, function, frozen in CONTENDERS:
+            if options.only not in what:
+                continue
+            found = in_child(function, options.data, options.size, options.steps, frozen)
+            rows.append({"what": what, "size": options.size, **found})
+            rate = BATCH / statistics.median(found["seconds"])
+            print(f"{what}: {rate:.1f} img/s", file=sys.stderr, flush=True)
+    show(rows, options.size, options.steps)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""What the names of files say: which folders are classes, and which are train/ and test/."""
+
+from __future__ import annotations
+
+import os.path
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import NoReturn
+
+from ..errors import DatasetError
+from ._decode import SUFFIXES
+from ._files import HIDDEN, Files
+
+__all__ = ["Listing", "Tree", "class_tree", "find_roles", "left_out", "list_files"]
+
+Tree = dict[str, list[str]]  # class name -> names of its image files
+
+_LAYOUT = "expected class folders (cat/1.jpg, dog/2.jpg), or train/ and test/ with class folders"
+_ROLES = ("train", "test")
+_LIKE_ROLES = frozenset((*_ROLES, "val", "valid", "validation"))
+# Images that are not decoded here: to be told of, since somebody may take them for read.
+# fmt: off
+_OTHER_IMAGES = frozenset((
+    ".apng", ".arw", ".avif", ".cr2", ".dds", ".dng", ".eps", ".exr",
+    ".hdr", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe",
+    ".jpx", ".jxl", ".nef", ".pcx", ".psd", ".raw", ".svg", ".tga",
+))
+# fmt: on
+_ENDINGS = f"images end in {', '.join(sorted(SUFFIXES))}"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a data set that are not hidden.
+
+    Parameters
+    ----------
+    path : Path
+        The folder or archive.
+    images, others, folders : list of str
+        Files that end as images do, other files, and the folders that are known.
+    root : str
+        The folder that holds everything (``"data/"``), or ``""`` where there are several.
+    """
+
+    path: Path
+    images: list[str]
+    others: list[str]
+    folders: list[str]
+    root: str
+
+    def name_it(self, folder: str) -> str:
+        """Tell how a folder inside becomes the data set."""
+        if os.path.isdir(self.path):
+            return f"name {self.path / folder}"
+        return f"unpack the archive and name its folder {folder}"
+
+
+def list_files(files: Files, path: Path) -> Listing:
+    """Look through a folder or archive.
+
+    Raises
+    ------
+    DatasetError
+        There is no image in it.
+    """
+    names = [name for name in files.names() if not _hidden(name)]
+    folders = [name for name in files.folders() if not _hidden(name)]
+    suffixes = tuple(SUFFIXES)
+    images = [name for name in names if name.lower().endswith(suffixes)]
+    others = [name for name in names if not name.lower().endswith(suffixes)]
+    if not images:
+        found = f"{_count(len(names), 'file')}, none of them an image" if names else "no file"
+        raise DatasetError(
+            f"{path}: {_LAYOUT}; found {found} ({'; '.join([*_unread(names), _ENDINGS])}); try "
+            "featcache extract digits"
+        )
+    return Listing(path, images, others, folders, _common_root(names))
+
+
+def find_roles(listing: Listing) -> dict[str, str]:
+    """Return "train" and "test" -> the folder's own spelling, or nothing where there are none.
+
+    A class may be called train: it is a role where class folders are in it, or where every
+    other folder has such a name too.
+
+    Raises
+    ------
+    DatasetError
+        One without the other, one that is there twice, no class folders in it.
+    """
+    deep: dict[str, bool] = dict.fromkeys(_tops(listing.folders, listing.root), False)
+    for name in chain(listing.images, listing.others):
+        top, slash, rest = name[len(listing.root) :].partition("/")
+        if slash and not deep.get(top):
+            deep[top] = "/" in rest
+    spelled: dict[str, str] = {}
+    for top in sorted(deep):
+        role = top.lower()
+        if role in spelled and role in _ROLES:
+            raise DatasetError(
+                f"{listing.path}: expected one {role}/, found {spelled[role]}/ and {top}/; put "
+                "them together or rename one"
+            )
+        spelled[role] = top
+    found = {role: spelled[role] for role in _ROLES if role in spelled}
+    meant = [role for role, top in found.items() if deep[top]]
+    if len(meant) == 2:
+        return found
+    if "train" in meant or (spelled and spelled.keys() <= _LIKE_ROLES):
+        _refuse_roles(listing, spelled, [top for role, top in found.items() if role not in meant])
+    return {}
+
+
+def class_tree(listing: Listing, root: str) -> Tree:
+    """Return the images of every class folder in ``root``.
+
+    Raises
+    ------
+    DatasetError
+        Fewer than two classes, or one without images.
+    """
+    tree: Tree = defaultdict(list, {top: [] for top in _tops(listing.folders, root)})
+    for names, are_images in ((listing.images, True), (listing.others, False)):
+        for name in names:
+            if name.startswith(root) and "/" in (inside := name[len(root) :]):
+                images = tree[inside.split("/", 1)[0]]
+                if are_images:
+                    images.append(name)
+    if len(tree) < 2:
+        raise DatasetError(f"{listing.path}: {_LAYOUT}; found {_too_few(listing, tree, root)}")
+    for top in sorted(tree):
+        if not tree[top]:
+            others = [name for name in listing.others if name.startswith(f"{root}{top}/")]
+            raise DatasetError(
+                f"{listing.path}: expected images in every class folder, found none in "
+                f"{root + top!r} ({'; '.join([*_unread(others), _ENDINGS])}); add images or "
+                "remove the folder"
+            )
+    return dict(tree)
+
+
+def left_out(listing: Listing, taken: set[str]) -> tuple[str, ...]:
+    """Say in a sentence each which images are not in the data set."""
+    notes = [f"{listing.path}: {note} ({_ENDINGS})" for note in _unread(listing.others)]
+    outside = [name for name in listing.images if name not in taken]
+    if outside:
+        notes.append(
+            f"{listing.path}: {_count(len(outside), 'image')} outside of the class folders "
+            f"ignored, {outside[0]} the first"
+        )
+    return tuple(notes)
+
+
+def _hidden(name: str) -> bool:
+    if not name.startswith(HIDDEN) and "/." not in name and "/__MACOSX" not in name:
+        return False  # a million names: most need no second look
+    return any(part.startswith(HIDDEN) for part in PurePosixPath(name).parts)
+
+
+def _common_root(names: list[str]) -> str:
+    tops = {name.split("/", 1)[0] for name in names}
+    if len(tops) != 1 or min(name.count("/") for name in names) < 2:
+        return ""
+    top = tops.pop()
+    return "" if top.lower() in _ROLES else f"{top}/"
+
+
+def _tops(folders: list[str], root: str) -> list[str]:
+    """Return the folders that are in ``root`` itself."""
+    return [
+        folder[len(root) :]
+        for folder in folders
+        if folder.startswith(root) and len(folder) > len(root) and "/" not in folder[len(root) :]
+    ]
+
+
+def _refuse_roles(listing: Listing, spelled: dict[str, str], flat: list[str]) -> NoReturn:
+    """Say what is wrong with train/, test/ and what is called like them."""
+    alike = {role: top for role, top in spelled.items() if role in _LIKE_ROLES}
+    found = " and ".join(f"{top}/" for top in sorted(alike.values()))
+    vals = [top for role, top in alike.items() if role not in _ROLES]
+    divided = listing.name_it(listing.root + alike.get("train", min(alike.values())))
+    if flat:
+        said = (
+            "expected class folders in train/ and test/ (train/cat/1.jpg), found none in "
+            f"{' and '.join(f'{top}/' for top in flat)}; sort the images into a folder per class"
+        )
+    elif "train" in alike:
+        rename = f"rename {vals[0]}/ to test/" if vals else "rename val/"
+        said = (
+            f"expected test/ beside {alike['train']}/, found {found} alone; accuracy is only "
+            "reported on images that nothing was chosen on: add test/ with the same class folders "
+            f"({rename} if that is what you report), or, to have it divided, {divided}"
+        )
+    else:
+        said = (
+            f"expected train/ and test/, found {found}; rename the one to learn from to train/ "
+            f"and the other to test/, or, to have one divided, {divided}"
+        )
+    raise DatasetError(f"{listing.path}: {said}")
+
+
+def _too_few(listing: Listing, tree: Tree, root: str) -> str:
+    """Say what was found in place of class folders, and what to do about it."""
+    backslashed = next((name for name in listing.images if "\\" in name), None)
+    if backslashed:
+        return (
+            f"names with a backslash where a / belongs ({backslashed}); pack or copy the folders "
+            "again with a program that writes /"
+        )
+    if not tree:
+        return (
+            f"{_count(len(listing.images), 'image')} in no folder ({listing.images[0]}); put "
+            "those of each class into a folder of its own"
+        )
+    (top,) = tree
+    parents = {name.rpartition("/")[0] for name in tree[top]}
+    common = os.path.commonpath(parents) if parents else ""
+    below = {parent[len(common) + 1 :].partition("/")[0] for parent in parents if parent != common}
+    if len(below) > 1:
+        return f"{len(below)} folders in {common}/; {listing.name_it(common)}"
+    return f"one class alone, {root + top!r}; add the folders of the others"
+
+
+def _unread(names: list[str]) -> list[str]:
+    """Say in a sentence, or in none, how many files are images of formats that are not read."""
+    suffixes = (os.path.splitext(name)[1].lower() for name in names)
+    counts = Counter(suffix for suffix in suffixes if suffix in _OTHER_IMAGES)
+    if not counts:
+        return []
+    listed = ", ".join(f"{suffix} {count}" for suffix, count in sorted(counts.items()))
+    return [f"{_count(counts.total(), 'file')} ignored: {listed}"]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

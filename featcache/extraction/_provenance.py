@@ -1,0 +1,87 @@
+"""What a cache is made of: the fields of its provenance, its name, and whether one fits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..datasets import Dataset
+from ..engines import EngineChoice
+from ..errors import CacheError, CacheMismatchError, OutputError
+from ..files import user_path
+from ..store import Cache, default_folder, differences, fingerprint, load
+from ..weights import Weights
+
+__all__ = ["cache_path", "ingredients", "matching"]
+
+
+def cache_path(output: str | Path | None, dataset: str, meta: Mapping[str, Any]) -> Path:
+    """Return where a cache goes: ``<dataset>-<backbone>-<weights>-<size>-<fingerprint8>.h5``."""
+    target = user_path(output) if output else default_folder()
+    if target.suffix in (".h5", ".shards"):
+        return target.with_suffix(".h5")
+    if target.suffix and not target.is_dir() and not str(output).endswith(os.sep):
+        raise OutputError(
+            f"{target}: expected a name that ends in .h5, or a folder (with {os.sep} at its end "
+            f"where it is not there yet), found {target.suffix!r}; rename it"
+        )
+    name = "-".join(
+        (
+            dataset,
+            meta["backbone"],
+            meta["weights"],
+            str(meta["preprocess"]["size"]),
+            fingerprint(meta)[:8],
+        )
+    )
+    return target / f"{name}.h5"
+
+
+def ingredients(
+    dataset: Dataset, weights: Weights, choice: EngineChoice, views: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return the provenance, the cuts and the type of the numbers left out."""
+    return {
+        "backbone": weights.backbone,
+        "class_names": list(dataset.class_names),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "dataset": dataset.name,
+        "dataset_digest": dataset.digest,
+        "dataset_source": dataset.source,
+        "device": choice.device,
+        "engine": choice.name,
+        "engine_version": choice.version,
+        "featcache_version": __version__,
+        "precision": choice.precision,
+        "preprocess": weights.preprocess.as_dict(),
+        "views": list(views),
+        "weights": weights.name,
+        "weights_sha256": weights.sha256,
+        "weights_source": weights.source,
+    }
+
+
+def matching(path: Path, wanted: Mapping[str, Any], on_error: str) -> Cache:
+    """Open the cache that is there; never take one of other ingredients for it."""
+    again = "use --force to make it again, or name another --output"
+    try:
+        cache = load(path)
+    except CacheError as error:
+        raise type(error)(f"{error} ({again})") from None
+    if cache.fingerprint != fingerprint(wanted):
+        raise CacheMismatchError(
+            f"{path}: expected a cache of these ingredients, found one of others: "
+            f"{'; '.join(differences(cache.meta, wanted))}; {again}"
+        )
+    n_skipped = len(cache.train.skipped) + len(cache.test.skipped)
+    if n_skipped and on_error == "fail":
+        first = (cache.train.skipped + cache.test.skipped)[0]
+        raise CacheMismatchError(
+            f"{path}: expected every image of the data set, found a cache without {n_skipped} that "
+            f"did not decode ({first} …); use --on-error skip to take it as it is, or {again}"
+        )
+    return cache

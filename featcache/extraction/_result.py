@@ -1,0 +1,85 @@
+"""What an extraction did."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..store import Cache, load
+
+__all__ = ["ExtractResult", "result_of"]
+
+
+@dataclass(frozen=True)
+class ExtractResult:
+    """What an extraction did.
+
+    Parameters
+    ----------
+    cache : Path
+        The file, or the folder of shards.
+    reused : bool
+        Whether it was there already, made of the same ingredients.
+    n_rows : int
+        Images in it, both splits together.
+    n_skipped : int
+        Images that could not be decoded and were left out.
+    n_resumed : int
+        Images that an interrupted run had done before.
+    feature_dim : int
+        Length D of a feature.
+    engine, device, precision : str
+        What ran the backbone.
+    wall_s : float
+        Duration of this call.
+    images_per_s : float
+        Forward passes per second, decoding included, when the cache was made.
+    bottleneck : str
+        What the rest waited for then: ``"engine"``, ``"decoding"`` or ``"writing"``.
+    fingerprint : str
+        SHA-256 (hex) of everything that changes a feature.
+    why : str
+        Why this engine and device.
+    """
+
+    cache: Path
+    reused: bool
+    n_rows: int
+    n_skipped: int
+    n_resumed: int
+    feature_dim: int
+    engine: str
+    device: str
+    precision: str
+    wall_s: float
+    images_per_s: float
+    bottleneck: str
+    fingerprint: str
+    why: str
+
+    def load(self) -> Cache:
+        """Open the cache."""
+        return load(self.cache)
+
+
+def result_of(
+    cache: Cache, why: str, *, reused: bool, n_resumed: int, started: float
+) -> ExtractResult:
+    """Return what is to be said of a cache that was made or found."""
+    return ExtractResult(
+        cache=cache.path,
+        reused=reused,
+        n_rows=len(cache.train) + len(cache.test),
+        n_skipped=len(cache.train.skipped) + len(cache.test.skipped),
+        n_resumed=n_resumed,
+        feature_dim=cache.feature_dim,
+        engine=cache.meta["engine"],
+        device=cache.meta["device"],
+        precision=cache.meta["precision"],
+        wall_s=time.perf_counter() - started,
+        images_per_s=cache.meta.get("images_per_s", 0.0),
+        bottleneck=cache.meta.get("bottleneck", ""),
+        fingerprint=cache.fingerprint,
+        why=why,
+    )

@@ -1,0 +1,311 @@
+"""End-to-end training in OneFlow: full, split, frozen, scratch; or from a cached cut on.
+
+``full``
+    Train everything at one rate: the tutorial's method 1.
+``split``
+    The backbone at a tenth of the head's rate: its method 2.
+``frozen``
+    Train the head alone, on features computed anew for every batch: its method 3.
+    Frozen means frozen: the backbone is in eval mode and without gradients, so
+    that no parameter and no batch statistic moves. (The tutorial leaves it in
+    train mode, where BatchNorm's running statistics drift.)
+``scratch``
+    Train everything from a random backbone.
+
+Every epoch sets the mode it means; the tutorial's loop stays in eval mode after
+its first evaluation. The test split is evaluated after each epoch and the last
+epoch's accuracy is the result: nothing is ever chosen on it. With ``patience`` an epoch is
+chosen, on a validation split of the training images, and the test split is read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..datasets import Dataset
+from ..errors import OutputError
+from ..files import check_writable, user_path
+from ..metrics import top1, wilson_interval
+from ..probes import Head, save_head
+from ..progress import OnProgress, Progress, silent
+from ..recipe import finetune_recipe
+from ..runs import runs_folder, save_run
+from ..store import FORMAT_VERSION, fingerprint
+from ..training import Trainer
+from ..weights import load_weights, save_weights
+from ._folder import RunFolder, find_resumable
+from ._ingredients import Ingredients, Request, gather
+from ._interrupt import ctrl_c_noted
+from ._result import Epoch, FinetuneResult
+from ._run import Run
+from ._tensorboard import EventLog, check_tensorboard
+
+__all__ = ["Epoch", "FinetuneResult", "finetune"]
+
+
+def _unheard(_: str) -> None:
+    """Say nothing."""
+
+
+def finetune(
+    dataset: str | Path | Dataset | None = None,
+    method: str = "split",
+    *,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    size: int | None = None,
+    device: str = "auto",
+    cache: str | Path | None = None,
+    init_head: str | Path | Head | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    backbone_lr: float | None = None,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    seed: int = 0,
+    resume: str | Path | bool = False,
+    save: str | Path | None = None,
+    tensorboard: bool = False,
+    data_root: str | Path | None = None,
+    runs: str | Path | None = None,
+    on_progress: OnProgress = silent,
+    on_note: Callable[[str], None] = _unheard,
+    **changes: Any,
+) -> FinetuneResult:
+    """Train a network end to end, or above a cached cut, on a data set.
+
+    Parameters
+    ----------
+    dataset : str, Path or Dataset, optional
+        As `featcache.load_dataset` takes it; by default ``"cifar10"``, or what ``cache`` was
+        made of.
+    method : str
+        ``"full"``, ``"split"``, ``"frozen"`` or ``"scratch"``.
+    backbone, weights, size, device, data_root
+        As in `featcache.extract`; with ``cache`` its own by default. ``"scratch"`` takes the
+        size alone from the weights.
+    cache : str or Path, optional
+        Features to train on in place of images: a cache of the cut that ``freeze_until``
+        names (``"avgpool"`` for method frozen), with the flip views that the augmentation
+        draws from. The run sees what a run on the images would have seen, in the same order.
+    init_head : str, Path or Head, optional
+        Begin with this probe's head (LP-FT).
+    epochs, batch_size : int, optional
+        Replace the recipe's 3 and 64.
+    lr : float, optional
+        Of the head; the backbone's keeps its proportion to it.
+    backbone_lr : float, optional
+        Of the backbone.
+    train_limit, test_limit : int, optional
+        Use a stratified draw of so many images (seed 0, whatever ``seed`` is).
+    seed : int
+        Of every draw of the training.
+    resume : str, Path or bool
+        Go on with a run that was stopped: its folder, or True for the newest unfinished one
+        of this method. Everything else must be as it was.
+    save : str or Path, optional
+        A ``.safetensors`` file for the network besides the run's own.
+    tensorboard : bool
+        Write TensorBoard's event files into the run's folder too.
+    runs : str or Path, optional
+        Folder for checkpoint and record; ``cache/runs`` by default.
+    on_progress : callable
+        Hears of images, with the running loss.
+    on_note : callable
+        Hears of a checkpoint that could not be written, and of rounding differences.
+    **changes
+        Any other field of `FinetuneRecipe`: ``augment``, ``freeze_until``, ``bn``,
+        ``layer_decay``, ``schedule``, ``warmup``, ``label_smoothing``, ``patience``,
+        ``val_fraction``, ``momentum``, ``weight_decay``.
+
+    Returns
+    -------
+    FinetuneResult
+
+    Raises
+    ------
+    DatasetError, WeightsError, CacheError, EngineUnavailableError, RecipeError, OutputError
+        An ingredient is missing or unfit, before the long work begins; WeightsError also
+        for a checkpoint of another run; RecipeError also where the loss stopped being
+        finite, with the step, the rates and the last good checkpoint.
+    KeyboardInterrupt
+        Ctrl-C; the state is saved, and the text says how to go on.
+    """
+    recipe = finetune_recipe(
+        method, lr=lr, backbone_lr=backbone_lr, epochs=epochs, batch_size=batch_size, **changes
+    )
+    request = Request(
+        dataset=dataset,
+        method=method,
+        recipe=recipe,
+        backbone=backbone,
+        weights=weights,
+        size=size,
+        device=device,
+        cache=cache,
+        init_head=init_head,
+        train_limit=train_limit,
+        test_limit=test_limit,
+        seed=seed,
+        data_root=data_root,
+    )
+    if save is not None:
+        save = _checked_place(save)
+    if tensorboard:
+        check_tensorboard()
+    found = find_resumable(resume, runs_folder(runs), method) if resume else None
+    made = gather(request, on_progress, on_note)
+    if found is None:
+        folder = RunFolder.create(runs_folder(runs), method, made.identity, made.facts, on_note)
+    else:
+        folder = RunFolder(found, made.identity, on_note)
+    state = folder.load() if found else None
+    trainer = Trainer(
+        made.weights,
+        len(made.class_names),
+        recipe,
+        device=made.choice.device,
+        seed=seed,
+        head=made.head,
+    )
+    curve_split = "test" if made.val is None else "val"
+    measured = made.test if made.val is None else made.val
+    events = EventLog(folder.path) if tensorboard else None
+    with ctrl_c_noted() as stop:
+
+        def heard(message: Progress) -> None:
+            on_progress(message)
+            if stop():
+                raise KeyboardInterrupt
+
+        run = Run(trainer, recipe, folder, made.train, measured, curve_split, heard, events)
+        if state is not None:
+            run.go_on(*state)
+            on_note(f"{folder.path}: going on after step {run.step} of {run.n_steps}")
+        try:
+            run.train()
+        finally:
+            if events is not None:
+                events.close()
+    result = _finished(trainer, run, made, request, folder, on_progress, resumed=state is not None)
+    if save is not None:
+        _save(save, trainer, made, result)
+    folder.remove_checkpoint()
+    return result
+
+
+def _finished(
+    trainer: Trainer,
+    run: Run,
+    made: Ingredients,
+    request: Request,
+    folder: RunFolder,
+    on_progress: OnProgress,
+    *,
+    resumed: bool,
+) -> FinetuneResult:
+    """Measure what has to be measured still, and write network and record."""
+    accuracy = run.curve[-1].top1
+    if made.val is not None:
+        accuracy = top1(trainer.predict(made.test, on_progress), made.test.labels)
+    result = FinetuneResult(
+        method=request.method,
+        top1=accuracy,
+        top1_interval=wilson_interval(accuracy, len(made.test)),
+        epochs=tuple(run.curve),
+        curve_split="test" if made.val is None else "val",
+        best_epoch=run.best_epoch,
+        images_per_s=len(made.train) * len(run.curve) / run.trained_s,
+        wall_s=run.wall_s,
+        checkpoint=folder.path / "model.safetensors",
+        n_train=len(made.train),
+        n_val=0 if made.val is None else len(made.val),
+        n_test=len(made.test),
+        seed=request.seed,
+        recipe=request.recipe,
+        cache=made.cache,
+        init_head=None if request.init_head is None else _name(request.init_head),
+        resumed=resumed,
+        run=folder.path,
+    )
+    _save(result.checkpoint, trainer, made, result)
+    _save_head(result, trainer, made)
+    save_run(
+        folder.path,
+        {
+            "kind": "finetune",
+            **asdict(result),
+            "run": folder.path.name,
+            "n_epochs": len(run.curve),
+            **made.facts,
+        },
+    )
+    return result
+
+
+def _save(path: Path, trainer: Trainer, made: Ingredients, result: FinetuneResult) -> None:
+    save_weights(
+        path,
+        trainer.network.state(),
+        backbone=made.weights.backbone,
+        preprocess=made.weights.preprocess,
+        metadata={
+            "method": result.method,
+            "epoch": str(result.best_epoch),
+            "dataset": made.facts["dataset"],
+        },
+    )
+
+
+def _save_head(result: FinetuneResult, trainer: Trainer, made: Ingredients) -> None:
+    """Write the head beside the network, so that `featcache.predict` can be given it.
+
+    Its features are those of the network that was just trained.
+    """
+    network = load_weights(result.checkpoint, made.weights.backbone)
+    ingredients = {
+        "backbone": network.backbone,
+        "cuts": ["avgpool"],
+        "dataset_digest": made.facts["dataset_digest"],
+        "device": made.choice.device,
+        "dtype": "float32",
+        "engine": made.choice.name,
+        "engine_version": made.choice.version,
+        "format_version": FORMAT_VERSION,
+        "precision": made.choice.precision,
+        "preprocess": made.weights.preprocess.as_dict(),
+        "views": ["identity"],
+        "weights": result.checkpoint.name,
+        "weights_sha256": network.sha256,
+    }
+    arrays = trainer.network.state()
+    head = Head(
+        np.asarray(arrays["fc.weight"]),
+        np.asarray(arrays["fc.bias"]),
+        made.class_names,
+        fingerprint(ingredients),
+        "none",
+        ingredients,
+    )
+    save_head(result.run / "head.safetensors", head, {"method": result.method})
+
+
+def _checked_place(save: str | Path) -> Path:
+    """Find out before the long work that a network can be written there."""
+    path = user_path(save)
+    if path.suffix != ".safetensors":
+        raise OutputError(
+            f"{path}: expected a name that ends in .safetensors, found {path.suffix!r}; rename it"
+        )
+    check_writable(path)
+    return path
+
+
+def _name(head: str | Path | Head) -> str:
+    return "a head" if isinstance(head, Head) else str(head)

@@ -1,0 +1,226 @@
+"""The epochs of a run: steps, measurements, checkpoints, and where to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ..errors import FeatcacheError, RecipeError
+from ..metrics import top1
+from ..progress import OnProgress, Progress
+from ..recipe import FinetuneRecipe
+from ..training import Source, Trainer
+from ._folder import RunFolder
+from ._result import Epoch
+from ._tensorboard import EventLog
+
+__all__ = ["CHECKPOINT_EVERY_S", "Run"]
+
+# A checkpoint is written at the end of each epoch but the last, and this long after the one before.
+CHECKPOINT_EVERY_S = 180.0
+
+_BEST = "best."
+
+
+class Run:
+    """One training, from its first step or from a checkpoint to its last.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        The network and its optimizer.
+    recipe : FinetuneRecipe
+        Epochs and patience.
+    folder : RunFolder
+        For checkpoints and the log.
+    train : Source
+        The training images.
+    measured : Source
+        What the curve is measured on: the validation split, or test.
+    measured_name : str
+        ``"val"`` or ``"test"``.
+    on_progress : callable
+        Hears of images, with the running loss.
+    events : EventLog, optional
+        TensorBoard's.
+
+    Attributes
+    ----------
+    curve : list of Epoch
+        The epochs that are done.
+    trained_s, wall_s : float
+        Seconds of training alone, and of everything, all sittings of the run together.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        recipe: FinetuneRecipe,
+        folder: RunFolder,
+        train: Source,
+        measured: Source,
+        measured_name: str,
+        on_progress: OnProgress,
+        events: EventLog | None = None,
+    ) -> None:
+        self._trainer = trainer
+        self._recipe = recipe
+        self._folder = folder
+        self._train = train
+        self._measured = measured
+        self._measured_name = measured_name
+        self._on_progress = on_progress
+        self._events = events
+        self._n_batches = trainer.n_batches(len(train))
+        self.curve: list[Epoch] = []
+        self.trained_s = 0.0
+        self.wall_s = 0.0
+        self._batch = 0
+        self._loss_sum = 0.0
+        self._epoch_s = 0.0
+        self._best: dict[str, np.ndarray] = {}
+        self._whole = True  # whether no update is half done
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return len(self.curve) * self._n_batches + self._batch
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of all epochs."""
+        return self._recipe.epochs * self._n_batches
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch, from 1, that counts: with patience the first of the best, else the last."""
+        if self._recipe.patience is None:
+            return len(self.curve)
+        return 1 + int(np.argmax([epoch.top1 for epoch in self.curve])) if self.curve else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no epoch left, or no patience."""
+        done, patience = len(self.curve), self._recipe.patience
+        return done >= self._recipe.epochs or (
+            patience is not None and done - self.best_epoch >= patience
+        )
+
+    def go_on(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> None:
+        """Take over the state that a checkpoint holds."""
+        self._trainer.load_arrays(
+            {name: value for name, value in arrays.items() if not name.startswith(_BEST)}
+        )
+        self._best = {
+            name.removeprefix(_BEST): value
+            for name, value in arrays.items()
+            if name.startswith(_BEST)
+        }
+        self.curve = [Epoch(**epoch) for epoch in progress["curve"]]
+        for name in ("batch", "loss_sum", "epoch_s"):
+            setattr(self, f"_{name}", progress[name])
+        self.trained_s, self.wall_s = progress["trained_s"], progress["wall_s"]
+
+    def train(self) -> None:
+        """Run every epoch that is left; end with the network of the one that counts.
+
+        Raises
+        ------
+        RecipeError
+            The loss, or a parameter, is not finite any more.
+        KeyboardInterrupt
+            Ctrl-C; the state is saved, and the text says where.
+        """
+        try:
+            while not self.finished:
+                self._epoch()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self._stopped()) from None
+        if self._best:
+            self._trainer.network.load(self._best)
+
+    def _epoch(self) -> None:
+        number = len(self.curve) + 1
+        n = len(self._train)
+        stage = f"epoch {number}/{self._recipe.epochs}"
+        earlier_s, earlier_wall_s, earlier_trained_s = self._epoch_s, self.wall_s, self.trained_s
+        begun = saved = time.perf_counter()
+
+        def clock() -> None:
+            spent = time.perf_counter() - begun
+            self._epoch_s, self.wall_s = earlier_s + spent, earlier_wall_s + spent
+
+        self._on_progress(Progress(stage, min(self._batch * self._recipe.batch_size, n), n))
+        try:
+            with closing(self._trainer.steps(self._train, number - 1, self._batch)) as steps:
+                self._whole = False
+                for step in steps:
+                    self._batch += 1
+                    self._loss_sum += step.loss * step.n_images
+                    self._whole = True
+                    clock()
+                    self.trained_s = earlier_trained_s + time.perf_counter() - begun
+                    rates = dict(step.rates)
+                    self._log(step.step, {"loss": step.loss}, epoch=number, lr=rates)
+                    if time.perf_counter() - saved > CHECKPOINT_EVERY_S:
+                        self._save()
+                        saved = time.perf_counter()
+                    note = f"loss {self._loss_sum / step.n_seen:.3f}"
+                    self._on_progress(Progress(stage, step.n_seen, n, note=note))
+                    self._whole = False
+        except RecipeError as error:
+            raise RecipeError(f"{error}; {self._folder.kept}") from None
+        self._whole = True
+        name = {"val": "val images", "test": "test images"}[self._measured_name]
+        predicted = self._trainer.predict(self._measured, self._on_progress, name)
+        accuracy = top1(predicted, self._measured.labels)
+        clock()
+        loss = self._loss_sum / n
+        self.curve.append(Epoch(number, loss, accuracy, self._epoch_s))
+        self._batch, self._loss_sum, self._epoch_s = 0, 0.0, 0.0
+        if self._recipe.patience is not None and self.best_epoch == number:
+            self._best = self._trainer.network.state()
+        self._log(
+            self.step,
+            {"train_loss": loss, f"{self._measured_name}_top1": accuracy},
+            epoch=number,
+        )
+        if not self.finished or self._best:  # else the network itself is written at once
+            self._save()
+
+    def _log(self, step: int, values: dict[str, float], **more: Any) -> None:
+        self._folder.log(step=step, **more, **values, wall_s=round(self.wall_s, 3))
+        if self._events is not None:
+            rates = {f"lr/{name}": rate for name, rate in more.get("lr", {}).items()}
+            self._events.add(step, {**values, **rates})
+
+    def _save(self) -> bool:
+        best = {_BEST + name: value for name, value in self._best.items()}
+        progress = {
+            "step": self.step,
+            "curve": [asdict(epoch) for epoch in self.curve],
+            "batch": self._batch,
+            "loss_sum": self._loss_sum,
+            "epoch_s": self._epoch_s,
+            "trained_s": self.trained_s,
+            "wall_s": self.wall_s,
+        }
+        try:
+            return self._folder.save({**self._trainer.arrays(), **best}, progress)
+        except FeatcacheError as error:
+            raise RecipeError(
+                f"step {self.step} of {self.n_steps}: {error}: training diverged; "
+                f"{self._folder.kept}; use a smaller --lr, or --warmup"
+            ) from None
+
+    def _stopped(self) -> str:
+        """Save the state if it is whole, and say what there is to go on from."""
+        if self._whole and self.step:
+            self._save()
+        again = f"add --resume {self._folder.path} to the same command to go on"
+        return f"step {self.step} of {self.n_steps}: {self._folder.kept}; {again}"

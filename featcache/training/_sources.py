@@ -1,0 +1,198 @@
+"""Where batches come from: images that are decoded ahead, or features that were cached.
+
+Both are asked in the same words, so that a run on cached features sees the same images, in
+the same order and the same flip views, as one on the images themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ..cores import usable_cores
+from ..datasets import Split
+from ..decoding import decoded_batches
+from ..preprocess import FLIP_VIEWS, Preprocess, apply_view
+from ..recipe import FinetuneRecipe
+
+__all__ = ["AUGMENT_VIEWS", "CachedSource", "Draw", "ImageSource", "Source", "draw_shifts"]
+
+# The flip views that an augmentation draws from, each as likely as the others.
+AUGMENT_VIEWS: Mapping[str, tuple[str, ...]] = {
+    "tutorial": FLIP_VIEWS,
+    "flip": ("identity", "hflip"),
+    "crop-flip": ("identity", "hflip"),
+    "none": ("identity",),
+}
+
+# 4 of CIFAR-10's 32 pixels: He et al., CVPR 2016, section 4.2.
+_SHIFT = 1 / 8
+# Sets the draw of shifts apart from that of order and views, which have (seed, epoch) alone.
+_SHIFT_KEY = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """One batch of training images, as it was drawn.
+
+    Parameters
+    ----------
+    rows : numpy.ndarray
+        int64 (n,), their rows in the split.
+    views : numpy.ndarray or None
+        int64 (n,), the flip view of each, as an index into `AUGMENT_VIEWS`; None: as they are.
+    shifts : numpy.ndarray or None
+        float64 (n, 2) in [-1, 1]: how far each is moved down and to the right, in units of
+        an eighth of its side; None: not at all.
+    """
+
+    rows: np.ndarray
+    views: np.ndarray | None = None
+    shifts: np.ndarray | None = None
+
+
+class Source(Protocol):
+    """The labelled inputs of one split."""
+
+    labels: np.ndarray
+    start: str | None
+
+    def __len__(self) -> int:
+        """Return N."""
+
+    def batches(
+        self, draws: Iterable[Draw], augment: str = "none"
+    ) -> Generator[np.ndarray, None, None]:
+        """Yield the inputs of each draw; close the generator when leaving early."""
+
+
+class ImageSource:
+    """Pixels of a split, decoded ahead by threads.
+
+    Parameters
+    ----------
+    split : Split
+        The images.
+    preprocess : Preprocess
+        What the pixels are to be.
+    """
+
+    start: str | None = None
+
+    def __init__(self, split: Split, preprocess: Preprocess) -> None:
+        self._images = split.images
+        self._preprocess = preprocess
+        self.labels = split.labels
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.labels)
+
+    def batches(
+        self, draws: Iterable[Draw], augment: str = "none"
+    ) -> Generator[np.ndarray, None, None]:
+        """Yield uint8 (n, s, s, 3) for each draw.
+
+        Flips and shifts are applied to pixels that may be smaller than the backbone's
+        input: enlarging commutes with flipping.
+
+        Raises
+        ------
+        DatasetError
+            An image that cannot be read or decoded.
+        """
+        drawn = list(draws)
+        decoded = decoded_batches(
+            self._images,
+            (draw.rows for draw in drawn),
+            self._preprocess,
+            workers=usable_cores(),
+        )
+        with closing(decoded):
+            for draw, batch in zip(drawn, decoded, strict=True):
+                pixels = batch.pixels
+                if draw.shifts is not None:
+                    pixels = _shifted(pixels, draw.shifts)
+                yield _flipped(pixels, draw.views, AUGMENT_VIEWS[augment])
+
+
+class CachedSource:
+    """Features of a split at one cut.
+
+    Parameters
+    ----------
+    views : mapping of str to numpy.ndarray
+        Flip view -> (N, ...) features.
+    labels : numpy.ndarray
+        int64 (N,).
+    start : str
+        The cut.
+    rows : numpy.ndarray, optional
+        int64: use these rows alone, in this order.
+    """
+
+    def __init__(
+        self,
+        views: Mapping[str, np.ndarray],
+        labels: np.ndarray,
+        start: str,
+        rows: np.ndarray | None = None,
+    ) -> None:
+        self._views = views
+        self._rows = np.arange(len(labels)) if rows is None else rows
+        self.labels = labels[self._rows]
+        self.start: str | None = start
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self._rows)
+
+    def batches(
+        self, draws: Iterable[Draw], augment: str = "none"
+    ) -> Generator[np.ndarray, None, None]:
+        """Yield float32 (n, ...) for each draw."""
+        names = AUGMENT_VIEWS[augment]
+        for draw in draws:
+            rows = self._rows[draw.rows]
+            first = self._views[names[0]]
+            batch = np.empty((len(rows), *first.shape[1:]), np.float32)
+            for view, name in enumerate(names):
+                wanted = slice(None) if draw.views is None else draw.views == view
+                batch[wanted] = self._views[name][rows[wanted]]
+                if draw.views is None:
+                    break
+            yield batch
+
+
+def draw_shifts(recipe: FinetuneRecipe, n: int, seed: int, epoch: int) -> np.ndarray | None:
+    """Draw how far each image of an epoch is moved: float64 (n, 2) in [-1, 1], or None."""
+    if recipe.augment != "crop-flip":
+        return None
+    return np.random.default_rng((seed, epoch, _SHIFT_KEY)).uniform(-1, 1, (n, 2))
+
+
+def _flipped(pixels: np.ndarray, views: np.ndarray | None, names: tuple[str, ...]) -> np.ndarray:
+    """Return each image of a batch in its view, without touching the batch itself."""
+    if views is None or len(names) == 1:
+        return pixels
+    flipped = np.empty_like(pixels)
+    for view, name in enumerate(names):
+        chosen = views == view
+        flipped[chosen] = apply_view(pixels[chosen], name)
+    return flipped
+
+
+def _shifted(pixels: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Move each image by its shift; black comes in at the border."""
+    side = pixels.shape[1]
+    reach = round(side * _SHIFT)
+    padded = np.pad(pixels, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    corners = reach - np.rint(shifts * reach).astype(np.int64)
+    moved = np.empty_like(pixels)
+    for image, (top, left), place in zip(padded, corners.tolist(), moved, strict=True):
+        place[...] = image[top : top + side, left : left + side]
+    return moved

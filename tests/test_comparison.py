@@ -1,0 +1,92 @@
+"""Runs side by side: their order, and the price of each point gained over a probe."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from rich.console import Console
+
+from featcache import compare
+from featcache.cli import _comparison_output
+from featcache.errors import FeatcacheError
+
+
+def record_of(run, kind="finetune", top1=0.5, wall_s=100.0, **more):
+    return {
+        "run": run,
+        "kind": kind,
+        "method": "full" if kind == "finetune" else "probe lbfgs",
+        "top1": top1,
+        "top1_interval": [top1 - 0.01, top1 + 0.01],
+        "n_epochs": 3,
+        "n_train": 900,
+        "n_test": 1000,
+        "images_per_s": 50.0,
+        "wall_s": wall_s,
+        "dataset": "colours",
+        "dataset_digest": "d" * 64,
+        "weights": "imagenet",
+        "size": 64,
+        **more,
+    }
+
+
+@pytest.fixture
+def runs(tmp_path):
+    def write(*records):
+        for record in records:
+            folder = tmp_path / record["run"]
+            folder.mkdir()
+            (folder / "run.json").write_text(json.dumps(record))
+        return tmp_path
+
+    return write
+
+
+def prices(folder):
+    return {record["run"]: record["s_per_point"] for record in compare(runs=folder)}
+
+
+def test_the_price_is_seconds_per_point_over_the_best_probe(runs):
+    folder = runs(
+        record_of("a probe", "probe", 0.50, 2.0, features_wall_s=30.0),
+        record_of("better probe", "probe", 0.60, 2.0),
+        record_of("full", top1=0.65, wall_s=100.0),
+        record_of("cached", top1=0.62, wall_s=10.0, features_wall_s=30.0),
+        record_of("worse", top1=0.59),
+        record_of("patient", top1=0.70, n_train=800, n_val=100),
+        record_of("of fewer images", top1=0.9, n_train=90),
+        record_of("of other pixels", top1=0.9, size=224),
+    )
+    found = prices(folder)
+    assert found.pop("full") == pytest.approx(20.0)
+    assert found.pop("cached") == pytest.approx(20.0), "features belong to its price"
+    assert found.pop("patient") == pytest.approx(10.0), "its validation images are the probe's too"
+    assert set(found.values()) == {None}
+
+
+def test_runs_are_ordered_by_data_and_then_accuracy(runs):
+    folder = runs(
+        record_of("1", top1=0.5), record_of("2", top1=0.7), record_of("3", dataset="a", top1=0.1)
+    )
+    assert [record["run"] for record in compare(runs=folder)] == ["3", "2", "1"]
+    assert [record["run"] for record in compare("a", runs=folder)] == ["3"]
+    with pytest.raises(FeatcacheError, match="found none"):
+        compare("b", runs=folder)
+
+
+def test_the_table_fits_80_columns_and_says_what_a_run_was(runs):
+    more = {"recipe": {"freeze_until": "layer3"}, "cache": "c.h5", "init_head": "h.safetensors"}
+    folder = runs(
+        record_of("1", "probe", 0.5, n_train=50_000, n_test=10_000, features_wall_s=123.4),
+        record_of("2", top1=0.7, n_train=50_000, n_test=10_000, wall_s=12345.6, **more),
+    )
+    console = Console(width=80, record=True, force_terminal=False)
+    for table in _comparison_output.comparison_tables(compare(runs=folder)):
+        console.print(table)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "617" in text and "123 + 100" in text and " - " in text
+    for word in ("above", "layer3", "cached", "LP-FT"):
+        assert word in text

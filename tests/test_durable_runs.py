@@ -1,0 +1,235 @@
+"""Runs that are killed, interrupted or out of space, for real: they go on, and end the same."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featcache import finetune, load_dataset, load_weights
+from featcache.datasets import ArrayImages, Dataset, Split
+from featcache.errors import RecipeError, WeightsError
+from featcache.finetuning import _folder, _run
+from featcache.training import load_checkpoint, save_checkpoint
+
+pytestmark = pytest.mark.oneflow
+
+LONG_FINETUNE = Path(__file__).with_name("long_finetune.py")
+SMALL = {"weights": "tinyimagenet32", "size": 32}
+OPTIONS = {"epochs": 2, "batch_size": 9, "schedule": "cosine", "augment": "crop-flip"}
+OPTIONS["freeze_until"] = "layer3"  # steps are as quick as they get
+N_STEPS = 8
+
+
+class Child:
+    """``featcache finetune`` in a process of its own, at work when the constructor returns."""
+
+    def __init__(self, data, *options, step_s=0.0, every_s=0.0, limit_bytes=0):
+        arguments = [step_s, every_s, limit_bytes, "finetune", data, "--method", "full", "--json"]
+        for name, value in {**SMALL, **OPTIONS}.items():
+            arguments += [f"--{name.replace('_', '-')}", value]
+        self.process = subprocess.Popen(
+            [sys.executable, str(LONG_FINETUNE), *map(str, arguments), *map(str, options)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout.readline() == "ready\n", self.process.communicate(timeout=60)
+
+    def end(self):
+        """Wait for the end; return the exit code, what was printed, and standard error."""
+        out, err = self.process.communicate(timeout=120)
+        assert "Traceback" not in err, err
+        return self.process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def wanted(image_folder, tmp_path_factory):
+    """Return the network that an uninterrupted run ends with, as bytes."""
+    runs = tmp_path_factory.mktemp("runs")
+    return finetune(image_folder, "full", **SMALL, **OPTIONS, runs=runs).checkpoint.read_bytes()
+
+
+def stop_after(step):
+    """Return a listener that presses Ctrl-C after so many steps."""
+    heard = []
+
+    def listen(message):
+        heard.extend([message] * (message.stage.startswith("epoch") and message.done > 0))
+        if len(heard) == step:
+            heard.append(None)
+            raise KeyboardInterrupt
+
+    return listen
+
+
+def interrupted(data, after, **options):
+    """Begin a run, stop it after so many steps, and return its folder."""
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        finetune(data, "full", **{**SMALL, **OPTIONS, **options}, on_progress=stop_after(after))
+    return Path(re.search(r"--resume (\S+)", str(stopped.value))[1])
+
+
+@pytest.mark.parametrize("step", [1, 4, 7])
+def test_a_stopped_run_goes_on_to_the_same_bytes(image_folder, wanted, step):
+    """In the middle of an epoch, at its end, and before the last step."""
+    folder = interrupted(image_folder, step)
+    notes = []
+    options = {**SMALL, **OPTIONS, "on_note": notes.append}
+    result = finetune(image_folder, "full", **options, resume=folder)
+    assert notes == [f"{folder}: going on after step {step} of {N_STEPS}"]
+    assert result.resumed and result.run == folder
+    assert result.checkpoint.read_bytes() == wanted
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, N_STEPS + 1))
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(14, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_change_not_a_byte(image_folder, home, wanted, kills):
+    generator, killed, resume = random.Random(kills), 0, []
+    runs = home / "cache" / "runs"
+    while True:
+        child = Child(image_folder, *resume, step_s=0.25)
+        if killed >= kills:
+            break
+        time.sleep(generator.uniform(0.3, 2.0))
+        child.process.send_signal(signal.SIGKILL)
+        child.process.communicate(timeout=60)
+        killed += 1
+        # A run that was killed before its first checkpoint is begun anew.
+        resume = ["--resume", "latest"] if list(runs.rglob("checkpoint.*")) else []
+        assert all(load_checkpoint(path) for path in runs.rglob("checkpoint.safetensors"))
+    code, out, _ = child.end()
+    assert code == 0 and Path(json.loads(out)["checkpoint"]).read_bytes() == wanted
+    assert not list(Path(json.loads(out)["run"]).glob(".*.part")), "leftovers of a kill are gone"
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(image_folder, home, wanted):
+    child = Child(image_folder, step_s=0.3, every_s=1e9)
+    time.sleep(0.8)
+    child.process.send_signal(signal.SIGINT)
+    code, _, err = child.end()
+    assert code == 130
+    said = re.search(
+        r"step (\d) of 8: the last good checkpoint, .* is of step (\d); add --resume (\S+)", err
+    )
+    assert said and said[1] == said[2]
+    code, out, _ = Child(image_folder, "--resume", said[3]).end()
+    assert code == 0 and Path(json.loads(out)["checkpoint"]).read_bytes() == wanted
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(image_folder, home, wanted):
+    code, out, err = Child(image_folder, limit_bytes=1 << 20).end()
+    assert code == 0 and "no checkpoint of step 1: " in err and "there is no checkpoint yet" in err
+    assert Path(json.loads(out)["checkpoint"]).read_bytes() == wanted
+
+
+def test_the_checkpoint_before_stays_where_a_new_one_cannot_be_written(
+    image_folder, wanted, monkeypatch
+):
+    from featcache import files
+
+    write_all, notes = files._write_all, []
+
+    def full_disk(descriptor, parts):
+        if sum(len(part) for part in parts) > 1 << 20 and len(notes) < 3 and wrote:
+            raise OSError(28, "No space left on device")
+        wrote.append(descriptor)
+        write_all(descriptor, parts)
+
+    wrote = []
+    monkeypatch.setattr(files, "_write_all", full_disk)
+    monkeypatch.setattr(_run, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(_folder, "write_atomically", lambda path, data: path.write_bytes(data))
+    options = {**SMALL, **OPTIONS, "on_note": notes.append}
+    result = finetune(image_folder, "full", **options)
+    assert len(notes) == 3 and result.checkpoint.read_bytes() == wanted
+    assert "no checkpoint of step 2: " in notes[0] and notes[0].endswith("is of step 1")
+    assert notes[2].endswith("is of step 1")
+
+
+def test_early_stopping_goes_on_with_its_best_epoch(image_folder, monkeypatch):
+    def scripted():
+        scores = iter([0.75, 0.5, 0.25, 0.25])
+        monkeypatch.setattr(_run, "top1", lambda predicted, labels: next(scores))
+        return scores
+
+    options = {"epochs": 4, "patience": 2, "val_fraction": 0.25, "batch_size": 14}
+    scripted()
+    whole = finetune(image_folder, "full", **{**SMALL, **OPTIONS, **options})
+    scripted()
+    folder = interrupted(image_folder, 3, **options)
+    result = finetune(image_folder, "full", **{**SMALL, **OPTIONS, **options}, resume=folder)
+    assert (whole.best_epoch, result.best_epoch) == (1, 1) and len(result.epochs) == 3
+    assert result.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
+
+
+def test_latest_is_the_newest_unfinished_run(image_folder, home):
+    with pytest.raises(WeightsError, match="unfinished run of method full, found none"):
+        finetune(image_folder, "full", **SMALL, **OPTIONS, resume="latest")
+    older = interrupted(image_folder, 1)
+    time.sleep(1.1)  # names of runs count seconds
+    newer = interrupted(image_folder, 2)
+    finished = finetune(image_folder, "full", **SMALL, **OPTIONS, resume=True)
+    assert finished.run == newer
+    assert finetune(image_folder, "full", **SMALL, **OPTIONS, resume=True).run == older
+    with pytest.raises(WeightsError, match="found one that is finished"):
+        finetune(image_folder, "full", **SMALL, **OPTIONS, resume=newer)
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_fields(image_folder):
+    folder = interrupted(image_folder, 1)
+
+    def refused(said, data=image_folder, method="full", resume=folder, **options):
+        with pytest.raises(WeightsError, match=said):
+            finetune(data, method, **{**SMALL, **OPTIONS, **options}, resume=resume)
+
+    refused("method: checkpoint 'full', here 'split'; .*recipe backbone_lr", method="split")
+    refused("recipe epochs: checkpoint 2, here 3", epochs=3)
+    refused("seed: checkpoint 0, here 1", seed=1)
+    refused("size: checkpoint 32, here 64", size=64)
+    refused("expected the folder of a run, found none", resume="nowhere")
+    data = load_dataset(image_folder)
+    pixels = np.zeros((36, 8, 8, 3), np.uint8)
+    changed = Split(ArrayImages(pixels), data.train.labels, data.class_names, data.train.ids)
+    refused("dataset digest", data=Dataset("colours", changed, data.test, "changed by a test"))
+    (folder / "checkpoint.safetensors").write_bytes(b"half a checkp")
+    refused("expected the checkpoint of a run of featcache finetune, found")
+    (folder / "checkpoint.safetensors").unlink()
+    refused("No such file")
+
+
+def test_weights_are_no_checkpoint(image_folder, tmp_path, wanted):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(wanted)
+    with pytest.raises(WeightsError, match=r"without featcache\.checkpoint in its metadata"):
+        load_checkpoint(path)
+    assert load_weights(path).state
+
+
+def test_a_checkpoint_comes_back_to_the_bit(tmp_path):
+    arrays = {"a": np.float32([[0.1, 2]]), "n": np.array(7), "empty": np.zeros((0, 3), np.float32)}
+    facts = {"progress": {"loss_sum": 0.1 + 0.2}, "name": "é"}
+    save_checkpoint(tmp_path / "x", arrays, facts)
+    found, told = load_checkpoint(tmp_path / "x")
+    assert told["progress"] == facts["progress"] and told["name"] == "é"
+    for name, array in arrays.items():
+        assert found[name].tobytes() == array.tobytes() and found[name].shape == array.shape
+
+
+def test_a_diverging_run_names_its_last_good_checkpoint(image_folder, monkeypatch):
+    monkeypatch.setattr(_run, "CHECKPOINT_EVERY_S", 0.0)
+    with pytest.raises(RecipeError) as stopped:
+        finetune(image_folder, "full", **{**SMALL, **OPTIONS, "schedule": "constant"}, lr=1e12)
+    said = str(stopped.value)
+    assert "found nan at step" in said or "diverged" in said
+    assert "the last good checkpoint" in said or "no checkpoint yet" in said
+    assert "use a smaller --lr" in said

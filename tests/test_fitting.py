@@ -1,0 +1,136 @@
+"""From a target to a model: what is tried, in which order, and what is said about the rest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import colour_image
+
+import featcache
+from featcache.errors import RecipeError
+from featcache.fitting._climb import Attempt, Option, Outcome, best_of, climb
+
+STARTER = {"weights": "tinyimagenet32", "size": 32}
+
+
+class Clock:
+    """Time that passes only when something is done."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def made_up(clock, tried, name, cost_s, val_top1, obstacle="", expected_s=None):
+    def run():
+        clock.now += cost_s
+        tried.append(name)
+        return Outcome(val_top1, val_top1 - 0.01, None, None)
+
+    return Option(name, cost_s if expected_s is None else expected_s, run, obstacle)
+
+
+def climbed(options, *, probe=0.80, target=0.9, budget_s=None, spent_s=5.0):
+    clock, tried = Clock(), []
+    first = Attempt("probe", "done", "", spent_s, spent_s, Outcome(probe, probe, None, None))
+    made = [made_up(clock, tried, *option) for option in options]
+    return climb(first, made, target, budget_s, spent_s, clock=clock), tried
+
+
+def test_the_cheapest_that_is_enough_ends_the_climb():
+    attempts, tried = climbed([("full", 300, 0.99), ("cut", 20, 0.85), ("split", 100, 0.93)])
+    assert tried == ["cut", "split"]
+    assert [attempt.status for attempt in attempts] == ["done", "done", "done", "not needed"]
+    assert attempts[-1].why == "split reached the target" and best_of(attempts).name == "split"
+
+
+def test_a_probe_that_is_enough_needs_nothing_else():
+    attempts, tried = climbed([("cut", 20, 0.85)], probe=0.95)
+    assert tried == [] and attempts[1].status == "not needed"
+
+
+def test_what_the_budget_does_not_hold_is_not_begun_and_costs_are_said():
+    options = [("cut", 20, 0.85), ("split", 100, 0.93), ("full", 300, 0.99)]
+    attempts, tried = climbed(options, budget_s=60)
+    assert tried == ["cut"]
+    assert [attempt.status for attempt in attempts[2:]] == ["over budget", "over budget"]
+    assert attempts[2].why == "about 100 s, and 35 s are left"
+    assert best_of(attempts).name == "cut"
+
+
+def test_an_estimate_that_was_too_low_leaves_less_for_the_rest():
+    options = [("cut", 90, 0.85, "", 20), ("split", 50, 0.93)]
+    attempts, tried = climbed(options, budget_s=120)
+    assert tried == ["cut"] and attempts[2].why == "about 50 s, and 25 s are left"
+
+
+def test_what_cannot_be_done_is_passed_over_with_its_reason():
+    attempts, tried = climbed([("cut", 20, 0.85, "no room"), ("split", 100, 0.93)])
+    assert tried == ["split"]
+    assert (attempts[1].status, attempts[1].why) == ("not possible", "no room")
+
+
+def test_the_best_need_not_be_the_last():
+    attempts, _ = climbed([("cut", 20, 0.70), ("split", 100, 0.75)])
+    assert best_of(attempts).name == "probe"
+
+
+@pytest.mark.parametrize("arguments", [{"target": 0}, {"target": 1.5}, {"budget_s": 0}])
+def test_wrong_arguments(arguments):
+    with pytest.raises(RecipeError, match=f"{next(iter(arguments)).removesuffix('_s')}: expected"):
+        featcache.fit("digits", **arguments)
+
+
+@pytest.fixture
+def noisy_folder(tmp_path):
+    """Three classes whose training labels are mostly noise: no target is reached."""
+    generator = np.random.default_rng(0)
+    for role, count in (("train", 20), ("test", 4)):
+        for index, name in enumerate(("blue", "green", "red")):
+            folder = tmp_path / "noisy" / role / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                shown = int(generator.integers(3)) if role == "train" else index
+                colour_image(shown, 100 * index + number).save(folder / f"{number:02d}.png")
+    return tmp_path / "noisy"
+
+
+@pytest.mark.oneflow
+def test_a_target_that_the_probe_reaches(image_folder):
+    notes = []
+    result = featcache.fit(image_folder, 0.3, **STARTER, on_note=notes.append)
+    assert result.reached and result.winner == "probe" and len(result.attempts) == 1
+    assert (result.n_train, result.n_val, result.n_test) == (36, 4, 18)
+    found = featcache.predict(image_folder / "test", result.head)
+    assert len(found) == 18 and any("validation images" in note for note in notes)
+
+
+@pytest.mark.oneflow
+def test_everything_is_tried_and_the_winner_predicts(noisy_folder):
+    notes = []
+    result = featcache.fit(noisy_folder, 1.0, epochs=1, **STARTER, on_note=notes.append)
+    assert result.attempts[0].name == "probe"
+    assert {attempt.status for attempt in result.attempts} == {"done"}
+    assert len(result.attempts) == 4 and result.next_step == ""
+    for attempt in result.attempts[1:]:
+        assert attempt.wall_s > 0 and attempt.estimated_s > 0
+        predicted = featcache.predict(noisy_folder / "test", attempt.outcome.head)
+        right = [item.path.split("/")[-2] == item.class_name for item in predicted]
+        assert np.mean(right) == pytest.approx(attempt.outcome.top1)
+    assert not result.reached
+    winner = next(item for item in result.attempts if item.name == result.winner)
+    assert winner.outcome.val_top1 == max(item.outcome.val_top1 for item in result.attempts)
+
+
+@pytest.mark.oneflow
+def test_a_budget_that_is_spent_says_what_is_next(noisy_folder, capsys):
+    from featcache.cli import main
+
+    words = ["--target", "1", "--budget", "0.001s", "--weights", "tinyimagenet32", "--size", "32"]
+    assert main(["fit", str(noisy_folder), *words]) == 0
+    out = capsys.readouterr().out
+    assert "not reached: probe" in out and "over budget" in out and "next: " in out
+    assert main(["fit", str(noisy_folder), "--budget", "soon"]) == 2
+    assert "90s, 10m or 2h" in capsys.readouterr().err
