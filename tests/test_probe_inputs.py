@@ -295,3 +295,11 @@ def test_the_head_trains_where_it_is_told(small_cache, monkeypatch):
         [cache.train.features], cache.train.labels, 3, recipe, framework=oneflow, device="cuda"
     )
     assert set(asked) == {"cuda"} and len(asked) >= 5
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "ridge"])
+def test_a_class_of_one_image_cannot_be_held_out(tmp_path, solver):
+    cache = write_gaussian_cache(tmp_path / "few.h5", n_classes=40, n_train=40, n_test=40)
+    with pytest.raises(DatasetError, match=r"found 1 of class 0 \(40 such .*--no-sweep"):
+        probe(cache, solver=solver)
+    assert probe(cache, solver=solver, sweep=False, check=False).n_train == 40

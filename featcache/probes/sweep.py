@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..errors import DatasetError
 from ..metrics import top1
 from ..progress import OnProgress, Progress, silent
 from ..recipe import ExactRecipe
@@ -161,6 +162,13 @@ def _sweep(
     score: Score,
     on_progress: OnProgress,
 ) -> Sweep:
+    counts = np.bincount(labels)
+    rare = np.flatnonzero(counts == 1)
+    if rare.size:
+        raise DatasetError(
+            f"sweep: expected 2 training images of every class, so that one can be held out, found "
+            f"1 of class {rare[0]} ({rare.size} such classes); use --no-sweep, or choose --C"
+        )
     held_out = max(round(HOLDOUT_SHARE * len(labels)), len(np.unique(labels)))
     holdout = stratified_rows(labels, held_out, seed, "holdout of the training images")
     fitted = np.setdiff1d(np.arange(len(labels)), holdout)
