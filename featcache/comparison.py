@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import FeatcacheError
+from .progress import OnNote, silent
 from .runs import load_runs, runs_folder
 
 __all__ = ["compare", "price"]
-
-
-def _unheard(_: str) -> None:
-    """Say nothing."""
 
 
 def compare(
     dataset: str | None = None,
     *,
     runs: str | Path | None = None,
-    on_note: Callable[[str], None] = _unheard,
+    on_note: OnNote = silent,
 ) -> list[dict[str, Any]]:
     """Return the records of finished runs, those on the same data next to each other.
 

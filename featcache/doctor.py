@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import subprocess
 import sys
 import time
 import urllib.error
@@ -19,10 +18,12 @@ from .engines import EngineChoice, build_engine, choose_engine
 from .errors import FeatcacheError
 from .frameworks import (
     cuda_status,
+    last_words,
     oneflow_status,
     openblas_core_type,
     openvino_precisions,
     openvino_status,
+    run_in_child,
 )
 
 __all__ = ["Finding", "examine", "images_per_s"]
@@ -183,20 +184,12 @@ def _oneflow() -> Finding:
     version, why = oneflow_status()
     if version is None:
         return Finding("oneflow", False, why)
-    try:
-        child = subprocess.run(
-            [sys.executable, "-c", _IMPORT_TRIAL],
-            capture_output=True,
-            text=True,
-            timeout=_IMPORT_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
+    child = run_in_child(_IMPORT_TRIAL, timeout_s=_IMPORT_TIMEOUT_S)
+    if child is None:
         return Finding("oneflow", False, f"importing it took over {_IMPORT_TIMEOUT_S} s")
     if child.returncode == 0 and "sum 6.0" in child.stdout:
         return Finding("oneflow", True, f"{version} imports and computes on the CPU")
-    last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-    return Finding("oneflow", False, f"{version} failed with exit code {child.returncode}: {last}")
+    return Finding("oneflow", False, f"{version} failed with {last_words(child)}")
 
 
 def _openvino() -> Finding:
@@ -229,20 +222,12 @@ def _contenders(ready: Collection[str]) -> Iterator[tuple[str, str, str]]:
 
 def _bench(engine: str, device: str, precision: str) -> Finding:
     what = f"{engine} on {device} in {precision}"
-    try:
-        child = subprocess.run(
-            [sys.executable, "-c", _BENCH_TRIAL, engine, device, precision],
-            capture_output=True,
-            text=True,
-            timeout=_BENCH_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
+    child = run_in_child(_BENCH_TRIAL, engine, device, precision, timeout_s=_BENCH_TIMEOUT_S)
+    if child is None:
         return Finding("bench", False, f"{what}: no answer within {_BENCH_TIMEOUT_S} s")
     _, said, rate = child.stdout.rpartition("rate ")
     if child.returncode or not said:
-        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        return Finding("bench", False, f"{what}: exit code {child.returncode}: {last}")
+        return Finding("bench", False, f"{what}: {last_words(child)}")
     return Finding("bench", True, f"{what}: {float(rate):,.0f} images/s (ResNet-18 at 64 px)")
 
 

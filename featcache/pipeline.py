@@ -8,7 +8,7 @@ however many images there are, and whoever is waited for is the bottleneck.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from .decoding import DecodedBatch, OnError, decoded_batches
 from .engines import Engine
 from .errors import DatasetError, FeatcacheError
 from .preprocess import Preprocess, apply_view
-from .progress import OnProgress, Progress
+from .progress import OnNote, OnProgress, Progress
 from .store import ShardWriter, array_name, encoded_ids
 
 __all__ = ["STAGES", "Plan", "bottleneck", "run_split"]
@@ -93,7 +93,7 @@ def run_split(
     plan: Plan,
     writer: ShardWriter,
     on_progress: OnProgress,
-    on_note: Callable[[str], None],
+    on_note: OnNote,
 ) -> None:
     """Extract what is missing of a split, and commit it shard by shard.
 
@@ -209,16 +209,16 @@ def _run_batch(
             features = {}
         for cut, values in features.items():
             name = array_name(cut, view, plan.cuts[0])
-            where = [split.ids[row] for row in decoded.rows]
-            shard.features.setdefault(name, []).append(_kept(values, plan.dtype, where))
+            kept = _kept(values, plan.dtype, split, decoded.rows)
+            shard.features.setdefault(name, []).append(kept)
 
 
-def _kept(values: np.ndarray, dtype: str, ids: Sequence[str]) -> np.ndarray:
+def _kept(values: np.ndarray, dtype: str, split: Split, rows: np.ndarray) -> np.ndarray:
     """Return features as they are stored, or say whose are not numbers to be stored."""
     finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
     if not finite.all():
         raise FeatcacheError(
-            f"{ids[int(np.flatnonzero(~finite)[0])]}: expected finite features, found NaN or "
+            f"{split.ids[rows[finite.argmin()]]}: expected finite features, found NaN or "
             "infinity; the weights do not suit these images, nothing of this shard was written"
         )
     if dtype == "float32":
@@ -227,7 +227,7 @@ def _kept(values: np.ndarray, dtype: str, ids: Sequence[str]) -> np.ndarray:
     fitting = (np.abs(values) <= limit).reshape(len(values), -1).all(axis=1)
     if not fitting.all():
         raise FeatcacheError(
-            f"{ids[int(np.flatnonzero(~fitting)[0])]}: expected features up to {limit:,.0f} for "
+            f"{split.ids[rows[fitting.argmin()]]}: expected features up to {limit:,.0f} for "
             f"{dtype}, found {float(np.abs(values).max()):,.0f}; use --dtype float32"
         )
     return values.astype(dtype)

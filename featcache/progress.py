@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["OnProgress", "Progress", "silent"]
+__all__ = ["OnNote", "OnProgress", "Progress", "silent"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+OnNote = Callable[[str], None]  # hears, in a sentence each, of what a person should know
 
 
-def silent(_: Progress) -> None:
+def silent(_: object) -> None:
     """Say nothing: the default everywhere."""

@@ -17,7 +17,14 @@ from .errors import DatasetError
 # and every fine-tune, so that they can be compared.
 LIMIT_SEED = 0
 
-__all__ = ["LIMIT_SEED", "epoch_plan", "initial_head", "row_batches", "stratified_rows"]
+__all__ = [
+    "LIMIT_SEED",
+    "epoch_plan",
+    "initial_head",
+    "row_batches",
+    "stratified_rows",
+    "validation_rows",
+]
 
 
 def epoch_plan(n: int, n_views: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,3 +114,31 @@ def stratified_rows(labels: np.ndarray, limit: int, seed: int, what: str) -> np.
             f"the classes, but {error}; ask for another number (each class needs one on both sides)"
         ) from None
     return np.sort(rows)
+
+
+def validation_rows(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Draw the training images that are held out to choose by.
+
+    Whoever asks with the same labels, fraction and seed has the same ones, so that a probe
+    and a fine-tune can be chosen between.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray
+        int64 (N,).
+    fraction : float
+        Of all images.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64, sorted.
+
+    Raises
+    ------
+    DatasetError
+        As `stratified_rows`.
+    """
+    return stratified_rows(labels, round(fraction * len(labels)), seed, "validation split")

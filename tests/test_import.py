@@ -91,7 +91,7 @@ MAY_IMPORT = {
     | {"weights"},
     "fitting": FLOOR
     | {"datasets", "extraction", "finetuning", "probes", "probing", "runs", "solving", "store"},
-    "comparison": {"errors", "runs"},
+    "comparison": {"errors", "progress", "runs"},
     "doctor": {"errors", "cores", "frameworks", "datasets", "engines", "weights"},
 }
 

@@ -24,7 +24,7 @@ from ..errors import DatasetError
 from ..files import user_path
 from ..progress import OnProgress, Progress, silent
 from ._decode import decode_image
-from ._images import ArrayImages, FileImages, Images, OnError, OnHashed, unheard
+from ._images import ArrayImages, FileImages, Images, OnError, OnHashed
 
 __all__ = [
     "ArrayImages",
@@ -128,7 +128,7 @@ class Split:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the images' bytes, labels, ids and class names, in order."""
-        return self._digest(unheard, "fail")
+        return self._digest(silent, "fail")
 
     def digest_with(self, on_hashed: OnHashed, on_error: OnError = "fail") -> str:
         """Return `digest`; where it has yet to be made, ``on_hashed`` hears how many are.

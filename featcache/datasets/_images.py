@@ -13,23 +13,20 @@ import numpy as np
 from ..cores import usable_cores
 from ..errors import DatasetChangedError, DatasetError
 from ..lookahead import Stop, work_ahead
+from ..progress import silent
 from ._decode import decode_image
 from ._files import Files
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ArrayImages", "FileImages", "Images", "OnError", "OnHashed", "unheard"]
+__all__ = ["ArrayImages", "FileImages", "Images", "OnError", "OnHashed"]
 
 OnHashed = Callable[[int], None]  # hears how many images are hashed
 OnError = Literal["fail", "skip"]  # what to do about an image that cannot be read or decoded
 
 _TASK_FILES = 64  # per task of hashing: handing it to a thread then costs nothing beside it
 _HASH_BYTES = hashlib.sha256().digest_size
-
-
-def unheard(_: int) -> None:
-    """Say nothing."""
 
 
 class Images(Protocol):
@@ -94,7 +91,7 @@ class ArrayImages:
     def update_digest(
         self,
         digest: hashlib._Hash,
-        on_hashed: OnHashed = unheard,
+        on_hashed: OnHashed = silent,
         on_error: OnError = "fail",
     ) -> None:
         """Feed shape and pixels."""
@@ -155,7 +152,7 @@ class FileImages:
     def update_digest(
         self,
         digest: hashlib._Hash,
-        on_hashed: OnHashed = unheard,
+        on_hashed: OnHashed = silent,
         on_error: OnError = "fail",
     ) -> None:
         """Feed every file's own SHA-256, so that the same files count the same anywhere.

@@ -7,7 +7,7 @@ engine states its tolerance against it in a test.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,7 @@ __all__ = [
     "EngineChoice",
     "build_engine",
     "choose_engine",
+    "computed_by",
 ]
 
 
@@ -86,3 +87,16 @@ def build_engine(
     from ._oneflow import OneFlowEngine
 
     return OneFlowEngine(weights, checked, choice.device, choice.precision)
+
+
+def computed_by(choice: EngineChoice, weights: Weights) -> dict[str, Any]:
+    """Return the fields of a cache's fingerprint that say what computes its features."""
+    return {
+        "backbone": weights.backbone,
+        "device": choice.device,
+        "engine": choice.name,
+        "engine_version": choice.version,
+        "precision": choice.precision,
+        "preprocess": weights.preprocess.as_dict(),
+        "weights_sha256": weights.sha256,
+    }

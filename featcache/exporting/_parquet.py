@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import EngineUnavailableError
 from ..files import replaced_file
-from ..store import decode_id
+from ..store import decode_id, label_names
 from ._reading import Reading, text_of
 
 __all__ = ["write_parquet"]
@@ -88,17 +88,17 @@ def _groups(
 ) -> Iterator[dict[str, Any]]:
     """Yield the columns of some rows: text, numbers, or (n, width) of features."""
     present = [name for name in ("ids", "labels", *widths) if f"{role}_{name}" in reading.arrays]
+    classes = label_names(reading.cache.class_names)
     walks = [reading.batches(f"{role}_{name}", n_rows) for name in present]
     for batch in zip(*walks, strict=True):
         found: dict[str, Any] = dict(zip(present, batch, strict=True))
         labels = found.pop("labels")
-        names = (*reading.cache.class_names, "")  # -1, no label, has the last of them
         rows = len(labels)
         yield {
             "split": [role] * rows,
             "id": [text_of(decode_id(name)) for name in found.pop("ids").tolist()],
             "label": labels,
-            "class": [text_of(names[label]) for label in labels],
+            "class": [text_of(classes[label]) for label in labels],
             **{name: (rows, found.get(name)) for name in widths},
         }
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import OutputError
 from ..files import replaced_file, write_atomically
-from ..store import decode_id
+from ..store import decode_id, label_names
 from ._reading import Reading, text_of
 
 __all__ = ["PROJECTOR_ROWS", "is_projector", "write_projector"]
@@ -105,7 +105,7 @@ def _metadata_lines(
     reading: Reading, chosen: dict[str, np.ndarray], labels: dict[str, np.ndarray]
 ) -> Iterator[str]:
     yield "id\tclass\tlabel\tsplit"
-    names = (*reading.cache.class_names, "")  # -1, no label, has the last of them
+    names = label_names(reading.cache.class_names)
     for role, rows in chosen.items():
         ids = reading.whole(f"{role}_ids")[rows]
         for name, label in zip(ids.tolist(), labels[role][rows].tolist(), strict=True):

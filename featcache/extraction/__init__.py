@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..errors import CacheMismatchError, OutputError, RecipeError
 from ..files import check_writable
 from ..pipeline import STAGES, Plan, bottleneck, run_split
 from ..preprocess import VIEWS
-from ..progress import OnProgress, silent
+from ..progress import OnNote, OnProgress, silent
 from ..store import (
     DTYPES,
     PACK_LIMIT_BYTES,
@@ -59,7 +59,7 @@ def extract(
     force: bool = False,
     data_root: str | Path | None = None,
     on_progress: OnProgress = silent,
-    on_note: Callable[[str], None] = lambda note: None,
+    on_note: OnNote = silent,
 ) -> ExtractResult:
     """Run a pretrained backbone once over a data set and cache its features.
 
@@ -167,7 +167,7 @@ def extract(
         writer = ShardWriter(path, meta, force=force)
         if writer.damaged:
             on_note(f"{path}: {writer.damaged} was damaged; going on before it")
-        n_resumed = sum(writer.done(role) for role, _ in dataset.splits())
+        n_resumed = writer.n_done
         n_images = sum(len(split) for _, split in dataset.splits())
         if on_error == "fail" and writer.skipped():
             raise CacheMismatchError(
@@ -193,9 +193,9 @@ def extract(
                 taken = VIEWS[views] if role == "train" else VIEWS["none"]
                 run_split(role, split, taken, plan, writer, on_progress, on_note)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(_kept(writer, dataset)) from None
+            raise KeyboardInterrupt(_kept(writer, n_images)) from None
         except OutputError as error:
-            raise OutputError(f"{error}; {_kept(writer, dataset)}") from None
+            raise OutputError(f"{error}; {_kept(writer, n_images)}") from None
         limit = {None: PACK_LIMIT_BYTES, True: 1 << 62, False: -1}[pack]
         made = writer.finish(_facts(writer), pack_limit=limit)
     cache = load(made)
@@ -205,13 +205,11 @@ def extract(
     return result_of(cache, choice.why, reused=False, n_resumed=n_resumed, started=started)
 
 
-def _kept(writer: ShardWriter, dataset: Dataset) -> str:
+def _kept(writer: ShardWriter, n_images: int) -> str:
     """Say what an interrupted run leaves to the next one."""
-    n_done = sum(writer.done(role) for role, _ in dataset.splits())
-    n_images = sum(len(split) for _, split in dataset.splits())
-    if not n_done:
+    if not writer.n_done:
         return "nothing was kept yet"
-    return f"{n_done:,} of {n_images:,} images are kept, and the same command goes on there"
+    return f"{writer.n_done:,} of {n_images:,} images are kept, and the same command goes on there"
 
 
 def _facts(writer: ShardWriter) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import __version__
 from ..datasets import Dataset
-from ..engines import EngineChoice
+from ..engines import EngineChoice, computed_by
 from ..errors import CacheError, CacheMismatchError, OutputError
 from ..files import user_path
 from ..store import Cache, default_folder, differences, fingerprint, load
@@ -45,24 +45,19 @@ def ingredients(
     dataset: Dataset, weights: Weights, choice: EngineChoice, views: tuple[str, ...]
 ) -> dict[str, Any]:
     """Return the provenance, the cuts and the type of the numbers left out."""
-    return {
-        "backbone": weights.backbone,
+    fields = {
+        **computed_by(choice, weights),
         "class_names": list(dataset.class_names),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "dataset": dataset.name,
         "dataset_digest": dataset.digest,
         "dataset_source": dataset.source,
-        "device": choice.device,
-        "engine": choice.name,
-        "engine_version": choice.version,
         "featcache_version": __version__,
-        "precision": choice.precision,
-        "preprocess": weights.preprocess.as_dict(),
         "views": list(views),
         "weights": weights.name,
-        "weights_sha256": weights.sha256,
         "weights_source": weights.source,
     }
+    return dict(sorted(fields.items()))
 
 
 def matching(path: Path, wanted: Mapping[str, Any], on_error: str) -> Cache:

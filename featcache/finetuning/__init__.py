@@ -20,7 +20,6 @@ chosen, on a validation split of the training images, and the test split is read
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,12 @@ from typing import Any
 import numpy as np
 
 from ..datasets import Dataset
+from ..engines import computed_by
 from ..errors import OutputError
 from ..files import check_writable, user_path
 from ..metrics import top1, wilson_interval
 from ..probes import Head, save_head
-from ..progress import OnProgress, Progress, silent
+from ..progress import OnNote, OnProgress, Progress, silent
 from ..recipe import finetune_recipe
 from ..runs import runs_folder, save_run
 from ..store import FORMAT_VERSION, fingerprint
@@ -46,10 +46,6 @@ from ._run import Run
 from ._tensorboard import EventLog, check_tensorboard
 
 __all__ = ["Epoch", "FinetuneResult", "finetune"]
-
-
-def _unheard(_: str) -> None:
-    """Say nothing."""
 
 
 def finetune(
@@ -75,7 +71,7 @@ def finetune(
     data_root: str | Path | None = None,
     runs: str | Path | None = None,
     on_progress: OnProgress = silent,
-    on_note: Callable[[str], None] = _unheard,
+    on_note: OnNote = silent,
     **changes: Any,
 ) -> FinetuneResult:
     """Train a network end to end, or above a cached cut, on a data set.
@@ -270,19 +266,13 @@ def _save_head(result: FinetuneResult, trainer: Trainer, made: Ingredients) -> N
     """
     network = load_weights(result.checkpoint, made.weights.backbone)
     ingredients = {
-        "backbone": network.backbone,
+        **computed_by(made.choice, network),
         "cuts": ["avgpool"],
         "dataset_digest": made.facts["dataset_digest"],
-        "device": made.choice.device,
         "dtype": "float32",
-        "engine": made.choice.name,
-        "engine_version": made.choice.version,
         "format_version": FORMAT_VERSION,
-        "precision": made.choice.precision,
-        "preprocess": made.weights.preprocess.as_dict(),
         "views": ["identity"],
         "weights": result.checkpoint.name,
-        "weights_sha256": network.sha256,
     }
     arrays = trainer.network.state()
     head = Head(

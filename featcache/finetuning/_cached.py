@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from ..datasets import Dataset, load_dataset
 from ..errors import CacheMismatchError, CacheMissError, RecipeError, WeightsError
-from ..progress import OnProgress
+from ..probes import feature_differences
+from ..progress import OnNote, OnProgress
 from ..store import Cache, CachedSplit, load
 from ..training import AUGMENT_VIEWS, CachedSource, Source, frozen_cut
 from ..weights import WEIGHT_NAMES, Weights, load_weights
@@ -48,9 +49,7 @@ class CachedData:
         The weights cannot be had.
     """
 
-    def __init__(
-        self, request: Request, on_progress: OnProgress, on_note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, request: Request, on_progress: OnProgress, on_note: OnNote) -> None:
         cut = frozen_cut(request.recipe)
         if cut is None:
             raise RecipeError(
@@ -80,7 +79,7 @@ class CachedData:
         }
         self.weights = _weights(cache, request, command, on_progress)
         if request.dataset is not None:
-            _check_dataset(cache, request, on_progress)
+            _check_dataset(cache, request.dataset, request.data_root, on_progress)
         rounding = _rounding(cache.meta)
         if rounding:
             on_note(f"{cache.path}: expect rounding differences: {', '.join(rounding)}")
@@ -118,21 +117,13 @@ def _weights(cache: Cache, request: Request, command: str, on_progress: OnProgre
     size = request.size or meta["preprocess"]["size"]
     backbone = request.backbone or meta["backbone"]
     weights = load_weights(name, backbone, size=size, on_progress=on_progress)
-    mine = {
+    here = {
+        **meta,
         "backbone": weights.backbone,
         "weights_sha256": weights.sha256,
-        **_pixels(weights.preprocess.as_dict()),
+        "preprocess": weights.preprocess.as_dict(),
     }
-    theirs = {
-        "backbone": meta["backbone"],
-        "weights_sha256": meta["weights_sha256"],
-        **_pixels(meta["preprocess"]),
-    }
-    differing = [
-        f"{field}: cache {theirs.get(field)!r:.80}, here {mine.get(field)!r:.80}"
-        for field in sorted({*mine, *theirs})
-        if mine.get(field) != theirs.get(field)
-    ]
+    differing = feature_differences(meta, here, "cache")
     if differing:
         raise CacheMismatchError(
             f"{cache.path}: expected the features of this run's frozen layers, found others: "
@@ -141,21 +132,14 @@ def _weights(cache: Cache, request: Request, command: str, on_progress: OnProgre
     return weights
 
 
-def _pixels(preprocess: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the preprocessing by field; the decoder's version changes rounding alone."""
-    fields = {f"preprocess {name}": value for name, value in preprocess.items()}
-    decoder = str(fields.pop("preprocess decoder", "")).partition(" ")[0]
-    return {**fields, "preprocess decoder": decoder}
-
-
-def _check_dataset(cache: Cache, request: Request, on_progress: OnProgress) -> None:
-    dataset = request.dataset
+def _check_dataset(
+    cache: Cache,
+    dataset: str | Path | Dataset,
+    data_root: str | Path | None,
+    on_progress: OnProgress,
+) -> None:
     if not isinstance(dataset, Dataset):
-        dataset = load_dataset(
-            "cifar10" if dataset is None else dataset,
-            data_root=request.data_root,
-            on_progress=on_progress,
-        )
+        dataset = load_dataset(dataset, data_root=data_root, on_progress=on_progress)
     digest = dataset.digest_with(on_progress)
     if digest != cache.meta["dataset_digest"]:
         raise CacheMismatchError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from .. import __version__
 from ..cores import usable_cores
 from ..errors import OutputError, WeightsError
 from ..files import remove_leftovers, user_path, write_atomically
+from ..progress import OnNote
 from ..runs import RECORD, new_run
 from ..training import load_checkpoint, save_checkpoint
 
@@ -47,9 +48,7 @@ class RunFolder:
         Hears of what could not be written.
     """
 
-    def __init__(
-        self, path: Path, identity: Mapping[str, Any], on_note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], on_note: OnNote) -> None:
         self.path = path
         self._identity = dict(identity)
         self._on_note = on_note
@@ -63,7 +62,7 @@ class RunFolder:
         method: str,
         identity: Mapping[str, Any],
         facts: Mapping[str, Any],
-        on_note: Callable[[str], None],
+        on_note: OnNote,
     ) -> RunFolder:
         """Make the folder of a new run, with its configuration."""
         folder = cls(new_run(runs, method), identity, on_note)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from ..errors import DatasetError, RecipeError, WeightsError
 from ..prediction._evaluation import checked_head
 from ..preprocess import Preprocess
 from ..probes import Head, feature_differences
-from ..progress import OnProgress
+from ..progress import OnNote, OnProgress
 from ..recipe import FinetuneRecipe
-from ..sampling import LIMIT_SEED, stratified_rows
+from ..sampling import LIMIT_SEED, stratified_rows, validation_rows
 from ..training import HeadArrays, ImageSource, Source
 from ..weights import Weights, load_weights
 from ._cached import CachedData
@@ -82,9 +81,7 @@ class Ingredients:
     cache: Path | None
 
 
-def gather(
-    request: Request, on_progress: OnProgress, on_note: Callable[[str], None]
-) -> Ingredients:
+def gather(request: Request, on_progress: OnProgress, on_note: OnNote) -> Ingredients:
     """Find and check everything.
 
     Raises
@@ -115,8 +112,7 @@ def gather(
     val_rows = None
     if recipe.patience is not None:
         labels = data.labels("train")[rows["train"]]
-        n_val = round(recipe.val_fraction * len(labels))
-        held = stratified_rows(labels, n_val, request.seed, "validation split")
+        held = validation_rows(labels, recipe.val_fraction, request.seed)
         val_rows = rows["train"][held]
         rows["train"] = np.delete(rows["train"], held)
     _check_enough(len(rows["train"]), len(data.class_names), data.name)

@@ -176,8 +176,8 @@ class Run:
         except RecipeError as error:
             raise RecipeError(f"{error}; {self._folder.kept}") from None
         self._whole = True
-        name = {"val": "val images", "test": "test images"}[self._measured_name]
-        predicted = self._trainer.predict(self._measured, self._on_progress, name)
+        stage = f"{self._measured_name} images"
+        predicted = self._trainer.predict(self._measured, self._on_progress, stage)
         accuracy = top1(predicted, self._measured.labels)
         clock()
         loss = self._loss_sum / n

@@ -21,14 +21,17 @@ from ._oneflow import (
     openblas_core_type,
 )
 from ._openvino import import_openvino, openvino_precisions, openvino_status
+from ._process import last_words, run_in_child
 
 __all__ = [
     "cuda_status",
     "import_flowvision",
     "import_oneflow",
     "import_openvino",
+    "last_words",
     "oneflow_status",
     "openblas_core_type",
     "openvino_precisions",
     "openvino_status",
+    "run_in_child",
 ]

@@ -11,7 +11,13 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import EngineUnavailableError
-from ._process import ctrl_c_later, process_environment, silenced_stderr
+from ._process import (
+    ctrl_c_later,
+    last_words,
+    process_environment,
+    run_in_child,
+    silenced_stderr,
+)
 
 __all__ = [
     "cuda_status",
@@ -136,15 +142,8 @@ def cuda_status() -> tuple[bool, str]:
     if not Path("/dev/nvidiactl").exists():
         return False, "no NVIDIA driver on this machine (/dev/nvidiactl does not exist)"
     name = _gpu_name()
-    try:
-        child = subprocess.run(
-            [sys.executable, "-c", _CUDA_TRIAL],
-            capture_output=True,
-            text=True,
-            timeout=_CUDA_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
+    child = run_in_child(_CUDA_TRIAL, timeout_s=_CUDA_TIMEOUT_S)
+    if child is None:
         return False, f"{name}: OneFlow {version} did not answer within {_CUDA_TIMEOUT_S} s"
     if child.returncode == 0 and "sum 288.0" in child.stdout:
         return True, name
@@ -153,11 +152,7 @@ def cuda_status() -> tuple[bool, str]:
             f"{name}: OneFlow {version} has no kernels for it (its wheel covers compute "
             "capability 6.0 to 8.9)"
         )
-    last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-    return (
-        False,
-        f"{name}: OneFlow {version} failed on it with exit code {child.returncode}: {last}",
-    )
+    return False, f"{name}: OneFlow {version} failed on it with {last_words(child)}"
 
 
 def openblas_core_type() -> str | None:

@@ -1,16 +1,23 @@
-"""Keeping a process as it was while a framework is imported into it."""
+"""Keeping a process as it was while a framework is imported, or using another for that."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["ctrl_c_later", "process_environment", "silenced_stderr"]
+__all__ = [
+    "ctrl_c_later",
+    "last_words",
+    "process_environment",
+    "run_in_child",
+    "silenced_stderr",
+]
 
 
 @contextmanager
@@ -71,3 +78,31 @@ def silenced_stderr() -> Iterator[Any]:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+
+
+def run_in_child(
+    code: str, *arguments: str, timeout_s: float
+) -> subprocess.CompletedProcess[str] | None:
+    """Run Python code that may abort the process in one of its own.
+
+    Returns
+    -------
+    subprocess.CompletedProcess or None
+        With what it printed as text; None where it did not end in time.
+    """
+    try:
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def last_words(child: subprocess.CompletedProcess[str]) -> str:
+    """Return the exit code and the last line of what a child complained of."""
+    last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+    return f"exit code {child.returncode}: {last}"

@@ -11,21 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ..backbone import BACKBONES
-from ..engines import EngineChoice, build_engine, choose_engine
+from ..engines import build_engine, choose_engine, computed_by
 from ..errors import DatasetError, FeatcacheError, RecipeError, WeightsError
 from ..extraction import CUT
 from ..preprocess import MAX_SIZE, MIN_SIZE
 from ..probes import Head, feature_differences, rounding_differences
-from ..progress import OnProgress, Progress, silent
+from ..progress import OnNote, OnProgress, Progress, silent
 from ..weights import WEIGHT_NAMES, Weights, load_weights
 from ._csv import as_csv
 from ._evaluation import HeadResult, checked_head, evaluate_head
-from ._places import OnNote, decode_places, find_places
+from ._places import decode_places, find_places
 
 __all__ = ["HeadResult", "OnNote", "Prediction", "as_csv", "evaluate_head", "predict"]
 
@@ -54,10 +54,6 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
 
 
-def _unheard(_: str) -> None:
-    """Say nothing."""
-
-
 def predict(
     paths: str | Path | Sequence[str | Path],
     head: str | Path | Head,
@@ -68,7 +64,7 @@ def predict(
     top: int = 1,
     on_error: Literal["fail", "skip"] = "fail",
     on_progress: OnProgress = silent,
-    on_note: OnNote = _unheard,
+    on_note: OnNote = silent,
 ) -> list[Prediction]:
     """Name the class of images, with a head that `featcache.probe` saved.
 
@@ -125,7 +121,7 @@ def predict(
     places = find_places([paths] if isinstance(paths, (str, Path)) else paths)
     choice = choose_engine(device=device)
     loaded = _load_weights(head, where, weights, on_progress)
-    here = _ingredients(loaded, choice)
+    here = {**computed_by(choice, loaded), "cuts": [CUT], "dtype": "float32"}
     differing = feature_differences(head.ingredients, here)
     if differing:
         raise WeightsError(
@@ -187,20 +183,6 @@ def _load_weights(
                 f"--weights (its SHA-256 is {head.ingredients['weights_sha256']!r:.80})"
             )
     return load_weights(weights, backbone, size=size, on_progress=on_progress)
-
-
-def _ingredients(weights: Weights, choice: EngineChoice) -> dict[str, Any]:
-    return {
-        "backbone": weights.backbone,
-        "cuts": [CUT],
-        "device": choice.device,
-        "dtype": "float32",
-        "engine": choice.name,
-        "engine_version": choice.version,
-        "precision": choice.precision,
-        "preprocess": weights.preprocess.as_dict(),
-        "weights_sha256": weights.sha256,
-    }
 
 
 def _check_finite(features: np.ndarray, names: Sequence[str]) -> None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ..datasets import decode_image
 from ..datasets._decode import SUFFIXES
-from ..datasets._files import Files, Folder
+from ..datasets._files import HIDDEN, Files, Folder
 from ..datasets._zip import ZipArchive
 from ..errors import DatasetError
 from ..preprocess import Preprocess
+from ..progress import OnNote
 
-__all__ = ["OnNote", "Place", "decode_places", "find_places"]
+__all__ = ["Place", "decode_places", "find_places"]
 
-OnNote = Callable[[str], None]
 Place = tuple[Files, str]  # where an image file is, and its name there
 
 
@@ -91,5 +91,5 @@ def decode_places(
 
 def _is_image(name: str) -> bool:
     path = PurePosixPath(name)
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    hidden = any(part.startswith(HIDDEN) for part in path.parts)
     return path.suffix.lower() in SUFFIXES and not hidden

@@ -20,6 +20,7 @@ from ._format import (
     differences,
     fingerprint,
     fingerprint_fields,
+    label_names,
 )
 from ._gap import FeatureDiff
 from ._index import is_shards
@@ -61,6 +62,7 @@ __all__ = [
     "fingerprint_fields",
     "is_shards",
     "iterate_rows",
+    "label_names",
     "load",
     "merge",
     "newest_cache",

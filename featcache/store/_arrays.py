@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,17 @@ __all__ = [
     "bad_block",
     "map_array",
     "read_array",
+    "read_into",
+    "reading_threads",
     "unreadable",
 ]
 
 _THREADS = 4  # reading and summing leave Python's lock free; more would wait for the memory
+
+
+def reading_threads() -> int:
+    """Return how many threads read and check blocks at once."""
+    return min(_THREADS, usable_cores())
 
 
 def read_array(array: StoredArray) -> np.ndarray:
@@ -41,7 +49,7 @@ def read_array(array: StoredArray) -> np.ndarray:
     """
     whole = np.empty(array.shape, array.dtype)
     starts = np.cumsum([0, *(block.n_rows for block in array.blocks)])
-    with ThreadPoolExecutor(min(_THREADS, usable_cores())) as pool:
+    with ThreadPoolExecutor(reading_threads()) as pool:
         jobs = [
             pool.submit(_is_sound, block, whole[start : start + block.n_rows])
             for block, start in zip(array.blocks, starts[:-1], strict=True)
@@ -80,21 +88,26 @@ def _read_block(block: Block, rows: np.ndarray, digest: Any) -> str:
     try:
         with open(block.path, "rb", buffering=0) as stream:
             stream.seek(block.offset)
-            done = 0
-            while done < len(target):
+            for start in range(0, len(target), PIECE_BYTES):
                 # Taken in while it is in the processor's cache.
-                piece = target[done : done + PIECE_BYTES]
-                count = stream.readinto(piece)
-                if not count:
-                    raise CacheCorruptError(
-                        f"{block.path}: expected {len(target):,} bytes from byte {block.offset}, "
-                        f"found {done:,}: it was cut short; {AGAIN}"
-                    )
-                digest.update(piece[:count])
-                done += count
+                piece = target[start : start + PIECE_BYTES]
+                read_into(piece, stream, block.path)
+                digest.update(piece)
     except OSError as error:
         raise unreadable(block.path, error) from None
     return str(digest.hexdigest())
+
+
+def read_into(target: memoryview, stream: FileIO, path: Path) -> None:
+    """Read as many bytes as the target has, or say that the file ends before."""
+    while target:
+        count = stream.readinto(target)
+        if not count:
+            raise CacheCorruptError(
+                f"{path}: expected {len(target):,} bytes more than it has: it was cut short; "
+                f"{AGAIN}"
+            )
+        target = target[count:]
 
 
 def unreadable(path: Path, error: Exception) -> CacheCorruptError:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ __all__ = [
     "encode_id",
     "fingerprint",
     "fingerprint_fields",
+    "label_names",
     "seal",
     "unseal",
 ]
@@ -110,6 +111,11 @@ def array_name(cut: str, view: str, main_cut: str) -> str:
 def encode_id(name: str) -> bytes:
     """Return an id as it is stored: UTF-8, and the bytes of a file name that is none."""
     return name.encode("utf-8", "surrogateescape")
+
+
+def label_names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names by label, ``""`` for `UNLABELLED`: -1 is Python's index of the last."""
+    return (*class_names, "")
 
 
 def decode_id(name: bytes) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EngineUnavailableError
+from ._format import label_names
 
 __all__ = ["as_frame", "as_tensors"]
 
@@ -33,7 +34,7 @@ def as_frame(
     index = pd.Index(list(ids), name="id", dtype=object)
     columns = [f"f{number}" for number in range(flat.shape[1])]
     frame = pd.DataFrame(flat, index=index, columns=columns, copy=True)
-    names = np.array([*class_names, ""], dtype=object)  # -1, no label, has the last of them
+    names = np.array(label_names(class_names), dtype=object)
     frame.insert(0, "label", labels)
     frame.insert(1, "class", names[labels])
     return frame

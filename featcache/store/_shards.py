@@ -93,6 +93,11 @@ class ShardWriter:
         """Return how many of a split's images are behind us, counted from the first."""
         return max((commit["stop"] for commit in self.commits if commit["role"] == role), default=0)
 
+    @property
+    def n_done(self) -> int:
+        """How many images are behind us, of both splits."""
+        return sum(commit["stop"] - commit["start"] for commit in self.commits)
+
     def skipped(self) -> int:
         """Return how many images were left out so far, of both splits."""
         return sum(

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import CacheCorruptError, CacheError
 from ..files import user_path
 from ..progress import OnProgress, Progress, silent
-from ._arrays import unreadable
+from ._arrays import reading_threads, unreadable
 from ._format import UNLABELLED, Index, StoredArray, decode_id
 from ._index import AGAIN, open_index
 from ._structure import check_file, check_folder
@@ -22,7 +22,6 @@ from ._walk import iterate_block
 __all__ = ["VerifyReport", "verify"]
 
 _PIECE_BYTES = 1 << 20  # hashed and looked at while it is in the processor's cache
-_THREADS = 4
 _REPORT_EVERY_S = 0.1
 _ROLES = ("train", "test")
 
@@ -164,7 +163,7 @@ def _check_blocks(index: Index, on_progress: OnProgress) -> dict[str, list[np.nd
     tally = _Tally()
     ids: dict[str, list[np.ndarray]] = {f"{role}/ids": [] for role in _ROLES}
     on_progress(Progress("verifying", 0, total, "B"))
-    with ThreadPoolExecutor(_THREADS, "featcache-verify") as pool:
+    with ThreadPoolExecutor(reading_threads(), "featcache-verify") as pool:
         try:
             jobs = [
                 (array.name, pool.submit(_check_block, index, array, number, tally))

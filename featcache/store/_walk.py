@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from io import FileIO
-from pathlib import Path
 
 import numpy as np
 
-from ..errors import CacheCorruptError
-from ._arrays import bad_block, unreadable
+from ._arrays import bad_block, read_into, unreadable
 from ._format import Block, StoredArray
-from ._index import AGAIN
 from ._sums import Digests
 
 __all__ = ["iterate_block", "iterate_rows"]
@@ -60,7 +56,7 @@ def iterate_block(
                 n_rows = min(piece_rows, block.n_rows - start)
                 rows = np.empty((n_rows, *array.row_shape), array.dtype)
                 data = rows.reshape(-1).view(np.uint8).data
-                _fill(stream, data, block.path)
+                read_into(data, stream, block.path)
                 digests.update(data)
                 if start + n_rows == block.n_rows and not _is_right(block, digests):
                     raise bad_block(array, number)
@@ -73,15 +69,3 @@ def iterate_block(
 def _is_right(block: Block, digests: Digests) -> bool:
     sha256, sums = digests.hexdigests()
     return sha256 == block.sha256 and block.sums in ("", sums)
-
-
-def _fill(stream: FileIO, target: memoryview, path: Path) -> None:
-    """Read as many bytes as the target has."""
-    while target:
-        count = stream.readinto(target)
-        if not count:
-            raise CacheCorruptError(
-                f"{path}: expected {len(target):,} bytes more than it has: it was cut short; "
-                f"{AGAIN}"
-            )
-        target = target[count:]
