@@ -120,6 +120,20 @@ def test_labels_are_compared_by_the_names_of_classes(tmp_path, a):
     assert report.train.relabelled[0] == ("train/1", "green", "red")
 
 
+def test_an_image_without_a_label_is_not_of_the_last_class(tmp_path, a):
+    cache = load(a)
+    labels = cache.train.labels.copy()
+    labels[2] = -1  # of the last class in a
+    splits = {
+        "train": SplitArrays(cache.train.features, labels, cache.train.ids),
+        "test": SplitArrays(cache.test.features, cache.test.labels, cache.test.ids),
+    }
+    write_cache(tmp_path / "b.h5", splits, cache.meta)
+    report = diff(a, tmp_path / "b.h5")
+    last = cache.class_names[-1]
+    assert report.train.relabelled == (("train/2", last, ""),) and not report.same
+
+
 def test_fields_of_the_fingerprint_one_by_one(tmp_path, a):
     preprocess = {**ingredients()["preprocess"], "size": 96}
     b = cache_of(tmp_path / "b.h5", preprocess=preprocess, weights_sha256="2" * 64, dtype="float16")

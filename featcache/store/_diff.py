@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import CacheCorruptError
 from ..progress import OnProgress, Progress, silent
 from ._cache import Cache, load
-from ._format import FINGERPRINT_FIELDS, differing
+from ._format import FINGERPRINT_FIELDS, differing, label_names
 from ._gap import FeatureDiff, diff_features, stored_features
 
 __all__ = ["DiffReport", "FieldDiff", "SplitDiff", "diff"]
@@ -202,8 +202,9 @@ def _relabelled(
 ) -> Iterator[tuple[str, str, str]]:
     """Yield the images that both have, under the names of two classes."""
     labels_a, labels_b = (getattr(cache, role).labels for cache in (a, b))
+    names_a, names_b = (label_names(cache.class_names) for cache in (a, b))
     for name in filter(ids_b.__contains__, ids_a):
-        was, now = a.class_names[labels_a[ids_a[name]]], b.class_names[labels_b[ids_b[name]]]
+        was, now = names_a[labels_a[ids_a[name]]], names_b[labels_b[ids_b[name]]]
         if was != now:
             yield name, was, now
 
