@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from conftest import colour_image
@@ -132,5 +134,8 @@ def test_a_budget_that_is_spent_says_what_is_next(noisy_folder, capsys):
     assert main(["fit", str(noisy_folder), *words]) == 0
     out = capsys.readouterr().out
     assert "not reached: probe" in out and "over budget" in out and "next: " in out
+    assert main(["fit", str(noisy_folder), *words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # JSON has no NaN
+    assert said["attempts"][0]["outcome"]["top1"] is None and 0 <= said["top1"] <= 1
     assert main(["fit", str(noisy_folder), "--budget", "soon"]) == 2
     assert "90s, 10m or 2h" in capsys.readouterr().err

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,14 @@ from ..backbone import get_backbone
 from ..datasets import Dataset, Split, load_dataset
 from ..errors import RecipeError
 from ..extraction import ExtractResult, extract
-from ..files import check_writable
 from ..finetuning import FinetuneResult, finetune
 from ..metrics import top1, wilson_interval
 from ..probes import Head, feature_ingredients, save_head
-from ..probing import probe
-from ..progress import OnProgress, silent
+from ..probing import ProbeResult, probe
+from ..progress import OnNote, OnProgress, silent
 from ..recipe import FINETUNE_RECIPES
 from ..runs import new_run, runs_folder
-from ..sampling import stratified_rows
+from ..sampling import validation_rows
 from ..solving import Job
 from ..store import Cache
 from ._climb import Attempt, Option, Outcome, best_of, climb
@@ -36,7 +34,6 @@ from ._climb import Attempt, Option, Outcome, best_of, climb
 __all__ = ["Attempt", "FitResult", "Outcome", "fit"]
 
 FREEZE = "layer3"
-VAL_FRACTION = 0.1
 # From a probe's head on, gentle steps: at the tutorial's rates, or with BatchNorm's statistics
 # moving, the first epochs undo what the probe found (Kumar et al., ICLR 2022, have the reason).
 GENTLY = {"lr": 1e-4, "bn": "eval", "schedule": "cosine", "patience": 2}
@@ -107,7 +104,7 @@ def fit(
     data_root: str | Path | None = None,
     runs: str | Path | None = None,
     on_progress: OnProgress = silent,
-    on_note: Callable[[str], None] = lambda note: None,
+    on_note: OnNote = silent,
 ) -> FitResult:
     """Reach an accuracy at the least cost.
 
@@ -157,11 +154,11 @@ def fit(
     heard: dict[str, Any] = {"on_progress": on_progress, "on_note": on_note}
     extracted = extract(dataset, **extracting, **heard)
     cache = extracted.load()
-    held = stratified_rows(
-        dataset.train.labels, round(VAL_FRACTION * len(dataset.train)), seed, "validation split"
-    )
+    recipe = FINETUNE_RECIPES["split"]
+    # What a fine-tune holds out too, so that all are measured on the same images.
+    held = validation_rows(dataset.train.labels, recipe.val_fraction, seed)
     work = _Work(dataset, cache, held, seed, runs_folder(runs), on_progress)
-    head, outcome = work.probe()
+    outcome = work.probe()
     probe_s = time.monotonic() - started
     first = Attempt("probe", "done", "the cheapest of all", probe_s, probe_s, outcome)
     on_note(f"probe: {100 * outcome.val_top1:.2f} % on {len(held):,} validation images")
@@ -170,9 +167,9 @@ def fit(
         training: dict[str, Any] = {
             **made,
             "device": device,
-            "epochs": epochs or FINETUNE_RECIPES["split"].epochs,
+            "epochs": epochs or recipe.epochs,
         }
-        options = work.options(head, extracted, extracting, training)
+        options = work.options(outcome.head, extracted, extracting, training)
 
     def told(attempt: Attempt) -> None:
         found = f"{100 * attempt.outcome.val_top1:.2f} %: " if attempt.outcome else ""
@@ -181,21 +178,24 @@ def fit(
     spent_s = time.monotonic() - started
     attempts = climb(first, options, target, budget_s, spent_s, on_attempt=told)
     winner = best_of(attempts)
-    assert winner.outcome is not None
-    final = work.refit() if winner is first else winner.outcome
+    won = winner.outcome
+    assert won is not None
+    test_top1, model = won.top1, won.head
+    if test_top1 is None:
+        refitted = work.refit()
+        test_top1, model = refitted.top1, refitted.head
     left = [attempt for attempt in attempts if attempt.status == "over budget"]
-    reached = winner.outcome.val_top1 >= target
     return FitResult(
         target=target,
-        reached=reached,
+        reached=won.val_top1 >= target,
         winner=winner.name,
-        val_top1=winner.outcome.val_top1,
-        top1=final.top1,
-        top1_interval=wilson_interval(final.top1, len(dataset.test)),
+        val_top1=won.val_top1,
+        top1=test_top1,
+        top1_interval=wilson_interval(test_top1, len(dataset.test)),
         n_train=len(dataset.train),
         n_val=len(held),
         n_test=len(dataset.test),
-        head=final.head,
+        head=model,
         attempts=tuple(attempts),
         next_step=f"{left[0].name}, about {left[0].estimated_s:,.0f} s" if left else "",
         wall_s=time.monotonic() - started,
@@ -221,7 +221,7 @@ class _Work:
         self._runs = runs
         self._on_progress = on_progress
 
-    def probe(self) -> tuple[Path, Outcome]:
+    def probe(self) -> Outcome:
         """Fit the head to all but the validation split, and measure it there."""
         features = np.asarray(self._cache.train.features, np.float32)
         labels = self._cache.train.labels
@@ -244,12 +244,11 @@ class _Work:
         path = run / "head.safetensors"
         save_head(path, head, {"solver": job.solver, "seed": self._seed})
         accuracy = top1(head.predict(features[self._held]), labels[self._held])
-        return path, Outcome(accuracy, float("nan"), path, run)
+        return Outcome(accuracy, None, path, run)
 
-    def refit(self) -> Outcome:
+    def refit(self) -> ProbeResult:
         """Fit the head to all training images, now that it won; read the test split."""
-        result = probe(self._cache, seed=self._seed, runs=self._runs, on_progress=self._on_progress)
-        return Outcome(float("nan"), result.top1, result.head, result.run)
+        return probe(self._cache, seed=self._seed, runs=self._runs, on_progress=self._on_progress)
 
     def options(
         self,
@@ -319,7 +318,6 @@ class _Work:
         return Dataset(self._dataset.name, train, test, "a few images")
 
     def _finetune(self, method: str, **arguments: Any) -> FinetuneResult:
-        check_writable(self._runs / "run.json")
         return finetune(
             self._dataset,
             method,

@@ -18,8 +18,9 @@ class Outcome:
     ----------
     val_top1 : float
         Accuracy on the validation split.
-    top1 : float
-        Accuracy on the test split, read once, when the option was done.
+    top1 : float or None
+        Accuracy on the test split, read once, when the option was done; None of the probe,
+        which is fitted anew to all training images, and measured, if it wins.
     head : Path
         What `featcache.predict` takes.
     run : Path
@@ -27,7 +28,7 @@ class Outcome:
     """
 
     val_top1: float
-    top1: float
+    top1: float | None
     head: Path
     run: Path
 
