@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _SCALINGS = ("none", "l2")
-_ROWS_AT_ONCE = 8192
+_ROWS_AT_ONCE = 2048  # 4 MiB of ResNet-18 features
 _KEY = "featcache.head"
 _VERSION = 1
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its header

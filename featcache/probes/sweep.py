@@ -21,7 +21,7 @@ from .lbfgs import coordinates_of, train_lbfgs
 from .moments import Moments
 from .objectives import predict
 from .ridge import Ridge
-from .rows import Features, Rows, loaded
+from .rows import Features, Rows
 from .solution import Solution
 
 __all__ = ["C_GRID", "Sweep", "SweepPoint", "sweep_lbfgs", "sweep_ridge"]
@@ -172,7 +172,9 @@ def _sweep(
     held_out = max(round(HOLDOUT_SHARE * len(labels)), len(np.unique(labels)))
     holdout = stratified_rows(labels, held_out, seed, "holdout of the training images")
     fitted = np.setdiff1d(np.arange(len(labels)), holdout)
-    fit_views = [loaded(Rows(features, fitted)) for features in views]
+    # Gathered block by block in every pass: a copy would cost 0.8 of the features' memory and
+    # save an eighth of the time.
+    fit_views: list[Features] = [Rows(features, fitted) for features in views]
     fit_labels, holdout_labels = labels[fitted], labels[holdout]
     held = Rows(views[0], holdout)
     points = []

@@ -166,13 +166,11 @@ def probe(
         save_head_to = user_path(save_head_to)
         check_writable(save_head_to)
     scaling = Scaling(scale, train.views)
-    scaled = [scaling.lazily(features) for features in train.views]
+    views = [loaded(scaling.lazily(features)) for features in train.views]
     run = new_run(runs_folder(runs), "probe")
 
     started = time.perf_counter()
-    job, swept = job.with_penalty(scaled, labels, n_classes, seed, on_progress)
-    # Only now, so that no copy for the sweep lies beside this one.
-    views = [loaded(features) for features in scaled]
+    job, swept = job.with_penalty(views, labels, n_classes, seed, on_progress)
     solution = job.train(views, labels, n_classes, seed, on_progress)
     spent = time.perf_counter() - started
 
