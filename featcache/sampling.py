@@ -102,17 +102,22 @@ def stratified_rows(labels: np.ndarray, limit: int, seed: int, what: str) -> np.
     """
     if limit >= len(labels):
         return np.arange(len(labels))
+    classes, counts = np.unique(labels, return_counts=True)
+    wanted = f"{what}: expected to draw {limit:,} of {len(labels):,} images, every class on both"
+    if counts.min() < 2:
+        raise DatasetError(
+            f"{wanted} sides, found a single image of class {classes[counts.argmin()]}; add one, "
+            "or leave that class out"
+        )
+    least, most = len(classes), len(labels) - len(classes)
+    if not least <= limit <= most:
+        allowed = f"{least:,} to {most:,}, or all" if least < most else "all"
+        raise DatasetError(f"{wanted} sides, found {least:,} classes; ask for {allowed} of them")
     from sklearn.model_selection import train_test_split
 
-    try:
-        rows, _ = train_test_split(
-            np.arange(len(labels)), train_size=limit, stratify=labels, random_state=seed
-        )
-    except ValueError as error:
-        raise DatasetError(
-            f"{what}: expected to draw {limit} of {len(labels)} images with the proportions of "
-            f"the classes, but {error}; ask for another number (each class needs one on both sides)"
-        ) from None
+    rows, _ = train_test_split(
+        np.arange(len(labels)), train_size=limit, stratify=labels, random_state=seed
+    )
     return np.sort(rows)
 
 
@@ -127,7 +132,7 @@ def validation_rows(labels: np.ndarray, fraction: float, seed: int) -> np.ndarra
     labels : numpy.ndarray
         int64 (N,).
     fraction : float
-        Of all images.
+        Of all images; at least one of each class is held out.
     seed : int
         Of the draw.
 
@@ -141,4 +146,5 @@ def validation_rows(labels: np.ndarray, fraction: float, seed: int) -> np.ndarra
     DatasetError
         As `stratified_rows`.
     """
-    return stratified_rows(labels, round(fraction * len(labels)), seed, "validation split")
+    held = max(round(fraction * len(labels)), len(np.unique(labels)))
+    return stratified_rows(labels, held, seed, "validation split")

@@ -7,7 +7,13 @@ import pytest
 
 from featcache.errors import DatasetError, RecipeError
 from featcache.recipe import FINETUNE_RECIPES, PROBE_RECIPES, FinetuneRecipe, ProbeRecipe
-from featcache.sampling import epoch_plan, initial_head, row_batches, stratified_rows
+from featcache.sampling import (
+    epoch_plan,
+    initial_head,
+    row_batches,
+    stratified_rows,
+    validation_rows,
+)
 
 
 def test_a_plan_is_a_seeded_permutation_with_uniform_views():
@@ -44,8 +50,30 @@ def test_a_draw_keeps_the_proportions_and_ignores_nothing():
     assert np.bincount(labels[rows]).tolist() == [60, 30, 10]
     assert np.array_equal(rows, stratified_rows(labels, 100, 0, "a split"))
     assert np.array_equal(stratified_rows(labels, 5000, 0, "a split"), np.arange(1000))
-    with pytest.raises(DatasetError, match="draw 2 of 1000"):
-        stratified_rows(labels, 2, 0, "a split")
+
+
+@pytest.mark.parametrize("limit", [0, 2, 998, 999])
+def test_a_draw_that_leaves_a_class_out_says_which_ones_do_not(limit):
+    labels = np.repeat([0, 1, 2], [600, 300, 100])
+    with pytest.raises(DatasetError) as caught:
+        stratified_rows(labels, limit, 0, "a split")
+    assert str(caught.value) == (
+        f"a split: expected to draw {limit} of 1,000 images, every class on both sides, found 3 "
+        "classes; ask for 3 to 997, or all of them"
+    )
+    for allowed in (3, 997):
+        assert len(stratified_rows(labels, allowed, 0, "a split")) == allowed
+
+
+def test_validation_has_an_image_of_each_class_of_a_tiny_set():
+    labels = np.repeat([0, 1, 2], 2)
+    assert sorted(labels[validation_rows(labels, 0.1, seed=0)]) == [0, 1, 2]
+    assert len(validation_rows(np.repeat([0, 1], 500), 0.1, seed=0)) == 100
+
+
+def test_a_draw_names_the_class_of_a_single_image():
+    with pytest.raises(DatasetError, match="single image of class 7; add one"):
+        stratified_rows(np.array([3, 3, 3, 7]), 2, 0, "a split")
 
 
 def test_the_tutorials_constants():
