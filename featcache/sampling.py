@@ -147,4 +147,5 @@ def validation_rows(labels: np.ndarray, fraction: float, seed: int) -> np.ndarra
         As `stratified_rows`.
     """
     held = max(round(fraction * len(labels)), len(np.unique(labels)))
+    held = min(held, len(labels) - 1)  # of all, none would be left to train on
     return stratified_rows(labels, held, seed, "validation split")

@@ -267,7 +267,7 @@ def test_tensorboard_without_its_package_is_an_error_at_once(image_folder, home)
         ({"batch_size": 1}, RecipeError, "at least 2, found 1"),
         ({"train_limit": 0}, DatasetError, "draw 0 of 36 images"),
         ({"train_limit": 2}, DatasetError, "draw 2 of 36 images"),
-        ({"patience": 1, "val_fraction": 0.01}, DatasetError, "validation split: .* draw 0 of 36"),
+        ({"patience": 1, "val_fraction": 0.99}, DatasetError, "validation split: .* draw 35 of 36"),
         ({"size": 16}, RecipeError, "size"),
         ({"save": "model.pth"}, OutputError, "ends in .safetensors"),
     ],
