@@ -56,6 +56,20 @@ def test_the_same_call_again_answers_from_the_cache(image_folder, fake_engine):
     assert np.array_equal(third.load().train.features, first.load().train.features)
 
 
+def test_a_limited_extraction_has_the_images_that_a_limited_probe_takes(image_folder, fake_engine):
+    whole, part = (
+        extract(image_folder, weights=STARTER, train_limit=limit, test_limit=limit).load()
+        for limit in (None, 12)
+    )
+    assert (len(part.train), len(part.test)) == (12, 12)
+    assert part.fingerprint != whole.fingerprint
+    limited, own = probe(whole, train_limit=12, test_limit=12), probe(part)
+    assert limited.top1 == own.top1 and limited.objective == own.objective
+    assert extract(image_folder, weights=STARTER, train_limit=36).reused, "36 are all"
+    with pytest.raises(DatasetError, match="colours train: expected to draw 2 of 36 images"):
+        extract(image_folder, weights=STARTER, train_limit=2)
+
+
 def test_the_batch_size_changes_nothing(image_folder, fake_engine, tmp_path):
     one = extract(image_folder, weights=STARTER, batch_size=1, output=tmp_path / "1.h5")
     many = extract(image_folder, weights=STARTER, batch_size=64, output=tmp_path / "64.h5")

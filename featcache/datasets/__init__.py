@@ -14,7 +14,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import numpy as np
 from ..errors import DatasetError
 from ..files import user_path
 from ..progress import OnProgress, Progress, silent
+from ..sampling import LIMIT_SEED, stratified_rows
 from ._decode import decode_image
 from ._images import ArrayImages, FileImages, Images, OnError, OnHashed
 
@@ -202,6 +203,25 @@ class Dataset:
         self.train.digest_with(heard(0), on_error)
         self.test.digest_with(heard(before), on_error)
         return self.digest
+
+    def limited(self, train: int | None, test: int | None) -> Dataset:
+        """Return a stratified part: so many images of each split, all where None.
+
+        The draw is the one that `featcache.probe` and `featcache.finetune` limit themselves by.
+
+        Raises
+        ------
+        DatasetError
+            A number that leaves a class without an image.
+        """
+        parts = {}
+        for role, limit in (("train", train), ("test", test)):
+            split: Split = getattr(self, role)
+            if limit is not None and limit < len(split):
+                what = f"{self.name} {role}"
+                split = split.take(stratified_rows(split.labels, limit, LIMIT_SEED, what))
+            parts[role] = split
+        return replace(self, **parts)
 
     def splits(self) -> Sequence[tuple[str, Split]]:
         """Return ("train", split) and ("test", split)."""

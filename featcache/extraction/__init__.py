@@ -54,6 +54,8 @@ def extract(
     batch_size: int | None = None,
     views: str = "none",
     on_error: OnError = "fail",
+    train_limit: int | None = None,
+    test_limit: int | None = None,
     output: str | Path | None = None,
     pack: bool | None = None,
     force: bool = False,
@@ -93,6 +95,9 @@ def extract(
         ``"none"``, or ``"flips"`` for the four flip views of every training image.
     on_error : str
         ``"fail"`` at an image that does not decode, or ``"skip"`` it: the cache lists it.
+    train_limit, test_limit : int, optional
+        Only a stratified draw of so many images, always the same: the one that
+        `featcache.probe` and `featcache.finetune` take.
     output : str or Path, optional
         A ``.h5`` file, or the folder for one; ``cache/`` by default.
     pack : bool, optional
@@ -143,6 +148,7 @@ def extract(
         dataset = load_dataset(dataset, data_root=data_root, on_progress=on_progress)
     for note in dataset.notes:
         on_note(note)
+    dataset = dataset.limited(train_limit, test_limit)
     loaded = load_weights(weights, backbone, size=size, on_progress=on_progress)
     dataset.digest_with(on_progress, on_error)
     meta = {
