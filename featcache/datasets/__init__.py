@@ -214,14 +214,16 @@ class Dataset:
         DatasetError
             A number that leaves a class without an image.
         """
-        parts = {}
-        for role, limit in (("train", train), ("test", test)):
-            split: Split = getattr(self, role)
-            if limit is not None and limit < len(split):
-                what = f"{self.name} {role}"
-                split = split.take(stratified_rows(split.labels, limit, LIMIT_SEED, what))
-            parts[role] = split
-        return replace(self, **parts)
+
+        def part(role: str, split: Split, limit: int | None) -> Split:
+            if limit is None or limit >= len(split):
+                return split
+            what = f"{self.name} {role}"
+            return split.take(stratified_rows(split.labels, limit, LIMIT_SEED, what))
+
+        return replace(
+            self, train=part("train", self.train, train), test=part("test", self.test, test)
+        )
 
     def splits(self) -> Sequence[tuple[str, Split]]:
         """Return ("train", split) and ("test", split)."""
