@@ -1,9 +1,11 @@
 # Every target makes its own environment ready; where it is ready, that takes milliseconds.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-analysis lint types lock clean
+.PHONY: help setup demo test test-slow test-analysis test-torch lint types docs lock clean
 
 BIN := .venv/bin
 ANALYSIS_BIN := .venv-analysis/bin
+TORCH_BIN := .venv-torch/bin
+TORCH_TESTS := not slow and torch
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +30,14 @@ test-analysis: ## the tests without OneFlow on NumPy 2 (Python 3.11 to 3.13; ANA
 	[ $$status -eq 0 ] || exit 1; \
 	set -x; $(ANALYSIS_BIN)/python -m pytest -m "not slow and not oneflow"
 
+test-torch: ## the tests of the engine torch (Python 3.11 to 3.13; TORCH_PYTHON=...)
+	@status=0; .ci/setup torch || status=$$?; \
+	if [ $$status -eq 3 ] && [ "$${CI-}" != true ]; then \
+		echo "test-torch: skipped, for want of such a Python."; exit 0; \
+	fi; \
+	[ $$status -eq 0 ] || exit 1; \
+	set -x; $(TORCH_BIN)/python -m pytest -m "$(TORCH_TESTS)"
+
 lint: setup ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,10 +45,13 @@ lint: setup ## ruff: rules and format
 types: setup ## mypy over the library and the launcher
 	$(BIN)/mypy
 
+docs: setup ## write docs/reference.md anew from the docstrings
+	$(BIN)/python docs/build_reference.py
+
 lock: ## write .ci/lock-*.txt anew from pyproject.toml (newer releases too: UPGRADE=1)
 	@.ci/lock
 
 clean: ## remove environments, build outputs and the tools' caches; cache/ stays
-	rm -rf .venv .venv-analysis venv build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-analysis .venv-torch venv build dist .mypy_cache .ruff_cache .pytest_cache
 	find . -name .git -prune -o -name cache -prune -o \
 		\( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +

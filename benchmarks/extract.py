@@ -6,7 +6,7 @@
 
 CIFAR10.zip holds train/ and test/ with class folders. In turn, each in a process of its own:
 
-- the tutorial's way: flowvision's ResNet-18 in OneFlow, its DataLoader, PIL transforms;
+- the tutorial's way, where OneFlow is: flowvision's ResNet-18, its DataLoader, PIL transforms;
 - featcache with each engine and precision that runs here, bare: ready-made uint8 arrays in
   memory, nothing decoded and nothing written;
 - the same end to end: `featcache.extract`, from opening the zip to a cache that is verified
@@ -254,9 +254,11 @@ def contenders() -> list[tuple[str, str, str]]:
     """Return (engine, precision, device) of everything that runs here."""
     from featcache.engines import PRECISIONS, choose_engine
     from featcache.errors import EngineUnavailableError
+    from featcache.frameworks import may_have_gpu
 
     found = []
-    for engine, device in (("oneflow", "cuda"), ("openvino", "cpu"), ("oneflow", "cpu")):
+    on_gpu = [("oneflow", "cuda"), ("torch", "cuda"), ("torch", "mps")] if may_have_gpu() else []
+    for engine, device in (*on_gpu, ("openvino", "cpu"), ("torch", "cpu"), ("oneflow", "cpu")):
         for precision in PRECISIONS:
             try:
                 choose_engine(engine, device, precision)
@@ -268,11 +270,14 @@ def contenders() -> list[tuple[str, str, str]]:
 
 
 def compare(options: argparse.Namespace) -> list[dict]:
+    from featcache.frameworks import oneflow_status
+
     rows = []
     for _ in range(options.rounds):
         slow = min(options.images, 12_000 * 64 * 64 // options.size**2)
-        rows.append({"what": "the tutorial's way", "kind": "tutorial"})
-        rows[-1].update(in_child("tutorial", options.data, options.size, slow))
+        if oneflow_status()[0] is not None:
+            rows.append({"what": "the tutorial's way", "kind": "tutorial"})
+            rows[-1].update(in_child("tutorial", options.data, options.size, slow))
         for engine, precision, device in contenders():
             what = f"featcache {engine} {precision} {device}"
             n = slow if (engine, device) == ("oneflow", "cpu") else options.images
@@ -295,7 +300,7 @@ def show(rows: list[dict], size: int) -> None:
         rates = [row["images_per_s"] for row in rows if (row["what"], row["kind"]) == (what, kind)]
         return max(rates, default=None)
 
-    slowest = best("the tutorial's way", "tutorial") or 1.0
+    slowest = best("the tutorial's way", "tutorial")
     print(f"ResNet-18 at {size} px; img/s is the best of the rounds")
     print(f"{'':34} {'n':>7} {'img/s':>8} {'of bare':>8} {'x tutorial':>10}")
     for what, kind in dict.fromkeys((row["what"], row["kind"]) for row in rows):
@@ -303,7 +308,8 @@ def show(rows: list[dict], size: int) -> None:
         n = max(row["n"] for row in rows if (row["what"], row["kind"]) == (what, kind))
         share = f"{100 * rate / ready:.0f} %" if kind == "end to end" and ready else ""
         name = what if kind == "tutorial" else f"{what}, {kind}"
-        print(f"{name:34} {n:7,} {rate:8.1f} {share:>8} {rate / slowest:10.1f}")
+        times = f"{rate / slowest:.1f}" if slowest else ""
+        print(f"{name:34} {n:7,} {rate:8.1f} {share:>8} {times:>10}")
 
 
 def main() -> None:

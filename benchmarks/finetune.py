@@ -1,6 +1,7 @@
 """The tutorial's training loop as written, beside featcache; and what a cached cut saves.
 
     python benchmarks/finetune.py CIFAR10.zip [--size 64] [--steps 8] [--rounds 1] [--json FILE]
+                                  [--engine torch [--device cuda] [--precision bf16]]
 
 CIFAR10.zip holds train/ and test/ with class folders. In turn, each in a process of its own, with
 batches of 64 and the same images in the same order and flip views:
@@ -9,6 +10,8 @@ batches of 64 and the same images in the same order and flip views:
 - `featcache.finetune`, method full: the same mathematics, so that the losses agree;
 - both again with everything up to layer3 frozen;
 - the same from a cache of layer3 (`extract --cut layer3`), whose making is not counted.
+
+With another engine than OneFlow the tutorial's loop is left out.
 
 Prints images per second (of the median step, the best of the rounds), how many times the tutorial's
 each is, how many times the run without a cache, and how far the losses of the steps lie apart.
@@ -50,7 +53,7 @@ def part(zip_path: str, n_images: int):
     return Dataset(data.name, train, test, "a part")
 
 
-def tutorial(zip_path: str, size: int, n_steps: int, frozen: bool) -> dict:
+def tutorial(zip_path: str, size: int, n_steps: int, frozen: bool, trainer: dict) -> dict:
     """Train as the tutorial does, on the images and flips that featcache draws with seed 0."""
     from featcache.frameworks import import_flowvision, import_oneflow
 
@@ -113,19 +116,19 @@ def tutorial(zip_path: str, size: int, n_steps: int, frozen: bool) -> dict:
     return {"losses": losses, "seconds": seconds}
 
 
-def uncached(zip_path: str, size: int, n_steps: int, frozen: bool) -> dict:
+def uncached(zip_path: str, size: int, n_steps: int, frozen: bool, trainer: dict) -> dict:
     data = part(zip_path, n_steps * BATCH)
-    return _finetune(data, n_steps, weights=WEIGHTS, size=size, **_until(frozen))
+    return _finetune(data, n_steps, weights=WEIGHTS, size=size, **_until(frozen), **trainer)
 
 
-def cached(zip_path: str, size: int, n_steps: int, frozen: bool) -> dict:
+def cached(zip_path: str, size: int, n_steps: int, frozen: bool, trainer: dict) -> dict:
     import featcache
 
     data = part(zip_path, n_steps * BATCH)
     with tempfile.TemporaryDirectory() as folder:
         options = {"cut": "layer3", "views": "flips", "output": folder}
         made = featcache.extract(data, weights=WEIGHTS, size=size, **options)
-        found = _finetune(None, n_steps, cache=made.cache, **_until(frozen))
+        found = _finetune(None, n_steps, cache=made.cache, **_until(frozen), **trainer)
     return {**found, "extract_s": made.wall_s, "engine": made.engine}
 
 
@@ -181,6 +184,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--engine", default="oneflow", choices=("oneflow", "torch"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="f32")
     parser.add_argument("--only", default="", help="contenders whose name holds this")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -189,13 +195,14 @@ def main() -> None:
         name, *arguments = json.loads(options.child)
         print(json.dumps(globals()[name](*arguments)))
         return
+    trainer = {name: getattr(options, name) for name in ("engine", "device", "precision")}
     rows = []
     for _ in range(options.rounds):
         for what, function, frozen in CONTENDERS:
-            if options.only not in what:
+            if options.only not in what or (function == "tutorial" and options.engine == "torch"):
                 continue
-            found = in_child(function, options.data, options.size, options.steps, frozen)
-            rows.append({"what": what, "size": options.size, **found})
+            found = in_child(function, options.data, options.size, options.steps, frozen, trainer)
+            rows.append({"what": what, "size": options.size, **trainer, **found})
             rate = BATCH / statistics.median(found["seconds"])
             print(f"{what}: {rate:.1f} img/s", file=sys.stderr, flush=True)
     show(rows, options.size, options.steps)

@@ -11,17 +11,30 @@ on how many test images the two heads agree.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 import featcache
-from featcache.engines import PRECISIONS, choose_engine
+from featcache.engines import PRECISIONS, EngineChoice, choose_engine
 from featcache.errors import EngineUnavailableError
+from featcache.frameworks import torch_gpu_status
 from featcache.metrics import agreement
 from featcache.probes import load_head
 
 WEIGHTS = "tinyimagenet32"
+
+
+def contenders() -> Iterator[EngineChoice]:
+    """Yield the other engines, precisions and devices that run here."""
+    gpu, _ = torch_gpu_status()
+    for engine, device in (("openvino", "cpu"), ("torch", "cpu"), ("torch", gpu)):
+        for precision in PRECISIONS if device else ():
+            try:
+                yield choose_engine(engine, device, precision)
+            except EngineUnavailableError as error:
+                print(f"left out: {error}")
 
 
 def closeness(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
@@ -44,20 +57,17 @@ def main() -> None:
         )
         reference = made.cache
     caches = {"oneflow f32": featcache.load(reference)}
-    for precision in PRECISIONS:
-        try:
-            choose_engine("openvino", "cpu", precision)
-        except EngineUnavailableError as error:
-            print(f"left out: {error}")
-            continue
+    for choice in contenders():
         made = featcache.extract(
             options.data,
             weights=WEIGHTS,
-            engine="openvino",
-            precision=precision,
+            engine=choice.name,
+            device=choice.device,
+            precision=choice.precision,
             output=options.folder,
         )
-        caches[f"openvino {precision}"] = made.load()
+        on_gpu = "" if choice.device == "cpu" else f" {choice.device}"
+        caches[f"{choice.name} {choice.precision}{on_gpu}"] = made.load()
     expected = caches["oneflow f32"]
     predicted = {}
     for name, cache in caches.items():

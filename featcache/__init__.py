@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "AuditResult": "auditing",
     "Cache": "store",
     "CachedSplit": "store",
     "Dataset": "datasets",
@@ -40,15 +41,19 @@ _HOME = {
     "ProbeRecipe": "recipe",
     "ProbeResult": "probing",
     "Progress": "progress",
+    "ReportResult": "reporting",
+    "ShareResult": "extraction",
     "Split": "datasets",
     "VerifyReport": "store",
     "Weights": "weights",
+    "audit": "auditing",
     "compare": "comparison",
     "diff": "store",
     "evaluate_head": "prediction",
     "examine": "doctor",
     "export": "exporting",
     "extract": "extraction",
+    "extract_share": "extraction",
     "few_shot": "curves",
     "finetune": "finetuning",
     "fit": "fitting",
@@ -60,12 +65,15 @@ _HOME = {
     "load_weights": "weights",
     "merge": "store",
     "newest_cache": "store",
+    "pack": "extraction",
     "predict": "prediction",
     "probe": "probing",
+    "report": "reporting",
     "verify": "store",
 }
 
 __all__ = [  # spelled out for readers and type checkers; a test holds it equal to _HOME
+    "AuditResult",
     "Cache",
     "CachedSplit",
     "Dataset",
@@ -85,15 +93,19 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "ProbeRecipe",
     "ProbeResult",
     "Progress",
+    "ReportResult",
+    "ShareResult",
     "Split",
     "VerifyReport",
     "Weights",
+    "audit",
     "compare",
     "diff",
     "evaluate_head",
     "examine",
     "export",
     "extract",
+    "extract_share",
     "few_shot",
     "finetune",
     "fit",
@@ -105,19 +117,22 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "load_weights",
     "merge",
     "newest_cache",
+    "pack",
     "predict",
     "probe",
+    "report",
     "verify",
 ]
 
 if TYPE_CHECKING:
+    from .auditing import AuditResult, audit
     from .comparison import compare
     from .curves import few_shot, learning_curve
     from .datasets import Dataset, Split, load_dataset
     from .doctor import examine
     from .errors import FeatcacheError
     from .exporting import ExportResult, export
-    from .extraction import ExtractResult, extract
+    from .extraction import ExtractResult, ShareResult, extract, extract_share, pack
     from .finetuning import FinetuneResult, finetune
     from .fitting import FitResult, fit
     from .neighbours import KnnResult, knn
@@ -128,6 +143,7 @@ if TYPE_CHECKING:
     from .probing import ProbeResult, probe
     from .progress import Progress
     from .recipe import ExactRecipe, FinetuneRecipe, ProbeRecipe
+    from .reporting import ReportResult, report
     from .store import (
         Cache,
         CachedSplit,

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import FeatcacheError
+from .notebook import Rows
 from .progress import OnNote, silent
-from .runs import load_runs, runs_folder
+from .runs import CURVES, load_runs, runs_folder
 
-__all__ = ["compare", "price"]
+__all__ = ["compare", "epochs_of", "price", "run_label", "run_labels"]
+
+_COLUMNS = (  # what a notebook shows of a record
+    *("dataset", "method", "top1", "top1_interval", "n_train", "n_test", "n_epochs", "wall_s"),
+    *("features_wall_s", "s_per_point", "weights", "size", "run"),
+)
 
 
 def compare(
@@ -21,6 +27,9 @@ def compare(
     on_note: OnNote = silent,
 ) -> list[dict[str, Any]]:
     """Return the records of finished runs, those on the same data next to each other.
+
+    Few-shot and learning curves end in no single accuracy and are left out:
+    `featcache.runs.load_runs` has them too.
 
     Parameters
     ----------
@@ -48,7 +57,11 @@ def compare(
     found, problems = load_runs(folder)
     for problem in problems:
         on_note(problem)
-    records = [record for record in found if dataset is None or record["dataset"] == dataset]
+    records = [
+        record
+        for record in found
+        if record["kind"] not in CURVES and dataset in (None, record["dataset"])
+    ]
     if not records:
         wanted = f" on data set {dataset!r}" if dataset else ""
         raise FeatcacheError(
@@ -59,7 +72,7 @@ def compare(
         records,
         key=lambda record: (record["dataset"], record["dataset_digest"], -record["top1"]),
     )
-    return [{**record, "s_per_point": price(record, records)} for record in ordered]
+    return Rows(({**record, "s_per_point": price(record, records)} for record in ordered), _COLUMNS)
 
 
 def price(record: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> float | None:
@@ -89,6 +102,76 @@ def price(record: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> fl
         return None
     spent: float = record["wall_s"] + _seconds(record.get("features_wall_s"))
     return spent / (100 * gained)
+
+
+def epochs_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the epochs of a fine-tune's record, each with ``epoch``, ``train_loss`` and ``top1``.
+
+    Of a probe, or a record that has not these numbers, there are none.
+    """
+    epochs = record.get("epochs")
+    if not isinstance(epochs, (list, tuple)):
+        return []
+    wanted = ("epoch", "train_loss", "top1")
+    sound = all(
+        isinstance(epoch, Mapping)
+        and all(isinstance(epoch.get(name), (int, float)) for name in wanted)
+        for epoch in epochs
+    )
+    return list(epochs) if sound else []
+
+
+def run_label(record: Mapping[str, Any]) -> str:
+    """Return a run's method, and what sets it apart from others of the method."""
+    words = [str(record.get("method", ""))]
+    if record.get("kind") == "finetune":
+        recipe = record.get("recipe")
+        until = recipe.get("freeze_until") if isinstance(recipe, Mapping) else None
+        words += [f"above {until}"] * bool(until)
+        words += ["cached"] * bool(record.get("cache")) + ["LP-FT"] * bool(record.get("init_head"))
+    return " ".join(words)
+
+
+def run_labels(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a label for each run on a data set, which says where it differs from the others.
+
+    Training images, weights and pixels are said of every run where they are not the same for
+    all; epochs, scaling and test images where they set runs of one `run_label` apart.
+    """
+    plain = [run_label(record) for record in records]
+    facts = [_facts(record) for record in records]
+    common = [
+        name
+        for name in ("images", "from", "px")
+        if len({fact[name] for fact in facts if fact[name]}) > 1
+    ]
+    labels = []
+    for label, fact in zip(plain, facts, strict=True):
+        said = [fact[name] for name in common]
+        alike = [
+            other
+            for other, its in zip(facts, plain, strict=True)
+            if its == label and all(other[name] == fact[name] for name in common)
+        ]
+        for name in ("epochs", "scale", "test"):
+            if len({other[name] for other in alike}) > 1:
+                said.append(fact[name])
+                alike = [other for other in alike if other[name] == fact[name]]
+        labels.append(", ".join((label, *filter(None, said))))
+    return labels
+
+
+def _facts(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return in words what a run has in common with others, or has not."""
+    scale = record.get("scale", "none")
+    return {
+        "images": f"{record['n_train'] + (record.get('n_val') or 0):,} images",
+        "test": f"{record['n_test']:,} test",
+        "from": "" if record.get("method") == "scratch" else str(record.get("weights", "")),
+        "px": f"{record.get('size')} px",
+        "epochs": f"{record['n_epochs']} epochs" if record.get("kind") == "finetune" else "",
+        "scale": "" if scale == "none" else str(scale),
+    }
 
 
 def _images(record: Mapping[str, Any]) -> tuple[Any, ...]:

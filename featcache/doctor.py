@@ -24,6 +24,9 @@ from .frameworks import (
     openvino_precisions,
     openvino_status,
     run_in_child,
+    torch_gpu_status,
+    torch_precisions,
+    torch_status,
 )
 
 __all__ = ["Finding", "examine", "images_per_s"]
@@ -37,6 +40,7 @@ _PACKAGES = (
     "flowvision",
     "oneflow",
     "openvino",
+    "torch",
 )
 _IMPORT_TIMEOUT_S = 120
 _NETWORK_TIMEOUT_S = 5
@@ -48,6 +52,13 @@ _IMPORT_TRIAL = """
 from featcache.frameworks import import_flowvision, import_oneflow
 flow, _ = import_oneflow(), import_flowvision()
 print("sum", float(flow.ones(2, 3).sum().numpy()))
+"""
+_TORCH_TRIAL = """
+from featcache.frameworks import import_torch
+torch = import_torch()
+build = torch.version.cuda and "CUDA " + torch.version.cuda
+build = build or torch.version.hip and "ROCm " + torch.version.hip or "without CUDA and ROCm"
+print("sum", float(torch.ones(2, 3).sum().numpy()), build)
 """
 _BENCH_TRIAL = """
 import sys
@@ -64,7 +75,7 @@ class Finding:
     Parameters
     ----------
     topic : str
-        ``"oneflow"``, ``"openvino"``, ``"gpu"``, ``"blas"``, ``"network"`` …
+        ``"oneflow"``, ``"openvino"``, ``"torch"``, ``"gpu"``, ``"blas"``, ``"network"`` …
     usable : bool
         Whether featcache can use it.
     detail : str
@@ -102,9 +113,9 @@ def examine(*, urls: Sequence[str] | None = None, bench: bool = False) -> list[F
         Finding("packages", True, ", ".join(_versions())),
         _oneflow(),
         _openvino(),
+        _torch(),
     ]
-    usable, why = cuda_status()
-    findings.append(Finding("gpu", usable, why))
+    findings.extend(_gpus())
     findings.append(_blas())
     findings.append(_chosen())
     if bench:
@@ -203,6 +214,33 @@ def _openvino() -> Finding:
     return Finding("openvino", True, f"{version}; this processor computes in {precisions}")
 
 
+def _torch() -> Finding:
+    version, why = torch_status()
+    if version is None:
+        return Finding("torch", False, why)
+    child = run_in_child(_TORCH_TRIAL, timeout_s=_IMPORT_TIMEOUT_S)
+    if child is None:
+        return Finding("torch", False, f"importing it took over {_IMPORT_TIMEOUT_S} s")
+    _, said, build = child.stdout.rpartition("sum 6.0 ")
+    if child.returncode or not said:
+        return Finding("torch", False, f"{version} failed with {last_words(child)}")
+    precisions = ", ".join(torch_precisions("cpu"))
+    return Finding(
+        "torch", True, f"{version}, {build.strip()}; this processor computes in {precisions}"
+    )
+
+
+def _gpus() -> Iterator[Finding]:
+    """Yield what each framework can use of a GPU; one that is not installed is told above."""
+    usable, why = cuda_status()
+    yield Finding("gpu", usable, why)
+    if torch_status()[0] is not None:
+        device, why = torch_gpu_status()
+        if device is not None:
+            why += f", as {device}, computes in {', '.join(torch_precisions(device))}"
+        yield Finding("torch gpu", device is not None, why)
+
+
 def _chosen() -> Finding:
     try:
         return Finding("engine", True, choose_engine().why)
@@ -218,6 +256,11 @@ def _contenders(ready: Collection[str]) -> Iterator[tuple[str, str, str]]:
         yield "oneflow", "cpu", "f32"
     if "openvino" in ready:
         yield from (("openvino", "cpu", precision) for precision in openvino_precisions())
+    if "torch" in ready:
+        device, _ = torch_gpu_status()
+        for here in (device, "cpu"):
+            if here is not None:
+                yield from (("torch", here, precision) for precision in torch_precisions(here))
 
 
 def _bench(engine: str, device: str, precision: str) -> Finding:

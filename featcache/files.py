@@ -1,11 +1,13 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Writing files so that nobody ever sees half of one, and what is in some of them."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from .errors import FeatcacheError, OutputError
 
 __all__ = [
     "check_writable",
+    "csv_line",
     "remove_leftovers",
     "replaced_file",
     "user_path",
@@ -104,6 +107,17 @@ def check_writable(path: Path) -> None:
             f"{path}: expected a file that can be written, found: {error.strerror or error}; "
             "name another place"
         ) from None
+
+
+def csv_line(fields: Sequence[str]) -> str:
+    r"""Return one line of comma-separated values, with a ``\n`` at its end.
+
+    Text is quoted where it holds a comma, a quote or a line break, and otherwise as it is.
+    """
+    # csv quotes the characters that end its own lines: both halves of "\r\n", not "\n" alone.
+    stream = io.StringIO(newline="")
+    csv.writer(stream, lineterminator="\r\n").writerow(fields)
+    return stream.getvalue().removesuffix("\r\n") + "\n"
 
 
 def user_path(text: str | Path) -> Path:

@@ -13,7 +13,7 @@ from .probes import Features, Rows, each_block
 from .sampling import LIMIT_SEED, stratified_rows
 from .store import Cache
 
-__all__ = ["Labelled", "labelled"]
+__all__ = ["Labelled", "check_finite", "labelled"]
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,30 @@ def labelled(
     if limit is not None:
         rows = rows[stratified_rows(split.labels[rows], limit, LIMIT_SEED, f"cached {role}")]
     arrays = [split.view(name) for name in views]
-    _check_finite(cache, role, arrays)
+    check_finite(cache, role, arrays)
     if len(rows) == len(split.labels):
         return Labelled(list(arrays), split.labels, n_unlabelled)
     chosen: list[Features] = [Rows(array, rows) for array in arrays]
     return Labelled(chosen, split.labels[rows], n_unlabelled)
 
 
-def _check_finite(cache: Cache, role: str, arrays: Sequence[Any]) -> None:
-    """Refuse what would turn every number that is computed from it into NaN."""
+def check_finite(cache: Cache, role: str, arrays: Sequence[Any]) -> None:
+    """Refuse what would turn every number that is computed from it into NaN.
+
+    Parameters
+    ----------
+    cache : Cache
+        For the message, as ``role``.
+    role : str
+        ``"train"`` or ``"test"``.
+    arrays : sequence of array
+        (N, D) each.
+
+    Raises
+    ------
+    CacheCorruptError
+        NaN or infinity in a feature.
+    """
 
     def wrong(array: Any, rows: slice) -> int | None:
         finite = np.isfinite(array[rows]).all(axis=1)

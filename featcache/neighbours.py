@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .labelled import labelled
 from .metrics import balanced_accuracy, macro_f1, top1, wilson_interval
+from .notebook import Rows, ShownAsTable
 from .probes import knn_probe
 from .progress import OnProgress, silent
 from .runs import cache_facts, new_run, runs_folder, save_run
@@ -18,7 +19,7 @@ __all__ = ["KnnResult", "knn"]
 
 
 @dataclass(frozen=True)
-class KnnResult:
+class KnnResult(ShownAsTable):
     """Accuracy of the vote of k neighbours.
 
     Parameters
@@ -102,7 +103,7 @@ def knn(
         on_progress=on_progress,
     )
     spent = time.perf_counter() - started
-    results = []
+    results: Rows[KnnResult] = Rows()
     for k, predicted in voted.items():
         accuracy = top1(predicted, labels)
         result = KnnResult(

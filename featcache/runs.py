@@ -2,6 +2,10 @@
 
 ``cache/runs/20261124-101502-probe-1f3c/run.json`` beside ``head.safetensors`` or
 ``model.safetensors``. `featcache.compare` finds them again.
+
+There are runs that end in one accuracy, a probe or a fine-tune, and runs that end in a
+curve (`CURVES`), accuracies over the number of training images. Both are read by
+`load_runs`; a comparison is of the first.
 """
 
 from __future__ import annotations
@@ -16,27 +20,34 @@ from typing import Any
 from .files import check_writable, write_atomically
 from .store import Cache, default_folder
 
-__all__ = ["cache_facts", "load_runs", "new_run", "runs_folder", "save_run"]
+__all__ = ["CURVES", "cache_facts", "load_runs", "new_run", "runs_folder", "save_run"]
 
 RECORD = "run.json"
+CURVES = ("few-shot", "learning-curve")  # kinds of runs that end in a curve
 
 _NUMBER = (int, float)
-_SHAPE: Mapping[str, type | tuple[type, ...]] = {
+_Shape = Mapping[str, type | tuple[type, ...]]
+_SHARED: _Shape = {
     "dataset": str,
     "dataset_digest": str,
-    "images_per_s": _NUMBER,
     "kind": str,
     "method": str,
-    "n_epochs": int,
     "n_test": int,
     "n_train": int,
     "run": str,
     "size": int,
-    "top1": _NUMBER,
-    "top1_interval": list,
     "wall_s": _NUMBER,
     "weights": str,
 }
+_OF_RUN: _Shape = {
+    **_SHARED,
+    "images_per_s": _NUMBER,
+    "n_epochs": int,
+    "top1": _NUMBER,
+    "top1_interval": list,
+}
+_OF_CURVE: _Shape = {**_SHARED, "metric": str, "points": list}
+_OF_POINT: _Shape = {"interval": list, "mean": _NUMBER, "n_train": int, "scores": list}
 
 
 def runs_folder(folder: str | Path | None = None) -> Path:
@@ -71,7 +82,8 @@ def load_runs(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     Returns
     -------
     records : list of dict
-        Oldest first.
+        Oldest first; those whose ``kind`` is one of `CURVES` have ``points`` and ``metric``,
+        all others an accuracy.
     problems : list of str
         What stood where a record should be, a line each.
     """
@@ -79,17 +91,41 @@ def load_runs(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     for path in sorted(folder.glob(f"*/{RECORD}")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            wrong = [
-                name
-                for name, kind in _SHAPE.items()
-                if not isinstance(record, dict) or not isinstance(record.get(name), kind)
-            ]
-            if wrong or len(record["top1_interval"]) != 2:
-                raise ValueError(f"no usable {', '.join(wrong) or 'top1_interval'}")
+            wrong = _wrong(record)
+            if wrong:
+                raise ValueError(f"no usable {', '.join(wrong)}")
             records.append(record)
         except (OSError, ValueError, RecursionError) as error:
             problems.append(f"{path}: left out, not the record of a run: {error}")
     return records, problems
+
+
+def _wrong(record: Any) -> list[str]:
+    """Return the fields that a record lacks, or has of another type."""
+    if not isinstance(record, dict) or record.get("kind") not in CURVES:
+        wrong = _missing(record, _OF_RUN)
+        return wrong or ["top1_interval"] * (not _are_numbers(record["top1_interval"], 2))
+    wrong = _missing(record, _OF_CURVE)
+    points = [] if wrong else record["points"]
+    sound = all(
+        not _missing(point, _OF_POINT)
+        and _are_numbers(point["interval"], 2)
+        and _are_numbers(point["scores"], len(point["scores"]))
+        for point in points
+    )
+    return wrong or ["points"] * (not points or not sound)
+
+
+def _are_numbers(values: list[Any], count: int) -> bool:
+    return len(values) == count and all(isinstance(value, _NUMBER) for value in values)
+
+
+def _missing(record: Any, shape: _Shape) -> list[str]:
+    return [
+        name
+        for name, kind in shape.items()
+        if not isinstance(record, dict) or not isinstance(record.get(name), kind)
+    ]
 
 
 def cache_facts(cache: Cache) -> dict[str, Any]:

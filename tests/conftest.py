@@ -9,20 +9,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.frameworks import oneflow_status
+from featcache.frameworks import oneflow_status, torch_status
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 CIFAR_ZIP = SHARED / "data" / "cifar10-jpeg.zip"
 REFERENCE = SHARED / "weights" / "reference_features.npz"
+# The engines that train: tests of training run in each, where it is installed.
+TRAINERS = (
+    pytest.param("oneflow", marks=pytest.mark.oneflow),
+    pytest.param("torch", marks=pytest.mark.torch),
+)
+
+
+def pytest_configure(config):
+    """Tell pytest of a mark."""
+    config.addinivalue_line("markers", "ray: needs Ray; run where the extra is installed")
 
 
 def pytest_collection_modifyitems(items):
-    """Skip, with the reason, what needs OneFlow on a machine that cannot have it."""
-    version, why = oneflow_status()
-    if version is None:
-        for item in items:
-            if item.get_closest_marker("oneflow"):
-                item.add_marker(pytest.mark.skip(reason=why))
+    """Skip, with the reason, what needs a framework on a machine that does not have it."""
+    for name, (version, why) in (("oneflow", oneflow_status()), ("torch", torch_status())):
+        if version is None:
+            for item in items:
+                if item.get_closest_marker(name):
+                    item.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +118,7 @@ def fake_engine(monkeypatch):
     choice = EngineChoice("fake", "1", "cpu", "f32", "a test asked for it")
     made = []
 
-    def build(choice, weights, cuts):
+    def build(choice, weights, cuts, **_):
         made.append(FakeEngine(weights, cuts))
         return made[-1]
 

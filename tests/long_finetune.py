@@ -19,7 +19,7 @@ from featcache.training import Trainer
 
 
 def main(step_s, checkpoint_every_s, limit_bytes, *arguments):
-    step, train = Trainer._step, _run.Run.train
+    step, train = Trainer._update, _run.Run.train
 
     def slow_step(*arguments):
         time.sleep(float(step_s))
@@ -33,7 +33,7 @@ def main(step_s, checkpoint_every_s, limit_bytes, *arguments):
         train(run)
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    Trainer._step = slow_step
+    Trainer._update = slow_step
     _run.Run.train = announced_train
     _run.CHECKPOINT_EVERY_S = float(checkpoint_every_s)
     return cli.main(arguments)

@@ -33,7 +33,7 @@ def main(engine_s, disk_s, shard_rows, limit_bytes, *arguments):
         dim = 64
         extract = slowed(FakeEngine.extract, float(engine_s))
 
-    def build_engine(choice, weights, cuts):
+    def build_engine(choice, weights, cuts, **_):
         print("ready", flush=True)
         return SlowEngine(weights, cuts)
 

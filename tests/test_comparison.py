@@ -9,6 +9,8 @@ from rich.console import Console
 
 from featcache import compare
 from featcache.cli import _comparison_output
+from featcache.cli._sparkline import sparkline
+from featcache.comparison import epochs_of, run_labels
 from featcache.errors import FeatcacheError
 
 
@@ -90,3 +92,67 @@ def test_the_table_fits_80_columns_and_says_what_a_run_was(runs):
     assert "617" in text and "123 + 100" in text and " - " in text
     for word in ("above", "layer3", "cached", "LP-FT"):
         assert word in text
+
+
+def test_a_wide_table_has_the_curve_of_each_fine_tune(runs, monkeypatch):
+    epochs = [{"epoch": n, "train_loss": 1.0, "top1": n / 10} for n in range(1, 30)]
+    folder = runs(record_of("1", "probe", epochs=[]), record_of("2", epochs=epochs, top1=0.7))
+
+    def shown(width):
+        monkeypatch.setattr(_comparison_output, "width", lambda: width)
+        console = Console(width=width, record=True, force_terminal=False)
+        for table in _comparison_output.comparison_tables(compare(runs=folder)):
+            console.print(table)
+        return console.export_text()
+
+    assert "▁▁▂▃▄▅▅▆▇█" in shown(100) and "curve" in shown(100)
+    assert "curve" not in shown(80)
+
+
+def test_a_record_whose_interval_is_none_is_told_and_left_out(runs):
+    folder = runs(record_of("1"), record_of("2", top1_interval=[None, 0.5]))
+    notes = []
+    assert [record["run"] for record in compare(runs=folder, on_note=notes.append)] == ["1"]
+    assert len(notes) == 1 and "no usable top1_interval" in notes[0]
+
+
+def test_labels_say_where_runs_differ():
+    alike = [record_of("1", "probe"), record_of("2")]
+    assert run_labels(alike) == ["probe lbfgs", "full"]
+    scratch = record_of("3", weights="none", method="scratch")
+    assert run_labels([*alike, scratch])[-1] == "scratch", "of weights it has none to differ in"
+    differing = [
+        record_of("1", "probe", scale="l2"),
+        record_of("2", "probe", n_train=90, n_val=10),
+        record_of("3", n_epochs=3),
+        record_of("4", n_epochs=9),
+        record_of("5", n_epochs=9, n_test=7),
+    ]
+    assert run_labels(differing) == [
+        "probe lbfgs, 900 images",
+        "probe lbfgs, 100 images",
+        "full, 900 images, 3 epochs",
+        "full, 900 images, 9 epochs, 1,000 test",
+        "full, 900 images, 9 epochs, 7 test",
+    ]
+    scaled = [record_of("1", "probe", scale="l2"), record_of("2", "probe", size=224)]
+    assert run_labels(scaled) == ["probe lbfgs, 64 px", "probe lbfgs, 224 px"]
+    scaled = [record_of("1", "probe", scale="l2"), record_of("2", "probe")]
+    assert run_labels(scaled) == ["probe lbfgs, l2", "probe lbfgs"]
+
+
+def test_epochs_are_those_with_numbers():
+    epoch = {"epoch": 1, "train_loss": 2.0, "top1": 0.5}
+    assert epochs_of({"epochs": [epoch]}) == [epoch]
+    for broken in (None, 3, [3], [{**epoch, "top1": "high"}], [{"epoch": 1}]):
+        assert epochs_of({"epochs": broken}) == []
+
+
+def test_a_sparkline_fits_what_it_is_written_to():
+    assert sparkline([0, 1, 2], "utf-8") == "▁▄█"
+    assert sparkline([0, 1, 2], "ascii") == "049" == sparkline([0, 1, 2], "latin-1")
+    assert sparkline([0, 1, 2], "no such encoding") == "049"
+    assert sparkline([3, 3], "utf-8") == "▁▁"
+    assert sparkline([0, float("nan"), 1], "utf-8") == "▁ █"
+    assert sparkline([], "utf-8") == "" == sparkline([float("nan")], "utf-8")
+    assert sparkline(range(100), "utf-8", 8) == "▁▁▂▃▅▆▇█"

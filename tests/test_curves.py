@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import write_gaussian_cache
 
-from featcache import curves, load
-from featcache.curves import _draw, few_shot, learning_curve
-from featcache.errors import CacheMissError, DatasetError, RecipeError
+from featcache import compare, load, probe
+from featcache.curves import _fits, few_shot, learning_curve
+from featcache.errors import (
+    CacheMissError,
+    DatasetError,
+    FeatcacheError,
+    OutputError,
+    RecipeError,
+)
 from featcache.metrics import mean_interval, wilson_interval
 from featcache.recipe import ExactRecipe
+from featcache.runs import CURVES, load_runs
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +37,13 @@ def cache(tmp_path_factory):
 def heard(monkeypatch):
     """Listen to what the solver is given: rows and labels of every fit."""
     fits = []
-    original = curves.train_lbfgs
+    original = _fits.train_lbfgs
 
     def listen(views, labels, *rest):
         fits.append((views[0].copy(), labels.copy(), *rest))
         return original(views, labels, *rest)
 
-    monkeypatch.setattr(curves, "train_lbfgs", listen)
+    monkeypatch.setattr(_fits, "train_lbfgs", listen)
     return fits
 
 
@@ -49,29 +58,29 @@ def relabelled(cache, counts):
 def test_a_draw_is_seeded_and_stratified():
     labels = np.random.default_rng(0).integers(4, size=400)
     counts = np.full(4, 10)
-    rows = _draw(labels, counts, seed=3)
+    rows = _fits.draw(labels, counts, seed=3)
     assert np.bincount(labels[rows]).tolist() == [10] * 4
     assert np.array_equal(rows, np.unique(rows))
-    assert np.array_equal(rows, _draw(labels, counts, seed=3))
-    assert not np.array_equal(rows, _draw(labels, counts, seed=4))
+    assert np.array_equal(rows, _fits.draw(labels, counts, seed=3))
+    assert not np.array_equal(rows, _fits.draw(labels, counts, seed=4))
 
 
 def test_the_draw_of_a_class_depends_on_nothing_else():
     labels = np.arange(400) % 4
-    rows = _draw(labels, np.array([10, 10, 10, 10]), seed=0)
+    rows = _fits.draw(labels, np.array([10, 10, 10, 10]), seed=0)
     of_class_2 = rows[labels[rows] == 2]
     expected = np.random.default_rng((0, 10, 2)).choice(np.arange(2, 400, 4), 10, replace=False)
     assert np.array_equal(of_class_2, np.sort(expected))
-    alone = _draw(labels, np.array([0, 0, 10, 0]), seed=0)
+    alone = _fits.draw(labels, np.array([0, 0, 10, 0]), seed=0)
     assert np.array_equal(of_class_2, alone)
     merged = np.where(labels == 2, 2, 0)
-    others = _draw(merged, np.array([7, 0, 10]), seed=0)
+    others = _fits.draw(merged, np.array([7, 0, 10]), seed=0)
     assert np.array_equal(of_class_2, others[merged[others] == 2])
 
 
 def test_sizes_are_not_nested():
     labels = np.arange(400) % 4
-    five, ten = (_draw(labels, np.full(4, count), seed=0) for count in (5, 10))
+    five, ten = (_fits.draw(labels, np.full(4, count), seed=0) for count in (5, 10))
     assert not set(five) <= set(ten)
 
 
@@ -80,7 +89,7 @@ def test_what_is_trained_on_is_what_was_drawn(cache, heard):
     assert [point.n_train for point in points] == [15, 1000]
     assert len(heard) == 3
     for seed, (features, labels, n_classes, recipe) in enumerate(heard[:2]):
-        rows = _draw(cache.train.labels, np.full(5, 3), seed)
+        rows = _fits.draw(cache.train.labels, np.full(5, 3), seed)
         assert np.array_equal(features, cache.train.features[rows])
         assert np.array_equal(labels, cache.train.labels[rows])
         assert (n_classes, recipe.weight_decay) == (5, 0.1)
@@ -175,6 +184,50 @@ def test_the_test_split_is_not_trained_on(cache, heard):
         assert not (features[:, None, :2] == cache.test.features[None, :, :2]).all(-1).any()
 
 
+def test_a_curve_leaves_a_record_that_a_comparison_leaves_out(cache, tmp_path):
+    points = few_shot(cache, shots=(1, "full"), seeds=2, metric="balanced", runs=tmp_path)
+    learning_curve(cache, fractions=(0.1,), seeds=1, runs=tmp_path)
+    records, problems = load_runs(tmp_path)
+    assert problems == [] and [record["kind"] for record in records] == list(CURVES)
+    shots = records[0]
+    assert shots["points"] == json.loads(json.dumps([asdict(point) for point in points]))
+    assert (shots["metric"], shots["seeds"], shots["n_train"], shots["n_test"]) == (
+        "balanced", 2, 1000, 500,
+    )  # fmt: skip
+    assert shots["dataset"] == "gaussian" and shots["cache"] == str(cache.path)
+    assert shots["recipe"]["weight_decay"] == ExactRecipe().weight_decay and shots["wall_s"] > 0
+    with pytest.raises(FeatcacheError, match="found none"):
+        compare(runs=tmp_path)
+    probe(cache, check=False, runs=tmp_path)
+    assert [record["kind"] for record in compare(runs=tmp_path)] == ["probe"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"points": []},
+        {"points": 3},
+        {"points": [{"n_train": 3}]},
+        {"points": [{"n_train": 3, "mean": 0.5, "scores": ["a"], "interval": [0.4, 0.6]}]},
+        {"points": [{"n_train": 3, "mean": 0.5, "scores": [0.5], "interval": [0.4]}]},
+        {"metric": None},
+    ],
+)
+def test_a_damaged_record_of_a_curve_is_told(cache, tmp_path, change):
+    few_shot(cache, shots=(1,), seeds=1, runs=tmp_path)
+    (file,) = tmp_path.glob("*/run.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    records, (problem,) = load_runs(tmp_path)
+    assert not records and f"no usable {next(iter(change))}" in problem and str(file) in problem
+
+
+def test_where_no_record_can_be_written_nothing_is_trained(cache, tmp_path, heard):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        few_shot(cache, shots=(1,), runs=tmp_path / "file")
+    assert not heard
+
+
 def test_progress_counts_fits(cache):
     messages = []
     few_shot(cache, shots=(1, 2, "full"), seeds=2, on_progress=messages.append)
@@ -188,6 +241,7 @@ def test_progress_counts_fits(cache):
         ({"shots": (0,)}, "shots: expected numbers from 1 or 'full', found 0"),
         ({"shots": ("all",)}, "found 'all'"),
         ({"shots": (2.5,)}, r"found 2\.5"),
+        ({"shots": ()}, "few-shot: expected at least one size, found none"),
         ({"seeds": 0}, "seeds: expected at least 1, found 0"),
         ({"metric": "auc"}, "expected one of top1, balanced, f1, found 'auc'"),
     ],

@@ -103,7 +103,8 @@ def test_kills_at_random_moments_change_not_a_byte(image_folder, tmp_path, wante
 def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(image_folder, tmp_path, wanted):
     output = tmp_path / "x.h5"
     run = Run(image_folder, output, engine_s=0.1)
-    while not (tmp_path / ".x.h5.parts" / "manifest.json").exists():
+    first = tmp_path / ".x.h5.parts" / ".commits" / "train-000000000000.json"
+    while not first.exists():
         time.sleep(0.01)
     run.process.send_signal(signal.SIGINT)
     code, said = run.end()

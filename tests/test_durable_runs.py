@@ -13,28 +13,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TRAINERS
 
 from featcache import finetune, load_dataset, load_weights
 from featcache.datasets import ArrayImages, Dataset, Split
 from featcache.errors import RecipeError, WeightsError
 from featcache.finetuning import _folder, _run
+from featcache.finetuning._folder import RunFolder
 from featcache.training import load_checkpoint, save_checkpoint
 
-pytestmark = pytest.mark.oneflow
-
 LONG_FINETUNE = Path(__file__).with_name("long_finetune.py")
-SMALL = {"weights": "tinyimagenet32", "size": 32}
 OPTIONS = {"epochs": 2, "batch_size": 9, "schedule": "cosine", "augment": "crop-flip"}
 OPTIONS["freeze_until"] = "layer3"  # steps are as quick as they get
 N_STEPS = 8
 
 
+@pytest.fixture(scope="module", params=TRAINERS)
+def small(request):
+    """What makes runs small, in each engine that trains."""
+    return {"weights": "tinyimagenet32", "size": 32, "engine": request.param}
+
+
 class Child:
     """``featcache finetune`` in a process of its own, at work when the constructor returns."""
 
-    def __init__(self, data, *options, step_s=0.0, every_s=0.0, limit_bytes=0):
+    def __init__(self, data, small, *options, step_s=0.0, every_s=0.0, limit_bytes=0):
         arguments = [step_s, every_s, limit_bytes, "finetune", data, "--method", "full", "--json"]
-        for name, value in {**SMALL, **OPTIONS}.items():
+        for name, value in {**small, **OPTIONS}.items():
             arguments += [f"--{name.replace('_', '-')}", value]
         self.process = subprocess.Popen(
             [sys.executable, str(LONG_FINETUNE), *map(str, arguments), *map(str, options)],
@@ -52,10 +57,10 @@ class Child:
 
 
 @pytest.fixture(scope="module")
-def wanted(image_folder, tmp_path_factory):
+def wanted(image_folder, small, tmp_path_factory):
     """Return the network that an uninterrupted run ends with, as bytes."""
     runs = tmp_path_factory.mktemp("runs")
-    return finetune(image_folder, "full", **SMALL, **OPTIONS, runs=runs).checkpoint.read_bytes()
+    return finetune(image_folder, "full", **small, **OPTIONS, runs=runs).checkpoint.read_bytes()
 
 
 def stop_after(step):
@@ -71,21 +76,21 @@ def stop_after(step):
     return listen
 
 
-def interrupted(data, after, **options):
+def interrupted(data, small, after, **options):
     """Begin a run, stop it after so many steps, and return its folder."""
     with pytest.raises(KeyboardInterrupt) as stopped:
-        finetune(data, "full", **{**SMALL, **OPTIONS, **options}, on_progress=stop_after(after))
+        finetune(data, "full", **{**small, **OPTIONS, **options}, on_progress=stop_after(after))
     return Path(re.search(r"--resume (\S+)", str(stopped.value))[1])
 
 
 @pytest.mark.parametrize("step", [1, 4, 7])
-def test_a_stopped_run_goes_on_to_the_same_bytes(image_folder, wanted, step):
+def test_a_stopped_run_goes_on_to_the_same_bytes(image_folder, wanted, step, small):
     """In the middle of an epoch, at its end, and before the last step."""
-    folder = interrupted(image_folder, step)
+    folder = interrupted(image_folder, small, step)
     notes = []
-    options = {**SMALL, **OPTIONS, "on_note": notes.append}
+    options = {**small, **OPTIONS, "on_note": notes.append}
     result = finetune(image_folder, "full", **options, resume=folder)
-    assert notes == [f"{folder}: going on after step {step} of {N_STEPS}"]
+    assert notes[1:] == [f"{folder}: going on after step {step} of {N_STEPS}"]
     assert result.resumed and result.run == folder
     assert result.checkpoint.read_bytes() == wanted
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -93,11 +98,11 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(image_folder, wanted, step):
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(14, marks=pytest.mark.slow)])
-def test_kills_at_random_moments_change_not_a_byte(image_folder, home, wanted, kills):
+def test_kills_at_random_moments_change_not_a_byte(image_folder, home, wanted, kills, small):
     generator, killed, resume = random.Random(kills), 0, []
     runs = home / "cache" / "runs"
     while True:
-        child = Child(image_folder, *resume, step_s=0.25)
+        child = Child(image_folder, small, *resume, step_s=0.25)
         if killed >= kills:
             break
         time.sleep(generator.uniform(0.3, 2.0))
@@ -112,8 +117,8 @@ def test_kills_at_random_moments_change_not_a_byte(image_folder, home, wanted, k
     assert not list(Path(json.loads(out)["run"]).glob(".*.part")), "leftovers of a kill are gone"
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(image_folder, home, wanted):
-    child = Child(image_folder, step_s=0.3, every_s=1e9)
+def test_ctrl_c_saves_and_says_how_to_go_on(image_folder, home, wanted, small):
+    child = Child(image_folder, small, step_s=0.3, every_s=1e9)
     time.sleep(0.8)
     child.process.send_signal(signal.SIGINT)
     code, _, err = child.end()
@@ -122,25 +127,25 @@ def test_ctrl_c_saves_and_says_how_to_go_on(image_folder, home, wanted):
         r"step (\d) of 8: the last good checkpoint, .* is of step (\d); add --resume (\S+)", err
     )
     assert said and said[1] == said[2]
-    code, out, _ = Child(image_folder, "--resume", said[3]).end()
+    code, out, _ = Child(image_folder, small, "--resume", said[3]).end()
     assert code == 0 and Path(json.loads(out)["checkpoint"]).read_bytes() == wanted
 
 
-def test_a_full_disk_costs_a_checkpoint_and_not_the_run(image_folder, home, wanted):
-    code, out, err = Child(image_folder, limit_bytes=1 << 20).end()
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(image_folder, home, wanted, small):
+    code, out, err = Child(image_folder, small, limit_bytes=1 << 20).end()
     assert code == 0 and "no checkpoint of step 1: " in err and "there is no checkpoint yet" in err
     assert Path(json.loads(out)["checkpoint"]).read_bytes() == wanted
 
 
 def test_the_checkpoint_before_stays_where_a_new_one_cannot_be_written(
-    image_folder, wanted, monkeypatch
+    image_folder, wanted, monkeypatch, small
 ):
     from featcache import files
 
     write_all, notes = files._write_all, []
 
     def full_disk(descriptor, parts):
-        if sum(len(part) for part in parts) > 1 << 20 and len(notes) < 3 and wrote:
+        if sum(len(part) for part in parts) > 1 << 20 and len(notes) < 4 and wrote:
             raise OSError(28, "No space left on device")
         wrote.append(descriptor)
         write_all(descriptor, parts)
@@ -149,14 +154,15 @@ def test_the_checkpoint_before_stays_where_a_new_one_cannot_be_written(
     monkeypatch.setattr(files, "_write_all", full_disk)
     monkeypatch.setattr(_run, "CHECKPOINT_EVERY_S", 0.0)
     monkeypatch.setattr(_folder, "write_atomically", lambda path, data: path.write_bytes(data))
-    options = {**SMALL, **OPTIONS, "on_note": notes.append}
+    options = {**small, **OPTIONS, "on_note": notes.append}
     result = finetune(image_folder, "full", **options)
+    notes = notes[1:]
     assert len(notes) == 3 and result.checkpoint.read_bytes() == wanted
     assert "no checkpoint of step 2: " in notes[0] and notes[0].endswith("is of step 1")
     assert notes[2].endswith("is of step 1")
 
 
-def test_early_stopping_goes_on_with_its_best_epoch(image_folder, monkeypatch):
+def test_early_stopping_goes_on_with_its_best_epoch(image_folder, monkeypatch, small):
     def scripted():
         scores = iter([0.75, 0.5, 0.25, 0.25])
         monkeypatch.setattr(_run, "top1", lambda predicted, labels: next(scores))
@@ -164,33 +170,33 @@ def test_early_stopping_goes_on_with_its_best_epoch(image_folder, monkeypatch):
 
     options = {"epochs": 4, "patience": 2, "val_fraction": 0.25, "batch_size": 14}
     scripted()
-    whole = finetune(image_folder, "full", **{**SMALL, **OPTIONS, **options})
+    whole = finetune(image_folder, "full", **{**small, **OPTIONS, **options})
     scripted()
-    folder = interrupted(image_folder, 3, **options)
-    result = finetune(image_folder, "full", **{**SMALL, **OPTIONS, **options}, resume=folder)
+    folder = interrupted(image_folder, small, 3, **options)
+    result = finetune(image_folder, "full", **{**small, **OPTIONS, **options}, resume=folder)
     assert (whole.best_epoch, result.best_epoch) == (1, 1) and len(result.epochs) == 3
     assert result.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
 
 
-def test_latest_is_the_newest_unfinished_run(image_folder, home):
+def test_latest_is_the_newest_unfinished_run(image_folder, home, small):
     with pytest.raises(WeightsError, match="unfinished run of method full, found none"):
-        finetune(image_folder, "full", **SMALL, **OPTIONS, resume="latest")
-    older = interrupted(image_folder, 1)
+        finetune(image_folder, "full", **small, **OPTIONS, resume="latest")
+    older = interrupted(image_folder, small, 1)
     time.sleep(1.1)  # names of runs count seconds
-    newer = interrupted(image_folder, 2)
-    finished = finetune(image_folder, "full", **SMALL, **OPTIONS, resume=True)
+    newer = interrupted(image_folder, small, 2)
+    finished = finetune(image_folder, "full", **small, **OPTIONS, resume=True)
     assert finished.run == newer
-    assert finetune(image_folder, "full", **SMALL, **OPTIONS, resume=True).run == older
+    assert finetune(image_folder, "full", **small, **OPTIONS, resume=True).run == older
     with pytest.raises(WeightsError, match="found one that is finished"):
-        finetune(image_folder, "full", **SMALL, **OPTIONS, resume=newer)
+        finetune(image_folder, "full", **small, **OPTIONS, resume=newer)
 
 
-def test_a_checkpoint_of_another_run_is_refused_with_the_fields(image_folder):
-    folder = interrupted(image_folder, 1)
+def test_a_checkpoint_of_another_run_is_refused_with_the_fields(image_folder, small):
+    folder = interrupted(image_folder, small, 1)
 
     def refused(said, data=image_folder, method="full", resume=folder, **options):
         with pytest.raises(WeightsError, match=said):
-            finetune(data, method, **{**SMALL, **OPTIONS, **options}, resume=resume)
+            finetune(data, method, **{**small, **OPTIONS, **options}, resume=resume)
 
     refused("method: checkpoint 'full', here 'split'; .*recipe backbone_lr", method="split")
     refused("recipe epochs: checkpoint 2, here 3", epochs=3)
@@ -225,10 +231,62 @@ def test_a_checkpoint_comes_back_to_the_bit(tmp_path):
         assert found[name].tobytes() == array.tobytes() and found[name].shape == array.shape
 
 
-def test_a_diverging_run_names_its_last_good_checkpoint(image_folder, monkeypatch):
+def test_a_run_goes_on_in_the_engine_it_was_begun_in(tmp_path):
+    """Two engines round differently, so that the other would end with another network."""
+    identity = {"method": "full", "engine": "torch", "precision": "f32", "seed": 0}
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, {}, {"identity": identity, "progress": {"step": 3}})
+    _, progress = RunFolder(tmp_path, identity, print).load()
+    assert progress == {"step": 3}
+    with pytest.raises(WeightsError, match="engine: checkpoint 'torch', here 'oneflow'; repeat"):
+        RunFolder(tmp_path, {**identity, "engine": "oneflow"}, print).load()
+    # A checkpoint of an earlier featcache says neither: it was OneFlow's, in float32.
+    earlier = {"method": "full", "seed": 0}
+    save_checkpoint(path, {}, {"identity": earlier, "progress": {"step": 3}})
+    RunFolder(tmp_path, {**identity, "engine": "oneflow"}, print).load()
+    with pytest.raises(WeightsError, match="engine: checkpoint 'oneflow', here 'torch'"):
+        RunFolder(tmp_path, identity, print).load()
+
+
+def test_losses_that_are_read_late_change_nothing_that_a_run_leaves(
+    image_folder, wanted, small, monkeypatch
+):
+    """As on a GPU: the log, the checkpoints of every step, and the network."""
+    made, steps = _run.Run.__init__, []
+
+    def behind(run, trainer, *arguments):
+        trainer.behind = 2
+        made(run, trainer, *arguments)
+
+    def listen(message):
+        if message.stage.startswith("epoch") and message.done:
+            steps.append(message)
+
+    monkeypatch.setattr(_run.Run, "__init__", behind)
+    result = finetune(image_folder, "full", **small, **OPTIONS, on_progress=listen)
+    assert result.checkpoint.read_bytes() == wanted
+    lines = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == N_STEPS and len(steps) == N_STEPS
+    assert np.mean(losses[:4]) == pytest.approx(result.epochs[0].train_loss)
+    folder = interrupted(image_folder, small, 3)
+    assert load_checkpoint(folder / "checkpoint.safetensors")[1]["progress"]["step"] == 3
+    again = finetune(image_folder, "full", **small, **OPTIONS, resume=folder)
+    assert again.checkpoint.read_bytes() == wanted
+
+
+@pytest.mark.parametrize("behind", [0, 2])
+def test_a_diverging_run_names_its_last_good_checkpoint(image_folder, monkeypatch, behind, small):
+    made = _run.Run.__init__
+
+    def late(run, trainer, *arguments):
+        trainer.behind = behind
+        made(run, trainer, *arguments)
+
+    monkeypatch.setattr(_run.Run, "__init__", late)
     monkeypatch.setattr(_run, "CHECKPOINT_EVERY_S", 0.0)
     with pytest.raises(RecipeError) as stopped:
-        finetune(image_folder, "full", **{**SMALL, **OPTIONS, "schedule": "constant"}, lr=1e12)
+        finetune(image_folder, "full", **{**small, **OPTIONS, "schedule": "constant"}, lr=1e12)
     said = str(stopped.value)
     assert "found nan at step" in said or "diverged" in said
     assert "the last good checkpoint" in said or "no checkpoint yet" in said

@@ -12,7 +12,11 @@ from featcache.errors import EngineUnavailableError, RecipeError
 def machine(monkeypatch):
     """Return a function that gives the machine what it names, and nothing else."""
 
-    def have(*, oneflow=False, openvino=False, gpu=False, precisions=("f32",)):
+    def have(
+        *, oneflow=False, openvino=False, torch=False, gpu=False, new_gpu=None, precisions=("f32",)
+    ):
+        """A `gpu` is for OneFlow and PyTorch, a `new_gpu` (PyTorch's device) for PyTorch alone."""
+        device = "cuda" if gpu else new_gpu
         missing = (None, "it is not installed; install it")
         monkeypatch.setattr(
             _choice, "oneflow_status", lambda: ("0.9.0", "here") if oneflow else missing
@@ -21,9 +25,24 @@ def machine(monkeypatch):
             _choice, "openvino_status", lambda: ("2026.4.1", "here") if openvino else missing
         )
         monkeypatch.setattr(
-            _choice, "cuda_status", lambda: (gpu, "Test GPU, 8.6" if gpu else "no NVIDIA driver")
+            _choice, "torch_status", lambda: ("2.13.0", "here") if torch else missing
+        )
+        no_kernels = "New GPU, 9.0: no kernels" if new_gpu else "no NVIDIA driver"
+        monkeypatch.setattr(
+            _choice, "cuda_status", lambda: (gpu, "Test GPU, 8.6" if gpu else no_kernels)
+        )
+        monkeypatch.setattr(_choice, "may_have_gpu", lambda: device is not None)
+        monkeypatch.setattr(
+            _choice,
+            "torch_gpu_status",
+            lambda: (device, f"{device} GPU") if torch and device else (None, "it sees no GPU"),
         )
         monkeypatch.setattr(_choice, "openvino_precisions", lambda: precisions)
+        monkeypatch.setattr(
+            _choice,
+            "torch_precisions",
+            lambda device: precisions if device == "cpu" else ("f32", "bf16", "f16"),
+        )
 
     return have
 
@@ -39,14 +58,37 @@ def machine(monkeypatch):
         ({"oneflow", "openvino"}, {"engine": "oneflow"}, "oneflow 0.9.0 cpu f32"),
         ({"openvino"}, {"device": "cpu"}, "openvino 2026.4.1 cpu f32"),
         ({"oneflow"}, {}, "oneflow 0.9.0 cpu f32"),
+        ({"oneflow", "openvino", "torch"}, {}, "openvino 2026.4.1 cpu f32"),
+        ({"oneflow", "torch"}, {}, "torch 2.13.0 cpu f32"),
+        ({"oneflow", "torch", "gpu"}, {}, "oneflow 0.9.0 cuda f32"),
+        ({"oneflow", "torch", "gpu"}, {"engine": "torch"}, "torch 2.13.0 cuda f32"),
+        ({"oneflow", "torch", "gpu"}, {"engine": "torch", "device": "cpu"}, "torch 2.13.0 cpu f32"),
+        ({"torch", "gpu"}, {"engine": "torch", "precision": "bf16"}, "torch 2.13.0 cuda bf16"),
     ],
 )
 def test_what_is_chosen(machine, has, asked, expected):
     machine(**dict.fromkeys(has, True))
     choice = choose_engine(**asked)
     assert f"{choice.name} {choice.version} {choice.device} {choice.precision}" == expected
-    assert choice.why.startswith("OneFlow on" if choice.name == "oneflow" else "OpenVINO on")
+    spelt = {"oneflow": "OneFlow on", "openvino": "OpenVINO on", "torch": "PyTorch on"}
+    assert choice.why.startswith(spelt[choice.name])
     assert choice.precision in choice.why and "\n" not in choice.why
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+@pytest.mark.parametrize("asked", ["auto", "the device"])
+def test_a_gpu_that_oneflow_cannot_use_is_pytorchs(machine, device, asked):
+    machine(oneflow=True, openvino=True, torch=True, new_gpu=device)
+    choice = choose_engine(device=device if asked == "the device" else "auto", precision="f16")
+    assert (choice.name, choice.device) == ("torch", device)
+    assert "a GPU that OneFlow cannot use: " in choice.why and f"{device} GPU" in choice.why
+
+
+def test_a_gpu_that_only_pytorch_could_use_is_told_where_pytorch_is_missing(machine):
+    machine(oneflow=True, openvino=True, new_gpu="cuda")
+    choice = choose_engine()
+    assert (choice.name, choice.device) == ("openvino", "cpu")
+    assert "OneFlow: New GPU, 9.0: no kernels; PyTorch: it sees no GPU" in choice.why
 
 
 def test_half_precision_where_the_processor_has_it(machine):
@@ -61,14 +103,25 @@ def test_half_precision_where_the_processor_has_it(machine):
 @pytest.mark.parametrize(
     ("has", "asked", "said"),
     [
-        (set(), {}, r"found neither; run pip install 'featcache\[openvino\]'"),
+        (set(), {}, r"found none of them; run .*'featcache\[openvino\]' or .*featcache\[torch\]'"),
+        (set(), {"engine": "torch"}, "engine torch: not available: it is not installed"),
+        (
+            {"torch"},
+            {"engine": "torch", "device": "cuda"},
+            "found: it sees no GPU; use --device cpu",
+        ),
+        ({"torch", "gpu"}, {"engine": "torch", "device": "mps"}, "use --device cuda"),
+        ({"torch"}, {"precision": "bf16"}, r"\(f32 with PyTorch 2.13.0\), found bf16"),
+        ({"oneflow", "torch"}, {"device": "cuda"}, "OneFlow: no NVIDIA driver; with PyTorch: it"),
+        ({"oneflow", "gpu"}, {"device": "mps"}, "device mps: expected a GPU that OneFlow or"),
+        ({"oneflow", "gpu"}, {"engine": "oneflow", "device": "mps"}, "use --engine torch"),
         (set(), {"engine": "oneflow"}, "engine oneflow: not available: it is not installed"),
         (set(), {"engine": "openvino"}, "engine openvino: not available: it is not installed"),
-        ({"oneflow", "openvino"}, {"device": "cuda"}, "found: no NVIDIA driver; use --device cpu"),
+        ({"oneflow", "openvino"}, {"device": "cuda"}, "OneFlow: no NVIDIA .*; use --device cpu"),
         (
             {"oneflow", "openvino", "gpu"},
             {"engine": "openvino", "device": "cuda"},
-            "use --engine oneflow --device cuda",
+            "use --engine auto --device cuda",
         ),
         (
             {"oneflow"},
@@ -77,6 +130,7 @@ def test_half_precision_where_the_processor_has_it(machine):
         ),
         ({"oneflow", "openvino"}, {"engine": "oneflow", "precision": "f16"}, "use --precision f32"),
         ({"oneflow", "gpu"}, {"precision": "bf16"}, "f32 or f16 with OneFlow .* on this GPU"),
+        ({"oneflow", "torch", "gpu"}, {"precision": "bf16"}, "use --engine torch --precision bf16"),
     ],
 )
 def test_what_cannot_be_chosen(machine, has, asked, said):
@@ -94,7 +148,7 @@ def test_oneflow_names_the_engine_that_has_the_precision(machine):
 @pytest.mark.parametrize(
     ("asked", "known"),
     [
-        ({"engine": "torch"}, ENGINES),
+        ({"engine": "tensorflow"}, ENGINES),
         ({"device": "tpu"}, DEVICES),
         ({"precision": "float32"}, PRECISIONS),
     ],

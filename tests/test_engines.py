@@ -8,29 +8,43 @@ import zipfile
 
 import numpy as np
 import pytest
+from engine_features import CASES, STORED, ingredients, noise, random_weights
 from PIL import Image
 
 from featcache import load_weights
 from featcache.backbone import CUTS, get_backbone
 from featcache.engines import build_engine, choose_engine
 from featcache.errors import EngineUnavailableError, RecipeError, ShapeMismatchError
-from featcache.frameworks import openvino_precisions
-from featcache.preprocess import FLIP_VIEWS, Preprocess, apply_view, upscale
-from featcache.weights import Weights
+from featcache.frameworks import openvino_precisions, torch_gpu_status, torch_precisions
+from featcache.preprocess import FLIP_VIEWS, apply_view, upscale
 
 
-def _precisions():
-    """Return what OpenVINO runs here; without it, one precision whose tests say so."""
+def _openvino():
+    """Yield what OpenVINO runs here; without it, one contender whose tests say so."""
     try:
-        return openvino_precisions()
+        precisions = openvino_precisions()
     except EngineUnavailableError:
-        return ("f32",)
+        precisions = ("f32",)
+    for precision in precisions:
+        yield pytest.param(("openvino", precision, "cpu"), id=f"openvino-{precision}")
 
 
-ONEFLOW = pytest.param(("oneflow", "f32"), marks=pytest.mark.oneflow, id="oneflow-f32")
-OPENVINO = [
-    pytest.param(("openvino", precision), id=f"openvino-{precision}") for precision in _precisions()
-]
+def _torch():
+    """Yield what PyTorch runs here, on its GPU too where there is one."""
+    devices = ["cpu"]
+    if torch_gpu_status()[0] is not None:
+        devices.append(torch_gpu_status()[0])
+    for device, precision in ((d, p) for d in devices for p in torch_precisions(d)):
+        yield pytest.param(
+            ("torch", precision, device),
+            marks=pytest.mark.torch,
+            id=f"torch-{precision}" + ("" if device == "cpu" else f"-{device}"),
+        )
+
+
+REFERENCE = ("oneflow", "f32", "cpu")
+ONEFLOW = pytest.param(REFERENCE, marks=pytest.mark.oneflow, id="oneflow-f32")
+OTHERS = [*_openvino(), *_torch()]
 # Least cosine of any image's features with OneFlow's in float32, and largest difference of any
 # number, at every cut. Measured on 1,000 images of CIFAR-10 with the starter weights on AVX-512:
 # f32 1 - 1e-12 and 1.5e-5, bf16 0.99996 and 0.16 (after the pooling 0.034), of features up to 20.
@@ -39,10 +53,10 @@ AT_MOST = {"f32": 1e-4, "bf16": 0.5, "f16": 0.5}
 
 
 def made(contender, weights, cuts=CUTS):
-    """Build an engine on the CPU, or skip with the reason why it cannot run."""
-    name, precision = contender
+    """Build an engine, or skip with the reason why it cannot run."""
+    name, precision, device = contender
     try:
-        return build_engine(choose_engine(name, "cpu", precision), weights, cuts)
+        return build_engine(choose_engine(name, device, precision), weights, cuts)
     except EngineUnavailableError as error:
         pytest.skip(str(error))
 
@@ -52,7 +66,7 @@ def starter():
     return load_weights("tinyimagenet32")
 
 
-@pytest.fixture(scope="module", params=[ONEFLOW, *OPENVINO])
+@pytest.fixture(scope="module", params=[ONEFLOW, *OTHERS])
 def contender(request):
     return request.param
 
@@ -60,10 +74,6 @@ def contender(request):
 @pytest.fixture(scope="module")
 def engine(contender, starter):
     return made(contender, starter)
-
-
-def noise(n, side=64, seed=0):
-    return np.random.default_rng((seed, side)).integers(0, 256, (n, side, side, 3), np.uint8)
 
 
 def same(some, others):
@@ -167,10 +177,20 @@ def assert_close(features, reference, precision, at_most=1.0):
         assert difference <= AT_MOST[precision] * at_most, (cut, difference)
 
 
+@pytest.mark.parametrize("contender", [ONEFLOW, *OTHERS])
+@pytest.mark.parametrize("case", CASES)
+def test_parity_with_what_oneflow_gave(contender, case):
+    """Where OneFlow cannot be, too: its features are kept."""
+    weights, images, cuts = ingredients(case)
+    with np.load(STORED) as stored:
+        expected = {cut: stored[f"{case} {cut}"] for cut in cuts}
+    assert_close(made(contender, weights, cuts).extract(images), expected, contender[1])
+
+
 @pytest.mark.oneflow
-@pytest.mark.parametrize("contender", OPENVINO)
+@pytest.mark.parametrize("contender", OTHERS)
 def test_parity_on_noise(contender, starter):
-    expected = made(("oneflow", "f32"), starter).extract(noise(16))
+    expected = made(REFERENCE, starter).extract(noise(16))
     assert_close(made(contender, starter).extract(noise(16)), expected, contender[1])
 
 
@@ -189,47 +209,29 @@ def test_parity_on_real_images_with_an_independent_framework(
 
 @pytest.mark.slow
 @pytest.mark.oneflow
-@pytest.mark.parametrize("contender", OPENVINO)
+@pytest.mark.parametrize("contender", OTHERS)
 def test_parity_on_a_thousand_real_images(contender, starter, cifar_zip):
     with zipfile.ZipFile(cifar_zip) as archive:
         names = [name for name in archive.namelist() if name.endswith((".jpg", ".jpeg"))]
         files = [archive.read(name) for name in names[:: len(names) // 1000][:1000]]
     images = [Image.open(io.BytesIO(data)).convert("RGB") for data in files]
-    some, reference = made(contender, starter), made(("oneflow", "f32"), starter)
+    some, reference = made(contender, starter), made(REFERENCE, starter)
     for start in range(0, 1000, 100):
         batch = images[start : start + 100]
         features = some.extract(starter.preprocess.compact(batch))
         assert_close(features, reference.extract(starter.preprocess.batch(batch)), contender[1])
 
 
-def random_weights(name, size):
-    """Draw a network whose activations neither fade nor explode (He et al., ICCV 2015)."""
-    generator = np.random.default_rng(0)
-    state = {}
-    for key, shape in get_backbone(name).shapes().items():
-        if key.endswith("num_batches_tracked"):
-            state[key] = np.zeros(shape, np.int64)
-        elif len(shape) == 4:
-            spread = np.sqrt(2 / np.prod(shape[1:]))
-            state[key] = generator.normal(0, spread, shape).astype(np.float32)
-        elif key.endswith("running_var"):
-            state[key] = generator.uniform(0.5, 1.5, shape).astype(np.float32)
-        elif key.endswith("weight"):  # less than 1, since every block adds its input again
-            state[key] = generator.uniform(0.1, 0.7, shape).astype(np.float32)
-        else:
-            state[key] = generator.normal(0, 0.1, shape).astype(np.float32)
-    return Weights("random", name, state, "0" * 64, Preprocess(size), "drawn by a test")
-
-
 @pytest.mark.oneflow
+@pytest.mark.parametrize("contender", [other for other in OTHERS if "f32" in other.id])
 @pytest.mark.parametrize(("name", "size"), [("resnet18", 33), ("resnet34", 64), ("resnet50", 50)])
-def test_parity_of_the_whole_family(name, size):
+def test_parity_of_the_whole_family(contender, name, size):
     weights = random_weights(name, size)
-    expected = made(("oneflow", "f32"), weights).extract(noise(3, size))
+    expected = made(REFERENCE, weights).extract(noise(3, size))
     for cut, array in expected.items():
         assert array.shape == (3, *get_backbone(name).cut_shape(cut, size))
         assert 0.1 < array.std() < 10
-    features = made(("openvino", "f32"), weights).extract(noise(3, size))
+    features = made(contender, weights).extract(noise(3, size))
     scale = max(abs(array).max() for array in expected.values())
     assert_close(features, expected, "f32", at_most=scale)
 

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import write_gaussian_cache
+from conftest import TRAINERS, write_gaussian_cache
 
 from featcache import extract, finetune, load, load_dataset, load_head, load_weights, probe
+from featcache.backbone import get_backbone
+from featcache.engines import EngineChoice
 from featcache.errors import (
     CacheMismatchError,
     CacheMissError,
@@ -19,24 +21,43 @@ from featcache.errors import (
     RecipeError,
     WeightsError,
 )
+from featcache.finetuning import _engine
 from featcache.metrics import top1
+from featcache.preprocess import Preprocess
 from featcache.recipe import METHODS, finetune_recipe
-from featcache.training import CachedSource, ImageSource, Trainer
-
-pytestmark = pytest.mark.oneflow
+from featcache.training import (
+    CachedSource,
+    ImageSource,
+    Trainer,
+    get_framework,
+    initial_backbone,
+)
+from featcache.weights import save_weights
 
 STARTER = "tinyimagenet32"
-SMALL = {"weights": STARTER, "size": 32}
 
 
+@pytest.fixture(scope="module", params=TRAINERS)
+def engine(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def small(engine):
+    """What makes runs small, in each engine that trains."""
+    return {"weights": STARTER, "size": 32, "engine": engine}
+
+
+@pytest.mark.oneflow  # the tutorial's probe runs in OneFlow
 @pytest.mark.parametrize("limit", [None, 24])
 def test_a_head_on_the_cache_equals_the_frozen_run_end_to_end(image_folder, limit):
     """What the project rests on: caching the four views loses nothing."""
     limit = {"train_limit": limit, "seed": 7, "epochs": 2}
-    made = extract(image_folder, **SMALL, views="flips", engine="oneflow")
+    small = {"weights": STARTER, "size": 32, "engine": "oneflow"}
+    made = extract(image_folder, **small, views="flips")
     cached = probe(made.cache, recipe="tutorial", check=False, **limit)
     head = load_head(cached.head)
-    ran = finetune(image_folder, "frozen", **SMALL, **limit)
+    ran = finetune(image_folder, "frozen", **small, **limit)
     trained = load_weights(ran.checkpoint).state
     np.testing.assert_allclose(head.weight, trained["fc.weight"], atol=1e-6)
     np.testing.assert_allclose(head.bias, trained["fc.bias"], atol=1e-6)
@@ -47,27 +68,33 @@ def test_a_head_on_the_cache_equals_the_frozen_run_end_to_end(image_folder, limi
 
 
 @pytest.fixture(scope="module")
-def cut_cache(image_folder, tmp_path_factory):
-    """Every flip view of the colours at three cuts, by OneFlow."""
+def cut_cache(image_folder, small, tmp_path_factory):
+    """Every flip view of the colours at three cuts, by the engine that trains."""
     folder = tmp_path_factory.mktemp("cuts")
-    options = {"cut": "avgpool,layer3,layer4", "views": "flips", "engine": "oneflow"}
-    return extract(image_folder, **SMALL, **options, output=folder).cache
+    options = {"cut": "avgpool,layer3,layer4", "views": "flips"}
+    return extract(image_folder, **small, **options, output=folder).cache
 
 
 @pytest.mark.parametrize(
     ("method", "options"),
     [
         ("full", {"freeze_until": "layer3"}),
-        ("split", {"freeze_until": "layer3", "augment": "flip", "patience": 3}),
+        (
+            "split",
+            {"freeze_until": "layer3", "augment": "flip", "patience": 3, "val_fraction": 0.34},
+        ),
         ("full", {"freeze_until": "layer4", "augment": "none", "bn": "eval"}),
         ("frozen", {}),
     ],
 )
-def test_a_run_on_a_cached_cut_equals_the_one_on_images(image_folder, cut_cache, method, options):
+def test_a_run_on_a_cached_cut_equals_the_one_on_images(
+    image_folder, cut_cache, method, options, small
+):
     """The same order, views and mathematics: losses and weights agree to rounding."""
-    options = {"epochs": 2, "batch_size": 8, "seed": 5, "train_limit": 30, **options}
-    uncached = finetune(image_folder, method, **SMALL, **options)
-    cached = finetune(None, method, cache=cut_cache, **options)
+    options = {"epochs": 2, "batch_size": 6, "seed": 5, "train_limit": 18, **options}
+    options["test_limit"] = 6
+    uncached = finetune(image_folder, method, **small, **options)
+    cached = finetune(None, method, cache=cut_cache, engine=small["engine"], **options)
     assert (cached.n_train, cached.n_val) == (uncached.n_train, uncached.n_val)
     for one, other in zip(cached.epochs, uncached.epochs, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
@@ -79,10 +106,10 @@ def test_a_run_on_a_cached_cut_equals_the_one_on_images(image_folder, cut_cache,
     assert record["features_wall_s"] > 0 and record["cache"] == str(cut_cache)
 
 
-def test_what_a_cached_run_refuses(image_folder, cut_cache, tmp_path):
+def test_what_a_cached_run_refuses(image_folder, cut_cache, tmp_path, small, engine):
     def refused(error, said, method="full", cache=cut_cache, **options):
         with pytest.raises(error, match=said):
-            finetune(options.pop("dataset", None), method, cache=cache, **options)
+            finetune(options.pop("dataset", None), method, cache=cache, engine=engine, **options)
 
     above = {"freeze_until": "layer3"}
     refused(RecipeError, "method full that trains all; use --freeze-until layer3")
@@ -92,35 +119,42 @@ def test_what_a_cached_run_refuses(image_folder, cut_cache, tmp_path):
     refused(CacheMismatchError, "preprocess size: cache 32, here 64; .*--size 64", size=64, **above)
     refused(CacheMismatchError, "expected features of digits", dataset="digits", **above)
     other = tmp_path / "other.safetensors"
-    finetune(image_folder, "scratch", **SMALL, epochs=1, train_limit=9, save=other)
+    facts = {"backbone": "resnet18", "preprocess": Preprocess(32)}
+    save_weights(other, initial_backbone(get_backbone("resnet18"), 0), **facts)
     refused(CacheMismatchError, "weights_sha256: cache 'bc5d", weights=other, **above)
-    plain = extract(image_folder, **SMALL, cut="layer3", output=tmp_path).cache
+    plain = extract(image_folder, **small, cut="layer3", output=tmp_path).cache
     refused(CacheMissError, "view 'hflip'.*--views flips", cache=plain, **above)
     unnamed = write_gaussian_cache(tmp_path / "unnamed.h5")
     refused(WeightsError, "name it with --weights", "frozen", cache=unnamed)
 
 
-def test_a_cache_of_another_engine_is_allowed_and_said(image_folder, tmp_path):
+def test_a_cache_of_another_engine_is_allowed_and_said(image_folder, tmp_path, small):
     pytest.importorskip("openvino")
     options = {"cut": "layer4", "views": "flips", "engine": "openvino", "dtype": "float16"}
-    made = extract(image_folder, **SMALL, **options, output=tmp_path)
+    made = extract(image_folder, **{**small, **options}, output=tmp_path)
     heard = []
-    options = {"freeze_until": "layer4", "epochs": 1}
+    options = {"freeze_until": "layer4", "epochs": 1, "engine": small["engine"]}
     result = finetune(None, "full", cache=made.cache, on_note=heard.append, **options)
-    (note,) = heard
+    _, note = heard
     assert "features by openvino" in note and "kept as float16" in note
-    uncached = finetune(image_folder, "full", **SMALL, **options)
+    uncached = finetune(image_folder, "full", **{**small, **options})
     assert result.epochs[0].train_loss == pytest.approx(uncached.epochs[0].train_loss, abs=0.02)
 
 
 # --- from a probe's head
 
 
-def test_lp_ft_starts_at_the_probes_accuracy(image_folder, cut_cache):
+def test_lp_ft_starts_at_the_probes_accuracy(image_folder, cut_cache, engine):
     probed = probe(cut_cache, scale="standardize", check=False)
     head = load_head(probed.head)
     weights = load_weights(STARTER, size=32)
-    trainer = Trainer(weights, 3, finetune_recipe("full"), head=(head.weight, head.bias))
+    trainer = Trainer(
+        weights,
+        3,
+        finetune_recipe("full"),
+        head=(head.weight, head.bias),
+        framework=get_framework(engine),
+    )
     test = load_dataset(image_folder).test
     before = trainer.predict(ImageSource(test, weights.preprocess))
     np.testing.assert_array_equal(before, head.predict(load(cut_cache).test.features))
@@ -129,21 +163,21 @@ def test_lp_ft_starts_at_the_probes_accuracy(image_folder, cut_cache):
     np.testing.assert_array_equal(trainer.predict(on_cache), before)
 
 
-def test_a_run_from_a_head_begins_with_a_lower_loss(image_folder, cut_cache):
+def test_a_run_from_a_head_begins_with_a_lower_loss(image_folder, cut_cache, small):
     head = probe(cut_cache, check=False).head
-    options = {**SMALL, "epochs": 1, "freeze_until": "layer4"}
+    options = {**small, "epochs": 1, "freeze_until": "layer4"}
     plain = finetune(image_folder, "full", **options)
     begun = finetune(image_folder, "full", init_head=head, **options)
     assert begun.epochs[0].train_loss < plain.epochs[0].train_loss
     assert begun.init_head == str(head)
 
 
-def test_a_head_that_does_not_fit_is_refused(image_folder, cut_cache):
+def test_a_head_that_does_not_fit_is_refused(image_folder, cut_cache, small):
     probed = probe(cut_cache, check=False)
 
     def refused(said, method="full", head=probed.head, data=image_folder, **options):
         with pytest.raises(WeightsError, match=said):
-            finetune(data, method, init_head=head, **{**SMALL, **options})
+            finetune(data, method, init_head=head, **{**small, **options})
 
     refused("preprocess size: head 32, here 64", size=64)
     refused("here a random draw", "scratch")
@@ -156,20 +190,19 @@ def test_a_head_that_does_not_fit_is_refused(image_folder, cut_cache):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_and_what_it_leaves(image_folder, method):
+def test_a_run_and_what_it_leaves(image_folder, method, small):
     heard = []
     result = finetune(
         image_folder,
         method,
-        weights=STARTER,
-        size=32,
+        **small,
         epochs=2,
         batch_size=12,
-        train_limit=24,
+        train_limit=12,
         test_limit=9,
         on_progress=heard.append,
     )
-    assert (result.n_train, result.n_test, len(result.epochs)) == (24, 9, 2)
+    assert (result.n_train, result.n_test, len(result.epochs)) == (12, 9, 2)
     assert result.top1 == result.epochs[-1].top1
     assert result.top1_interval[0] <= result.top1 <= result.top1_interval[1]
     assert [epoch.epoch for epoch in result.epochs] == [1, 2]
@@ -183,43 +216,47 @@ def test_a_run_and_what_it_leaves(image_folder, method):
     assert record["weights"] == ("none" if method == "scratch" else STARTER)
 
 
-def test_the_same_seed_gives_the_same_network_bit_for_bit(image_folder):
+def test_the_same_seed_gives_the_same_network_bit_for_bit(image_folder, small):
     def run(seed):
-        options = {"epochs": 1, "seed": seed, "train_limit": 18, "batch_size": 9}
-        result = finetune(image_folder, **SMALL, **options)
+        options = {"epochs": 1, "seed": seed, "train_limit": 12, "batch_size": 6, "test_limit": 3}
+        options["freeze_until"] = "layer2"
+        result = finetune(image_folder, **small, **options)
         return load_weights(result.checkpoint).sha256
 
     assert run(3) == run(3) != run(4)
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_the_network_is_saved_and_comes_back_as_weights(image_folder, cut_cache, tmp_path, cached):
+def test_the_network_is_saved_and_comes_back_as_weights(
+    image_folder, cut_cache, tmp_path, cached, small
+):
     saved = tmp_path / "mine" / "model.safetensors"
     options = {"freeze_until": "layer3", "epochs": 1, "save": saved, "batch_size": 12}
     if cached:
-        result = finetune(None, "full", cache=cut_cache, **options)
+        result = finetune(None, "full", cache=cut_cache, engine=small["engine"], **options)
     else:
-        result = finetune(image_folder, "full", **SMALL, **options)
+        result = finetune(image_folder, "full", **small, **options)
     weights = load_weights(saved)
     assert saved.read_bytes() == result.checkpoint.read_bytes()
     started = load_weights(STARTER).state
     for name in ("conv1.weight", "bn1.running_mean", "layer3.1.conv2.weight"):
         assert weights.state[name].tobytes() == started[name].tobytes()
-    again = finetune(image_folder, "frozen", weights=saved, epochs=1)
+    options = {"engine": small["engine"], "epochs": 1, "train_limit": 6}
+    again = finetune(image_folder, "frozen", weights=saved, **options)
     assert again.recipe.backbone_lr is None and weights.preprocess.size == 32
 
 
-def test_early_stopping_never_looks_at_the_test_split(image_folder, monkeypatch):
+def test_early_stopping_never_looks_at_the_test_split(image_folder, monkeypatch, small):
     from featcache.finetuning import _run
 
     data = load_dataset(image_folder)
-    scores = iter([0.5, 0.75, 0.25, 0.75, 0.5, 0.75])
+    scores = iter([0.5, 0.75, 0.75, 0.5, 0.75])
     monkeypatch.setattr(_run, "top1", lambda predicted, labels: next(scores))
     heard = []
-    options = {**SMALL, "epochs": 9, "patience": 2, "val_fraction": 0.25, "batch_size": 16}
+    options = {**small, "epochs": 9, "patience": 1, "val_fraction": 0.25, "batch_size": 16}
     options["freeze_until"] = "layer3"
     result = finetune(data, "full", **options, on_progress=heard.append)
-    assert [epoch.top1 for epoch in result.epochs] == [0.5, 0.75, 0.25, 0.75]
+    assert [epoch.top1 for epoch in result.epochs] == [0.5, 0.75, 0.75]
     assert (result.curve_split, result.best_epoch) == ("val", 2)
     assert (result.n_train, result.n_val, result.n_test) == (27, 9, 18)
     tests = [place for place, message in enumerate(heard) if message.stage == "test images"]
@@ -230,9 +267,9 @@ def test_early_stopping_never_looks_at_the_test_split(image_folder, monkeypatch)
     assert all(best[name].tobytes() == theirs[name].tobytes() for name in theirs)
 
 
-def test_the_log_has_every_step_and_epoch(image_folder):
-    options = {"epochs": 2, "batch_size": 12, "train_limit": 24, "schedule": "cosine"}
-    result = finetune(image_folder, "split", **SMALL, **options)
+def test_the_log_has_every_step_and_epoch(image_folder, small):
+    options = {"epochs": 2, "batch_size": 6, "train_limit": 12, "schedule": "cosine"}
+    result = finetune(image_folder, "split", **small, **options, freeze_until="layer4")
     lines = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
@@ -242,20 +279,98 @@ def test_the_log_has_every_step_and_epoch(image_folder):
     config = json.loads((result.run / "config.json").read_text())
     assert config["identity"]["recipe schedule"] == "cosine"
     environment = json.loads((result.run / "environment.json").read_text())
-    assert environment["oneflow"] == "0.9.0" and environment["cores"] >= 1
+    assert environment[small["engine"]] and environment["cores"] >= 1
+    asked = {name: config["identity"][name] for name in ("engine", "device", "precision")}
+    assert asked == {"engine": small["engine"], "device": "cpu", "precision": "f32"}
+    assert config["engine_version"] == environment[small["engine"]]
     assert not list(result.run.glob("checkpoint*")), "a finished run needs none"
 
 
-def test_tensorboard_without_its_package_is_an_error_at_once(image_folder, home):
+def test_tensorboard_without_its_package_is_an_error_at_once(image_folder, home, small):
     try:
         import tensorboard  # noqa: F401
     except ImportError:
         with pytest.raises(EngineUnavailableError, match="pip install tensorboard"):
-            finetune(image_folder, "frozen", **SMALL, tensorboard=True)
+            finetune(image_folder, "frozen", **small, tensorboard=True)
         assert not list(home.rglob("*-frozen-*"))
     else:
-        result = finetune(image_folder, "frozen", **SMALL, epochs=1, tensorboard=True)
+        result = finetune(image_folder, "frozen", **small, epochs=1, tensorboard=True)
         assert list(result.run.glob("events.out.tfevents.*"))
+
+
+# --- which engine
+
+
+def machine(monkeypatch, *, oneflow=None, torch=None, gpu=None):
+    """Make a machine up: what is installed, and which engine can use its GPU."""
+
+    def choose(engine, device="auto", precision="f32"):
+        on_gpu = gpu == engine and device != "cpu"
+        if device == "cuda" and not on_gpu:
+            raise EngineUnavailableError(f"device cuda: {engine} has no GPU")
+        here = "cuda" if on_gpu else "cpu"
+        return EngineChoice(engine, "1", here, precision, f"{engine} on {here}, as asked for")
+
+    monkeypatch.setattr(_engine, "oneflow_status", lambda: (oneflow, "not installed"))
+    monkeypatch.setattr(_engine, "torch_status", lambda: (torch, "not installed"))
+    monkeypatch.setattr(_engine, "cuda_status", lambda: (gpu == "oneflow", "H100: no kernels"))
+    monkeypatch.setattr(_engine, "choose_engine", choose)
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "chosen", "why"),
+    [
+        ({"oneflow": "1", "torch": "1"}, (), ("oneflow", "cpu"), "oneflow on cpu"),
+        ({"oneflow": "1", "torch": "1", "gpu": "oneflow"}, (), ("oneflow", "cuda"), "oneflow"),
+        (
+            {"oneflow": "1", "torch": "1", "gpu": "torch"},
+            (),
+            ("torch", "cuda"),
+            "torch on cuda, a GPU that OneFlow cannot use: H100: no kernels",
+        ),
+        ({"oneflow": "1", "torch": "1", "gpu": "torch"}, ("auto", "cpu"), ("oneflow", "cpu"), ""),
+        (
+            {"oneflow": "1", "torch": "1", "gpu": "torch"},
+            ("auto", "cuda"),
+            ("torch", "cuda"),
+            "since OneFlow cannot: device cuda: oneflow has no GPU",
+        ),
+        ({"oneflow": "1", "torch": "1"}, ("auto", "cpu", "bf16"), ("torch", "cpu"), "found bf16"),
+        ({"torch": "1"}, (), ("torch", "cpu"), "since OneFlow is not here: not installed"),
+        ({"oneflow": "1"}, (), ("oneflow", "cpu"), ""),
+        ({"torch": "1"}, ("torch",), ("torch", "cpu"), "as asked for"),
+    ],
+)
+def test_the_engine_that_trains(monkeypatch, there, asked, chosen, why):
+    machine(monkeypatch, **there)
+    choice = _engine.choose_trainer(*asked)
+    assert (choice.name, choice.device) == chosen and why in choice.why
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "error", "said"),
+    [
+        ({}, (), EngineUnavailableError, r"found neither .*pip install 'featcache\[torch\]'"),
+        ({"torch": "1"}, ("openvino",), RecipeError, "auto, oneflow, torch to train with, found"),
+        (
+            {"oneflow": "1"},
+            ("oneflow", "cpu", "bf16"),
+            EngineUnavailableError,
+            "f32 to train with oneflow .*, found bf16; use --engine torch, or --precision f32",
+        ),
+        (
+            {"torch": "1"},
+            ("torch", "cpu", "f16"),
+            EngineUnavailableError,
+            "expected f32 or bf16 .*, found f16; use --precision bf16",
+        ),
+        ({"torch": "1"}, ("auto", "cuda"), EngineUnavailableError, "torch has no GPU"),
+    ],
+)
+def test_what_cannot_train_is_said(monkeypatch, there, asked, error, said):
+    machine(monkeypatch, **there)
+    with pytest.raises(error, match=said):
+        _engine.choose_trainer(*asked)
 
 
 @pytest.mark.parametrize(
@@ -272,20 +387,20 @@ def test_tensorboard_without_its_package_is_an_error_at_once(image_folder, home)
         ({"save": "model.pth"}, OutputError, "ends in .safetensors"),
     ],
 )
-def test_wrong_arguments(image_folder, arguments, error, said, home):
+def test_wrong_arguments(image_folder, arguments, error, said, home, small):
     with pytest.raises(error, match=said):
-        finetune(image_folder, **{"weights": STARTER, **arguments})
+        finetune(image_folder, **{**small, **arguments})
     assert not list(home.rglob("*-split-*")), "found out before the work begins"
 
 
-def test_more_classes_than_images(image_folder):
+def test_more_classes_than_images(image_folder, small):
     data = load_dataset(image_folder)
     train = data.train.take(np.array([0, 12]))
     with pytest.raises(DatasetError, match="one for each of 3 classes, found 2"):
-        finetune(replace(data, train=train), **SMALL)
+        finetune(replace(data, train=train), **small)
 
 
 @pytest.mark.slow
-def test_a_short_run_learns_digits(home):
-    made = finetune("digits", "full", **SMALL, epochs=2, lr=0.02, augment="none", schedule="cosine")
+def test_a_short_run_learns_digits(home, small):
+    made = finetune("digits", "full", **small, epochs=2, lr=0.02, augment="none", schedule="cosine")
     assert made.top1 >= 0.95

@@ -6,13 +6,20 @@ import json
 
 import numpy as np
 import pytest
-from conftest import colour_image
+from conftest import TRAINERS, colour_image
 
 import featcache
-from featcache.errors import RecipeError
+from featcache import fitting
+from featcache.errors import EngineUnavailableError, RecipeError
 from featcache.fitting._climb import Attempt, Option, Outcome, best_of, climb
 
 STARTER = {"weights": "tinyimagenet32", "size": 32}
+
+
+@pytest.fixture(params=TRAINERS)
+def small(request):
+    """What makes a fit small, in each engine that trains."""
+    return {**STARTER, "engine": request.param}
 
 
 class Clock:
@@ -99,20 +106,18 @@ def noisy_folder(tmp_path):
     return tmp_path / "noisy"
 
 
-@pytest.mark.oneflow
-def test_a_target_that_the_probe_reaches(image_folder):
+def test_a_target_that_the_probe_reaches(image_folder, small):
     notes = []
-    result = featcache.fit(image_folder, 0.3, **STARTER, on_note=notes.append)
+    result = featcache.fit(image_folder, 0.3, **small, on_note=notes.append)
     assert result.reached and result.winner == "probe" and len(result.attempts) == 1
     assert (result.n_train, result.n_val, result.n_test) == (36, 4, 18)
     found = featcache.predict(image_folder / "test", result.head)
     assert len(found) == 18 and any("validation images" in note for note in notes)
 
 
-@pytest.mark.oneflow
-def test_everything_is_tried_and_the_winner_predicts(noisy_folder):
+def test_everything_is_tried_and_the_winner_predicts(noisy_folder, small):
     notes = []
-    result = featcache.fit(noisy_folder, 1.0, epochs=1, **STARTER, on_note=notes.append)
+    result = featcache.fit(noisy_folder, 1.0, epochs=1, **small, on_note=notes.append)
     assert result.attempts[0].name == "probe"
     assert {attempt.status for attempt in result.attempts} == {"done"}
     assert len(result.attempts) == 4 and result.next_step == ""
@@ -126,14 +131,29 @@ def test_everything_is_tried_and_the_winner_predicts(noisy_folder):
     assert winner.outcome.val_top1 == max(item.outcome.val_top1 for item in result.attempts)
 
 
-@pytest.mark.oneflow
-def test_a_budget_that_is_spent_says_what_is_next(noisy_folder, capsys):
+def test_where_nothing_can_train_the_probe_is_all_there_is(image_folder, fake_engine, monkeypatch):
+    def nothing(engine, device):
+        raise EngineUnavailableError("engine auto: found neither; install one")
+
+    monkeypatch.setattr(fitting, "choose_trainer", nothing)
+    # A target that no probe reaches: its validation split has two images of each class.
+    monkeypatch.setattr(fitting._work, "top1", lambda predicted, labels: 0.5)
+    result = featcache.fit(image_folder, 0.9, **STARTER)
+    assert not result.reached and result.winner == "probe"
+    _, other = result.attempts
+    assert (other.status, other.why) == ("not possible", "engine auto: found neither; install one")
+    assert result.next_step == "" and 0 <= result.top1 <= 1
+
+
+def test_a_budget_that_is_spent_says_what_is_next(noisy_folder, capsys, small):
     from featcache.cli import main
 
     words = ["--target", "1", "--budget", "0.001s", "--weights", "tinyimagenet32", "--size", "32"]
+    words += ["--engine", small["engine"]]
     assert main(["fit", str(noisy_folder), *words]) == 0
     out = capsys.readouterr().out
     assert "not reached: probe" in out and "over budget" in out and "next: " in out
+    words[words.index("--target") + 1] = "0.01"  # the probe's
     assert main(["fit", str(noisy_folder), *words, "--json"]) == 0
     said = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # JSON has no NaN
     assert said["attempts"][0]["outcome"]["top1"] is None and 0 <= said["top1"] <= 1

@@ -50,13 +50,23 @@ def test_public_names_are_sorted_complete_and_resolve():
 
 # Each room and the rooms of ours that it may import.
 BASIC = {"errors"}
-FLOOR = BASIC | {"recipe", "metrics", "progress", "files", "sampling", "preprocess", "backbone"}
+FLOOR = BASIC | {
+    "recipe",
+    "metrics",
+    "progress",
+    "notebook",
+    "files",
+    "sampling",
+    "preprocess",
+    "backbone",
+}
 MAY_IMPORT = {
     "errors": set(),
     "progress": set(),
     "metrics": set(),
     "files": BASIC,
     "recipe": BASIC,
+    "notebook": set(),
     "sampling": BASIC,
     "preprocess": BASIC,
     "backbone": BASIC,
@@ -70,28 +80,37 @@ MAY_IMPORT = {
     "lookahead": set(),
     "decoding": {"errors", "datasets", "lookahead", "preprocess"},
     "pipeline": FLOOR | {"datasets", "decoding", "engines", "store"},
-    "store": {"errors", "cores", "files", "progress"},
+    "store": {"errors", "cores", "files", "notebook", "progress"},
     "probes": {"errors", "progress", "metrics", "files", "recipe", "sampling"}
     | {"cores", "lookahead"},
-    "engines": {"errors", "cores", "frameworks", "preprocess", "backbone", "weights"},
+    "engines": {"errors", "progress", "cores", "frameworks", "preprocess", "backbone", "weights"},
     "runs": {"errors", "files", "store"},
     "exporting": {"errors", "files", "progress", "store"},
+    "distribution": FLOOR | {"cores", "datasets", "engines", "pipeline", "store", "weights"},
     "extraction": FLOOR
-    | {"cores", "datasets", "decoding", "engines", "pipeline", "store", "weights"},
+    | {"cores", "datasets", "decoding", "distribution", "engines", "pipeline", "store"}
+    | {"weights"},
     "solving": FLOOR | {"frameworks", "probes"},
     "labelled": {"errors", "probes", "sampling", "store"},
     "probing": FLOOR | {"labelled", "probes", "runs", "solving", "store"},
+    "auditing": FLOOR | {"labelled", "probes", "store"},
     "neighbours": FLOOR | {"labelled", "probes", "runs", "store"},
-    "curves": FLOOR | {"labelled", "probes", "store"},
+    "curves": FLOOR | {"labelled", "probes", "runs", "store"},
     "prediction": FLOOR
     | {"datasets", "engines", "extraction", "labelled", "probes", "store", "weights"},
     "training": FLOOR | {"cores", "datasets", "decoding", "engines", "frameworks", "weights"},
     "finetuning": FLOOR
-    | {"cores", "datasets", "engines", "prediction", "probes", "runs", "store", "training"}
-    | {"weights"},
+    | {"cores", "datasets", "engines", "frameworks", "prediction", "probes", "runs", "store"}
+    | {"training", "weights"},
     "fitting": FLOOR
-    | {"datasets", "extraction", "finetuning", "probes", "probing", "runs", "solving", "store"},
-    "comparison": {"errors", "progress", "runs"},
+    | {"datasets", "extraction", "finetuning", "probes", "probing", "runs", "solving", "store"}
+    | {"training"},
+    "comparison": {"errors", "notebook", "progress", "runs"},
+    "figures": {"errors", "files", "recipe", "metrics", "comparison", "curves", "probes"}
+    | {"probing"},
+    "reporting": FLOOR
+    | {"auditing", "comparison", "cores", "datasets", "decoding", "figures", "labelled", "probes"}
+    | {"runs", "store", "weights"},
     "doctor": {"errors", "cores", "frameworks", "datasets", "engines", "weights"},
 }
 

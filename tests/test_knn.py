@@ -1,4 +1,4 @@
-"""The k-NN probe, against brute force in float64."""
+"""Nearest features and the k-NN probe, against brute force in float64."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 
 from featcache.errors import RecipeError, ShapeMismatchError
 from featcache.metrics import top1
-from featcache.probes import knn
-from featcache.probes.knn import knn_probe
+from featcache.probes import Rows, knn_probe, nearest, search
 
 
 def brute_force(train, labels, test, n_classes, k, temperature=0.07):
@@ -41,7 +40,8 @@ def clouds(n, m, dim=12, n_classes=5, seed=0):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Make several blocks of training and of test images out of a few hundred."""
-    monkeypatch.setattr(knn, "_block_sizes", lambda dim, n_classes, k: (64, 16))
+    monkeypatch.setattr(search, "_LEAST_ROWS", 16)
+    monkeypatch.setattr(search, "_ROWS", 16)
 
 
 @pytest.mark.parametrize("blocks", ["one block", "many blocks"])
@@ -85,7 +85,7 @@ def test_the_largest_are_those_of_a_stable_sort(k):
     for distinct in (2, 10, 1000):
         values = generator.integers(distinct, size=(50, 40)).astype(np.float32)
         expected = np.sort(np.argsort(-values, axis=1, kind="stable")[:, :k], axis=1)
-        assert np.array_equal(knn._largest(values, k), expected)
+        assert np.array_equal(search._largest(values, k), expected)
 
 
 def test_tie_rules_by_hand():
@@ -122,16 +122,16 @@ def test_the_smallest_temperature_is_the_nearest_neighbour():
 
 
 def test_memory_stays_bounded():
-    """A matrix of all similarities would be 80 MB here."""
+    """A matrix of all similarities would be 320 MB here."""
     import tracemalloc
 
     generator = np.random.default_rng(0)
     train = generator.normal(size=(20_000, 64)).astype(np.float16)
-    test = generator.normal(size=(1_000, 64)).astype(np.float16)
+    test = generator.normal(size=(4_000, 64)).astype(np.float16)
     tracemalloc.start()
     try:
         knn_probe(train, np.arange(20_000) % 10, test, 10)
-        assert tracemalloc.get_traced_memory()[1] < 48 << 20
+        assert tracemalloc.get_traced_memory()[1] < 96 << 20
     finally:
         tracemalloc.stop()
 
@@ -164,3 +164,111 @@ def test_features_of_another_backbone():
     train, labels, test, _ = clouds(n=200, m=10)
     with pytest.raises(ShapeMismatchError, match=r"expected \(M, 12\) as in training, found"):
         knn_probe(train, labels, test[:, :5], 5, [1])
+
+
+def searched(queries, keys, k, exclude_self=False):
+    """Say what `nearest` says with one matrix in float64: by (similarity, row)."""
+    units = []
+    for features in (queries, keys):
+        features = np.asarray(features[:], np.float64)
+        lengths = np.linalg.norm(features, axis=1, keepdims=True)
+        units.append(features / np.where(lengths > 0, lengths, 1))
+    similarity = units[0] @ units[1].T
+    if exclude_self:
+        np.fill_diagonal(similarity, -np.inf)
+    rows = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(similarity, rows, axis=1), rows
+
+
+@pytest.mark.parametrize("rows", [16, 64, 1024])
+@pytest.mark.parametrize("order", ["shuffled", "by class"])
+@pytest.mark.parametrize("k", [1, 10, 199])
+def test_nearest_agrees_with_brute_force(rows, order, k, monkeypatch):
+    monkeypatch.setattr(search, "_LEAST_ROWS", rows)
+    monkeypatch.setattr(search, "_ROWS", rows)
+    train, labels, test, _ = clouds(n=200, m=50)
+    if order == "by class":
+        train = train[np.argsort(labels, kind="stable")]
+    other = train.copy()  # not the same object: every pair of blocks meets twice
+    for queries, keys, alone in ((test, train, False), (train, train, True), (train, other, True)):
+        values, neighbours = nearest(queries, keys, k, exclude_self=alone)
+        expected, wanted = searched(queries, keys, k, alone)
+        assert values.dtype == np.float32 and neighbours.dtype == np.int64
+        assert np.array_equal(neighbours, wanted)
+        assert np.allclose(values, expected, atol=1e-6)
+    values, neighbours = nearest(train, train, k)
+    assert np.array_equal(neighbours[:, 0], np.arange(200)) and values.max() <= 1
+
+
+@pytest.mark.parametrize("exclude_self", [True, False])
+def test_nearest_of_copies_goes_by_the_row(small_blocks, exclude_self):
+    """Few directions, with exact products: most neighbours are equally near."""
+    generator = np.random.default_rng(0)
+    features = np.eye(4, dtype=np.float32)[generator.integers(4, size=150)]
+    features[::7] = 0
+    for k in (1, 5, 60, 149):
+        values, rows = nearest(features, features, k, exclude_self=exclude_self)
+        expected, wanted = searched(features, features, k, exclude_self)
+        assert np.array_equal(rows, wanted), k
+        assert np.array_equal(values, expected), k
+
+
+def test_nearest_reads_rows_halves_and_maps(tmp_path, small_blocks):
+    train, _, test, _ = clouds(n=120, m=30)
+    halved = train.astype(np.float16)
+    np.save(tmp_path / "features.npy", halved)
+    mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
+    chosen = np.arange(0, 120, 3)
+    for keys in (halved, mapped, Rows(mapped, chosen)):
+        assert np.array_equal(nearest(test, keys, 7)[1], searched(test, keys, 7)[1])
+    assert np.array_equal(
+        nearest(mapped, mapped, 7, exclude_self=True)[1], searched(halved, halved, 7, True)[1]
+    )
+
+
+def test_nearest_never_says_nan():
+    """Lengths whose squares overflow or vanish in float32, and no length at all."""
+    features = np.array([[1, 1], [1e30, 1e30], [1e-30, 1e-30], [0, 0]], np.float32)
+    values, rows = nearest(features, features, 3, exclude_self=True)
+    assert np.allclose(values[:3, :2], 1) and np.array_equal(values[3], [0, 0, 0])
+    assert rows[3].tolist() == [0, 1, 2]
+
+
+def test_nearest_does_not_depend_on_the_number_of_threads(monkeypatch, small_blocks):
+    train, *_ = clouds(n=300, m=1)
+    found = []
+    for threads in ("1", "2", "7"):
+        monkeypatch.setenv("FEATCACHE_THREADS", threads)
+        found.append(nearest(train, train, 9, exclude_self=True))
+    for values, rows in found[1:]:
+        assert np.array_equal(values, found[0][0]) and np.array_equal(rows, found[0][1])
+
+
+def test_nearest_of_nobody_and_its_progress(small_blocks):
+    train, _, test, _ = clouds(n=100, m=40)
+    values, rows = nearest(test[:0], train, 3)
+    assert values.shape == rows.shape == (0, 3)
+    for queries, total in ((test, 3 * 7), (train, 7 * 8 // 2)):
+        heard = []
+        nearest(queries, train, 3, on_progress=heard.append)
+        assert [message.done for message in heard] == list(range(total + 1))
+        assert {message.total for message in heard} == {total}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"k": 0}, RecipeError, "from 1 to 20, found 0"),
+        ({"k": 21}, RecipeError, "from 1 to 20, found 21"),
+        ({"k": 10**12}, RecipeError, "from 1 to 20"),
+        ({"queries": np.ones((20, 12), np.float32), "k": 20}, RecipeError, "from 1 to 19"),
+        ({"queries": np.ones((10, 12), np.float32)}, ShapeMismatchError, "found 10 and 20"),
+        ({"queries": np.ones((20, 5), np.float32)}, ShapeMismatchError, r"\(M, 12\) as the keys"),
+    ],
+)
+def test_what_nearest_cannot_be_asked(changes, error, said):
+    keys = np.ones((20, 12), np.float32)
+    alone = "queries" in changes
+    arguments = {"queries": keys, "keys": keys, "k": 3, "exclude_self": alone, **changes}
+    with pytest.raises(error, match=said):
+        nearest(**arguments)

@@ -7,8 +7,10 @@ standard error. Anything else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
+import re
 import shlex
 import signal
 import sys
@@ -18,6 +20,17 @@ from collections.abc import Sequence
 __all__ = ["main"]
 
 _NAME = "featcache"
+
+# What the parser says of a value, and how it is said here.
+_PLAINER = (
+    (r"Invalid value for '?(-[-\w]+)'?: ", r"\1: "),
+    (r"Value error, ", ""),
+    (r"('.*?') is not one of (.*?)\.?$", r"expected one of \2; found \1"),
+    (r"Input should be a valid integer.*", "expected a whole number"),
+    (r"Input should be a valid number.*", "expected a number"),
+    (r"Input should be greater than or equal to (.*)", r"expected at least \1"),
+    (r"Input should be less than or equal to (.*)", r"expected at most \1"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Without the program's name; those of the process by default.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     _open_streams()
     try:
         if arguments and not {"-h", "--help", "--version"} & {*arguments}:
@@ -72,7 +87,7 @@ def _run(arguments: list[str]) -> int:
     except FeatcacheError as error:
         return _complain(f"error: {error}", 1)
     except usage_error as error:
-        return _complain_usage(error, arguments)
+        return _complain_usage(error, arguments, list(getattr(command, "commands", ())))
     return 0
 
 
@@ -101,13 +116,18 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _complain_usage(error: Exception, arguments: Sequence[str]) -> int:
+def _complain_usage(error: Exception, arguments: Sequence[str], commands: Sequence[str]) -> int:
     text = getattr(error, "format_message", lambda: str(error))()
-    if not text:  # the bare program name: its help was the answer
+    if not arguments:  # the bare program name: its help is the answer
+        print(text)
         return 2
-    known = next((word for word in arguments if not word.startswith("-")), "")
-    context = getattr(error, "ctx", None)
-    topic = f"{_NAME} {known}" if context is not None and context.parent else _NAME
+    topic = " ".join([_NAME, *(word for word in arguments[:1] if word in commands)])
+    option = getattr(error, "option_name", None)
+    if option is not None and hasattr(error, "possibilities"):
+        near = difflib.get_close_matches(option, error.possibilities or (), 1, cutoff=0.75)
+        text = f"{topic} has no option {option}" + "".join(f"; did you mean {it}?" for it in near)
+    for theirs, ours in _PLAINER:
+        text = re.sub(theirs, ours, text)
     return _complain(f"error: {text} (see {topic} --help)", 2)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from . import _output as out
+from . import _plot
+from ._audit import audit
 from ._comparison_output import comparison_tables
 from ._finetune import finetune
 from ._fit import fit
@@ -20,16 +22,28 @@ from ._options import (
     DeviceOption,
     EngineOption,
     JsonOption,
+    PlotOption,
+    RunsOption,
     SizeOption,
     TestLimitOption,
     TrainLimitOption,
     WeightsOption,
     app,
 )
+from ._pack import (
+    AddressOption,
+    ExecutorOption,
+    ShardOption,
+    WorkersOption,
+    pack,
+    share_of,
+    share_summary,
+)
 from ._probe import probe
+from ._report import report
 from ._store import diff, export, merge, verify
 
-__all__ = ["app", "diff", "export", "fit", "merge", "verify"]
+__all__ = ["app", "audit", "diff", "export", "fit", "merge", "pack", "report", "verify"]
 
 DEMO_WEIGHTS = "tinyimagenet32"
 
@@ -87,6 +101,8 @@ def extract(
         Literal["fail", "skip"],
         typer.Option(help="skip: leave out images that do not decode, and list them in the cache."),
     ] = "fail",
+    train_limit: TrainLimitOption = None,
+    test_limit: TestLimitOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A .h5 file, or a folder for it.")
     ] = None,
@@ -95,6 +111,10 @@ def extract(
         typer.Option("--shards", help="Leave a folder of shards, whatever the size."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Make it again if it is there.")] = False,
+    shard: ShardOption = None,
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    workers: WorkersOption = None,
     data_root: DataRootOption = None,
     json: JsonOption = False,
 ) -> Path:
@@ -103,28 +123,46 @@ def extract(
     Example: [bold]featcache extract digits --weights tinyimagenet32[/bold]
     """
     from ..extraction import extract as run
+    from ..extraction import extract_share
 
+    options: dict[str, Any] = {
+        "backbone": backbone,
+        "weights": weights,
+        "size": size,
+        "cut": cut,
+        "engine": engine,
+        "device": device,
+        "precision": precision,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "views": views,
+        "on_error": on_error,
+        "train_limit": train_limit,
+        "test_limit": test_limit,
+        "output": output,
+        "pack": False if shards else None,
+        "data_root": data_root,
+    }
+    share = None if shard is None else share_of(shard, force=force, executor=executor)
     with out.progress() as report:
-        result = run(
-            dataset,
-            backbone=backbone,
-            weights=weights,
-            size=size,
-            cut=cut,
-            engine=engine,
-            device=device,
-            precision=precision,
-            dtype=dtype,
-            batch_size=batch_size,
-            views=views,
-            on_error=on_error,
-            output=output,
-            pack=False if shards else None,
-            force=force,
-            data_root=data_root,
-            on_progress=report,
-            on_note=out.note,
-        )
+        if share:
+            part = extract_share(
+                dataset, share=share, on_progress=report, on_note=out.note, **options
+            )
+        else:
+            result = run(
+                dataset,
+                force=force,
+                executor=executor,
+                address=address,
+                workers=workers,
+                on_progress=report,
+                on_note=out.note,
+                **options,
+            )
+    if share:
+        out.show(part, json, share_summary)
+        return part.output
     out.show(result, json, out.extract_summary)
     return result.cache
 
@@ -134,9 +172,8 @@ def compare(
     dataset: Annotated[
         str | None, typer.Argument(help="Only this data set's runs.", metavar="DATASET")
     ] = None,
-    runs: Annotated[
-        Path | None, typer.Option(help="Where runs are.", show_default="cache/runs")
-    ] = None,
+    runs: RunsOption = None,
+    plot: PlotOption = None,
     json: JsonOption = False,
 ) -> None:
     """Show every run on the same data side by side.
@@ -145,7 +182,16 @@ def compare(
     """
     from ..comparison import compare as run
 
-    out.show(run(dataset, runs=runs, on_note=out.note), json, comparison_tables)
+    _plot.checked(plot)
+    records = run(dataset, runs=runs, on_note=out.note)
+    out.show(records, json, comparison_tables)
+
+    def draw() -> Any:
+        from ..figures import accuracy_over_time
+
+        return accuracy_over_time(records)
+
+    _plot.save(plot, draw)
 
 
 @app.command()
@@ -182,6 +228,7 @@ def doctor(
 
 @app.command()
 def demo(
+    context: typer.Context,
     dataset: DatasetArgument = "digits",
     train_limit: TrainLimitOption = None,
     test_limit: TestLimitOption = None,
@@ -201,7 +248,7 @@ def demo(
         for word in (name, limit)
     ]
     out.command("probe", cache, *limits)
-    probe(cache, train_limit=train_limit, test_limit=test_limit)
+    probe(context, cache, train_limit=train_limit, test_limit=test_limit)
     split = ("--method", "split", "--weights", DEMO_WEIGHTS)
     out.command("finetune", dataset, *split, *limits)
     finetune(dataset, weights=DEMO_WEIGHTS, train_limit=train_limit, test_limit=test_limit)

@@ -9,15 +9,20 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from ._output import name, width
+from ._output import encoding, name, width
+from ._sparkline import sparkline
 
 __all__ = ["comparison_tables"]
 
 _WIDE = 120  # columns of a terminal on which the names of runs have room
+_ROOMY = 96  # on which curves have
+_CURVE = 10
 
 
 def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
     """Return one table per data set: accuracies on different data are never side by side."""
+    from ..comparison import epochs_of, run_label
+
     tables: list[Any] = []
     for (dataset, digest), group in groupby(
         records, key=lambda record: (record["dataset"], record["dataset_digest"])
@@ -27,20 +32,22 @@ def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
         # What is the same in every row goes above them: 80 columns are soon full.
         shared = f", {weights[0]}" if len(set(weights)) == 1 else ""
         columns = ["method", "top-1 % (95 %)", "train", "test", "ep", "wall s", "img/s", "s/point"]
+        curves = [[epoch["top1"] for epoch in epochs_of(record)] for record in rows]
+        columns += ["curve"] * (width() >= _ROOMY and max(map(len, curves)) > 1)
         columns += ["weights"] * (not shared) + ["run"] * (width() >= _WIDE)
         title = Text(f"{dataset} ({digest[:8]}){shared}")
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in columns:
             figures = column in columns[1:8]
             table.add_column(column, justify="right" if figures else "left", no_wrap=figures)
-        for record, checkpoint in zip(rows, weights, strict=True):
+        for record, checkpoint, curve in zip(rows, weights, curves, strict=True):
             low, high = record["top1_interval"]
             wall = _short(record["wall_s"])
             if record.get("features_wall_s"):
                 wall = f"{_short(record['features_wall_s'])} + {wall}"
             price = record["s_per_point"]
             cells = [
-                _label(record),
+                run_label(record),
                 f"{100 * record['top1']:.2f} ({100 * low:.1f}-{100 * high:.1f})",
                 f"{record['n_train']:,}",
                 f"{record['n_test']:,}",
@@ -49,6 +56,7 @@ def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
                 f"{record['images_per_s']:,.0f}",
                 "-" if price is None else _short(price),
             ]
+            cells += [sparkline(curve, encoding(), _CURVE)] * ("curve" in columns)
             cells += [checkpoint] * ("weights" in columns) + [record["run"]] * ("run" in columns)
             table.add_row(*(name(cell) for cell in cells))
         tables.append(table)
@@ -63,14 +71,3 @@ def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
 def _short(seconds: float) -> str:
     """Return seconds with a decimal as long as it means something."""
     return f"{seconds:.1f}" if seconds < 100 else f"{seconds:,.0f}"
-
-
-def _label(record: dict[str, Any]) -> str:
-    """Return a run's method and what sets it apart from others of the method."""
-    recipe = record.get("recipe")
-    until = recipe.get("freeze_until") if isinstance(recipe, dict) else None
-    words = [str(record["method"])]
-    if record["kind"] == "finetune":
-        words += [f"above {until}"] * bool(until)
-        words += ["cached"] * bool(record.get("cache")) + ["LP-FT"] * bool(record.get("init_head"))
-    return " ".join(words)

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from . import _output as out
+from . import _plot
+from ._finetune_output import finetune_summary
 from ._options import (
     DataRootOption,
     DeviceOption,
     JsonOption,
+    PlotOption,
+    RunsOption,
     SeedOption,
     SizeOption,
     TestLimitOption,
+    TrainerOption,
     TrainLimitOption,
     app,
 )
+
+if TYPE_CHECKING:
+    from ..finetuning import FinetuneResult
 
 __all__ = ["finetune"]
 
@@ -51,7 +60,12 @@ def finetune(
         ),
     ] = None,
     size: SizeOption = None,
+    engine: TrainerOption = "auto",
     device: DeviceOption = "auto",
+    precision: Annotated[
+        Literal["f32", "bf16", "f16"],
+        typer.Option(help="What convolutions compute in; bf16 with PyTorch, f16 on a GPU."),
+    ] = "f32",
     cache: Annotated[
         Path | None,
         typer.Option(help="Train on this cache's features; the layers below are frozen."),
@@ -127,15 +141,18 @@ def finetune(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard's event files too.")
     ] = False,
+    plot: PlotOption = None,
     data_root: DataRootOption = None,
+    runs: RunsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train the network in OneFlow, end to end or above a cached cut.
+    """Train the network, end to end or above a cached cut.
 
     Without options these are the tutorial's recipes.
 
     Example: [bold]featcache finetune digits --method split --weights tinyimagenet32[/bold]
     """
+    _plot.checked(plot)
     from ..finetuning import finetune as run
 
     with out.progress() as report:
@@ -145,7 +162,9 @@ def finetune(
             backbone=backbone,
             weights=weights,
             size=size,
+            engine=engine,
             device=device,
+            precision=precision,
             cache=cache,
             freeze_until=freeze_until,
             init_head=init_head,
@@ -168,7 +187,16 @@ def finetune(
             save=save,
             tensorboard=tensorboard,
             data_root=data_root,
+            runs=runs,
             on_progress=report,
             on_note=out.note,
         )
-    out.show(result, json, out.finetune_summary)
+    out.show(result, json, finetune_summary)
+    _plot.save(plot, lambda: _figure(result))
+
+
+def _figure(result: FinetuneResult) -> Any:
+    from ..figures import learning_curves
+
+    record = {"kind": "finetune", "n_epochs": len(result.epochs), **asdict(result)}
+    return learning_curves([record])

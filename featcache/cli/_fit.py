@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from ._options import (
     DeviceOption,
     EngineOption,
     JsonOption,
+    RunsOption,
     SeedOption,
     SizeOption,
     WeightsOption,
@@ -49,12 +50,17 @@ def fit(
     size: SizeOption = None,
     engine: EngineOption = "auto",
     device: DeviceOption = "auto",
+    precision: Annotated[
+        Literal["f32", "bf16", "f16"],
+        typer.Option(help="What the engine computes in; bf16 and f16 are faster where they run."),
+    ] = "f32",
     epochs: Annotated[
         int | None,
         typer.Option(min=1, help="Of each fine-tune.", show_default="the tutorial's 3"),
     ] = None,
     seed: SeedOption = 0,
     data_root: DataRootOption = None,
+    runs: RunsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Reach an accuracy at the least cost: the probe, then fine-tunes, the cheapest first.
@@ -74,9 +80,11 @@ def fit(
             size=size,
             engine=engine,
             device=device,
+            precision=precision,
             epochs=epochs,
             seed=seed,
             data_root=data_root,
+            runs=runs,
             on_progress=report,
             on_note=out.note,
         )

@@ -2,75 +2,162 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
-from typer.core import TyperGroup
 
-_ORDER = (
-    *("demo", "extract", "probe", "predict", "finetune", "fit", "compare"),
-    *("info", "verify", "diff", "merge", "export", "doctor"),
-)
+from ._help import BACKBONE, ENGINE, IMAGES, RESULTS, HelpfulCommand, HelpfulGroup
+
+# Every command, in the order in which one meets them.
+_CONTENTS = {
+    "Begin": ("demo",),
+    "Features": ("extract", "pack", "info"),
+    "Questions": ("probe", "predict", "audit", "compare", "report"),
+    "Training": ("finetune", "fit"),
+    "Care of caches": ("verify", "diff", "merge", "export"),
+    "This machine": ("doctor",),
+}
+
+_ORDER = tuple(name for names in _CONTENTS.values() for name in names)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class _InOrder(TyperGroup):
-    """Lists the commands in the order in which one meets them."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Return the commands' names."""
-        return sorted(super().list_commands(ctx), key=_ORDER.index)
+class _Contents(HelpfulGroup):
+    contents = _CONTENTS
 
 
-app = typer.Typer(
+class _App(typer.Typer):
+    """Commands with our help pages."""
+
+    def command(self, *words: Any, **options: Any) -> Callable[[_Function], _Function]:
+        """Register a command."""
+        return super().command(*words, **{"cls": HelpfulCommand, **options})
+
+
+app = _App(
     name="featcache",
-    cls=_InOrder,
+    cls=_Contents,
     help="Run a pretrained backbone once, keep its features in HDF5, and answer every later "
     "question from them.",
+    epilog="One command in detail: featcache probe --help",
     no_args_is_help=True,
-    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Device = Literal["auto", "cpu", "cuda"]
+
+def _one_of(*names: str) -> Callable[[str], list[str]]:
+    """Return what completes these names in a shell; files are completed besides."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
 DatasetArgument = Annotated[
     str,
     typer.Argument(
-        help="cifar10, digits, a folder of class folders, or a .zip of one.", metavar="DATASET"
+        help="cifar10, digits, a folder of class folders, or a .zip of one.",
+        metavar="DATASET",
+        autocompletion=_one_of("cifar10", "digits"),
     ),
 ]
-BackboneOption = Annotated[str, typer.Option(help="resnet18, resnet34 or resnet50.")]
+BackboneOption = Annotated[
+    str,
+    typer.Option(
+        help="resnet18, resnet34 or resnet50.",
+        rich_help_panel=BACKBONE,
+        autocompletion=_one_of("resnet18", "resnet34", "resnet50"),
+    ),
+]
 WeightsOption = Annotated[
     str,
     typer.Option(
         help="imagenet (downloaded once), tinyimagenet32 (ships with featcache, weaker), or a "
-        "path: .safetensors, .pth, OneFlow checkpoint."
+        "path: .safetensors, .pth, OneFlow checkpoint.",
+        rich_help_panel=BACKBONE,
+        autocompletion=_one_of("imagenet", "tinyimagenet32"),
     ),
 ]
 SizeOption = Annotated[
     int | None,
     typer.Option(
-        min=32, max=4096, help="Side of the input in pixels.", show_default="the weights' own"
+        min=32,
+        max=4096,
+        help="Side of the input in pixels.",
+        show_default="the weights' own",
+        rich_help_panel=BACKBONE,
     ),
 ]
 EngineOption = Annotated[
-    Literal["auto", "oneflow", "openvino"],
-    typer.Option(help="What runs the backbone; auto takes the fastest that this machine has."),
+    Literal["auto", "oneflow", "openvino", "torch"],
+    typer.Option(
+        help="What runs the backbone; auto takes OneFlow or PyTorch on a GPU, else the fastest on "
+        "the CPU: OpenVINO, PyTorch, OneFlow.",
+        rich_help_panel=ENGINE,
+    ),
 ]
-DeviceOption = Annotated[Device, typer.Option(help="auto takes the GPU where OneFlow can use it.")]
+TrainerOption = Annotated[
+    Literal["auto", "oneflow", "torch"],
+    typer.Option(
+        help="What trains; auto takes OneFlow where it can use the device, else PyTorch.",
+        rich_help_panel=ENGINE,
+    ),
+]
+DeviceOption = Annotated[
+    Device,
+    typer.Option(help="auto takes a GPU that the engine can use.", rich_help_panel=ENGINE),
+]
 DataRootOption = Annotated[
-    Path | None, typer.Option(help="Where named data sets are kept and downloaded to.")
+    Path | None,
+    typer.Option(
+        help="Where named data sets are kept and downloaded to.",
+        show_default="$FEATCACHE_DATA, else ~/.cache/featcache/data",
+        rich_help_panel=IMAGES,
+    ),
 ]
 TrainLimitOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Only a stratified draw of so many training images, always the same."),
+    typer.Option(
+        min=1,
+        help="Only a stratified draw of so many training images, always the same.",
+        rich_help_panel=IMAGES,
+    ),
 ]
 TestLimitOption = Annotated[
-    int | None, typer.Option(min=1, help="Only a stratified draw of so many test images.")
+    int | None,
+    typer.Option(
+        min=1, help="Only a stratified draw of so many test images.", rich_help_panel=IMAGES
+    ),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every random draw.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+MmapOption = Annotated[
+    bool,
+    typer.Option(
+        "--mmap",
+        help="Leave the features on the disk: for more than fit in memory.",
+        rich_help_panel=IMAGES,
+    ),
+]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="JSON on standard output.", rich_help_panel=RESULTS),
+]
+RunsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where the records of runs are.", show_default="cache/runs", rich_help_panel=RESULTS
+    ),
+]
+PlotOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot",
+        help="Save a figure: a .png or .svg, or without a suffix both.",
+        metavar="FILE",
+        rich_help_panel=RESULTS,
+    ),
+]
 CacheArgument = Annotated[
     Path | None,
     typer.Argument(help="A cache.", metavar="CACHE", show_default="the newest in cache/"),

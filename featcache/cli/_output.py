@@ -21,13 +21,13 @@ from ..progress import OnProgress, Progress
 if TYPE_CHECKING:
     from ..doctor import Finding
     from ..extraction import ExtractResult
-    from ..finetuning import FinetuneResult
     from ..fitting import FitResult
     from ..store import Cache
 
 T = TypeVar("T")
 
 _LINE_EVERY_S = 5.0
+_BRIEF_S = 1.0  # a stage that is over so soon needs no line in a log
 
 
 class _Results(Console):
@@ -48,6 +48,11 @@ _messages = Console(stderr=True, **_plain)
 def width() -> int:
     """Return the columns that results may fill."""
     return _results.width
+
+
+def encoding() -> str:
+    """Return what results are encoded in."""
+    return _results.encoding
 
 
 def show(
@@ -125,20 +130,22 @@ def progress() -> Iterator[OnProgress]:
 
 
 class _Lines:
-    """Progress for a log file: one line every few seconds, and one at the end of a stage."""
+    """Progress for a log file: one line every few seconds, and one where a long stage ends."""
 
     def __init__(self) -> None:
         self._stage = ""
-        self._last = 0.0
+        self._begun = self._last = 0.0
         self._done = 0
 
     def __call__(self, message: Progress) -> None:
         now = time.monotonic()
         if message.stage != self._stage or message.done < self._done:
-            self._stage, self._last, self._pace = message.stage, now, _Pace(message)
+            self._stage, self._begun, self._last = message.stage, now, now
+            self._pace = _Pace(message)
         self._done = message.done
         finished = message.done == message.total
-        if now - self._last < _LINE_EVERY_S and not finished:
+        worth_an_end = finished and now - self._begun >= _BRIEF_S
+        if now - self._last < _LINE_EVERY_S and not worth_an_end:
             return
         self._last = now
         facts = [_count(message)]
@@ -171,9 +178,11 @@ class _Pace:
     def shown(self, message: Progress) -> str:
         """Return the speed for a person."""
         rate = self.per_s(message)
-        if not rate:
+        if not rate or not message.unit:
             return ""
-        return f"{rate / 1e6:.1f} MB/s" if message.unit == "B" else f"{rate:.0f} {message.unit}/s"
+        if message.unit == "B":
+            return f"{rate / 1e6:.1f} MB/s"
+        return f"{rate:.{0 if rate >= 10 else 1}f} {message.unit}/s"
 
 
 def percent(top1: float, interval: Sequence[float]) -> str:
@@ -194,27 +203,6 @@ def extract_summary(result: ExtractResult) -> Any:
         )
     left_out = f"; {result.n_skipped} images left out" if result.n_skipped else ""
     return f"{result.cache}: {what} {how}{left_out}"
-
-
-def finetune_summary(result: FinetuneResult) -> list[Any]:
-    """Return the curve, and the accuracy of the epoch that counts."""
-    table = Table(title=f"fine-tune, method {result.method}", title_justify="left")
-    for column in ("epoch", "train loss", f"{result.curve_split} top-1", "wall"):
-        table.add_column(column, justify="right")
-    for epoch in result.epochs:
-        table.add_row(
-            str(epoch.epoch),
-            f"{epoch.train_loss:.4f}",
-            f"{100 * epoch.top1:.2f} %",
-            f"{epoch.wall_s:.1f} s",
-        )
-    chosen = f" (epoch {result.best_epoch})" if result.curve_split == "val" else ""
-    return [
-        table,
-        f"top-1 {percent(result.top1, result.top1_interval)} on {result.n_test:,} test images"
-        f"{chosen}, trained on {result.n_train:,} at {result.images_per_s:.0f} img/s",
-        f"checkpoint: {result.checkpoint}",
-    ]
 
 
 def fit_summary(result: FitResult) -> list[Any]:

@@ -4,25 +4,43 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from . import _output as out
+from . import _plot
 from . import _probe_output as view
+from ._help import IMAGES, RESULTS
 from ._options import (
     CacheArgument,
     DeviceOption,
     JsonOption,
+    MmapOption,
+    PlotOption,
+    RunsOption,
     SeedOption,
     TestLimitOption,
     TrainLimitOption,
     app,
 )
 
+if TYPE_CHECKING:
+    from ..curves import CurvePoint
+    from ..probing import ProbeResult
+
 __all__ = ["predict", "probe"]
 
-_NOT_BOTH = "of --head, --knn, --shots and --learning-curve give one at most"
+_HEAD, _SGD, _INSTEAD = "The head", "Of --solver sgd", "Instead of one head"
+
+# What may be asked for together with each form that takes the place of one head.
+_CURVE = {"cache", "seeds", "metric", "plot", "runs", "json"}
+_FORMS = {
+    "head": {"cache", "json"},
+    "knn": {"cache", "runs", "json"},
+    "shots": _CURVE,
+    "learning_curve": _CURVE,
+}
 
 
 def _numbers(text: str, option: str, also: tuple[str, ...] = ()) -> list[int | str]:
@@ -38,43 +56,81 @@ def _numbers(text: str, option: str, also: tuple[str, ...] = ()) -> list[int | s
     return values
 
 
+def _check_form(context: typer.Context) -> None:
+    """Refuse what would be without effect, rather than leave it out without a word."""
+    spelled = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    given = {
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    }
+    forms = [name for name in _FORMS if name in given]
+    if len(forms) > 1:
+        names = " and ".join(spelled[name] for name in forms)
+        raise typer.BadParameter(f"expected one of them at most, found {names}")
+    if not forms:
+        if "seeds" in given:
+            unfit = "has no effect without --shots or --learning-curve"
+            raise typer.BadParameter(unfit, param_hint="--seeds")
+        return
+    (form,) = forms
+    for name in sorted(given - _FORMS[form] - {form}):
+        raise typer.BadParameter(f"has no effect with {spelled[form]}", param_hint=spelled[name])
+
+
 @app.command()
 def probe(
+    context: typer.Context,
     cache: CacheArgument = None,
     solver: Annotated[
         Literal["lbfgs", "ridge", "sgd"] | None,
         typer.Option(
             help="lbfgs: the exact optimum. ridge: least squares, closed form. sgd: in OneFlow.",
             show_default="lbfgs",
+            rich_help_panel=_HEAD,
         ),
     ] = None,
     recipe: Annotated[
         Literal["default", "tutorial"],
-        typer.Option(help="Of SGD. default: to the optimum. tutorial: its 3 epochs at 1e-3."),
+        typer.Option(
+            help="default: to the optimum. tutorial: its 3 epochs at 1e-3.", rich_help_panel=_SGD
+        ),
     ] = "default",
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="Of SGD: exactly so many.", show_default="the recipe's"),
+        typer.Option(
+            min=1, help="Exactly so many.", show_default="the recipe's", rich_help_panel=_SGD
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Of SGD: features per step.", show_default="the recipe's"),
+        typer.Option(
+            min=1, help="Features per step.", show_default="the recipe's", rich_help_panel=_SGD
+        ),
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Of SGD: learning rate.", show_default="the recipe's")
+        float | None,
+        typer.Option(help="Learning rate.", show_default="the recipe's", rich_help_panel=_SGD),
     ] = None,
     momentum: Annotated[
-        float | None, typer.Option(help="Of SGD: from 0 to below 1.", show_default="the recipe's")
+        float | None,
+        typer.Option(help="From 0 to below 1.", show_default="the recipe's", rich_help_panel=_SGD),
     ] = None,
     schedule: Annotated[
         Literal["constant", "cosine"] | None,
-        typer.Option(help="Of SGD: cosine lets the rate fall to 0.", show_default="the recipe's"),
+        typer.Option(
+            help="cosine lets the rate fall to 0.",
+            show_default="the recipe's",
+            rich_help_panel=_SGD,
+        ),
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(help="The penalty as lambda; C = 1 / (N lambda).")
+        float | None,
+        typer.Option(help="The penalty as lambda; C = 1 / (N lambda).", rich_help_panel=_HEAD),
     ] = None,
     c: Annotated[
-        float | None, typer.Option("--C", help="The penalty in scikit-learn's terms.")
+        float | None,
+        typer.Option("--C", help="The penalty in scikit-learn's terms.", rich_help_panel=_HEAD),
     ] = None,
     sweep: Annotated[
         bool | None,
@@ -82,62 +138,91 @@ def probe(
             "--sweep/--no-sweep",
             help="Choose C on a holdout of the training split.",
             show_default="on where no penalty is given",
+            rich_help_panel=_HEAD,
         ),
     ] = None,
     scale: Annotated[
-        Literal["none", "standardize", "l2"], typer.Option(help="What is done to features first.")
+        Literal["none", "standardize", "l2"],
+        typer.Option(help="What is done to features first.", rich_help_panel=_HEAD),
     ] = "none",
     metric: Annotated[
         Literal["top1", "balanced", "f1"],
-        typer.Option(help="What the sweep and the curves go by: balanced for rare classes."),
+        typer.Option(
+            help="What the sweep and the curves go by: balanced for rare classes.",
+            rich_help_panel=_HEAD,
+        ),
     ] = "top1",
     per_class: Annotated[
-        bool, typer.Option("--per-class", help="Show the accuracy of every class.")
+        bool,
+        typer.Option(
+            "--per-class", help="Show the accuracy of every class.", rich_help_panel=RESULTS
+        ),
     ] = False,
     confusion: Annotated[
-        bool, typer.Option("--confusion", help="Show label against prediction.")
+        bool,
+        typer.Option("--confusion", help="Show label against prediction.", rich_help_panel=RESULTS),
     ] = False,
     knn: Annotated[
-        str | None, typer.Option(help="Vote of so many neighbours instead: 10,20,100.")
+        str | None,
+        typer.Option(
+            help="Vote of so many neighbours instead: 10,20,100.", rich_help_panel=_INSTEAD
+        ),
     ] = None,
     shots: Annotated[
-        str | None, typer.Option(help="Few-shot curve instead: 1,2,5,10,25,full.")
+        str | None,
+        typer.Option(help="Few-shot curve instead: 1,2,5,10,25,full.", rich_help_panel=_INSTEAD),
     ] = None,
     learning_curve: Annotated[
-        bool, typer.Option("--learning-curve", help="Accuracy by training-set size instead.")
+        bool,
+        typer.Option(
+            "--learning-curve",
+            help="Accuracy by training-set size instead.",
+            rich_help_panel=_INSTEAD,
+        ),
     ] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws per point of a curve.")] = 5,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Draws per point of a curve.", rich_help_panel=_INSTEAD)
+    ] = 5,
     head: Annotated[
-        Path | None, typer.Option(help="Measure this saved head instead of training one.")
+        Path | None,
+        typer.Option(
+            help="Measure this saved head instead of training one.", rich_help_panel=_INSTEAD
+        ),
     ] = None,
     test_cache: Annotated[
-        Path | None, typer.Option(help="Test on the test split of this cache instead.")
+        Path | None,
+        typer.Option(help="Test on the test split of this cache instead.", rich_help_panel=IMAGES),
     ] = None,
     train_limit: TrainLimitOption = None,
     test_limit: TestLimitOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
-    mmap: Annotated[
-        bool,
-        typer.Option("--mmap", help="Leave the features on the disk: for more than fit in memory."),
-    ] = False,
+    mmap: MmapOption = False,
     check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Compare with scikit-learn.")
+        bool,
+        typer.Option(
+            "--check/--no-check", help="Compare with scikit-learn.", rich_help_panel=RESULTS
+        ),
     ] = True,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit 1 if the head is under-trained.")
+        bool,
+        typer.Option(
+            "--strict", help="Exit 1 if the head is under-trained.", rich_help_panel=RESULTS
+        ),
     ] = False,
     save_head: Annotated[
-        Path | None, typer.Option(help="A .safetensors file for the head.")
+        Path | None, typer.Option(help="A .safetensors file for the head.", rich_help_panel=RESULTS)
     ] = None,
+    plot: PlotOption = None,
+    runs: RunsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Train a linear head on cached features, checked against scikit-learn.
 
     Example: [bold]featcache probe --scale standardize --per-class[/bold]
     """
-    if sum(bool(form) for form in (head, knn, shots, learning_curve)) > 1:
-        raise typer.BadParameter(_NOT_BOTH)
+    _check_form(context)
+    _plot.checked(plot)
     if head is not None:
         from ..prediction import evaluate_head
         from ..store import newest_cache
@@ -151,16 +236,18 @@ def probe(
             from ..neighbours import knn as run_knn
 
             ks = [int(k) for k in _numbers(knn, "--knn")]
-            votes = run_knn(cache, ks=ks, on_progress=report)
+            votes = run_knn(cache, ks=ks, runs=runs, on_progress=report)
         elif shots is not None:
             from ..curves import few_shot
 
             wanted = _numbers(shots, "--shots", ("full",))
-            points = few_shot(cache, shots=wanted, seeds=seeds, metric=metric, on_progress=report)
+            points = few_shot(
+                cache, shots=wanted, seeds=seeds, metric=metric, runs=runs, on_progress=report
+            )
         elif learning_curve:
             from ..curves import learning_curve as run_curve
 
-            points = run_curve(cache, seeds=seeds, metric=metric, on_progress=report)
+            points = run_curve(cache, seeds=seeds, metric=metric, runs=runs, on_progress=report)
         else:
             from ..probing import probe as run
 
@@ -186,6 +273,7 @@ def probe(
                 mmap=mmap,
                 check=check or strict,
                 save_head_to=save_head,
+                runs=runs,
                 on_progress=report,
             )
     if knn is not None:
@@ -197,12 +285,27 @@ def probe(
             lambda items: view.curve_table(items, metric),
             lambda items: [asdict(item) for item in items],
         )
+        _plot.save(plot, lambda: _curve_figure(points, metric))
     else:
         out.show(result, json, lambda item: view.probe_summary(item, per_class, confusion))
+        _plot.save(plot, lambda: _probe_figure(result))
         # What could not be checked must at least have reached its own tolerance.
         short = result.check.under_trained if result.check else result.converged is False
         if strict and short:
             raise typer.Exit(1)
+
+
+def _curve_figure(points: list[CurvePoint], metric: str) -> Any:
+    from ..figures import shots_curve
+
+    return shots_curve(points, metric=metric)
+
+
+def _probe_figure(result: ProbeResult) -> Any:
+    from ..figures import probe_overview
+    from ..probes import load_head
+
+    return probe_overview(result, load_head(result.head).class_names)
 
 
 @app.command()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from ._output import encoding, percent
 from ._output import name as name_of
-from ._output import percent
+from ._sparkline import shows, sparkline
 
 if TYPE_CHECKING:
     from ..curves import CurvePoint
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from ..probes import CheckResult
     from ..probing import ProbeResult
 
-_BARS = "▁▂▃▄▅▆▇█"
 _CONFUSION_CLASSES = 20
 
 
@@ -80,8 +80,7 @@ def _chosen(result: ProbeResult) -> str:
     if sweep is None:
         return f", given (lambda = {result.weight_decay:.3g})"
     scores = [point.score for point in sweep.points]
-    low, span = min(scores), max(max(scores) - min(scores), 1e-9)
-    line = "".join(_BARS[int((value - low) / span * (len(_BARS) - 1))] for value in scores)
+    line = sparkline(scores, encoding())
     edge = (
         f"; the {sweep.at_edge} of the grid: a better one may lie beyond" if sweep.at_edge else ""
     )
@@ -141,9 +140,10 @@ def _confusion(result: ProbeResult, names: tuple[str, ...]) -> Any:
     matrix = result.evaluation.confusion
     if not 0 < len(matrix) <= _CONFUSION_CLASSES:
         return f"A confusion matrix of more than {_CONFUSION_CLASSES} classes is in --json alone."
+    none = "·" if shows("·", encoding()) else "."
     table = _table("confusion: label by prediction", "", *(name_of(name[:8]) for name in names))
     for name, row in zip(names, matrix, strict=True):
-        table.add_row(name_of(name), *(str(count) if count else "·" for count in row))
+        table.add_row(name_of(name), *(str(count) if count else none for count in row))
     return table
 
 
@@ -180,18 +180,24 @@ def knn_table(results: list[KnnResult]) -> list[Any]:
     return [table, f"{results[0].n_test:,} test images in {results[0].wall_s:.2f} s"]
 
 
-def curve_table(points: list[CurvePoint], metric: str) -> Any:
-    """Return one line per training-set size."""
-    table = _table("by training-set size", "shots", "n train", f"{metric} (95 %)", "draws", "wall")
+def curve_table(points: list[CurvePoint], metric: str) -> list[Any]:
+    """Return one line per training-set size, and the curve."""
+    shots = any(point.shots is not None for point in points)  # a learning curve has none
+    columns = ["shots"] * shots + ["n train", f"{metric} (95 %)", "draws", "wall"]
+    table = _table("by training-set size", *columns)
     for point in points:
         table.add_row(
-            "full" if point.shots is None else str(point.shots),
+            *["full" if point.shots is None else str(point.shots)] * shots,
             f"{point.n_train:,}",
             percent(point.mean, point.interval),
             str(len(point.scores)),
             f"{point.wall_s:.2f} s",
         )
-    return table
+    if len(points) < 2:
+        return [table]
+    means = [point.mean for point in sorted(points, key=lambda point: point.n_train)]
+    line = sparkline(means, encoding())
+    return [table, f"{metric} {line} {100 * means[0]:.1f} to {100 * means[-1]:.1f} %"]
 
 
 def prediction_table(predictions: list[Prediction]) -> Any:

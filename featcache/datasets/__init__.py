@@ -25,6 +25,13 @@ from ..files import user_path
 from ..progress import OnProgress, Progress, silent
 from ..sampling import LIMIT_SEED, stratified_rows
 from ._decode import decode_image
+from ._hashes import (
+    dataset_digest,
+    listing_digest,
+    recorded_hashes,
+    recording,
+    split_digest,
+)
 from ._images import ArrayImages, FileImages, Images, OnError, OnHashed
 
 __all__ = [
@@ -35,9 +42,14 @@ __all__ = [
     "OnError",
     "Split",
     "check_labels",
+    "dataset_digest",
     "decode_image",
+    "listing_digest",
     "load_dataset",
     "named_urls",
+    "recorded_hashes",
+    "recording",
+    "split_digest",
 ]
 
 NAMES = ("cifar10", "digits")
@@ -187,7 +199,7 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of both splits' digests."""
-        return hashlib.sha256(f"{self.train.digest}\n{self.test.digest}".encode()).hexdigest()
+        return dataset_digest(self.train.digest, self.test.digest)
 
     def digest_with(self, on_progress: OnProgress, on_error: OnError = "fail") -> str:
         """Return `digest`; where it has yet to be made, ``on_progress`` hears how far it is.

@@ -6,7 +6,7 @@ import os
 import stat
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from ..errors import DatasetError
 
@@ -45,6 +45,10 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def __reduce__(self) -> Any:
+        """Go to another machine by name alone."""
+        return Folder, (self.path.absolute(),)
 
     def names(self) -> list[str]:
         """List every file below, but for those in hidden folders.

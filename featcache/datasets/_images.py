@@ -20,13 +20,21 @@ from ._files import Files
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ArrayImages", "FileImages", "Images", "OnError", "OnHashed"]
+__all__ = [
+    "HASH_BYTES",
+    "ArrayImages",
+    "FileImages",
+    "Images",
+    "OnError",
+    "OnHashed",
+    "unreadable_hash",
+]
 
 OnHashed = Callable[[int], None]  # hears how many images are hashed
 OnError = Literal["fail", "skip"]  # what to do about an image that cannot be read or decoded
 
 _TASK_FILES = 64  # per task of hashing: handing it to a thread then costs nothing beside it
-_HASH_BYTES = hashlib.sha256().digest_size
+HASH_BYTES = hashlib.sha256().digest_size
 
 
 class Images(Protocol):
@@ -146,7 +154,7 @@ class FileImages:
         """Return the images of these rows, in this order."""
         hashes = bytearray()
         if self.hashes:
-            hashes += np.frombuffer(self.hashes, np.uint8).reshape(-1, _HASH_BYTES)[rows].tobytes()
+            hashes += np.frombuffer(self.hashes, np.uint8).reshape(-1, HASH_BYTES)[rows].tobytes()
         return FileImages(self.files, [self.names[row] for row in rows], hashes)
 
     def update_digest(
@@ -171,7 +179,7 @@ class FileImages:
                 except DatasetError:
                     if on_error == "fail":
                         raise
-                    hashes.append(_unreadable(name))
+                    hashes.append(unreadable_hash(name))
             return b"".join(hashes)
 
         starts = range(0, len(self.names), _TASK_FILES)
@@ -189,12 +197,12 @@ class FileImages:
         """Return a file's bytes, if they are those that were hashed."""
         if not self.hashes:
             return self.files.read(name)
-        start = range(len(self))[index] * _HASH_BYTES
-        expected = bytes(self.hashes[start : start + _HASH_BYTES])
+        start = range(len(self))[index] * HASH_BYTES
+        expected = bytes(self.hashes[start : start + HASH_BYTES])
         try:
             data = self.files.read(name)
         except DatasetError as error:
-            if expected == _unreadable(name):
+            if expected == unreadable_hash(name):
                 raise
             raise DatasetChangedError(f"{error}; it was readable a moment ago") from None
         if hashlib.sha256(data).digest() != expected:
@@ -205,7 +213,7 @@ class FileImages:
         return data
 
 
-def _unreadable(name: str) -> bytes:
+def unreadable_hash(name: str) -> bytes:
     """Return what stands for the hash of a file that cannot be read."""
     text = f"featcache: cannot be read\0{name}"
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import weakref
 import zipfile
 import zlib
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +65,18 @@ _STUMBLES = (
 _DAMAGED = "the archive is damaged: download it again"
 
 
+_TURN = threading.Lock()
+
+
+def _read_at(file: int, length: int, start: int) -> bytes:
+    """Read at a place; one thread at a time where a file has one position for all (Windows)."""
+    if hasattr(os, "pread"):
+        return os.pread(file, length, start)
+    with _TURN:
+        os.lseek(file, start, os.SEEK_SET)
+        return os.read(file, length)
+
+
 class _UnfitError(Exception):
     """Why a file cannot be read, and what to do."""
 
@@ -83,7 +98,7 @@ class ZipArchive:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = os.open(path, os.O_RDONLY)
+            self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise DatasetError(
                 f"{path}: cannot be read: {error.strerror}; make it readable or name another"
@@ -99,6 +114,10 @@ class ZipArchive:
         self._rows = {name: row for row, name in enumerate(names)}
         self._names = sorted(name for name in names if not name.endswith("/"))
         self._folders = sorted(name.rstrip("/") for name in names if name.endswith("/"))
+
+    def __reduce__(self) -> Any:
+        """Go to another machine by name alone, and be opened once there."""
+        return _opened, (self.path.absolute(),)
 
     def names(self) -> list[str]:
         """List every file inside; one that is there twice, twice."""
@@ -146,7 +165,7 @@ class ZipArchive:
             )
         spelled = self._spelled.get(name, name).encode("utf-8" if flags & _UTF8 else "cp437")
         longest = _HEADER.size + len(spelled) + _MAX_EXTRA + packed
-        block = os.pread(self._file, min(room, longest), start)
+        block = _read_at(self._file, min(room, longest), start)
         if len(block) < _HEADER.size:
             raise _UnfitError(f"its entry overlaps another one; {_DAMAGED}")
         signature, _, _, local_method, *_, name_bytes, extra_bytes = _HEADER.unpack_from(block)
@@ -163,6 +182,11 @@ class ZipArchive:
         if len(data) != size or zlib.crc32(data) != crc:
             raise _UnfitError(f"its size or its CRC is not what was packed; {_DAMAGED}")
         return data
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path) -> ZipArchive:
+    return ZipArchive(path)
 
 
 def _directory(file: int) -> tuple[list[str], dict[str, str], np.ndarray]:

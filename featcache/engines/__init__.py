@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..backbone import check_cuts
+from ..progress import OnNote, silent
 from ..weights import Weights
 from ._choice import DEVICES, ENGINES, PRECISIONS, EngineChoice, choose_engine
 
@@ -59,7 +60,12 @@ class Engine(Protocol):
 
 
 def build_engine(
-    choice: EngineChoice, weights: Weights, cuts: Sequence[str] = ("avgpool",)
+    choice: EngineChoice,
+    weights: Weights,
+    cuts: Sequence[str] = ("avgpool",),
+    *,
+    n_images: int = 0,
+    on_note: OnNote = silent,
 ) -> Engine:
     """Load the engine that was chosen, with these weights.
 
@@ -71,19 +77,29 @@ def build_engine(
         The checkpoint; its preprocessing is the input's.
     cuts : sequence of str
         Where features are taken, of `featcache.backbone.CUTS`.
+    n_images : int
+        How many images are to come, views counted: an engine may compile for many.
+    on_note : callable
+        Told in a sentence what an engine does of its own accord, such as that.
 
     Raises
     ------
     RecipeError
         A cut that does not exist, or ``FEATCACHE_THREADS`` is no number.
     EngineUnavailableError
-        It cannot be imported after all.
+        It cannot be imported after all, or its device fails.
     """
     checked = check_cuts(cuts)
     if choice.name == "openvino":
         from ._openvino import OpenVinoEngine
 
         return OpenVinoEngine(weights, checked, choice.precision)
+    if choice.name == "torch":
+        from ._torch import TorchEngine
+
+        return TorchEngine(
+            weights, checked, choice.device, choice.precision, n_images=n_images, on_note=on_note
+        )
     from ._oneflow import OneFlowEngine
 
     return OneFlowEngine(weights, checked, choice.device, choice.precision)

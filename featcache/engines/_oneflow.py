@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ __all__ = [
     "OneFlowEngine",
     "build_backbone",
     "load_backbone",
+    "normalised",
     "state_arrays",
+    "to_device",
     "to_input",
 ]
 
@@ -70,11 +73,28 @@ class OneFlowEngine:
 
 
 def build_backbone(backbone: Backbone) -> Any:
-    """Return flowvision's ResNet with its head replaced by the identity: (N, D) out."""
-    import_oneflow()
-    model = getattr(import_flowvision().models, backbone.name)()
-    model.fc = import_oneflow().nn.Identity()
+    """Return flowvision's ResNet with its head replaced by the identity: (N, D) out.
+
+    Its convolutions hold what memory happened to hold, until `load_backbone`.
+    """
+    flow = import_oneflow()
+    with _without_draws(flow.nn.init):
+        model = getattr(import_flowvision().models, backbone.name)()
+    model.fc = flow.nn.Identity()
     return model
+
+
+@contextmanager
+def _without_draws(init: Any) -> Iterator[None]:
+    """Leave out the draws of weights that are loaded next: half a second of ResNet-18's making."""
+    draws = {name: getattr(init, name) for name in ("kaiming_normal_", "kaiming_uniform_")}
+    try:
+        for name in draws:
+            setattr(init, name, lambda tensor, *_, **__: tensor)
+        yield
+    finally:
+        for name, draw in draws.items():
+            setattr(init, name, draw)
 
 
 def load_backbone(model: Any, state: Mapping[str, np.ndarray]) -> None:
@@ -102,15 +122,30 @@ def to_input(images: np.ndarray, preprocess: Preprocess, device: str) -> Any:
         Another dtype, or another shape.
     """
     check_images(images, preprocess)
+    return normalised(to_device(images.transpose(0, 3, 1, 2), device), preprocess)
+
+
+def normalised(planes: Any, preprocess: Preprocess) -> Any:
+    """Enlarge and normalise a uint8 tensor (N, 3, s, s) as `to_input` does, on its device."""
     flow = import_oneflow()
-    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    pixels = flow.from_numpy(planes).to(device)
-    if images.shape[1] < preprocess.size:
-        pixels = _upscaled(pixels, preprocess.size)
-    pixels = pixels.to(flow.float32) / 255.0
-    mean = flow.tensor(preprocess.mean, dtype=flow.float32, device=device).reshape(1, 3, 1, 1)
-    std = flow.tensor(preprocess.std, dtype=flow.float32, device=device).reshape(1, 3, 1, 1)
-    return (pixels - mean) / std
+    if planes.shape[2] < preprocess.size:
+        planes = _upscaled(planes, preprocess.size)
+    planes = planes.to(flow.float32) / 255.0
+    mean = flow.tensor(preprocess.mean, dtype=flow.float32, device=planes.device)
+    std = flow.tensor(preprocess.std, dtype=flow.float32, device=planes.device)
+    return (planes - mean.reshape(1, 3, 1, 1)) / std.reshape(1, 3, 1, 1)
+
+
+def to_device(array: np.ndarray, device: str) -> Any:
+    """Return a tensor with a copy of an array, in memory of OneFlow's own.
+
+    ``from_numpy`` shares the array instead. OneFlow then lets go of it in a thread of its
+    own that must first get Python's lock: at the interpreter's exit that ends in a crash.
+    """
+    flow = import_oneflow()
+    tensor = flow.empty(*array.shape, dtype=getattr(flow, array.dtype.name))
+    tensor.numpy()[...] = array
+    return tensor.to(device)
 
 
 def _upscaled(planes: Any, size: int) -> Any:
@@ -123,8 +158,8 @@ def _upscaled(planes: Any, size: int) -> Any:
         shape[axis] = size
         total: Any = 0.5  # rounds half up, with the floor below
         for index, weight in ((first, weights[:, 0]), (second, weights[:, 1])):
-            where = flow.from_numpy(index.astype(np.int64)).to(planes.device)
-            share = flow.from_numpy((weight / (1 << WEIGHT_BITS)).reshape(shape))
-            total = flow.index_select(pixels, axis, where) * share.to(planes.device) + total
+            where = to_device(index.astype(np.int64), planes.device)
+            share = to_device((weight / (1 << WEIGHT_BITS)).reshape(shape), planes.device)
+            total = flow.index_select(pixels, axis, where) * share + total
         pixels = total.floor()
     return pixels

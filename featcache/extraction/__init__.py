@@ -11,33 +11,36 @@ from typing import Any
 import numpy as np
 
 from ..backbone import check_cuts, get_backbone
-from ..cores import usable_cores
 from ..datasets import Dataset, load_dataset
 from ..decoding import OnError
-from ..engines import build_engine, choose_engine
-from ..errors import CacheMismatchError, OutputError, RecipeError
+from ..distribution import import_ray
+from ..engines import Engine, build_engine, choose_engine
+from ..errors import RecipeError
 from ..files import check_writable
-from ..pipeline import STAGES, Plan, bottleneck, run_split
 from ..preprocess import VIEWS
 from ..progress import OnNote, OnProgress, silent
 from ..store import (
     DTYPES,
-    PACK_LIMIT_BYTES,
     SHARD_ROWS,
-    ShardWriter,
     discard_unfinished,
     load,
     shards_path,
     single_writer,
 )
 from ..weights import load_weights
-from ._provenance import cache_path, ingredients, matching
+from ._command import command_line
+from ._here import run_here
+from ._jobs import ShareResult, check_share, run_share
+from ._packing import pack
+from ._provenance import cache_path, matching
 from ._result import ExtractResult, result_of
+from ._setting import Setting
 
-__all__ = ["ExtractResult", "cache_path", "extract"]
+__all__ = ["ExtractResult", "ShareResult", "cache_path", "extract", "extract_share", "pack"]
 
 CUT = "avgpool"
 _MANY_IMAGES = 1 << 18  # from here on larger shards, lest the manifest grow with every one
+_MAX_SHARDS = 1 << 16  # of which a manifest has 35 MB, and a cache opens in seconds
 
 
 def extract(
@@ -59,6 +62,9 @@ def extract(
     output: str | Path | None = None,
     pack: bool | None = None,
     force: bool = False,
+    executor: str = "local",
+    address: str | None = None,
+    workers: int | None = None,
     data_root: str | Path | None = None,
     on_progress: OnProgress = silent,
     on_note: OnNote = silent,
@@ -81,9 +87,9 @@ def extract(
         Where features are taken: ``"avgpool"`` (N, D), ``"layer1"`` to ``"layer4"``
         (N, C, H, W); several in one pass, also as ``"avgpool,layer3"``.
     engine : str
-        ``"auto"``, ``"oneflow"`` or ``"openvino"``.
+        ``"auto"``, ``"oneflow"``, ``"openvino"`` or ``"torch"``.
     device : str
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
     precision : str
         What the engine computes in: ``"f32"``, ``"bf16"`` or ``"f16"``.
     dtype : str
@@ -105,6 +111,14 @@ def extract(
         `PACK_LIMIT_BYTES`.
     force : bool
         Make the cache again even if it, or a part of it, is there.
+    executor : str
+        ``"local"``, or ``"ray"``: the shards are made by the workers of a Ray cluster, which
+        must all see the images under the same path.
+    address : str, optional
+        Of the Ray cluster; by default that of ``RAY_ADDRESS``, or one that is started on this
+        machine for the time being.
+    workers : int, optional
+        Processes with an engine each on the cluster: by default one per machine, or per GPU.
     data_root : str or Path, optional
         Where named data sets are kept.
     on_progress : callable
@@ -125,8 +139,157 @@ def extract(
         ``output`` is a cache of other ingredients; the message lists them.
     KeyboardInterrupt
         Ctrl-C; the text says how much is done and kept.
+
+    See Also
+    --------
+    extract_share : a part of it, for one of many jobs.
     """
     started = time.perf_counter()
+    if executor not in ("local", "ray"):
+        raise RecipeError(f"executor: expected local or ray, found {executor!r}")
+    for what, value in (("address", address), ("workers", workers)):
+        if value is not None and executor != "ray":
+            raise RecipeError(f"{what}: is of the executor ray alone; use --executor ray with it")
+    if workers is not None and workers < 1:
+        raise RecipeError(f"workers: expected at least 1, found {workers}")
+    if executor == "ray":
+        import_ray()
+    options: dict[str, Any] = {
+        "backbone": backbone,
+        "weights": weights,
+        "size": size,
+        "cut": cut,
+        "engine": engine,
+        "device": device,
+        "precision": precision,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "views": views,
+        "on_error": on_error,
+        "train_limit": train_limit,
+        "test_limit": test_limit,
+        "output": output,
+        "pack": pack,
+        "data_root": data_root,
+    }
+    setting = _setting(dataset, **options, on_progress=on_progress, on_note=on_note)
+    if executor == "ray":
+        from ._on_ray import extract_on_ray, may_be_there
+
+        on_note(setting.choice.why)
+        cluster = address, workers, force, on_progress, on_note
+        command = command_line(dataset, options)
+        if force or not may_be_there(setting):
+            return extract_on_ray(setting, command, *cluster, started=started)
+    digest = setting.dataset.digest_with(on_progress, on_error)
+    meta = setting.meta(digest)
+    path = cache_path(output, setting.dataset.name, meta)
+    if executor == "local":
+        on_note(setting.choice.why)
+    for existing in (path, shards_path(path)):
+        if os.path.lexists(existing) and not force:
+            cache = matching(existing, meta, on_error)
+            discard_unfinished(path)
+            if setting.pack is (existing.suffix != ".h5"):
+                on_note(f"{existing}: is there in this form; use --force to make the other")
+            why = setting.choice.why
+            return result_of(cache, why, reused=True, n_resumed=0, started=started)
+    if executor == "ray":
+        return extract_on_ray(setting, command, *cluster, started=started)
+    check_writable(path)
+
+    def build() -> Engine:
+        return _engine(setting, on_note)
+
+    with single_writer(path):
+        made, n_resumed = run_here(setting, path, meta, force, build, on_progress, on_note)
+    cache = load(made)
+    for (role, split), found in zip(
+        setting.dataset.splits(), (cache.train, cache.test), strict=True
+    ):
+        for label in np.setdiff1d(split.labels, found.labels):
+            name = setting.dataset.class_names[label]
+            on_note(f"{role}: every image of class {name!r} was skipped")
+    return result_of(cache, setting.choice.why, reused=False, n_resumed=n_resumed, started=started)
+
+
+def extract_share(
+    dataset: str | Path | Dataset = "cifar10",
+    *,
+    share: tuple[int, int],
+    on_progress: OnProgress = silent,
+    on_note: OnNote = silent,
+    **options: Any,
+) -> ShareResult:
+    """Do one of many jobs' part of an extraction; `featcache.pack` puts the parts together.
+
+    The jobs may run at the same time, on any machines that see the images and the output
+    under the same paths. None reads an image of another's share. A job that was killed goes
+    on where it was: the same call finds what is done.
+
+    Parameters
+    ----------
+    dataset : str, Path or Dataset
+        As `featcache.load_dataset` takes it.
+    share : (int, int)
+        Which job this is, from 1, and of how many. Each takes a run of shards in the order of
+        the rows, so that which shards there are does not depend on the number of jobs.
+    on_progress, on_note : callable
+        As in `featcache.extract`.
+    **options
+        Those of `featcache.extract` that say what is made and where: not ``force``,
+        ``executor``, ``address`` and ``workers``.
+
+    Returns
+    -------
+    ShareResult
+
+    Raises
+    ------
+    RecipeError
+        No such share.
+    CacheMismatchError
+        Other jobs there make something else; the message lists the fields that differ.
+    CacheError
+        The same job is already at work.
+    FeatcacheError, KeyboardInterrupt
+        As `featcache.extract`.
+    """
+    started = time.perf_counter()
+    check_share(share)
+    setting = _setting(dataset, **options, on_progress=on_progress, on_note=on_note)
+    on_note(setting.choice.why)
+
+    def build() -> Engine:
+        return _engine(setting, on_note)
+
+    command = command_line(dataset, options)
+    return run_share(setting, share, command, build, on_progress, on_note, started=started)
+
+
+def _setting(
+    dataset: str | Path | Dataset,
+    *,
+    backbone: str = "resnet18",
+    weights: str | Path = "imagenet",
+    size: int | None = None,
+    cut: str | Sequence[str] = CUT,
+    engine: str = "auto",
+    device: str = "auto",
+    precision: str = "f32",
+    dtype: str = "float32",
+    batch_size: int | None = None,
+    views: str = "none",
+    on_error: OnError = "fail",
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    output: str | Path | None = None,
+    pack: bool | None = None,
+    data_root: str | Path | None = None,
+    on_progress: OnProgress = silent,
+    on_note: OnNote = silent,
+) -> Setting:
+    """Check every option, and load what is needed before the first image is read."""
     wanted = [name.strip() for name in cut.split(",")] if isinstance(cut, str) else cut
     # Vectors come first where there are any: they are what a probe takes.
     cuts = tuple(sorted(check_cuts(wanted), key=lambda name: name != CUT))
@@ -149,81 +312,33 @@ def extract(
     for note in dataset.notes:
         on_note(note)
     dataset = dataset.limited(train_limit, test_limit)
-    loaded = load_weights(weights, backbone, size=size, on_progress=on_progress)
-    dataset.digest_with(on_progress, on_error)
-    meta = {
-        **ingredients(dataset, loaded, choice, VIEWS[views]),
-        "cuts": list(cuts),
-        "dtype": dtype,
-    }
-    path = cache_path(output, dataset.name, meta)
-    on_note(choice.why)
-
     if output is not None and Path(output).suffix == ".shards" and pack is None:
         pack = False
-    for existing in (path, shards_path(path)):
-        if os.path.lexists(existing) and not force:
-            cache = matching(existing, meta, on_error)
-            discard_unfinished(path)
-            if pack is (existing.suffix != ".h5"):
-                on_note(f"{existing}: is there in this form; use --force to make the other")
-            return result_of(cache, choice.why, reused=True, n_resumed=0, started=started)
-    check_writable(path)
-    with single_writer(path):
-        writer = ShardWriter(path, meta, force=force)
-        if writer.damaged:
-            on_note(f"{path}: {writer.damaged} was damaged; going on before it")
-        n_resumed = writer.n_done
-        n_images = sum(len(split) for _, split in dataset.splits())
-        if on_error == "fail" and writer.skipped():
-            raise CacheMismatchError(
-                f"{path}: expected every image of the data set, found an unfinished run that left "
-                f"out {writer.skipped()} that did not decode; use --on-error skip to go on, or "
-                "--force to start over"
-            )
-        if n_resumed:
-            on_note(f"{path}: going on from {n_resumed:,} of {n_images:,} images")
-        runner = build_engine(choice, loaded, cuts)
-        plan = Plan(
-            engine=runner,
-            preprocess=loaded.preprocess,
-            cuts=cuts,
-            dtype=dtype,
-            batch_size=batch_size or runner.batch_size,
-            shard_rows=SHARD_ROWS if n_images <= _MANY_IMAGES else 4 * SHARD_ROWS,
-            workers=usable_cores(),
-            on_error=on_error,
-        )
-        try:
-            for role, split in dataset.splits():
-                taken = VIEWS[views] if role == "train" else VIEWS["none"]
-                run_split(role, split, taken, plan, writer, on_progress, on_note)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(_kept(writer, n_images)) from None
-        except OutputError as error:
-            raise OutputError(f"{error}; {_kept(writer, n_images)}") from None
-        limit = {None: PACK_LIMIT_BYTES, True: 1 << 62, False: -1}[pack]
-        made = writer.finish(_facts(writer), pack_limit=limit)
-    cache = load(made)
-    for (role, split), kept in zip(dataset.splits(), (cache.train, cache.test), strict=True):
-        for label in np.setdiff1d(split.labels, kept.labels):
-            on_note(f"{role}: every image of class {dataset.class_names[label]!r} was skipped")
-    return result_of(cache, choice.why, reused=False, n_resumed=n_resumed, started=started)
+    return Setting(
+        dataset=dataset,
+        weights=load_weights(weights, backbone, size=size, on_progress=on_progress),
+        choice=choice,
+        cuts=cuts,
+        dtype=dtype,
+        views=views,
+        batch_size=batch_size,
+        on_error=on_error,
+        shard_rows=(
+            SHARD_ROWS if len(dataset.train) + len(dataset.test) <= _MANY_IMAGES else 4 * SHARD_ROWS
+        ),
+        output=output,
+        pack=pack,
+    )
 
 
-def _kept(writer: ShardWriter, n_images: int) -> str:
-    """Say what an interrupted run leaves to the next one."""
-    if not writer.n_done:
-        return "nothing was kept yet"
-    return f"{writer.n_done:,} of {n_images:,} images are kept, and the same command goes on there"
+def _shard_rows(n_images: int) -> int:
+    rows = SHARD_ROWS if n_images <= _MANY_IMAGES else 4 * SHARD_ROWS
+    while n_images > rows * _MAX_SHARDS:
+        rows *= 4
+    return rows
 
 
-def _facts(writer: ShardWriter) -> dict[str, Any]:
-    """Return what the extraction took, all its runs together."""
-    stages = {name: round(writer.total(name), 3) for name in STAGES}
-    return {
-        "wall_s": stages["wall_s"],
-        "images_per_s": writer.total("passes") / max(writer.total("wall_s"), 1e-9),
-        "bottleneck": bottleneck(stages),
-        "stages_s": stages,
-    }
+def _engine(setting: Setting, on_note: OnNote) -> Engine:
+    # What it may compile is told of the whole data set, so that every job compiles the same.
+    n_images, loaded = setting.n_passes, setting.weights
+    return build_engine(setting.choice, loaded, setting.cuts, n_images=n_images, on_note=on_note)

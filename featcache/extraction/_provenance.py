@@ -42,7 +42,7 @@ def cache_path(output: str | Path | None, dataset: str, meta: Mapping[str, Any])
 
 
 def ingredients(
-    dataset: Dataset, weights: Weights, choice: EngineChoice, views: tuple[str, ...]
+    dataset: Dataset, digest: str, weights: Weights, choice: EngineChoice, views: tuple[str, ...]
 ) -> dict[str, Any]:
     """Return the provenance, the cuts and the type of the numbers left out."""
     fields = {
@@ -50,7 +50,7 @@ def ingredients(
         "class_names": list(dataset.class_names),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "dataset": dataset.name,
-        "dataset_digest": dataset.digest,
+        "dataset_digest": digest,
         "dataset_source": dataset.source,
         "featcache_version": __version__,
         "views": list(views),

@@ -6,13 +6,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..notebook import ShownAsTable
 from ..store import Cache, load
 
 __all__ = ["ExtractResult", "result_of"]
 
 
 @dataclass(frozen=True)
-class ExtractResult:
+class ExtractResult(ShownAsTable):
     """What an extraction did.
 
     Parameters

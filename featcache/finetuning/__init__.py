@@ -1,4 +1,4 @@
-"""End-to-end training in OneFlow: full, split, frozen, scratch; or from a cached cut on.
+"""End-to-end training: full, split, frozen, scratch; or from a cached cut on.
 
 ``full``
     Train everything at one rate: the tutorial's method 1.
@@ -24,28 +24,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..datasets import Dataset
-from ..engines import computed_by
-from ..errors import OutputError
-from ..files import check_writable, user_path
 from ..metrics import top1, wilson_interval
-from ..probes import Head, save_head
+from ..probes import Head
 from ..progress import OnNote, OnProgress, Progress, silent
 from ..recipe import finetune_recipe
 from ..runs import runs_folder, save_run
-from ..store import FORMAT_VERSION, fingerprint
-from ..training import Trainer
-from ..weights import load_weights, save_weights
+from ..training import Trainer, get_framework
+from ._engine import choose_trainer
 from ._folder import RunFolder, find_resumable
 from ._ingredients import Ingredients, Request, gather
 from ._interrupt import ctrl_c_noted
 from ._result import Epoch, FinetuneResult
 from ._run import Run
+from ._saving import checked_place, save_network, save_network_head
 from ._tensorboard import EventLog, check_tensorboard
 
-__all__ = ["Epoch", "FinetuneResult", "finetune"]
+__all__ = ["Epoch", "FinetuneResult", "choose_trainer", "finetune"]
 
 
 def finetune(
@@ -55,7 +50,9 @@ def finetune(
     backbone: str | None = None,
     weights: str | Path | None = None,
     size: int | None = None,
+    engine: str = "auto",
     device: str = "auto",
+    precision: str = "f32",
     cache: str | Path | None = None,
     init_head: str | Path | Head | None = None,
     epochs: int | None = None,
@@ -83,9 +80,18 @@ def finetune(
         made of.
     method : str
         ``"full"``, ``"split"``, ``"frozen"`` or ``"scratch"``.
-    backbone, weights, size, device, data_root
+    backbone, weights, size, data_root
         As in `featcache.extract`; with ``cache`` its own by default. ``"scratch"`` takes the
         size alone from the weights.
+    engine : str
+        What trains: ``"oneflow"``, ``"torch"``, or ``"auto"``: OneFlow where it is installed
+        and can use the device, unless PyTorch can use a GPU that OneFlow cannot; else PyTorch.
+    device : str
+        ``"cpu"``, ``"cuda"``, ``"mps"`` (PyTorch's alone), or ``"auto"``: the best that the
+        engine can use here.
+    precision : str
+        What convolutions and products compute in: ``"f32"``; with PyTorch ``"bf16"``; on a
+        GPU ``"f16"``. Everything else stays float32.
     cache : str or Path, optional
         Features to train on in place of images: a cache of the cut that ``freeze_until``
         names (``"avgpool"`` for method frozen), with the flip views that the augmentation
@@ -114,7 +120,8 @@ def finetune(
     on_progress : callable
         Hears of images, with the running loss.
     on_note : callable
-        Hears of a checkpoint that could not be written, and of rounding differences.
+        Hears what trains and why, of a checkpoint that could not be written, and of rounding
+        differences.
     **changes
         Any other field of `FinetuneRecipe`: ``augment``, ``freeze_until``, ``bn``,
         ``layer_decay``, ``schedule``, ``warmup``, ``label_smoothing``, ``patience``,
@@ -143,7 +150,9 @@ def finetune(
         backbone=backbone,
         weights=weights,
         size=size,
+        engine=engine,
         device=device,
+        precision=precision,
         cache=cache,
         init_head=init_head,
         train_limit=train_limit,
@@ -152,7 +161,7 @@ def finetune(
         data_root=data_root,
     )
     if save is not None:
-        save = _checked_place(save)
+        save = checked_place(save)
     if tensorboard:
         check_tensorboard()
     found = find_resumable(resume, runs_folder(runs), method) if resume else None
@@ -167,8 +176,11 @@ def finetune(
         len(made.class_names),
         recipe,
         device=made.choice.device,
+        precision=made.choice.precision,
+        compiled=made.compiled,
         seed=seed,
         head=made.head,
+        framework=get_framework(made.choice.name),
     )
     curve_split = "test" if made.val is None else "val"
     measured = made.test if made.val is None else made.val
@@ -191,7 +203,7 @@ def finetune(
                 events.close()
     result = _finished(trainer, run, made, request, folder, on_progress, resumed=state is not None)
     if save is not None:
-        _save(save, trainer, made, result)
+        save_network(save, trainer, made, result)
     folder.remove_checkpoint()
     return result
 
@@ -225,13 +237,16 @@ def _finished(
         n_test=len(made.test),
         seed=request.seed,
         recipe=request.recipe,
+        engine=made.choice.name,
+        device=made.choice.device,
+        precision=made.choice.precision,
         cache=made.cache,
         init_head=None if request.init_head is None else _name(request.init_head),
         resumed=resumed,
         run=folder.path,
     )
-    _save(result.checkpoint, trainer, made, result)
-    _save_head(result, trainer, made)
+    save_network(result.checkpoint, trainer, made, result)
+    save_network_head(result, trainer, made)
     save_run(
         folder.path,
         {
@@ -243,58 +258,6 @@ def _finished(
         },
     )
     return result
-
-
-def _save(path: Path, trainer: Trainer, made: Ingredients, result: FinetuneResult) -> None:
-    save_weights(
-        path,
-        trainer.network.state(),
-        backbone=made.weights.backbone,
-        preprocess=made.weights.preprocess,
-        metadata={
-            "method": result.method,
-            "epoch": str(result.best_epoch),
-            "dataset": made.facts["dataset"],
-        },
-    )
-
-
-def _save_head(result: FinetuneResult, trainer: Trainer, made: Ingredients) -> None:
-    """Write the head beside the network, so that `featcache.predict` can be given it.
-
-    Its features are those of the network that was just trained.
-    """
-    network = load_weights(result.checkpoint, made.weights.backbone)
-    ingredients = {
-        **computed_by(made.choice, network),
-        "cuts": ["avgpool"],
-        "dataset_digest": made.facts["dataset_digest"],
-        "dtype": "float32",
-        "format_version": FORMAT_VERSION,
-        "views": ["identity"],
-        "weights": result.checkpoint.name,
-    }
-    arrays = trainer.network.state()
-    head = Head(
-        np.asarray(arrays["fc.weight"]),
-        np.asarray(arrays["fc.bias"]),
-        made.class_names,
-        fingerprint(ingredients),
-        "none",
-        ingredients,
-    )
-    save_head(result.run / "head.safetensors", head, {"method": result.method})
-
-
-def _checked_place(save: str | Path) -> Path:
-    """Find out before the long work that a network can be written there."""
-    path = user_path(save)
-    if path.suffix != ".safetensors":
-        raise OutputError(
-            f"{path}: expected a name that ends in .safetensors, found {path.suffix!r}; rename it"
-        )
-    check_writable(path)
-    return path
 
 
 def _name(head: str | Path | Head) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..datasets import Dataset, load_dataset
+from ..engines import EngineChoice
 from ..errors import CacheMismatchError, CacheMissError, RecipeError, WeightsError
 from ..probes import feature_differences
 from ..progress import OnNote, OnProgress
@@ -33,6 +34,8 @@ class CachedData:
     ----------
     request : Request
         What was asked for.
+    choice : EngineChoice
+        What is going to train.
     on_progress : callable
         Hears of downloads.
     on_note : callable
@@ -49,7 +52,9 @@ class CachedData:
         The weights cannot be had.
     """
 
-    def __init__(self, request: Request, on_progress: OnProgress, on_note: OnNote) -> None:
+    def __init__(
+        self, request: Request, choice: EngineChoice, on_progress: OnProgress, on_note: OnNote
+    ) -> None:
         cut = frozen_cut(request.recipe)
         if cut is None:
             raise RecipeError(
@@ -80,7 +85,7 @@ class CachedData:
         self.weights = _weights(cache, request, command, on_progress)
         if request.dataset is not None:
             _check_dataset(cache, request.dataset, request.data_root, on_progress)
-        rounding = _rounding(cache.meta)
+        rounding = _rounding(cache.meta, choice)
         if rounding:
             on_note(f"{cache.path}: expect rounding differences: {', '.join(rounding)}")
 
@@ -161,12 +166,12 @@ def _extract_command(cache: Cache, request: Request, cut: str) -> str:
     return shlex.join(words)
 
 
-def _rounding(meta: Mapping[str, Any]) -> list[str]:
+def _rounding(meta: Mapping[str, Any], choice: EngineChoice) -> list[str]:
     """Say what computed these features otherwise than a run on the images would."""
     said = []
-    if meta.get("engine") != "oneflow":
+    if meta.get("engine") != choice.name:
         said.append(f"features by {meta.get('engine')} {meta.get('engine_version', '')}".rstrip())
-    if meta.get("precision", "f32") not in ("f32", "float32"):
+    if meta.get("precision", "f32").replace("float32", "f32") != choice.precision:
         said.append(f"computed in {meta['precision']}")
     if meta.get("dtype", "float32") != "float32":
         said.append(f"kept as {meta['dtype']}")

@@ -27,7 +27,9 @@ _CHECKPOINT = "checkpoint.safetensors"
 _CONFIG = "config.json"
 _ENVIRONMENT = "environment.json"
 _METRICS = "metrics.jsonl"
-_PACKAGES = ("numpy", "oneflow", "flowvision", "pillow", "safetensors")
+_PACKAGES = ("numpy", "oneflow", "flowvision", "torch", "pillow", "safetensors")
+# What a run of an earlier featcache was, before these could be chosen.
+_EARLIER = {"engine": "oneflow", "precision": "f32"}
 
 
 class RunFolder:
@@ -107,6 +109,7 @@ class RunFolder:
         theirs, progress = facts.get("identity"), facts.get("progress")
         if not isinstance(theirs, dict) or not isinstance(progress, dict):
             raise WeightsError(f"{path}: expected a checkpoint, found a part of one; begin anew")
+        theirs = {**_EARLIER, **theirs}
         mine = json.loads(json.dumps(self._identity))
         differing = [
             f"{name}: checkpoint {theirs.get(name)!r:.80}, here {mine.get(name)!r:.80}"

@@ -11,19 +11,24 @@ import numpy as np
 
 from ..backbone import get_backbone
 from ..datasets import Dataset, Split, load_dataset
-from ..engines import EngineChoice, choose_engine
+from ..engines import EngineChoice
 from ..errors import DatasetError, RecipeError, WeightsError
 from ..prediction._evaluation import checked_head
 from ..preprocess import Preprocess
 from ..probes import Head, feature_differences
 from ..progress import OnNote, OnProgress
 from ..recipe import FinetuneRecipe
-from ..sampling import LIMIT_SEED, stratified_rows, validation_rows
+from ..sampling import LIMIT_SEED, row_batches, stratified_rows, validation_rows
 from ..training import HeadArrays, ImageSource, Source
 from ..weights import Weights, load_weights
 from ._cached import CachedData
+from ._engine import choose_trainer
 
 __all__ = ["Ingredients", "Request", "gather"]
+
+# Steps from which on compiling pays on a GPU: a minute of it, against some milliseconds of each
+# step. An estimate: no GPU was at hand.
+_COMPILE_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,9 @@ class Request:
     backbone: str | None
     weights: str | Path | None
     size: int | None
+    engine: str
     device: str
+    precision: str
     cache: str | Path | None
     init_head: str | Path | Head | None
     train_limit: int | None
@@ -65,6 +72,8 @@ class Ingredients:
         All that changes the outcome, as JSON types: a run that goes on must share it.
     facts : dict
         What the record says about data and weights.
+    compiled : bool
+        Whether the part that trains is to be compiled.
     cache : Path or None
         Where features come from.
     """
@@ -78,6 +87,7 @@ class Ingredients:
     choice: EngineChoice
     identity: dict[str, Any]
     facts: dict[str, Any]
+    compiled: bool
     cache: Path | None
 
 
@@ -90,10 +100,11 @@ def gather(request: Request, on_progress: OnProgress, on_note: OnNote) -> Ingred
         As `featcache.finetune` lists them.
     """
     recipe = request.recipe
-    choice = choose_engine("oneflow", request.device)
+    choice = choose_trainer(request.engine, request.device, request.precision)
+    on_note(choice.why)
     data: _ImageData | CachedData
     if request.cache is not None:
-        data = CachedData(request, on_progress, on_note)
+        data = CachedData(request, choice, on_progress, on_note)
     else:
         data = _ImageData(request, on_progress)
     head, head_digest = _start_head(request, data.weights, data.class_names)
@@ -116,6 +127,7 @@ def gather(request: Request, on_progress: OnProgress, on_note: OnNote) -> Ingred
         val_rows = rows["train"][held]
         rows["train"] = np.delete(rows["train"], held)
     _check_enough(len(rows["train"]), len(data.class_names), data.name)
+    n_steps = recipe.epochs * len(list(row_batches(len(rows["train"]), recipe.batch_size)))
     pretrained = recipe.pretrained
     identity = {
         "method": request.method,
@@ -124,7 +136,9 @@ def gather(request: Request, on_progress: OnProgress, on_note: OnNote) -> Ingred
         "dataset digest": data.digest,
         "weights sha256": data.weights.sha256 if pretrained else None,
         "size": data.weights.preprocess.size,
+        "engine": choice.name,
         "device": choice.device,
+        "precision": choice.precision,
         "seed": request.seed,
         "train limit": request.train_limit,
         "test limit": request.test_limit,
@@ -139,7 +153,9 @@ def gather(request: Request, on_progress: OnProgress, on_note: OnNote) -> Ingred
         "weights_sha256": data.weights.sha256 if pretrained else None,
         "size": data.weights.preprocess.size,
         "engine": choice.name,
+        "engine_version": choice.version,
         "device": choice.device,
+        "precision": choice.precision,
         "features_wall_s": data.features_wall_s,
     }
     return Ingredients(
@@ -152,6 +168,7 @@ def gather(request: Request, on_progress: OnProgress, on_note: OnNote) -> Ingred
         choice=choice,
         identity=identity,
         facts=facts,
+        compiled=choice.device == "cuda" and n_steps >= _COMPILE_STEPS,
         cache=data.path,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..notebook import ShownAsTable
 from ..recipe import FinetuneRecipe
 
 __all__ = ["Epoch", "FinetuneResult"]
@@ -33,7 +34,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class FinetuneResult:
+class FinetuneResult(ShownAsTable):
     """A trained network, and how good it is.
 
     Parameters
@@ -64,6 +65,8 @@ class FinetuneResult:
         backbone.
     recipe : FinetuneRecipe
         The hyperparameters used.
+    engine, device, precision : str
+        What trained, such as ``"torch"``, ``"cpu"``, ``"f32"``.
     cache : Path or None
         Where features were read instead of images.
     init_head : str or None
@@ -88,6 +91,9 @@ class FinetuneResult:
     n_test: int
     seed: int
     recipe: FinetuneRecipe
+    engine: str
+    device: str
+    precision: str
     cache: Path | None
     init_head: str | None
     resumed: bool

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +15,7 @@ from ..errors import FeatcacheError, RecipeError
 from ..metrics import top1
 from ..progress import OnProgress, Progress
 from ..recipe import FinetuneRecipe
-from ..training import Source, Trainer
+from ..training import Source, Step, Trainer
 from ._folder import RunFolder
 from ._result import Epoch
 from ._tensorboard import EventLog
@@ -85,6 +86,7 @@ class Run:
         self._epoch_s = 0.0
         self._best: dict[str, np.ndarray] = {}
         self._whole = True  # whether no update is half done
+        self._unread: deque[Step] = deque()  # steps whose loss may not be there yet
 
     @property
     def step(self) -> int:
@@ -156,26 +158,20 @@ class Run:
             self._epoch_s, self.wall_s = earlier_s + spent, earlier_wall_s + spent
 
         self._on_progress(Progress(stage, min(self._batch * self._recipe.batch_size, n), n))
-        try:
-            with closing(self._trainer.steps(self._train, number - 1, self._batch)) as steps:
-                self._whole = False
-                for step in steps:
-                    self._batch += 1
-                    self._loss_sum += step.loss * step.n_images
-                    self._whole = True
-                    clock()
-                    self.trained_s = earlier_trained_s + time.perf_counter() - begun
-                    rates = dict(step.rates)
-                    self._log(step.step, {"loss": step.loss}, epoch=number, lr=rates)
-                    if time.perf_counter() - saved > CHECKPOINT_EVERY_S:
-                        self._save()
-                        saved = time.perf_counter()
-                    note = f"loss {self._loss_sum / step.n_seen:.3f}"
-                    self._on_progress(Progress(stage, step.n_seen, n, note=note))
-                    self._whole = False
-        except RecipeError as error:
-            raise RecipeError(f"{error}; {self._folder.kept}") from None
-        self._whole = True
+        with closing(self._trainer.steps(self._train, number - 1, self._batch)) as steps:
+            while step := self._next(steps):
+                clock()
+                self.trained_s = earlier_trained_s + time.perf_counter() - begun
+                self._settle(self._trainer.behind)
+                if time.perf_counter() - saved > CHECKPOINT_EVERY_S:
+                    self._save()
+                    saved = time.perf_counter()
+                seen = step.n_seen - sum(one.n_images for one in self._unread)
+                note = f"loss {self._loss_sum / seen:.3f}" if seen else ""
+                self._on_progress(Progress(stage, step.n_seen, n, note=note))
+        self._settle(0)
+        clock()
+        self.trained_s = earlier_trained_s + time.perf_counter() - begun
         stage = f"{self._measured_name} images"
         predicted = self._trainer.predict(self._measured, self._on_progress, stage)
         accuracy = top1(predicted, self._measured.labels)
@@ -193,6 +189,31 @@ class Run:
         if not self.finished or self._best:  # else the network itself is written at once
             self._save()
 
+    def _next(self, steps: Iterator[Step]) -> Step | None:
+        """Take a step; None at the end of the epoch."""
+        self._whole = False
+        try:
+            step = next(steps, None)
+        except RecipeError as error:
+            raise RecipeError(f"{error}; {self._folder.kept}") from None
+        if step is not None:
+            self._batch += 1
+            self._unread.append(step)
+        self._whole = True
+        return step
+
+    def _settle(self, behind: int) -> None:
+        """Read and log the losses of all steps but the last few, which a device may be at."""
+        while len(self._unread) > behind:
+            step = self._unread.popleft()
+            try:
+                loss = step.loss
+            except RecipeError as error:
+                raise RecipeError(f"{error}; {self._folder.kept}") from None
+            self._loss_sum += loss * step.n_images
+            number = len(self.curve) + 1
+            self._log(step.step, {"loss": loss}, epoch=number, lr=dict(step.rates))
+
     def _log(self, step: int, values: dict[str, float], **more: Any) -> None:
         self._folder.log(step=step, **more, **values, wall_s=round(self.wall_s, 3))
         if self._events is not None:
@@ -200,6 +221,7 @@ class Run:
             self._events.add(step, {**values, **rates})
 
     def _save(self) -> bool:
+        self._settle(0)
         best = {_BEST + name: value for name, value in self._best.items()}
         progress = {
             "step": self.step,

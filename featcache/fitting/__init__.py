@@ -6,45 +6,30 @@ that is tried; the test split is read when an option is done, and decides nothin
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..backbone import get_backbone
-from ..datasets import Dataset, Split, load_dataset
-from ..errors import RecipeError
-from ..extraction import ExtractResult, extract
-from ..finetuning import FinetuneResult, finetune
-from ..metrics import top1, wilson_interval
-from ..probes import Head, feature_ingredients, save_head
-from ..probing import ProbeResult, probe
+from ..datasets import Dataset, load_dataset
+from ..errors import EngineUnavailableError, RecipeError
+from ..extraction import extract
+from ..finetuning import choose_trainer
+from ..metrics import wilson_interval
+from ..notebook import ShownAsTable
 from ..progress import OnNote, OnProgress, silent
 from ..recipe import FINETUNE_RECIPES
-from ..runs import new_run, runs_folder
+from ..runs import runs_folder
 from ..sampling import validation_rows
-from ..solving import Job
-from ..store import Cache
+from ..training import TRAINERS
 from ._climb import Attempt, Option, Outcome, best_of, climb
+from ._work import Work
 
 __all__ = ["Attempt", "FitResult", "Outcome", "fit"]
 
-FREEZE = "layer3"
-# From a probe's head on, gentle steps: at the tutorial's rates, or with BatchNorm's statistics
-# moving, the first epochs undo what the probe found (Kumar et al., ICLR 2022, have the reason).
-GENTLY = {"lr": 1e-4, "bn": "eval", "schedule": "cosine", "patience": 2}
-_TIMED_IMAGES = 192  # three of the tutorial's batches: some seconds
-# A forward pass alone against one with its gradients: 80 and 30 images per second at 64 px.
-_EVALUATION_SPEED = 2.5
-_DISK_SHARE = 0.5  # of the free space, that a cache of feature maps may take
-
 
 @dataclass(frozen=True)
-class FitResult:
+class FitResult(ShownAsTable):
     """What was tried, and what came out of it.
 
     Parameters
@@ -116,7 +101,8 @@ def fit(
     Parameters
     ----------
     dataset, backbone, weights, size, engine, device, precision, data_root
-        As in `featcache.extract`.
+        As in `featcache.extract`. An engine that trains (``"oneflow"``, ``"torch"``) does the
+        fine-tunes too; else they choose as `featcache.finetune` does.
     target : float
         Accuracy on the validation split, above 0 and at most 1.
     budget_s : float, optional
@@ -157,7 +143,7 @@ def fit(
     recipe = FINETUNE_RECIPES["split"]
     # What a fine-tune holds out too, so that all are measured on the same images.
     held = validation_rows(dataset.train.labels, recipe.val_fraction, seed)
-    work = _Work(dataset, cache, held, seed, runs_folder(runs), on_progress)
+    work = Work(dataset, cache, held, seed, runs_folder(runs), on_progress)
     outcome = work.probe()
     probe_s = time.monotonic() - started
     first = Attempt("probe", "done", "the cheapest of all", probe_s, probe_s, outcome)
@@ -166,10 +152,16 @@ def fit(
     if outcome.val_top1 < target:
         training: dict[str, Any] = {
             **made,
+            "engine": engine if engine in TRAINERS else "auto",
             "device": device,
             "epochs": epochs or recipe.epochs,
         }
-        options = work.options(outcome.head, extracted, extracting, training)
+        try:
+            on_note(choose_trainer(training["engine"], device).why)
+        except EngineUnavailableError as error:
+            options = [_impossible(f"{error}")]
+        else:
+            options = work.options(outcome.head, extracted, extracting, training)
 
     def told(attempt: Attempt) -> None:
         found = f"{100 * attempt.outcome.val_top1:.2f} %: " if attempt.outcome else ""
@@ -202,130 +194,10 @@ def fit(
     )
 
 
-class _Work:
-    """What the options share: the data, its validation split, and how each is done."""
+def _impossible(why: str) -> Option:
+    """Return what stands for all fine-tunes where nothing can train."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        cache: Cache,
-        held: np.ndarray,
-        seed: int,
-        runs: Path,
-        on_progress: OnProgress,
-    ) -> None:
-        self._dataset = dataset
-        self._cache = cache
-        self._held = held
-        self._seed = seed
-        self._runs = runs
-        self._on_progress = on_progress
+    def run() -> Outcome:
+        raise EngineUnavailableError(why)
 
-    def probe(self) -> Outcome:
-        """Fit the head to all but the validation split, and measure it there."""
-        features = np.asarray(self._cache.train.features, np.float32)
-        labels = self._cache.train.labels
-        fitted = np.delete(np.arange(len(labels)), self._held)
-        n_classes = len(self._cache.class_names)
-        job = Job.of()
-        views = [features[fitted]]
-        more = (views, labels[fitted], n_classes, self._seed, self._on_progress)
-        job, _ = job.with_penalty(*more)
-        solution = job.train(*more)
-        head = Head(
-            solution.weight,
-            solution.bias,
-            self._cache.class_names,
-            self._cache.fingerprint,
-            "none",
-            feature_ingredients(self._cache.meta),
-        )
-        run = new_run(self._runs, "fit-probe")
-        path = run / "head.safetensors"
-        save_head(path, head, {"solver": job.solver, "seed": self._seed})
-        accuracy = top1(head.predict(features[self._held]), labels[self._held])
-        return Outcome(accuracy, None, path, run)
-
-    def refit(self) -> ProbeResult:
-        """Fit the head to all training images, now that it won; read the test split."""
-        return probe(self._cache, seed=self._seed, runs=self._runs, on_progress=self._on_progress)
-
-    def options(
-        self,
-        head: Path,
-        extracted: ExtractResult,
-        extracting: dict[str, Any],
-        training: dict[str, Any],
-    ) -> list[Option]:
-        """Time a few steps of each kind; return what can be tried and its expected cost."""
-        n_train = len(self._dataset.train) - len(self._held)
-        n_seen = training["epochs"] * (n_train + len(self._held) / _EVALUATION_SPEED)
-        n_seen += len(self._dataset.test) / _EVALUATION_SPEED
-        common = {**training, **GENTLY, "init_head": head, "seed": self._seed}
-        cutting = {**extracting, "cut": FREEZE, "views": "flips"}
-        rates = self._rates(cutting, training)
-        passes = 4 * len(self._dataset.train) + len(self._dataset.test)
-        cut_s = passes / max(extracted.images_per_s, 1e-9) + n_seen / rates["cut"]
-
-        def train_cut() -> FinetuneResult:
-            maps = extract(self._dataset, **cutting, on_progress=self._on_progress)
-            return self._finetune("split", cache=maps.cache, freeze_until=FREEZE, **common)
-
-        whole_s = n_seen / rates["whole"]
-        return [
-            Option(
-                f"layer4 from cached {FREEZE}",
-                cut_s,
-                lambda: self._outcome(train_cut()),
-                self._obstacle(passes),
-            ),
-            Option("split", whole_s, lambda: self._outcome(self._finetune("split", **common))),
-            Option("full", whole_s, lambda: self._outcome(self._finetune("full", **common))),
-        ]
-
-    def _obstacle(self, passes: int) -> str:
-        """Say why the maps cannot be cached, if they cannot."""
-        meta = self._cache.meta
-        shape = get_backbone(meta["backbone"]).cut_shape(FREEZE, meta["preprocess"]["size"])
-        wanted = passes * int(np.prod(shape)) * 4
-        free = shutil.disk_usage(self._cache.path.parent).free
-        if wanted <= _DISK_SHARE * free:
-            return ""
-        return (
-            f"a cache of {FREEZE} would take {wanted / 1e9:,.1f} GB of the {free / 1e9:,.1f} GB "
-            "that are free"
-        )
-
-    def _rates(self, cutting: dict[str, Any], training: dict[str, Any]) -> dict[str, float]:
-        """Return images per second of a few steps: of the whole network, and above the cut."""
-        part = self._part()
-        with tempfile.TemporaryDirectory() as folder:
-            timed = {**training, "epochs": 1, "runs": folder, "on_progress": self._on_progress}
-            whole = finetune(part, "split", **timed)
-            maps = extract(part, output=folder, **cutting)
-            cut = finetune(part, "split", cache=maps.cache, freeze_until=FREEZE, **timed)
-        return {"whole": whole.images_per_s, "cut": cut.images_per_s}
-
-    def _part(self) -> Dataset:
-        """Return a few images to time the steps on."""
-
-        def some(split: Split, count: int) -> Split:
-            drawn = np.random.default_rng(self._seed).permutation(len(split))[:count]
-            return split.take(np.sort(drawn))
-
-        count = max(_TIMED_IMAGES, len(self._dataset.class_names))
-        train, test = some(self._dataset.train, count), some(self._dataset.test, 1)
-        return Dataset(self._dataset.name, train, test, "a few images")
-
-    def _finetune(self, method: str, **arguments: Any) -> FinetuneResult:
-        return finetune(
-            self._dataset,
-            method,
-            runs=self._runs,
-            on_progress=self._on_progress,
-            **arguments,
-        )
-
-    def _outcome(self, result: FinetuneResult) -> Outcome:
-        val = result.epochs[result.best_epoch - 1].top1
-        return Outcome(val, result.top1, result.run / "head.safetensors", result.run)
+    return Option("fine-tuning", 0.0, run, why)

@@ -9,6 +9,9 @@ tried in a child process first, by `cuda_status`.
 
 OpenVINO's Python package reports every import to an analytics server and keeps an
 identifier in the home folder; `import_openvino` leaves that part of it out.
+
+PyTorch changes nothing by being imported. What it can use of a GPU is tried in a child
+process too.
 """
 
 from __future__ import annotations
@@ -22,16 +25,28 @@ from ._oneflow import (
 )
 from ._openvino import import_openvino, openvino_precisions, openvino_status
 from ._process import last_words, run_in_child
+from ._torch import (
+    import_torch,
+    may_have_gpu,
+    torch_gpu_status,
+    torch_precisions,
+    torch_status,
+)
 
 __all__ = [
     "cuda_status",
     "import_flowvision",
     "import_oneflow",
     "import_openvino",
+    "import_torch",
     "last_words",
+    "may_have_gpu",
     "oneflow_status",
     "openblas_core_type",
     "openvino_precisions",
     "openvino_status",
     "run_in_child",
+    "torch_gpu_status",
+    "torch_precisions",
+    "torch_status",
 ]

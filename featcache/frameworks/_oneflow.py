@@ -18,6 +18,7 @@ from ._process import (
     run_in_child,
     silenced_stderr,
 )
+from ._processor import processor_flags
 
 __all__ = [
     "cuda_status",
@@ -163,15 +164,7 @@ def openblas_core_type() -> str | None:
     fast again (``benchmarks/core_type.py``). None where the processor has no
     AVX2, or where nobody can tell.
     """
-    try:
-        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return None
-    flags: set[str] = set()
-    for line in cpuinfo.splitlines():
-        if line.startswith("flags"):
-            flags = set(line.partition(":")[2].split())
-            break
+    flags = processor_flags()
     if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags:
         return "SkylakeX"
     if {"avx2", "fma"} <= flags:

@@ -33,12 +33,14 @@ def ctrl_c_later() -> Iterator[None]:
         return
     heard = []
     handler = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if can_block else set()
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler or signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if heard:
             raise KeyboardInterrupt
 

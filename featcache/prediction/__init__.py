@@ -132,7 +132,7 @@ def predict(
     rounding = rounding_differences(head.ingredients, here)
     if rounding:
         on_note(f"{where}: expect rounding differences: {'; '.join(rounding)}")
-    engine = build_engine(choice, loaded, (CUT,))
+    engine = build_engine(choice, loaded, (CUT,), on_note=on_note)
 
     predictions: list[Prediction] = []
     on_progress(Progress("images", 0, len(places)))

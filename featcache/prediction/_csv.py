@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from ..files import csv_line
 
 if TYPE_CHECKING:
     from . import Prediction
@@ -27,11 +27,4 @@ def as_csv(predictions: Sequence[Prediction]) -> str:
     for prediction in predictions:
         pairs = ((name, f"{probability:.6g}") for name, probability in prediction.top)
         lines.append([prediction.path, *(text for pair in pairs for text in pair)])
-    return "".join(_csv_line(line) for line in lines)
-
-
-def _csv_line(fields: list[str]) -> str:
-    # csv quotes the characters that end its own lines: both halves of "\r\n", not "\n" alone.
-    stream = io.StringIO(newline="")
-    csv.writer(stream, lineterminator="\r\n").writerow(fields)
-    return stream.getvalue().removesuffix("\r\n") + "\n"
+    return "".join(csv_line(line) for line in lines)

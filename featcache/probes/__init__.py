@@ -23,6 +23,7 @@ from .objectives import Objective, objective, predict
 from .ridge import Ridge, ridge_objective, train_ridge
 from .rows import Features, Rows, in_memory, loaded
 from .scaling import SCALINGS, Scaling
+from .search import nearest
 from .solution import Solution
 from .sweep import C_GRID, Sweep, SweepPoint, sweep_lbfgs, sweep_ridge
 
@@ -51,6 +52,7 @@ __all__ = [
     "knn_probe",
     "load_head",
     "loaded",
+    "nearest",
     "objective",
     "predict",
     "ridge_objective",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..metrics import (
+    ReliabilityBin,
     balanced_accuracy,
     confusion_matrix,
     expected_calibration_error,
@@ -39,6 +40,8 @@ class Evaluation:
         Recall of each class, None for a class without test images.
     confusion : tuple of tuple of int
         Label by prediction. Empty, as the line above, for more than 100 classes.
+    reliability : tuple of ReliabilityBin
+        The bins that the calibration error was measured in; empty where it is None.
     """
 
     top1: float
@@ -48,6 +51,7 @@ class Evaluation:
     calibration_error: float | None
     per_class_accuracy: tuple[float | None, ...]
     confusion: tuple[tuple[int, ...], ...]
+    reliability: tuple[ReliabilityBin, ...] = ()
 
 
 def evaluate_scores(scores: np.ndarray, labels: np.ndarray, *, calibrated: bool) -> Evaluation:
@@ -67,9 +71,10 @@ def evaluate_scores(scores: np.ndarray, labels: np.ndarray, *, calibrated: bool)
     listed = n_classes <= _LISTED_CLASSES
     recalls = per_class_accuracy(predicted, labels, n_classes) if listed else ()
     matrix = confusion_matrix(predicted, labels, n_classes) if listed else ()
-    error = None
+    error: float | None = None
+    bins: tuple[ReliabilityBin, ...] = ()
     if calibrated and np.isfinite(scores).all():
-        error = expected_calibration_error(softmax(scores), labels)[0]
+        error, bins = expected_calibration_error(softmax(scores), labels)
     return Evaluation(
         top1=top1(predicted, labels),
         balanced_accuracy=balanced_accuracy(predicted, labels, n_classes),
@@ -78,4 +83,5 @@ def evaluate_scores(scores: np.ndarray, labels: np.ndarray, *, calibrated: bool)
         calibration_error=error,
         per_class_accuracy=tuple(None if np.isnan(value) else float(value) for value in recalls),
         confusion=tuple(tuple(int(count) for count in row) for row in matrix),
+        reliability=bins,
     )

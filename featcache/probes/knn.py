@@ -8,8 +8,7 @@ and one far below the linear probe says that the head had to look for the
 directions that matter. Every k is answered from the same neighbours: report the
 curve, or the k that you named before you saw it.
 
-Nothing of size M x N is ever stored. Blocks of test images meet blocks of training
-images, and of each meeting the best neighbours alone are kept.
+Nothing of size M x N is ever stored: see `featcache.probes.search`.
 
 References
 ----------
@@ -22,19 +21,19 @@ k = 10, 20, 100 and 200.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 
 from ..errors import RecipeError, ShapeMismatchError
 from ..progress import OnProgress, Progress, silent
 from .rows import Features
-from .scaling import unit_length
+from .search import nearest_blocks
 
 __all__ = ["knn_probe"]
 
-_BLOCK_BYTES = 8 << 20  # of each array that a block needs; about five of them live at a time
-_MAX_TEST_ROWS = 1024
+_VOTES_BYTES = 8 << 20  # of the votes that are counted at once
 
 
 def knn_probe(
@@ -97,86 +96,39 @@ def knn_probe(
             f"test features: expected (M, {train_features.shape[1]}) as in training, found "
             f"{test_features.shape}; both must come from the same backbone"
         )
-    train_rows, test_rows = _block_sizes(train_features.shape[1], n_classes, ks[-1])
     predicted = {k: np.empty(m, np.int64) for k in ks}
-    for start in range(0, m, test_rows):
-        on_progress(Progress("k-NN", start, m))
-        block = slice(start, start + test_rows)
-        similarity, neighbours = _nearest(test_features[block], train_features, ks[-1], train_rows)
-        classes = train_labels[neighbours]
-        # Relative to the nearest, where exp cannot overflow; a common factor elects nobody.
-        weights = np.exp((similarity - similarity[:, :1]) / temperature)
-        votes = np.zeros((len(classes), n_classes))
-        counted = 0
-        for k in ks:
-            votes += _tally(classes[:, counted:k], weights[:, counted:k], n_classes)
-            counted = k
-            predicted[k][block] = votes.argmax(axis=1)
-    on_progress(Progress("k-NN", m, m))
+    rows = max(16, _VOTES_BYTES // (8 * n_classes))
+    on_progress(Progress("k-NN", 0, m))
+    with closing(nearest_blocks(test_features, train_features, ks[-1])) as blocks:
+        for block, similarity, neighbours in blocks:
+            for first in range(0, len(neighbours), rows):
+                part = slice(first, first + rows)
+                voted = _votes(
+                    similarity[part], train_labels[neighbours[part]], n_classes, ks, temperature
+                )
+                for k, classes in voted:
+                    predicted[k][block][part] = classes
+            on_progress(Progress("k-NN", block.stop, m))
     return predicted
 
 
-def _block_sizes(dim: int, n_classes: int, k: int) -> tuple[int, int]:
-    """Return how many training and test images meet at once."""
-    train_rows = max(256, _BLOCK_BYTES // (4 * dim))
-    widest = 4 * max(train_rows, dim, 2 * n_classes, 4 * k)  # bytes per test image
-    return train_rows, min(_MAX_TEST_ROWS, max(16, _BLOCK_BYTES // widest))
-
-
-def _nearest(
-    queries: np.ndarray, train_features: Features, k: int, train_rows: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return similarity, float64, and row of the k nearest, nearest first: (B, k) each."""
-    queries = unit_length(queries)
-    best = np.empty((len(queries), 0), np.float32)
-    rows = np.empty((len(queries), 0), np.int64)
-    for start in range(0, len(train_features), train_rows):
-        similarity = queries @ unit_length(train_features[start : start + train_rows]).T
-        values, columns = _candidates(similarity, best, k)
-        # What is there comes from earlier rows: a stable sort leaves it first among equals.
-        values, columns = np.hstack([best, values]), np.hstack([rows, columns + start])
-        order = np.argsort(-values, axis=1, kind="stable")[:, :k]
-        best = np.take_along_axis(values, order, axis=1)
-        rows = np.take_along_axis(columns, order, axis=1)
-    return best.astype(np.float64), rows
-
-
-def _candidates(similarity: np.ndarray, best: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return value and column of all that can displace one of the k best: (B, W) each.
-
-    Columns ascend. Rows with fewer than W of them end in values of minus infinity.
-    """
-    if best.shape[1] == k:
-        # After the first blocks few come closer than the k-th, and picking these out costs
-        # far less than a partition. Only where many do, as when rows are sorted by class, not.
-        closer = similarity > best[:, -1:]
-        counts = closer.sum(axis=1)
-        if counts.max() <= 4 * k:
-            row, column = np.nonzero(closer)
-            place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-            values = np.full((len(similarity), counts.max()), -np.inf, np.float32)
-            columns = np.zeros(values.shape, np.int64)
-            values[row, place], columns[row, place] = similarity[row, column], column
-            return values, columns
-    columns = _largest(similarity, k)
-    return np.take_along_axis(similarity, columns, axis=1), columns
-
-
-def _largest(similarity: np.ndarray, k: int) -> np.ndarray:
-    """Return the columns of the k largest of each row, ascending; of equals the first."""
-    n = similarity.shape[1]
-    if k >= n:
-        return np.tile(np.arange(n), (len(similarity), 1))
-    columns = np.argpartition(similarity, n - k, axis=1)[:, n - k :]
-    least = np.take_along_axis(similarity, columns, axis=1).min(axis=1)
-    # argpartition takes any of those that equal the k-th: where some were left out, choose.
-    left_out = (similarity >= least[:, None]).sum(axis=1) > k
-    for row in np.flatnonzero(left_out):
-        candidates = np.flatnonzero(similarity[row] >= least[row])
-        order = np.argsort(-similarity[row, candidates], kind="stable")
-        columns[row] = candidates[order[:k]]
-    columns.sort(axis=1)
-    return columns
+def _votes(
+    similarity: np.ndarray,
+    classes: np.ndarray,
+    n_classes: int,
+    ks: Sequence[int],
+    temperature: float,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield, for each k, the classes that the first k of each row (B, W) elect."""
+    # Relative to the nearest, where exp cannot overflow; a common factor elects nobody.
+    nearness = similarity.astype(np.float64) - similarity[:, :1]
+    weights = np.exp(nearness / temperature)
+    votes = np.zeros((len(classes), n_classes))
+    counted = 0
+    for k in ks:
+        votes += _tally(classes[:, counted:k], weights[:, counted:k], n_classes)
+        counted = k
+        yield k, votes.argmax(axis=1)
 
 
 def _tally(classes: np.ndarray, weights: np.ndarray, n_classes: int) -> np.ndarray:

@@ -152,12 +152,12 @@ class _Trainee:
         self._framework = framework
         self._device = device
         self._decay = recipe.weight_decay
-        self._weight = framework.nn.Parameter(framework.from_numpy(weight).to(device))
-        self._bias = framework.nn.Parameter(framework.from_numpy(bias).to(device))
+        self._weight = framework.nn.Parameter(_tensor(framework, weight, device))
+        self._bias = framework.nn.Parameter(_tensor(framework, bias, device))
         self._loss = framework.nn.CrossEntropyLoss()
         # In whitened coordinates the penalty is not the optimizer's plain weight decay.
         self._unwhiten = (
-            framework.from_numpy(whitening.matrix).to(device) if whitening is not None else None
+            _tensor(framework, whitening.matrix, device) if whitening is not None else None
         )
         decay = 0.0 if whitening is not None else recipe.weight_decay
         self._optimizer = framework.optim.SGD(
@@ -173,8 +173,8 @@ class _Trainee:
     def step(self, features: np.ndarray, labels: np.ndarray, rate: float) -> None:
         """Take one step on a batch."""
         flow = self._framework
-        x = flow.from_numpy(features).to(self._device)
-        y = flow.from_numpy(labels).to(self._device)
+        x = _tensor(flow, features, self._device)
+        y = _tensor(flow, labels, self._device)
         loss = self._loss(flow.nn.functional.linear(x, self._weight, self._bias), y)
         if self._unwhiten is not None:
             plain = flow.matmul(self._weight, self._unwhiten)
@@ -190,6 +190,13 @@ class _Trainee:
         return tuple(  # type: ignore[return-value]
             np.array(parameter.detach().cpu().numpy()) for parameter in (self._weight, self._bias)
         )
+
+
+def _tensor(framework: ModuleType, array: np.ndarray, device: str) -> Any:
+    """Return a copy of an array in memory of the framework's own, which may outlive Python's."""
+    tensor = framework.empty(*array.shape, dtype=getattr(framework, array.dtype.name))
+    tensor.numpy()[...] = array
+    return tensor.to(device)
 
 
 class _Whitening:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..notebook import ShownAsTable
 from ..probes import CheckResult, Evaluation, Sweep
 from ..recipe import ExactRecipe, ProbeRecipe
 from ..runs import cache_facts
@@ -15,7 +16,7 @@ __all__ = ["ProbeResult", "record_of"]
 
 
 @dataclass(frozen=True)
-class ProbeResult:
+class ProbeResult(ShownAsTable):
     """A linear head on cached features, and how good it is.
 
     Parameters
@@ -103,6 +104,7 @@ def record_of(result: ProbeResult, cache: Cache) -> dict[str, Any]:
         "method": f"probe {result.solver}",
         **asdict(result),
         **cache_facts(cache),
+        "class_names": list(cache.class_names),
         "run": result.run.name,
         "n_epochs": result.epochs,
         "epochs": [],

@@ -9,6 +9,7 @@ from ..errors import CacheMissError
 from ..files import user_path
 from ._cache import Cache, CachedSplit, load
 from ._diff import DiffReport, FieldDiff, SplitDiff, diff
+from ._finishing import PACK_LIMIT_BYTES, shards_path
 from ._format import (
     BLOCK_ROWS,
     DTYPES,
@@ -23,18 +24,25 @@ from ._format import (
     label_names,
 )
 from ._gap import FeatureDiff
-from ._index import is_shards
+from ._index import COMMITS, is_shards
 from ._lock import single_writer
 from ._merge import MergeResult, merge
 from ._pack import write_cache
-from ._shards import PACK_LIMIT_BYTES, SHARD_ROWS, ShardWriter, shards_path
+from ._shards import SHARD_ROWS, ShardWriter
 from ._sources import SplitArrays, encoded_ids
-from ._unfinished import discard_unfinished
+from ._unfinished import (
+    ShardRange,
+    committed,
+    discard_unfinished,
+    read_ingredients,
+    unfinished_folder,
+)
 from ._verify import VerifyReport, verify
 from ._walk import iterate_rows
 
 __all__ = [
     "BLOCK_ROWS",
+    "COMMITS",
     "DTYPES",
     "FINGERPRINT_FIELDS",
     "FORMAT_VERSION",
@@ -46,12 +54,14 @@ __all__ = [
     "FeatureDiff",
     "FieldDiff",
     "MergeResult",
+    "ShardRange",
     "ShardWriter",
     "SplitArrays",
     "SplitDiff",
     "StoredArray",
     "VerifyReport",
     "array_name",
+    "committed",
     "decode_id",
     "default_folder",
     "diff",
@@ -66,8 +76,10 @@ __all__ = [
     "load",
     "merge",
     "newest_cache",
+    "read_ingredients",
     "shards_path",
     "single_writer",
+    "unfinished_folder",
     "verify",
     "write_cache",
 ]

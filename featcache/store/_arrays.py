@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = [
     "unreadable",
 ]
 
+_MAX_MAPS = 4096  # of one array at a time: Linux allows a process 65,530 in all
 _THREADS = 4  # reading and summing leave Python's lock free; more would wait for the memory
 
 
@@ -156,12 +158,10 @@ class ShardedArray:
     def __init__(self, array: StoredArray) -> None:
         self.dtype = array.dtype
         self.shape = array.shape
-        self._parts = [
-            _map(block.path, array, block.offset, (block.n_rows, *array.row_shape))
-            for block in array.blocks
-            if block.n_rows
-        ]
-        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
+        self._array = array
+        self._blocks = [block for block in array.blocks if block.n_rows]
+        self._starts = np.cumsum([0, *(block.n_rows for block in self._blocks)])
+        self._part = lru_cache(_MAX_MAPS)(self._map_part)
 
     @property
     def ndim(self) -> int:
@@ -235,16 +235,24 @@ class ShardedArray:
         homes = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(homes):
             here = homes == number
-            taken[here] = self._parts[number][rows[here] - self._starts[number]]
+            taken[here] = self._part(int(number))[rows[here] - self._starts[number]]
         return taken
 
     def _range(self, start: int, stop: int) -> np.ndarray:
         """Return rows that follow one another: a view of the file where one has them all."""
+        if start >= stop:
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        behind = int(np.searchsorted(self._starts, stop, side="left"))
         pieces = [
-            part[max(0, start - begin) : stop - begin]
-            for part, begin in zip(self._parts, self._starts[:-1].tolist(), strict=True)
-            if begin < stop and begin + len(part) > start
+            self._part(number)[max(0, start - begin) : stop - begin]
+            for number, begin in enumerate(self._starts[first:behind].tolist(), start=first)
         ]
         if len(pieces) == 1:
             return pieces[0]
-        return np.concatenate(pieces) if pieces else np.empty((0, *self.shape[1:]), self.dtype)
+        return np.concatenate(pieces)
+
+    def _map_part(self, number: int) -> np.ndarray:
+        block = self._blocks[number]
+        shape = (block.n_rows, *self._array.row_shape)
+        return _map(block.path, self._array, block.offset, shape)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import CacheCorruptError, CacheMismatchError, CacheMissError
 from ..files import user_path
+from ..notebook import facts_table
 from ._arrays import map_array, read_array
 from ._format import UNLABELLED, Index, StoredArray, array_name, decode_id
 from ._index import AGAIN, file_stamp, open_index
@@ -250,6 +251,16 @@ class Cache:
             f"<Cache {self.path}: {len(self.train)} train, {len(self.test)} test, "
             f"{self.feature_dim}-d, {len(self.class_names)} classes>"
         )
+
+    def _repr_html_(self) -> str:
+        """Show a notebook what is in the file and how it was made."""
+        facts = {
+            "images": f"{len(self.train):,} train, {len(self.test):,} test",
+            "feature_dim": self.feature_dim,
+            "n_classes": len(self.class_names),
+            **{name: value for name, value in self.meta.items() if name != "class_names"},
+        }
+        return facts_table(f"Cache {self.path}", facts)
 
 
 def load(path: str | Path, *, mmap: bool = False) -> Cache:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,5 +87,6 @@ def _limit_this_process() -> None:
         (resource.RLIMIT_CPU, _TIMEOUT_S),
         (resource.RLIMIT_CORE, 0),
     ):
-        _, hard = resource.getrlimit(limit)
-        resource.setrlimit(limit, (value if hard == -1 else min(value, hard), hard))
+        with suppress(OSError, ValueError):  # macOS refuses some
+            _, hard = resource.getrlimit(limit)
+            resource.setrlimit(limit, (value if hard == -1 else min(value, hard), hard))

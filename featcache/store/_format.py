@@ -93,11 +93,13 @@ def differing(
             yield name, left, right
 
 
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """List the fields of the fingerprint that differ, as ``name: found, wanted``."""
+def differences(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], names: Iterable[str] = FINGERPRINT_FIELDS
+) -> list[str]:
+    """List the fields that differ, as ``name: found, wanted``."""
     return [
         f"{name}: found {left!r}, wanted {right!r}"
-        for name, left, right in differing(found, wanted)
+        for name, left, right in differing(found, wanted, names)
     ]
 
 

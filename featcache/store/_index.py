@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ._format import (
 
 __all__ = [
     "AGAIN",
+    "COMMITS",
     "HDF5_SIGNATURE",
     "MANIFEST",
     "checked_index",
@@ -37,6 +39,7 @@ __all__ = [
 
 AGAIN = "make it again with featcache extract --force, or restore a copy"
 MANIFEST = "manifest.json"
+COMMITS = ".commits"  # in a folder of shards that is not complete: what is there already
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_INDEX_BYTES = 1 << 26  # a hundred million rows need less; Python takes ten times as much
 _MAX_ROW_BYTES = 1 << 30
@@ -66,13 +69,12 @@ def open_index(path: Path) -> Index:
     """
     try:
         if is_shards(path):
-            content = read_sealed(path / MANIFEST)
-            if content.get("unfinished"):
-                raise CacheMissError(
-                    f"{path}: expected a feature cache, found an extraction that is not finished; "
-                    "run the same featcache extract again"
-                )
-            return checked_index(content, path, "shards")
+            return checked_index(read_sealed(path / MANIFEST), path, "shards")
+        if (path / COMMITS).is_dir():
+            raise CacheMissError(
+                f"{path}: expected a feature cache, found an extraction that is not finished; "
+                "run the same featcache extract again, or featcache pack where jobs made it"
+            )
         if not path.is_file():
             found = "a folder without manifest.json" if path.is_dir() else "no such file"
             raise CacheMissError(
@@ -252,12 +254,15 @@ def _array(name: str, spec: Mapping[str, Any], path: Path, form: str) -> StoredA
 
 def _inside(block: Block, size_bytes: int, form: str) -> None:
     if form == "shards":
-        if block.path.is_symlink() or not block.path.is_file():
+        try:
+            found = os.lstat(block.path)  # once per shard: there may be 100,000, and a network
+        except FileNotFoundError:
+            found = None
+        if found is None or not stat.S_ISREG(found.st_mode):
             raise ValueError(f"no shard {block.path.name}: it was removed or moved")
-        found = block.path.stat().st_size
-        if found != block.offset + size_bytes:
+        if found.st_size != block.offset + size_bytes:
             raise ValueError(
-                f"a shard {block.path.name} of {found:,} bytes instead of "
+                f"a shard {block.path.name} of {found.st_size:,} bytes instead of "
                 f"{block.offset + size_bytes:,}"
             )
     elif block.offset + size_bytes > block.path.stat().st_size:

@@ -1,47 +1,47 @@
 """Extraction in progress: fixed ranges of rows, committed one by one, resumed, and packed.
 
-Each shard is a handful of ``.npy`` files that are flushed and renamed before the
-manifest names them, so that what the manifest names is there whatever happens. A
-killed run goes on from the last shard whose bytes still hash to what was written.
+Each shard is a handful of ``.npy`` files that are flushed and renamed before a file of
+its own says that it is there, so that what is said to be there is there whatever happens.
+A killed run goes on with the shards that are missing, or whose bytes no longer hash to
+what was written.
 """
 
 from __future__ import annotations
 
 import io
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import OutputError
 from ..files import remove_leftovers, write_atomically
-from ._format import StoredArray, seal
-from ._index import MANIFEST, is_shards
-from ._pack import complete_meta, pack
-from ._sources import Source
+from ..progress import OnProgress, Progress, silent
+from ._arrays import read_array
+from ._finishing import PACK_LIMIT_BYTES, finish
+from ._format import seal
+from ._index import COMMITS
+from ._pack import complete_meta
 from ._sums import Digests
-from ._unfinished import shard_block, unfinished_folder, unharmed_commits
-from ._walk import iterate_rows
+from ._unfinished import (
+    ShardRange,
+    check_same,
+    claim,
+    commit_array,
+    commit_path,
+    committed,
+    first_harmed,
+    read_commit,
+    read_ingredients,
+    remove_unfinished,
+    unfinished_folder,
+)
 
-__all__ = [
-    "PACK_LIMIT_BYTES",
-    "SHARD_ROWS",
-    "ShardWriter",
-    "shards_path",
-]
+__all__ = ["SHARD_ROWS", "ShardWriter"]
 
 SHARD_ROWS = 1024  # what a kill can cost: 20 s of ResNet-18 at 224 px on two cores
-PACK_LIMIT_BYTES = 8 << 30  # packing doubles the space on the disk for a while
-
-
-def shards_path(path: Path) -> Path:
-    """Return the folder that stands for a cache too large to be packed into ``path``."""
-    return path.with_suffix(".shards")
+_ROLES = ("train", "test")  # as they lie in a cache
 
 
 class ShardWriter:
@@ -56,14 +56,21 @@ class ShardWriter:
     force : bool
         Throw away what an unfinished run left, unless that one was forced too: then this is
         the command that goes on with it.
+    jobs : mapping, optional
+        What all the jobs must agree on that write into this folder at the same time, and what
+        puts their shards together; none of it is the cache's.
+    share : collection of ShardRange, optional
+        The shards that are this writer's, where others write too: it looks at no other.
+    on_progress : callable
+        Hears of the shards that are looked at.
 
     Attributes
     ----------
     commits : list of dict
         What is committed: role, the data set's rows (start, stop), arrays, and facts.
     damaged : str
-        The first shard of an unfinished run that was no longer what was written, and from
-        which on everything is made again; empty where all were whole.
+        The first shard of an unfinished run that was no longer what was written and is to be
+        made again; empty where all were whole.
 
     Raises
     ------
@@ -73,43 +80,59 @@ class ShardWriter:
         The folder cannot be made.
     """
 
-    def __init__(self, path: Path, meta: Mapping[str, Any], *, force: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        meta: Mapping[str, Any],
+        *,
+        force: bool = False,
+        jobs: Mapping[str, Any] | None = None,
+        share: Collection[ShardRange] | None = None,
+        on_progress: OnProgress = silent,
+    ) -> None:
         self.path = path
         self.folder = unfinished_folder(path)
         self._meta = complete_meta(meta)
-        self._forced = force
-        self.commits, self.damaged = unharmed_commits(path, self._meta, force=force)
-        if force and not self.commits:
-            self.discard()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{self.folder}: cannot be made: {error.strerror}; name another output"
-            ) from None
+        self._share = None if share is None else {(one.role, one.start) for one in share}
+        self._begin(jobs, force)
+        self.damaged = ""
+        self._commits = self._unharmed(on_progress)
         self._sweep()
 
+    @property
+    def commits(self) -> list[dict[str, Any]]:
+        """What is committed, in the order of the rows."""
+        order = sorted(self._commits, key=lambda key: (_ROLES.index(key[0]), key[1]))
+        return [self._commits[key] for key in order]
+
+    def missing(self, shards: Iterable[ShardRange]) -> list[ShardRange]:
+        """Return those of these shards that have yet to be made."""
+        return [shard for shard in shards if not self._has(shard)]
+
     def done(self, role: str) -> int:
-        """Return how many of a split's images are behind us, counted from the first."""
-        return max((commit["stop"] for commit in self.commits if commit["role"] == role), default=0)
+        """Return how many of a split's images are behind us, from the first without a gap."""
+        at = 0
+        while (role, at) in self._commits:
+            at = self._commits[role, at]["stop"]
+        return at
 
     @property
     def n_done(self) -> int:
         """How many images are behind us, of both splits."""
-        return sum(commit["stop"] - commit["start"] for commit in self.commits)
+        return sum(commit["stop"] - commit["start"] for commit in self._commits.values())
 
     def skipped(self) -> int:
         """Return how many images were left out so far, of both splits."""
         return sum(
             commit["stop"] - commit["start"] - commit["arrays"]["labels"]["block"][0]
-            for commit in self.commits
+            for commit in self._commits.values()
         )
 
     def rows(self, role: str) -> int:
         """Return how many of these have features; the others were skipped."""
         return sum(
             commit["arrays"]["labels"]["block"][0]
-            for commit in self.commits
+            for commit in self._commits.values()
             if commit["role"] == role
         )
 
@@ -120,6 +143,9 @@ class ShardWriter:
         stop: int,
         arrays: Mapping[str, np.ndarray],
         facts: Mapping[str, float],
+        *,
+        hashes: np.ndarray | None = None,
+        left_out: Sequence[tuple[int, int]] = (),
     ) -> None:
         """Put one shard on the disk; once this returns, no kill can lose it.
 
@@ -133,55 +159,68 @@ class ShardWriter:
             By name inside the split. Fewer rows than images where some were skipped.
         facts : mapping of str to float
             What it took; added up in `total`.
+        hashes : numpy.ndarray, optional
+            uint8 (stop - start, 32): SHA-256 of the images' files, where nobody had them
+            before; kept until the digest of the data set is made of them.
+        left_out : sequence of (int, int)
+            With hashes: row and label of each image that was skipped.
 
         Raises
         ------
         OutputError
             The disk is full, or the folder went away. Earlier shards stay.
         """
-        described = {}
-        for name, array in arrays.items():
-            array = np.ascontiguousarray(array)
-            header = io.BytesIO()
-            np.lib.format.write_array_header_1_0(
-                header, np.lib.format.header_data_from_array_1_0(array)
-            )
-            file = f"{role}-{start:012d}-{name.replace('/', '-')}.npy"
-            data = array.reshape(-1).view(np.uint8).data
-            digests = Digests()
-            digests.update(data)
-            write_atomically(self.folder / file, header.getvalue(), data)
-            described[name] = {
-                "dtype": array.dtype.str,
-                "row_shape": list(array.shape[1:]),
-                "block": [len(array), len(header.getvalue()), *digests.hexdigests(), file],
-            }
-        self.commits.append(
-            {"role": role, "start": start, "stop": stop, "arrays": described, "facts": dict(facts)}
-        )
-        self._write_manifest(
-            {
-                "unfinished": True,
-                "forced": self._forced,
-                "meta": self._meta,
-                "commits": self.commits,
-            }
-        )
+        stem = f"{role}-{start:012d}"
+        described = {
+            name: self._write(f"{stem}-{name.replace('/', '-')}.npy", array)
+            for name, array in arrays.items()
+        }
+        commit: dict[str, Any] = {
+            "role": role,
+            "start": start,
+            "stop": stop,
+            "fingerprint": self._meta["fingerprint"],
+            "arrays": described,
+            "facts": dict(facts),
+        }
+        if hashes is not None:
+            commit["hashes"] = self._write(f"{COMMITS}/{stem}-hashes.npy", hashes)
+            commit["left_out"] = [list(image) for image in left_out]
+        write_atomically(commit_path(self.folder, role, start), seal(commit))
+        self._commits[role, start] = commit
+
+    def read(self, commit: Mapping[str, Any], name: str) -> np.ndarray:
+        """Return an array of a shard, or its ``"hashes"``, whole and verified.
+
+        Raises
+        ------
+        CacheCorruptError
+            It was damaged since it was written.
+        """
+        return read_array(commit_array(self.folder, commit, name))
 
     def total(self, fact: str) -> float:
         """Return the sum of a fact over all shards, of earlier runs too."""
         return sum(commit["facts"].get(fact, 0.0) for commit in self.commits)
 
-    def finish(self, facts: Mapping[str, Any], *, pack_limit: int = PACK_LIMIT_BYTES) -> Path:
+    def finish(
+        self,
+        facts: Mapping[str, Any],
+        *,
+        pack_limit: int = PACK_LIMIT_BYTES,
+        path: Path | None = None,
+    ) -> Path:
         """Turn the shards into a cache, and return its path.
 
         Parameters
         ----------
         facts : mapping
-            Added to the provenance.
+            Added to the provenance, or in the place of a field of it.
         pack_limit : int
             Bytes up to which shards are packed into one HDF5 file; above, the folder of
             shards becomes the cache, under the suffix ``.shards``.
+        path : Path, optional
+            Another name for the cache, where the right one was not known before.
 
         Raises
         ------
@@ -190,96 +229,81 @@ class ShardWriter:
         CacheCorruptError
             A shard was damaged since it was written.
         """
-        meta = {**self._meta, **facts}
-        arrays = self._arrays()
-        final, other = self.path, shards_path(self.path)
-        if sum(array.size_bytes for array in arrays.values()) <= pack_limit:
-            sources = {
-                name: Source(array.dtype, array.shape, partial(iterate_rows, array))
-                for name, array in arrays.items()
-            }
-            pack(final, sources, meta)
-            self.discard()
-        else:
-            final, other = other, final
-            self._write_manifest(
-                {
-                    # What a run needs that is killed before the next line, and must go on.
-                    "commits": self.commits,
-                    "meta": meta,
-                    "arrays": {
-                        name: {
-                            "dtype": array.dtype.str,
-                            "row_shape": list(array.row_shape),
-                            "blocks": [
-                                [
-                                    block.n_rows,
-                                    block.offset,
-                                    block.sha256,
-                                    block.sums,
-                                    block.path.name,
-                                ]
-                                for block in array.blocks
-                            ],
-                        }
-                        for name, array in arrays.items()
-                    },
-                }
-            )
-            _replace_folder(self.folder, final)
-        # One of the two forms is the cache; what --force replaced may have been the other.
-        if is_shards(other):
-            shutil.rmtree(other)
-        elif other.is_file():
-            other.unlink()
-        return final
+        meta = complete_meta({**self._meta, **facts})
+        return finish(self.folder, self.commits, meta, path or self.path, pack_limit)
 
     def discard(self) -> None:
         """Delete the folder of shards."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_unfinished(self.folder)
 
-    def _arrays(self) -> dict[str, StoredArray]:
-        """Return every array, its shards in the order of the rows."""
-        found: dict[str, list[dict[str, Any]]] = {}
-        for commit in self.commits:
-            for name, spec in commit["arrays"].items():
-                found.setdefault(f"{commit['role']}/{name}", []).append(spec)
+    def _begin(self, jobs: Mapping[str, Any] | None, force: bool) -> None:
+        """Find out whether the folder is ours to write into, and make it so where it is new."""
+        found = read_ingredients(self.folder)
+        if found and force and not (found.get("forced") and self._is_of(found)):
+            found = None
+        if found is None and self._share is None:
+            self.discard()
+        wanted = {"meta": self._meta, "forced": force, **({"jobs": dict(jobs)} if jobs else {})}
+        found = found or claim(self.folder, wanted)
+        check_same(self.path, self.folder, found, wanted)
+
+    def _is_of(self, found: Mapping[str, Any]) -> bool:
+        return bool(found["meta"]["fingerprint"] == self._meta["fingerprint"])
+
+    def _unharmed(self, on_progress: OnProgress) -> dict[tuple[str, int], dict[str, Any]]:
+        """Return what is committed and still what was written; forget the rest."""
+        there = committed(self.folder)
+        if self._share is not None:
+            there &= self._share
+        unharmed = {}
+        for number, (role, start) in enumerate(sorted(there, reverse=True), start=1):
+            commit = read_commit(self.folder, role, start, self._meta["fingerprint"])
+            harmed = first_harmed(self.folder, commit) if commit else ""
+            if commit and not harmed:
+                unharmed[role, start] = commit
+            else:
+                self.damaged = harmed or self.damaged
+                with suppress(OSError):
+                    commit_path(self.folder, role, start).unlink()
+            on_progress(Progress("checking shards", number, len(there), "shard"))
+        return unharmed
+
+    def _has(self, shard: ShardRange) -> bool:
+        commit = self._commits.get((shard.role, shard.start))
+        return commit is not None and commit["stop"] == shard.stop
+
+    def _write(self, file: str, array: np.ndarray) -> dict[str, Any]:
+        """Write one ``.npy`` file of the folder, and say what is in it."""
+        array = np.ascontiguousarray(array)
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, np.lib.format.header_data_from_array_1_0(array)
+        )
+        data = array.reshape(-1).view(np.uint8).data
+        digests = Digests()
+        digests.update(data)
+        write_atomically(self.folder / file, header.getvalue(), data)
         return {
-            name: StoredArray(
-                name,
-                np.dtype(specs[0]["dtype"]),
-                tuple(specs[0]["row_shape"]),
-                tuple(shard_block(self.folder, spec) for spec in specs),
-            )
-            for name, specs in found.items()
+            "dtype": array.dtype.str,
+            "row_shape": list(array.shape[1:]),
+            "block": [len(array), len(header.getvalue()), *digests.hexdigests(), file],
         }
 
     def _sweep(self) -> None:
-        """Delete what killed runs left: half-written files, and shards that are no longer named."""
-        remove_leftovers(self.path)
-        specs = [spec for commit in self.commits for spec in commit["arrays"].values()]
-        named = {MANIFEST, *(spec["block"][-1] for spec in specs)}
+        """Delete what killed runs left: half-written files, and shards that are not committed."""
+        if self._share is None:
+            remove_leftovers(self.path)
+        specs = [spec for commit in self._commits.values() for spec in commit["arrays"].values()]
+        named = {COMMITS, *(spec["block"][-1] for spec in specs)}
         with suppress(OSError):
             for file in self.folder.iterdir():
-                if file.name not in named:
+                if file.name not in named and self._is_mine(file.name):
                     file.unlink()
 
-    def _write_manifest(self, content: Mapping[str, Any]) -> None:
-        write_atomically(self.folder / MANIFEST, seal(content))
-
-
-def _replace_folder(folder: Path, final: Path) -> None:
-    """Give a folder its final name; one that is there goes when the new one is in place."""
-    old = final.with_name(f".{final.name}.old")
-    try:
-        if final.exists():
-            if not is_shards(final):
-                raise FileExistsError(None, "something else has that name")
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(final, old)
-        os.rename(folder, final)
-    except OSError as error:
-        raise OutputError(
-            f"{final}: cannot be put in place: {error.strerror}; the shards are in {folder}"
-        ) from None
-    shutil.rmtree(old, ignore_errors=True)
+    def _is_mine(self, file: str) -> bool:
+        """Tell whether a file of the folder is nobody else's."""
+        if self._share is None:
+            return True
+        role, _, rest = file.lstrip(".").partition("-")
+        start = rest.partition("-")[0]
+        return start.isdigit() and (role, int(start)) in self._share

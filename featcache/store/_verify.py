@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -166,9 +167,9 @@ def _check_blocks(index: Index, on_progress: OnProgress) -> dict[str, list[np.nd
     with ThreadPoolExecutor(reading_threads(), "featcache-verify") as pool:
         try:
             jobs = [
-                (array.name, pool.submit(_check_block, index, array, number, tally))
+                (array.name, pool.submit(_check_block, index, array, number, first, tally))
                 for array in index.arrays.values()
-                for number in range(len(array.blocks))
+                for number, first in enumerate(_first_rows(array))
             ]
             for name, job in jobs:
                 while not wait([job], _REPORT_EVERY_S).done:
@@ -183,11 +184,20 @@ def _check_blocks(index: Index, on_progress: OnProgress) -> dict[str, list[np.nd
     return ids
 
 
-def _check_block(index: Index, array: StoredArray, number: int, tally: _Tally) -> list[np.ndarray]:
+def _first_rows(array: StoredArray) -> list[int]:
+    """Return the number of the first row of each block."""
+    return [*accumulate((block.n_rows for block in array.blocks[:-1]), initial=0)][
+        : len(array.blocks)
+    ]
+
+
+def _check_block(
+    index: Index, array: StoredArray, number: int, first: int, tally: _Tally
+) -> list[np.ndarray]:
     """Check one block's bytes and what they mean; return it, in pieces, if it is ids."""
     kind = array.name.rpartition("/")[2]
     n_classes = len(index.meta["class_names"])
-    kept, wrong, row = [], [], sum(block.n_rows for block in array.blocks[:number])
+    kept, wrong, row = [], [], first
     for piece in iterate_block(array, number, _PIECE_BYTES):
         if tally.stopped:
             break

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from ._checkpoint import load_checkpoint, save_checkpoint
-from ._framework import Framework, oneflow_framework
-from ._network import HeadArrays, Network
+from ._framework import (
+    TRAINERS,
+    Framework,
+    get_framework,
+    oneflow_framework,
+    torch_framework,
+)
+from ._network import HeadArrays, Network, initial_backbone
 from ._schedule import STAGES, frozen_cut, group_rates, rate_factor, warmup_steps
 from ._sources import AUGMENT_VIEWS, CachedSource, Draw, ImageSource, Source
-from ._trainer import Step, Trainer
+from ._step import Step
+from ._trainer import Trainer
 
 __all__ = [
     "AUGMENT_VIEWS",
     "STAGES",
+    "TRAINERS",
     "CachedSource",
     "Draw",
     "Framework",
@@ -22,10 +30,13 @@ __all__ = [
     "Step",
     "Trainer",
     "frozen_cut",
+    "get_framework",
     "group_rates",
+    "initial_backbone",
     "load_checkpoint",
     "oneflow_framework",
     "rate_factor",
     "save_checkpoint",
+    "torch_framework",
     "warmup_steps",
 ]

@@ -7,16 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from ..backbone import CUTS, get_backbone
+from ..backbone import CUTS, Backbone, get_backbone
 from ..recipe import FinetuneRecipe
 from ..sampling import initial_head
 from ..weights import Weights
 from ._framework import Framework
+from ._movement import Movement, move
 from ._schedule import STAGES, frozen_cut, group_rates
 
-__all__ = ["Network"]
+__all__ = ["Network", "initial_backbone"]
 
 HeadArrays = tuple[np.ndarray, np.ndarray]
+
+# Sets the draw of a backbone apart from those of `featcache.sampling`, which have fewer words.
+_BACKBONE_KEY = (0, 0, 1)
 
 
 class Network:
@@ -33,9 +37,11 @@ class Network:
     recipe : FinetuneRecipe
         What is trained, and in which mode.
     device : str
-        ``"cpu"`` or ``"cuda"``.
+        The framework's name of it.
     seed : int
         Of a random backbone and of the head.
+    compiled : bool
+        Whether the part that trains is compiled, if the framework can.
     head : (float32 (K, D), float32 (K,)), optional
         Where the head starts; by default as `featcache.sampling.initial_head` draws it.
 
@@ -56,6 +62,7 @@ class Network:
         *,
         device: str,
         seed: int,
+        compiled: bool = False,
         head: HeadArrays | None = None,
     ) -> None:
         self._framework = framework
@@ -64,13 +71,12 @@ class Network:
         self._device = device
         self._recipe = recipe
         architecture = get_backbone(weights.backbone)
-        flow.manual_seed(seed)
+        state = weights.state if recipe.pretrained else initial_backbone(architecture, seed)
         self.backbone = framework.build_backbone(architecture)
-        if recipe.pretrained:
-            framework.load_backbone(self.backbone, weights.state)
+        framework.load_arrays(self.backbone, _split(state)[0])
         weight, bias = head or initial_head(n_classes, architecture.feature_dim, seed)
         self.head = flow.nn.Linear(architecture.feature_dim, n_classes)
-        self.head.load_state_dict({"weight": weight, "bias": bias})
+        framework.load_arrays(self.head, {"weight": weight, "bias": bias})
         framework.prepare(self.backbone, device)
         self.backbone.to(device)
         self.head.to(device)
@@ -79,6 +85,9 @@ class Network:
             for module in modules:
                 for parameter in module.parameters():
                     parameter.requires_grad = stage in self.trained
+        self._score = self._head_scores
+        if compiled and framework.compiled is not None:
+            self._score = framework.compiled(self._head_scores)
         self.eval()
 
     @property
@@ -105,25 +114,43 @@ class Network:
         self.backbone.eval()
         self.head.eval()
 
-    def scores(self, inputs: np.ndarray, start: str | None) -> Any:
-        """Return the class scores, a tensor (N, K) with gradients of what trains.
+    def to_device(
+        self, inputs: np.ndarray, start: str | None, movement: Movement | None = None
+    ) -> Any:
+        """Bring a batch to the device, normalised if it is one of pixels.
 
         Parameters
         ----------
         inputs : numpy.ndarray
-            uint8 pixels (N, s, s, 3), or features at the cut ``start``.
+            uint8 pixels (N, s, s, 3), or float32 features at the cut ``start``.
         start : str or None
             None for pixels; of `featcache.backbone.CUTS` for features.
+        movement : Movement, optional
+            How each image is to be flipped and shifted, on the device.
         """
-        if start is None:
-            x = self._framework.to_input(inputs, self._preprocess, self._device)
-        else:
-            x = self._flow.from_numpy(inputs).to(self._device)
+        if start is not None:
+            return self._framework.to_device(inputs, self._device)
+        planes = self._framework.to_device(inputs.transpose(0, 3, 1, 2), self._device)
+        if movement is not None:
+            places = [self._framework.to_device(array, self._device) for array in movement]
+            planes = move(self._flow, planes, *places)
+        return self._framework.to_input(planes, self._preprocess)
+
+    def scores(self, x: Any, start: str | None) -> Any:
+        """Return the class scores, a tensor (N, K) with gradients of what trains.
+
+        Parameters
+        ----------
+        x : tensor
+            As `to_device` returns it.
+        start : str or None
+            As for `to_device`.
+        """
         if _place(start) < _place(self.cut):
             with self._flow.no_grad():
                 x = self._run(x, start, self.cut)
             start = self.cut
-        return self.head(self._run(x, start, CUTS[-1]))
+        return self._score(x, start)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return a copy of every tensor by torchvision's name, the head as ``fc``."""
@@ -133,11 +160,12 @@ class Network:
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """Take over what `state` returned."""
-        head = {
-            key.removeprefix("fc."): value for key, value in state.items() if key.startswith("fc.")
-        }
-        self._framework.load_backbone(self.backbone, state)
-        self.head.load_state_dict(head)
+        backbone, head = _split(state)
+        self._framework.load_arrays(self.backbone, backbone)
+        self._framework.load_arrays(self.head, head)
+
+    def _head_scores(self, x: Any, start: str | None) -> Any:
+        return self.head(self._run(x, start, CUTS[-1]))
 
     def _run(self, x: Any, after: str | None, until: str | None) -> Any:
         """Run the parts of the backbone after one cut up to another, that one included."""
@@ -152,6 +180,41 @@ class Network:
         net = self.backbone
         stages = {stage: (getattr(net, stage),) for stage in STAGES[1:]}
         return {"head": (self.head,), "stem": (net.conv1, net.bn1), **stages}
+
+
+def initial_backbone(backbone: Backbone, seed: int) -> dict[str, np.ndarray]:
+    """Draw a backbone to train from scratch, the same for every framework.
+
+    Convolutions are normal with variance 2 / (k * k * outputs), as torchvision and flowvision
+    draw them: He et al., "Delving Deep into Rectifiers", ICCV 2015, by the number of outputs.
+    Batch normalisation begins as the identity.
+
+    Returns
+    -------
+    dict
+        Name -> array, in the architecture's order: float32, the counters int64.
+    """
+    generator = np.random.default_rng((seed, *_BACKBONE_KEY))
+    state: dict[str, np.ndarray] = {}
+    for name, shape in backbone.shapes().items():
+        if len(shape) == 4:
+            scale = np.float32(np.sqrt(2 / (shape[0] * shape[2] * shape[3])))
+            state[name] = scale * generator.standard_normal(shape, np.float32)
+        elif not shape:
+            state[name] = np.zeros((), np.int64)
+        else:
+            filled = np.ones if name.endswith(("weight", "running_var")) else np.zeros
+            state[name] = filled(shape, np.float32)
+    return state
+
+
+def _split(
+    state: Mapping[str, np.ndarray],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the tensors of the backbone, and those of the head by its own names."""
+    backbone = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    head = {key.removeprefix("fc."): state[key] for key in state if key.startswith("fc.")}
+    return backbone, head
 
 
 def _place(cut: str | None) -> int:

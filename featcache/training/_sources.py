@@ -19,7 +19,15 @@ from ..decoding import decoded_batches
 from ..preprocess import FLIP_VIEWS, Preprocess, apply_view
 from ..recipe import FinetuneRecipe
 
-__all__ = ["AUGMENT_VIEWS", "CachedSource", "Draw", "ImageSource", "Source", "draw_shifts"]
+__all__ = [
+    "AUGMENT_VIEWS",
+    "CachedSource",
+    "Draw",
+    "ImageSource",
+    "Source",
+    "draw_shifts",
+    "shift_reach",
+]
 
 # The flip views that an augmentation draws from, each as likely as the others.
 AUGMENT_VIEWS: Mapping[str, tuple[str, ...]] = {
@@ -175,6 +183,11 @@ def draw_shifts(recipe: FinetuneRecipe, n: int, seed: int, epoch: int) -> np.nda
     return np.random.default_rng((seed, epoch, _SHIFT_KEY)).uniform(-1, 1, (n, 2))
 
 
+def shift_reach(side: int) -> int:
+    """Return by how many pixels an image of this side is moved at most."""
+    return round(side * _SHIFT)
+
+
 def _flipped(pixels: np.ndarray, views: np.ndarray | None, names: tuple[str, ...]) -> np.ndarray:
     """Return each image of a batch in its view, without touching the batch itself."""
     if views is None or len(names) == 1:
@@ -189,7 +202,7 @@ def _flipped(pixels: np.ndarray, views: np.ndarray | None, names: tuple[str, ...
 def _shifted(pixels: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     """Move each image by its shift; black comes in at the border."""
     side = pixels.shape[1]
-    reach = round(side * _SHIFT)
+    reach = shift_reach(side)
     padded = np.pad(pixels, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
     corners = reach - np.rint(shifts * reach).astype(np.int64)
     moved = np.empty_like(pixels)

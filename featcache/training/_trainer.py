@@ -8,9 +8,10 @@ seed and the epoch, so that a run goes on at any step without the history of a g
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -20,40 +21,22 @@ from ..recipe import FinetuneRecipe
 from ..sampling import epoch_plan, row_batches
 from ..weights import Weights
 from ._framework import Framework, oneflow_framework
+from ._loss_scale import LossScale
+from ._movement import movement_of
 from ._network import HeadArrays, Network
 from ._schedule import group_rates, rate_factor
 from ._sources import AUGMENT_VIEWS, Draw, Source, draw_shifts
+from ._step import Step
 
-__all__ = ["Step", "Trainer"]
+__all__ = ["Trainer"]
 
 _EVALUATION_BATCH = 64
 _OPTIMIZER = "optimizer."
 _MODEL = "model."
+_SCALE = "scale."
 
-
-@dataclass(frozen=True)
-class Step:
-    """One update of the parameters.
-
-    Parameters
-    ----------
-    step : int
-        Steps taken in the whole run, this one included.
-    n_seen : int
-        Images of the epoch seen, this step's included.
-    n_images : int
-        Of this step.
-    loss : float
-        Mean cross-entropy over them, before the update.
-    rates : mapping of str to float
-        Learning rate of the head and of each stage that trains.
-    """
-
-    step: int
-    n_seen: int
-    n_images: int
-    loss: float
-    rates: Mapping[str, float]
+# Steps that a GPU may be behind: it is not waited for to read a loss.
+_BEHIND = 2
 
 
 class Trainer:
@@ -68,7 +51,15 @@ class Trainer:
     recipe : FinetuneRecipe
         What is trained, at which rates.
     device : str
-        ``"cpu"`` or ``"cuda"``; the latter is written with care and was never run.
+        ``"cpu"``, ``"cuda"`` or ``"mps"``. Anything but the CPU was never run; what differs
+        there is each tested on the CPU: flips and shifts on the device, losses that are
+        read late, mixed precision.
+    precision : str
+        ``"f32"``, or what convolutions and products compute in: ``"bf16"``, ``"f16"``.
+        Parameters, momentum and the loss are float32 in any case.
+    compiled : bool
+        Compile the part that trains, where the framework can: seconds to minutes at the
+        beginning, for faster steps.
     seed : int
         Of every draw.
     head : (float32 (K, D), float32 (K,)), optional
@@ -76,6 +67,12 @@ class Trainer:
         can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
     framework : Framework, optional
         What computes; OneFlow by default.
+
+    Attributes
+    ----------
+    behind : int
+        How many steps the device may be behind before their losses are to be read: 0 on the
+        CPU, where a loss that is not finite stops a run before the update.
     """
 
     def __init__(
@@ -85,6 +82,8 @@ class Trainer:
         recipe: FinetuneRecipe,
         *,
         device: str = "cpu",
+        precision: str = "f32",
+        compiled: bool = False,
         seed: int = 0,
         head: HeadArrays | None = None,
         framework: Framework | None = None,
@@ -92,23 +91,36 @@ class Trainer:
         framework = framework or oneflow_framework()
         self._flow = flow = framework.module
         self._recipe = recipe
+        self._framework = framework
         self._device = device
+        self._precision = precision
         self._seed = seed
+        self._moves_on_device = device != "cpu"
+        self.behind = 0 if device == "cpu" else _BEHIND
         self.network = Network(
-            framework, weights, n_classes, recipe, device=device, seed=seed, head=head
+            framework,
+            weights,
+            n_classes,
+            recipe,
+            device=device,
+            seed=seed,
+            compiled=compiled,
+            head=head,
         )
         self._loss = flow.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self._base_rates = group_rates(recipe)
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": self.network.parameters(stage), "lr": rate}
             for stage, rate in self._base_rates.items()
         ]
+        self._parameters = [one for group in groups for one in group["params"]]
         self.optimizer = flow.optim.SGD(
             groups,
             lr=recipe.head_lr,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
         )
+        self._scale = LossScale(flow) if precision == "f16" else None
 
     def n_batches(self, n_images: int) -> int:
         """Return the steps per epoch."""
@@ -131,7 +143,8 @@ class Trainer:
         Raises
         ------
         RecipeError
-            The loss is not finite; the parameters are then those after the last good step.
+            The loss is not finite. On the CPU the parameters are then those after the last
+            good step; elsewhere it is the step's loss that raises, and they are lost.
         """
         recipe = self._recipe
         n = len(source)
@@ -144,19 +157,20 @@ class Trainer:
         ]
         n_steps = recipe.epochs * len(batches)
         self.network.train()
-        with closing(source.batches(draws, recipe.augment)) as inputs:
+        with closing(self._inputs(source, draws, recipe.augment)) as inputs:
             for index, (draw, x) in enumerate(zip(draws, inputs, strict=True), start=first):
-                step = epoch * len(batches) + index
-                rates = self._set_rates(rate_factor(recipe, step, n_steps))
-                loss = self._step(x, source.labels[draw.rows], source.start)
-                if not math.isfinite(loss):
-                    said = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
-                    raise RecipeError(
-                        f"epoch {epoch + 1}/{recipe.epochs}: expected a finite loss, found {loss} "
-                        f"at step {step + 1} of {n_steps} (learning rates: {said}); use a smaller "
-                        "--lr, or --warmup"
-                    )
-                yield Step(step + 1, batches[index].stop, len(x), loss, rates)
+                number = epoch * len(batches) + index
+                rates = self._set_rates(rate_factor(recipe, number, n_steps))
+                y = self._framework.to_device(source.labels[draw.rows], self._device)
+                with self._autocast():
+                    scores = self.network.scores(x, source.start)
+                loss = self._loss(scores.to(self._flow.float32), y)
+                read = partial(self._read, loss.detach(), (number + 1, n_steps), epoch, rates)
+                step = Step(number + 1, batches[index].stop, len(draw.rows), rates, read)
+                if not self.behind:
+                    _ = step.loss
+                self._update(loss)
+                yield step
 
     def predict(
         self, source: Source, on_progress: OnProgress = silent, stage: str = "test images"
@@ -171,10 +185,12 @@ class Trainer:
         classes = []
         done = 0
         on_progress(Progress(stage, 0, n))
-        with self._flow.no_grad(), closing(source.batches(map(Draw, batches))) as inputs:
+        draws = [Draw(rows) for rows in batches]
+        with self._flow.no_grad(), closing(self._inputs(source, draws, "none")) as inputs:
             for x in inputs:
-                scores = self.network.scores(x, source.start)
-                classes.append(scores.numpy().argmax(axis=1))
+                with self._autocast():
+                    scores = self.network.scores(x, source.start)
+                classes.append(scores.to(self._flow.float32).cpu().numpy().argmax(axis=1))
                 done += len(x)
                 on_progress(Progress(stage, done, n))
         return np.concatenate(classes)
@@ -182,30 +198,43 @@ class Trainer:
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all that a step depends on: every tensor of the network and the optimizer."""
         model = {_MODEL + name: value for name, value in self.network.state().items()}
-        return {**model, **{_OPTIMIZER + name: value for name, value in self._momenta()}}
+        optimizer = {_OPTIMIZER + name: value for name, value in self._momenta()}
+        scale = self._scale.arrays() if self._scale else {}
+        return {**model, **optimizer, **{_SCALE + name: value for name, value in scale.items()}}
 
     def load_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over what `arrays` returned, in a trainer of the same recipe."""
-        self.network.load(
-            {
-                name.removeprefix(_MODEL): value
-                for name, value in arrays.items()
-                if name.startswith(_MODEL)
-            }
-        )
+        self.network.load(_under(_MODEL, arrays))
         state = self.optimizer.state_dict()
-        for name, value in arrays.items():
-            if name.startswith(_OPTIMIZER):
-                index, _, field = name.removeprefix(_OPTIMIZER).partition(".")
-                tensor = self._flow.from_numpy(np.array(value)).to(self._device)
-                state["state"].setdefault(int(index), {})[field] = tensor
+        for name, value in _under(_OPTIMIZER, arrays).items():
+            index, _, key = name.partition(".")
+            tensor = self._framework.to_device(np.array(value), self._device)
+            state["state"].setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict(state)
+        if self._scale:
+            self._scale.load_arrays(_under(_SCALE, arrays))
 
     def _momenta(self) -> Iterator[tuple[str, np.ndarray]]:
         for index, fields in self.optimizer.state_dict()["state"].items():
             if isinstance(fields, dict):  # OneFlow keeps a count of steps beside them
-                for field, value in fields.items():
-                    yield f"{index}.{field}", np.array(value.numpy())
+                for key, value in fields.items():
+                    if value is not None:  # PyTorch's, where there is no momentum
+                        yield f"{index}.{key}", np.array(value.cpu().numpy(), order="C")
+
+    def _inputs(
+        self, source: Source, draws: Sequence[Draw], augment: str
+    ) -> Generator[Any, None, None]:
+        """Yield the batch of each draw on the device, moved there or before."""
+        here = self._moves_on_device and source.start is None
+        asked = ([Draw(draw.rows) for draw in draws], "none") if here else (draws, augment)
+        with closing(source.batches(*asked)) as batches:
+            for draw, batch in zip(draws, batches, strict=True):
+                names = AUGMENT_VIEWS[augment]
+                movement = movement_of(draw, names, batch.shape[1]) if here else None
+                yield self.network.to_device(batch, source.start, movement)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return self._framework.autocast(self._device, self._precision)
 
     def _set_rates(self, factor: float) -> dict[str, float]:
         rates = {name: rate * factor for name, rate in self._base_rates.items()}
@@ -213,12 +242,31 @@ class Trainer:
             group["lr"] = rate
         return rates
 
-    def _step(self, inputs: np.ndarray, labels: np.ndarray, start: str | None) -> float:
-        y = self._flow.from_numpy(labels).to(self._device)
-        loss = self._loss(self.network.scores(inputs, start), y)
-        value = float(loss.item())
-        if math.isfinite(value):
+    def _update(self, loss: Any) -> None:
+        if self._scale:
+            self._scale.step(loss, self.optimizer, self._parameters)
+        else:
             loss.backward()
             self.optimizer.step()
-            self.optimizer.zero_grad()
-        return value
+        self.optimizer.zero_grad()
+
+    def _read(
+        self, loss: Any, place: tuple[int, int], epoch: int, rates: Mapping[str, float]
+    ) -> float:
+        value = float(loss.item())
+        if math.isfinite(value):
+            return value
+        said = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+        raise RecipeError(
+            f"epoch {epoch + 1}/{self._recipe.epochs}: expected a finite loss, found {value} at "
+            f"step {place[0]} of {place[1]} (learning rates: {said}); use a smaller --lr, or "
+            "--warmup"
+        )
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }

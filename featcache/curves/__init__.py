@@ -22,65 +22,22 @@ What keeps the curve clean:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .errors import DatasetError, RecipeError
-from .labelled import Labelled, labelled
-from .metrics import METRICS, mean_interval, score, score_interval
-from .probes import Head, train_lbfgs
-from .progress import OnProgress, Progress, silent
-from .recipe import ExactRecipe
-from .store import Cache, load, newest_cache
+from ..errors import DatasetError, RecipeError
+from ..labelled import Labelled, labelled
+from ..progress import OnProgress, silent
+from ..recipe import ExactRecipe
+from ..store import Cache, load, newest_cache
+from ._fits import Size, curve
+from ._point import CurvePoint
 
 __all__ = ["CurvePoint", "few_shot", "learning_curve"]
 
 FULL = "full"
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """What heads trained on so many images score.
-
-    Parameters
-    ----------
-    n_train : int
-        Images in each draw.
-    shots : int or None
-        Images of every class; None where classes were drawn by fraction or whole.
-    scores : tuple of float
-        One per seed, in the order of seeds, each in [0, 1]; a single one where all
-        images are used, since there is one way to do that.
-    mean : float
-        Of the scores.
-    interval : tuple of 2 floats
-        95 %. Of two or more scores `mean_interval`: Student's, of the mean over draws. Of one
-        score `score_interval`: over draws of test images, Wilson's for top-1.
-    converged : bool
-        Whether every head reached the recipe's tolerance.
-    wall_s : float
-        Duration of drawing, training and scoring, all seeds together.
-    """
-
-    n_train: int
-    shots: int | None
-    scores: tuple[float, ...]
-    mean: float
-    interval: tuple[float, float]
-    converged: bool
-    wall_s: float
-
-
-@dataclass(frozen=True)
-class _Size:
-    """How many images of each class a point takes: int64 (K,)."""
-
-    counts: np.ndarray
-    shots: int | None
 
 
 def few_shot(
@@ -90,6 +47,7 @@ def few_shot(
     seeds: int = 5,
     recipe: ExactRecipe | None = None,
     metric: str = "top1",
+    runs: str | Path | None = None,
     on_progress: OnProgress = silent,
 ) -> list[CurvePoint]:
     """Score heads trained on a few images of every class.
@@ -111,6 +69,8 @@ def few_shot(
         penalties chosen on a holdout at each size would lie higher at its start.
     metric : str
         One of `featcache.metrics.METRICS`.
+    runs : str or Path, optional
+        Folder for the record; ``cache/runs`` by default.
     on_progress : callable
         Hears of fits.
 
@@ -127,7 +87,9 @@ def few_shot(
         A class has fewer labelled training images than shots, there are fewer than 2
         classes, or no labelled test images.
     RecipeError
-        Shots or seeds below 1, or no such metric.
+        Shots or seeds below 1, none at all, or no such metric.
+    OutputError
+        The record cannot be written.
 
     References
     ----------
@@ -140,7 +102,7 @@ def few_shot(
     sizes = []
     for asked in shots:
         if asked == FULL:
-            sizes.append(_Size(present, None))
+            sizes.append(Size(present, None))
             continue
         if not isinstance(asked, (int, np.integer)) or asked < 1:
             raise RecipeError(f"shots: expected numbers from 1 or {FULL!r}, found {asked!r}")
@@ -152,8 +114,8 @@ def few_shot(
                 f"{present[scarce]} of {cache.class_names[scarce]!r}; {advice}extract a data set "
                 "with more images of it"
             )
-        sizes.append(_Size(np.full_like(present, asked), int(asked)))
-    return _curve(cache, train, sizes, seeds, recipe, metric, "few-shot", on_progress)
+        sizes.append(Size(np.full_like(present, asked), int(asked)))
+    return curve(cache, train, sizes, seeds, recipe, metric, "few-shot", runs, on_progress)
 
 
 def learning_curve(
@@ -163,6 +125,7 @@ def learning_curve(
     seeds: int = 5,
     recipe: ExactRecipe | None = None,
     metric: str = "top1",
+    runs: str | Path | None = None,
     on_progress: OnProgress = silent,
 ) -> list[CurvePoint]:
     """Score heads trained on a fraction of every class.
@@ -171,7 +134,7 @@ def learning_curve(
 
     Parameters
     ----------
-    cache, seeds, recipe, metric, on_progress
+    cache, seeds, recipe, metric, runs, on_progress
         As in `few_shot`, what it says of C included.
     fractions : sequence of float
         Above 0, at most 1. Of every class so much is drawn, rounded, at least one image:
@@ -189,7 +152,9 @@ def learning_curve(
     DatasetError
         Fewer than 2 classes, or no test images.
     RecipeError
-        A fraction out of range, seeds below 1, or no such metric.
+        A fraction out of range, seeds below 1, no fraction at all, or no such metric.
+    OutputError
+        The record cannot be written.
     """
     cache = _opened(cache)
     train = labelled(cache, "train")
@@ -199,8 +164,8 @@ def learning_curve(
         if not 0 < fraction <= 1:
             raise RecipeError(f"fractions: expected above 0 and at most 1, found {fraction}")
         counts = np.floor(fraction * present + 0.5).astype(np.int64)
-        sizes.append(_Size(np.maximum(counts, np.minimum(present, 1)), None))
-    return _curve(cache, train, sizes, seeds, recipe, metric, "learning curve", on_progress)
+        sizes.append(Size(np.maximum(counts, np.minimum(present, 1)), None))
+    return curve(cache, train, sizes, seeds, recipe, metric, "learning-curve", runs, on_progress)
 
 
 def _opened(cache: str | Path | Cache | None) -> Cache:
@@ -219,73 +184,3 @@ def _present(cache: Cache, train: Labelled) -> np.ndarray:
             f"{np.count_nonzero(present)}; extract a data set with more"
         )
     return present
-
-
-def _curve(
-    cache: Cache,
-    train: Labelled,
-    sizes: Sequence[_Size],
-    seeds: int,
-    recipe: ExactRecipe | None,
-    metric: str,
-    stage: str,
-    on_progress: OnProgress,
-) -> list[CurvePoint]:
-    """Draw, train and score every size with every seed."""
-    if seeds < 1:
-        raise RecipeError(f"seeds: expected at least 1, found {seeds}")
-    if metric not in METRICS:
-        raise RecipeError(f"metric: expected one of {', '.join(METRICS)}, found {metric!r}")
-    recipe = recipe if recipe is not None else ExactRecipe()
-    n_classes, labels = len(cache.class_names), train.labels
-    test = labelled(cache, "test")
-    # All images can be drawn in one way only.
-    draws = [1 if size.counts.sum() == len(labels) else seeds for size in sizes]
-    done = 0
-    points = []
-    for size, n_draws in zip(sizes, draws, strict=True):
-        started = time.perf_counter()
-        scores, converged = [], True
-        for seed in range(n_draws):
-            on_progress(Progress(stage, done, sum(draws), "fit"))
-            rows = _draw(labels, size.counts, seed)
-            features = [train.views[0][rows]]
-            solution = train_lbfgs(features, labels[rows], n_classes, recipe)
-            converged = converged and bool(solution.converged)
-            head = Head(solution.weight, solution.bias, cache.class_names, cache.fingerprint)
-            predicted = head.predict(test.views[0])
-            scores.append(score(metric, predicted, test.labels, n_classes))
-            done += 1
-        if n_draws > 1:
-            interval = mean_interval(scores)
-        else:
-            interval = score_interval(metric, predicted, test.labels, n_classes)
-        points.append(
-            CurvePoint(
-                n_train=int(size.counts.sum()),
-                shots=size.shots,
-                scores=tuple(scores),
-                mean=float(np.mean(scores)),
-                interval=interval,
-                converged=converged,
-                wall_s=time.perf_counter() - started,
-            )
-        )
-    on_progress(Progress(stage, done, sum(draws), "fit"))
-    return points
-
-
-def _draw(labels: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray | slice:
-    """Return sorted rows, int64 (sum of counts,): so many of each class.
-
-    All rows come as a slice, which spares a copy of the features.
-    """
-    if counts.sum() == len(labels):
-        return slice(None)
-    present = np.bincount(labels, minlength=len(counts))
-    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(present)[:-1])
-    drawn = []
-    for index, (rows, count) in enumerate(zip(by_class, counts.tolist(), strict=True)):
-        generator = np.random.default_rng((seed, count, index))
-        drawn.append(generator.choice(rows, count, replace=False))
-    return np.sort(np.concatenate(drawn))

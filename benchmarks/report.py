@@ -1,0 +1,149 @@
+"""What `featcache report` takes, part by part, and how smooth its map is.
+
+    python benchmarks/report.py CACHE [--thumbnails all] [--dataset PATH]
+    python benchmarks/report.py --made 60000
+    python benchmarks/report.py CACHE --browser /usr/bin/chromium
+
+Writes the page into a temporary folder. Prints wall time by part, processor time of all threads,
+the size of the page and of its thumbnails. --made writes a cache of so many random features (512,
+ten classes, a sixth of them test) instead of taking one. --browser opens the page in that Chromium,
+without a graphics card, drags the map, zooms and hovers, and prints the times between frames: the
+median and the 95th percentile. Needs the extra featcache[report], and playwright for --browser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import featcache
+from featcache.preprocess import Preprocess
+from featcache.store import SplitArrays, write_cache
+
+DIM, CLASSES = 512, 10
+FRAMES = """() => { window.frames_ms = []; let last = performance.now(); const next = () => {
+const now = performance.now(); window.frames_ms.push(now - last); last = now;
+window.frames_asked = requestAnimationFrame(next); }; requestAnimationFrame(next); }"""
+
+
+def made_cache(path: Path, n: int) -> Path:
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(CLASSES, DIM)).astype(np.float32)
+    splits = {}
+    for role, count in (("train", n - n // 6), ("test", n // 6)):
+        labels = np.arange(count) % CLASSES
+        features = centres[labels] + generator.normal(size=(count, DIM)).astype(np.float32) * 2
+        ids = tuple(f"{role}/class/{row:06d}.jpg" for row in range(count))
+        splits[role] = SplitArrays(features.astype(np.float32), labels.astype(np.int64), ids, {})
+    meta = {
+        "backbone": "resnet18",
+        "class_names": [f"class {number}" for number in range(CLASSES)],
+        "created": "2026-01-01T00:00:00+00:00",
+        "cuts": ["avgpool"],
+        "dataset": "made",
+        "dataset_digest": "0" * 64,
+        "dataset_source": "drawn by benchmarks/report.py",
+        "device": "cpu",
+        "dtype": "float32",
+        "engine": "none",
+        "engine_version": "0",
+        "featcache_version": featcache.__version__,
+        "precision": "f32",
+        "preprocess": Preprocess(64).as_dict(),
+        "views": ["identity"],
+        "weights": "none",
+        "weights_sha256": "0" * 64,
+        "weights_source": "none",
+    }
+    write_cache(path, splits, meta)
+    return path
+
+
+def frames(page, act) -> str:
+    page.evaluate(FRAMES)
+    act()
+    times = page.evaluate("(cancelAnimationFrame(window.frames_asked), window.frames_ms)")
+    return f"{statistics.median(times):6.1f} ms, 95 %: {np.percentile(times, 95):6.1f} ms"
+
+
+def browse(path: Path, chromium: str) -> None:
+    from playwright.sync_api import sync_playwright
+
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=options)
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        begun = time.perf_counter()
+        page.goto(path.as_uri())
+        page.evaluate("featcache.ready")
+        print(f"{'open':12} {time.perf_counter() - begun:6.2f} s")
+        page.locator(".stage").scroll_into_view_if_needed()
+        box = page.locator(".stage").bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+        def drag() -> None:
+            page.mouse.move(x, y)
+            page.mouse.down()
+            page.mouse.move(x + 120, y + 60, steps=60)
+            page.mouse.up()
+
+        def zoom() -> None:
+            page.mouse.click(x, y)
+            for _ in range(12):
+                page.mouse.wheel(0, -120)
+                page.wait_for_timeout(30)
+
+        def hover() -> None:
+            page.mouse.move(x - 200, y - 100)
+            page.mouse.move(x + 200, y + 100, steps=120)
+
+        for name, act in (("drag", drag), ("zoom", zoom), ("hover", hover)):
+            print(f"{name:12} {frames(page, act)}")
+            page.wait_for_timeout(1500)
+        browser.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("cache", nargs="?", type=Path)
+    parser.add_argument("--made", type=int, metavar="N")
+    parser.add_argument("--thumbnails", default="auto")
+    parser.add_argument("--dataset")
+    parser.add_argument("--map", default="pca")
+    parser.add_argument("--browser", metavar="CHROMIUM")
+    asked = parser.parse_args()
+    if (asked.cache is None) == (asked.made is None):
+        parser.error("give a cache, or --made N")
+    with tempfile.TemporaryDirectory() as folder:
+        cache = asked.cache or made_cache(Path(folder) / "made.h5", asked.made)
+        before = os.times()
+        result = featcache.report(
+            cache,
+            output=Path(folder) / "report.html",
+            thumbnails=asked.thumbnails,
+            dataset=asked.dataset,
+            map=asked.map,
+        )
+        after = os.times()
+        for name, spent in result.stages_s.items():
+            print(f"{name:12} {spent:6.1f} s")
+        processor = after.user + after.system - before.user - before.system
+        print(f"{'all':12} {result.wall_s:6.1f} s, {processor:.1f} s of processor time")
+        size, thumbnails = result.size_bytes / 1e6, result.thumbnail_bytes / 1e6
+        print(f"{'page':12} {size:6.2f} MB, {thumbnails:.2f} MB of it thumbnails")
+        for note in result.notes:
+            print(note)
+        if asked.browser:
+            browse(result.page, asked.browser)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The command that asks for an extraction, as one would type it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..datasets import Dataset
+
+__all__ = ["command_line"]
+
+# What need not be typed.
+_DEFAULTS = {
+    "backbone": "resnet18",
+    "weights": "imagenet",
+    "cut": "avgpool",
+    "engine": "auto",
+    "device": "auto",
+    "precision": "f32",
+    "dtype": "float32",
+    "views": "none",
+    "on_error": "fail",
+}
+
+
+def command_line(dataset: str | Path | Dataset, options: Mapping[str, Any]) -> str:
+    """Return the command that asks for this.
+
+    Parameters
+    ----------
+    dataset : str, Path or Dataset
+        The last cannot be typed, and stands as ``DATASET``.
+    options : mapping
+        Of `featcache.extract`, by name; None is the default of all that `_DEFAULTS` lacks.
+    """
+    words = ["featcache", "extract", "DATASET" if isinstance(dataset, Dataset) else str(dataset)]
+    for name, value in options.items():
+        if value == _DEFAULTS.get(name):
+            continue
+        if name == "pack":
+            words += [] if value else ["--shards"]
+        else:
+            text = value if isinstance(value, (str, Path, int)) else ",".join(value)
+            words += [f"--{name.replace('_', '-')}", str(text)]
+    return shlex.join(words)

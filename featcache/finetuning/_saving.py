@@ -1,0 +1,71 @@
+"""What is kept of a run that has ended: its network, and its head beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..engines import computed_by
+from ..errors import OutputError
+from ..files import check_writable, user_path
+from ..probes import Head, save_head
+from ..store import FORMAT_VERSION, fingerprint
+from ..training import Trainer
+from ..weights import load_weights, save_weights
+from ._ingredients import Ingredients
+from ._result import FinetuneResult
+
+__all__ = ["checked_place", "save_network", "save_network_head"]
+
+
+def save_network(path: Path, trainer: Trainer, made: Ingredients, result: FinetuneResult) -> None:
+    save_weights(
+        path,
+        trainer.network.state(),
+        backbone=made.weights.backbone,
+        preprocess=made.weights.preprocess,
+        metadata={
+            "method": result.method,
+            "epoch": str(result.best_epoch),
+            "dataset": made.facts["dataset"],
+        },
+    )
+
+
+def save_network_head(result: FinetuneResult, trainer: Trainer, made: Ingredients) -> None:
+    """Write the head beside the network, so that `featcache.predict` can be given it.
+
+    Its features are those of the network that was just trained.
+    """
+    network = load_weights(result.checkpoint, made.weights.backbone)
+    ingredients = {
+        **computed_by(made.choice, network),
+        "cuts": ["avgpool"],
+        "dataset_digest": made.facts["dataset_digest"],
+        "dtype": "float32",
+        "format_version": FORMAT_VERSION,
+        "views": ["identity"],
+        "weights": result.checkpoint.name,
+    }
+    arrays = trainer.network.state()
+    head = Head(
+        np.asarray(arrays["fc.weight"]),
+        np.asarray(arrays["fc.bias"]),
+        made.class_names,
+        fingerprint(ingredients),
+        "none",
+        ingredients,
+    )
+    save_head(result.run / "head.safetensors", head, {"method": result.method})
+
+
+def checked_place(save: str | Path) -> Path:
+    """Find out before the long work that a network can be written there."""
+    path = user_path(save)
+    if path.suffix != ".safetensors":
+        raise OutputError(
+            f"{path}: expected a name that ends in .safetensors, found {path.suffix!r}; rename it"
+        )
+    check_writable(path)
+    return path

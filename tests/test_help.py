@@ -1,0 +1,239 @@
+"""What the program says of itself: help, completion, wrong usage, progress into a file."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from featcache.cli import _output, main
+from featcache.cli._commands import app
+from featcache.cli._options import _CONTENTS
+from featcache.progress import Progress
+
+GROUP = typer.main.get_command(app)
+COMMANDS = GROUP.commands
+COMPLETE = {"_FEATCACHE_COMPLETE": "complete_bash"}
+
+
+def program(*arguments):
+    return [sys.executable, "-m", "featcache", *arguments]
+
+
+def page(capsys, *arguments):
+    assert main([*arguments, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+def options_of(name):
+    return {option.name: option for option in COMMANDS[name].params}
+
+
+# The table of contents
+
+
+def test_every_command_has_its_section():
+    listed = [name for names in _CONTENTS.values() for name in names]
+    assert sorted(listed) == sorted(COMMANDS), "a new command needs its place in _CONTENTS"
+
+
+def test_the_contents_show_each_command_with_an_example(capsys):
+    lines = page(capsys).splitlines()
+    places = [lines.index(section) for section in _CONTENTS]
+    assert places == sorted(places)
+    for name in COMMANDS:
+        (row,) = [row for row, line in enumerate(lines) if line.startswith(f"  {name} ")]
+        after = next(line for line in lines[row:] if line.lstrip().startswith("$ "))
+        assert after.split()[:3] == ["$", "featcache", name]
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_an_example_can_be_typed(capsys, name):
+    found = re.search(r"Example: featcache (.+?)\n\n", page(capsys, name), re.DOTALL)
+    command, *words = shlex.split(found[1])
+    assert command == name
+    COMMANDS[name].make_context(name, words)  # raises at what the parser does not know
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_help_holds_at_any_width(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for name in (None, *COMMANDS):
+        shown = page(capsys, *filter(None, [name]))
+        assert "…" not in shown and "[bold]" not in shown
+        lines = shown.splitlines()
+        # What cannot be broken, a name with its choices, may be longer than a narrow screen.
+        assert all(len(line) <= min(columns, 100) or "|" in line for line in lines), name
+        assert not any(line.endswith(" ") for line in lines)
+
+
+def test_the_bare_name_shows_the_contents(capsys):
+    assert main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.startswith("Usage: featcache") and captured.err == ""
+    assert page(capsys) == captured.out
+    assert main(["help", "verify"]) == 0
+    assert capsys.readouterr().out == page(capsys, "verify")
+
+
+# Options are spelt alike
+
+
+def test_an_option_is_the_same_wherever_it_is_taken():
+    seen = {}
+    for name in COMMANDS:
+        for option in options_of(name).values():
+            if option.param_type_name == "option":
+                seen.setdefault(option.opts[0].lstrip("-"), []).append((name, option))
+    for spelling in ("data-root", "device", "json", "mmap", "plot", "seed", "train-limit"):
+        kinds = {(tuple(it.opts), it.default, it.rich_help_panel) for _, it in seen[spelling]}
+        assert len(kinds) == 1 < len(seen[spelling]), spelling
+    for spelling in ("output", "runs", "force", "on-error"):
+        assert len({tuple(option.opts) for _, option in seen[spelling]}) == 1, spelling
+    assert list(seen["output"][0][1].opts) == ["--output", "-o"]
+
+
+def test_who_takes_what():
+    takes = {name: {*options_of(name)} for name in COMMANDS}
+    for name in ("probe", "finetune", "fit", "compare", "report"):
+        assert "runs" in takes[name], f"{name} reads or writes runs"
+    for name in ("extract", "finetune", "fit", "report"):
+        assert "data_root" in takes[name], f"{name} reads images"
+    assert {name for name in COMMANDS if "json" not in takes[name]} == {"demo"}
+
+
+def test_runs_land_and_are_found_where_it_was_said(capsys, small_cache, tmp_path):
+    runs = tmp_path / "elsewhere"
+    for form in (["--C", "1", "--no-check"], ["--knn", "3"], ["--shots", "1", "--seeds", "1"]):
+        assert main(["probe", str(small_cache), "--runs", str(runs), *form]) == 0
+    capsys.readouterr()
+    assert len(list(runs.glob("*/run.json"))) == 3
+    assert main(["compare", "--runs", str(runs)]) == 0
+    assert "gaussian" in capsys.readouterr().out
+
+
+# Wrong usage: one line, what was expected, exit code 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("prob", "Did you mean 'probe'?"),
+        ("probe --scal l2", "has no option --scal; did you mean --scale?"),
+        ("--verison", "featcache has no option --verison; did you mean --version?"),
+        ("probe --zzz", "featcache probe has no option --zzz (see"),
+        ("probe --scale big", "--scale: expected one of 'none', 'standardize', 'l2'; found 'big'"),
+        ("extract --size big", "--size: expected a whole number"),
+        ("extract --size 3", "--size: expected at least 32"),
+        ("audit --duplicates 2", "--duplicates: expected at most 1"),
+        ("probe --lr x", "--lr: expected a number"),
+        ("probe --seed", "requires an argument. (see featcache probe --help)"),
+        ("probe --knn 5 --scale l2", "--scale: has no effect with --knn"),
+        ("probe --shots 1 --train-limit 9", "--train-limit: has no effect with --shots"),
+        ("probe --head h --save-head i", "--save-head: has no effect with --head"),
+        ("probe --seeds 3", "--seeds: has no effect without --shots"),
+        ("probe --knn 5 --plot p.png", "--plot: has no effect with --knn"),
+        ("help prob", "Did you mean 'probe'?"),
+    ],
+)
+def test_wrong_usage_says_what_to_type(capsys, line, said):
+    assert main(line.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ") and said in captured.err, captured.err
+
+
+# Completion
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("pr", ["probe", "predict"]),
+        ("probe --sc", ["--schedule", "--scale"]),
+        ("probe --solver ", ["lbfgs", "ridge", "sgd"]),
+        ("extract --weights t", ["tinyimagenet32"]),
+        ("extract d", ["digits"]),
+        ("info c", []),  # the shell's own turn: files
+    ],
+)
+def test_completion_is_quick_and_loads_no_numpy(words, offered):
+    asked = {"COMP_WORDS": f"featcache {words}", "COMP_CWORD": str(words.count(" ") + 1)}
+    command = [sys.executable, "-X", "importtime", "-m", "featcache"]
+    answer = subprocess.run(
+        command, env={**os.environ, **COMPLETE, **asked}, capture_output=True, text=True
+    )
+    assert answer.stdout.split() == offered
+    modules = {line.rpartition("|")[2].strip() for line in answer.stderr.splitlines()}
+    assert "featcache.cli" in modules and modules.isdisjoint({"numpy", "h5py", "PIL", "sklearn"})
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_completion_installs_itself(tmp_path):
+    line = shlex.join(program("--install-completion"))
+    done = subprocess.run(
+        ["bash", "-c", f"{line}; exit $?"],  # so that bash stays, to be found as the shell
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (script,) = (tmp_path / ".bash_completions").iterdir()
+    assert "_FEATCACHE_COMPLETE=complete_bash" in script.read_text()
+    assert str(script) in (tmp_path / ".bashrc").read_text()
+
+
+# Colours and progress
+
+
+def shown_on_a_terminal(variables):
+    """Return what help looks like on a pseudo-terminal with these variables."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        program("info", "--help"), env={**os.environ, **variables}, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # how Linux says that the other side is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    return shown.decode()
+
+
+def test_colours_where_they_are_wanted():
+    coloured = re.compile("\x1b\\[[0-9;]*3[0-7]m")
+    assert coloured.search(shown_on_a_terminal({"TERM": "xterm-256color", "NO_COLOR": ""}))
+    assert not coloured.search(shown_on_a_terminal({"TERM": "xterm-256color", "NO_COLOR": "1"}))
+    assert "\x1b" not in shown_on_a_terminal({"TERM": "dumb"})
+
+
+def test_progress_in_a_file_is_a_line_now_and_then(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(_output.time, "monotonic", lambda: clock[0])
+    with _output.progress() as report:
+        report(Progress("a moment", 0, 1))
+        report(Progress("a moment", 1, 1))
+        for done in range(0, 601):  # a minute, ten messages a second
+            clock[0] = done / 10
+            report(Progress("train images", done, 600))
+        report(Progress("saving", 1, 2, ""))
+        clock[0] += 9
+        report(Progress("saving", 2, 2, ""))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 13 and not any("moment" in line for line in lines)
+    assert lines[0] == "train images: 50/600, 10 img/s, 55 s left"
+    assert lines[-2:] == ["train images: 600/600, 10 img/s", "saving: 2/2"]
