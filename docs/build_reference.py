@@ -1,0 +1,193 @@
+"""Write docs/reference.md: the public names of featcache, from their signatures and docstrings.
+
+    python docs/build_reference.py
+
+A test holds the page equal to the docstrings, so run this after changing one. The standard
+library alone does it: a page that anybody can rebuild is worth more than a prettier one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import featcache
+from featcache import errors
+
+PAGE = Path(__file__).with_name("reference.md")
+
+GROUPS = {
+    "Making caches": (
+        *("extract", "extract_share", "pack", "merge"),
+        *("ExtractResult", "ShareResult", "MergeResult"),
+    ),
+    "Reading caches": (
+        *("load", "newest_cache", "verify", "diff", "export", "Cache", "CachedSplit"),
+        *("VerifyReport", "DiffReport", "ExportResult"),
+    ),
+    "Heads on features": (
+        *("probe", "few_shot", "learning_curve", "knn", "ProbeResult", "KnnResult"),
+        *("LinearProbe", "ExactRecipe", "ProbeRecipe"),
+    ),
+    "Saved heads": ("load_head", "predict", "evaluate_head", "Head"),
+    "Fine-tuning": ("finetune", "fit", "FinetuneResult", "FitResult", "FinetuneRecipe"),
+    "Looking at it": ("compare", "audit", "report", "AuditResult", "ReportResult"),
+    "Data, weights, machine": (
+        *("load_dataset", "load_weights", "examine", "Dataset", "Split", "Weights"),
+        *("Preprocess", "Progress"),
+    ),
+    "Errors": ("FeatcacheError",),
+}
+# What fields of the results are made of: no public names, yet what one reads.
+PARTS = {
+    "probes": ("CheckResult", "Evaluation", "Sweep", "SweepPoint"),
+    "curves": ("CurvePoint",),
+    "prediction": ("Prediction", "HeadResult"),
+    "finetuning": ("Epoch",),
+    "fitting": ("Attempt",),
+    "auditing": ("DuplicatePair", "DuplicateGroup", "Suspect", "Outlier"),
+    "datasets": ("Images", "ArrayImages"),
+    "doctor": ("Finding",),
+}
+LISTS = ("Attributes", "Parameters", "Raises", "Returns", "Yields")
+
+INTRO = """# Python reference
+
+<!-- Written by docs/build_reference.py from the docstrings: change those, then run it. -->
+
+Everything below is `featcache.NAME`. Importing featcache loads no framework, not even NumPy: each
+name is looked up when it is first used. Everything here is typed, and results are frozen
+dataclasses whose fields are listed under them. Letters in shapes: N images, D numbers per feature,
+K classes, C x H x W a feature map.
+
+`on_progress` is called with a `Progress`, `on_note` with a sentence; both default to silence.
+"""
+
+
+def build() -> str:
+    """Return the page."""
+    listed = [name for names in GROUPS.values() for name in names]
+    missing = sorted(set(featcache.__all__) ^ set(listed))
+    if missing or len(set(listed)) != len(listed):
+        raise SystemExit(f"GROUPS: expected each public name once; see to {', '.join(missing)}")
+    parts = [INTRO]
+    for title, names in GROUPS.items():
+        links = ", ".join(f"[`{name}`](#{name.lower()})" for name in names)
+        parts.append(f"- **{title}**: {links}")
+    for title, names in GROUPS.items():
+        parts.append(f"\n## {title}")
+        for name in names:
+            parts.extend(_entry(name, getattr(featcache, name)))
+        if title == "Errors":
+            tree = inspect.getdoc(errors).split("::\n\n")[1].split("\n\nA message")[0]
+            parts.append(f"In `featcache.errors`:\n\n```text\n{inspect.cleandoc(tree)}\n```")
+    parts.append(
+        "\n## Parts of results\n\nNot public names, but what is in their fields and lists."
+    )
+    for room, names in PARTS.items():
+        for name in names:
+            parts.extend(_entry(name, getattr(importlib.import_module(f"featcache.{room}"), name)))
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip() + "\n"
+
+
+def _entry(name: str, item: Any) -> Iterator[str]:
+    """Yield the parts of a function's or class's entry, a class's methods after it."""
+    docstring = inspect.getdoc(item) or ""
+    yield f"\n### {name}\n"
+    if not (inspect.isclass(item) and issubclass(item, (Exception, Protocol))):
+        yield f"```text\n{_signature(name, item)}\n```\n"
+    yield _markdown(docstring)
+    if inspect.isclass(item):
+        for member, value in vars(item).items():
+            if not re.search(rf"^(.*, )?{member}(,.*)? : ", docstring, flags=re.MULTILINE):
+                yield from _member(name, member, value)
+
+
+def _member(owner: str, name: str, value: Any) -> Iterator[str]:
+    """Yield the entry of a public method or property that the class itself defines."""
+    if name.startswith("_"):
+        return
+    if isinstance(value, (property, cached_property)):
+        yield f"\n**`{owner}.{name}`**\n\n{_markdown(inspect.getdoc(value) or '')}"
+    elif inspect.isfunction(value):
+        signature = _signature(name, value, drop_self=True)
+        if "\n" in signature:
+            yield f"\n**`{owner}.{name}`**\n\n```text\n{signature}\n```\n"
+        else:
+            yield f"\n**`{owner}.{signature}`**\n"
+        yield _markdown(inspect.getdoc(value) or "")
+
+
+def _signature(name: str, item: Any, *, drop_self: bool = False) -> str:
+    """Return ``name(parameters) -> type`` as one would type it, one parameter a line if long."""
+    signature = inspect.signature(item)
+    parameters = list(signature.parameters.values())[drop_self:]
+    words, starred = [], False
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            starred = True
+        elif parameter.kind is parameter.KEYWORD_ONLY and not starred:
+            words.append("*")
+            starred = True
+        words.append(_parameter(parameter))
+    returned = ""
+    if not inspect.isclass(item) and signature.return_annotation is not inspect.Signature.empty:
+        returned = f" -> {signature.return_annotation}"
+    short = f"{name}({', '.join(words)}){returned}"
+    if len(short) <= 88:
+        return short
+    return f"{name}(\n" + "".join(f"    {word},\n" for word in words) + f"){returned}"
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    text = ("*" if parameter.kind is parameter.VAR_POSITIONAL else "") + parameter.name
+    if parameter.annotation is not parameter.empty:
+        text += f": {parameter.annotation}"
+    if parameter.default is not parameter.empty:
+        default = "..." if parameter.default is ... else repr(parameter.default)
+        text += f" = {getattr(parameter.default, '__name__', default)}"
+    return text
+
+
+def _markdown(docstring: str) -> str:
+    """Return a NumPy docstring as Markdown: its sections bold, its fields as lists."""
+    text = re.sub(r"(`?`)([^`]+)\1", r"`\2`", docstring)
+    first, *sections = re.split(r"^([A-Z][A-Za-z ]+)\n-{3,}\n", text, flags=re.MULTILINE)
+    parts = [_prose(first)]
+    for title, body in zip(sections[::2], sections[1::2], strict=True):
+        parts.append(f"**{title}**\n\n{_fields(body) if title in LISTS else _prose(body)}")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _prose(text: str) -> str:
+    """Return paragraphs; what stands behind ``::`` or ``>>>`` as it is."""
+    lines, in_code = [], False
+    for line in text.strip().replace("::\n", ":\n").splitlines():
+        code = line.startswith((">>>", "...", "    "))
+        if code != in_code and (code or line):
+            lines.append("```text" if code else "```\n")
+            in_code = code
+        lines.append(line)
+    return "\n".join([*lines, "```"] if in_code else lines)
+
+
+def _fields(body: str) -> str:
+    """Return ``name : type`` and the indented text under it as one line of a list each."""
+    items: list[tuple[str, list[str]]] = []
+    for line in filter(None, body.splitlines()):
+        if line.startswith(" "):
+            items[-1][1].append(line.strip())
+        else:
+            names, _, kind = line.partition(" : ")
+            items.append((f"**{names}** ({kind})" if kind else f"`{names}`", []))
+    return "\n".join(f"- {name}" + (f": {' '.join(text)}" if text else "") for name, text in items)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(build(), encoding="utf-8")
+    print(f"{PAGE}: {PAGE.stat().st_size:,} bytes")
