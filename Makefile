@@ -5,7 +5,7 @@
 BIN := .venv/bin
 ANALYSIS_BIN := .venv-analysis/bin
 TORCH_BIN := .venv-torch/bin
-TORCH_TESTS := not slow and torch
+TORCH_TESTS := not slow and (torch or ray)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -17,10 +17,10 @@ demo: setup ## run featcache's demo
 	@$(BIN)/featcache demo
 
 test: lint types ## lint, types and every test that takes seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: setup ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 test-analysis: ## the tests without OneFlow on NumPy 2 (Python 3.11 to 3.13; ANALYSIS_PYTHON=...)
 	@status=0; .ci/setup analysis || status=$$?; \
@@ -28,15 +28,15 @@ test-analysis: ## the tests without OneFlow on NumPy 2 (Python 3.11 to 3.13; ANA
 		echo "test-analysis: skipped, for want of such a Python."; exit 0; \
 	fi; \
 	[ $$status -eq 0 ] || exit 1; \
-	set -x; $(ANALYSIS_BIN)/python -m pytest -m "not slow and not oneflow"
+	set -x; $(ANALYSIS_BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not oneflow"
 
-test-torch: ## the tests of the engine torch (Python 3.11 to 3.13; TORCH_PYTHON=...)
+test-torch: ## the tests of PyTorch and Ray (Python 3.11 to 3.13; TORCH_PYTHON=...)
 	@status=0; .ci/setup torch || status=$$?; \
 	if [ $$status -eq 3 ] && [ "$${CI-}" != true ]; then \
 		echo "test-torch: skipped, for want of such a Python."; exit 0; \
 	fi; \
 	[ $$status -eq 0 ] || exit 1; \
-	set -x; $(TORCH_BIN)/python -m pytest -m "$(TORCH_TESTS)"
+	set -x; $(TORCH_BIN)/python -m pytest -n auto --dist worksteal -m "$(TORCH_TESTS)"
 
 lint: setup ## ruff: rules and format
 	$(BIN)/ruff check .

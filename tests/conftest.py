@@ -21,11 +21,6 @@ TRAINERS = (
 )
 
 
-def pytest_configure(config):
-    """Tell pytest of a mark."""
-    config.addinivalue_line("markers", "ray: needs Ray; run where the extra is installed")
-
-
 def pytest_collection_modifyitems(items):
     """Skip, with the reason, what needs a framework on a machine that does not have it."""
     for name, (version, why) in (("oneflow", oneflow_status()), ("torch", torch_status())):

@@ -164,24 +164,47 @@ class TestOnACluster:
         notes = []
         kill = Once(lambda: os.kill(workers()[0], signal.SIGKILL))
         made = self.on_ray(
-            cluster, image_folder, tmp_path / "b.h5", on_note=notes.append, on_progress=kill
+            cluster,
+            image_folder,
+            tmp_path / "b.h5",
+            workers=1,
+            on_note=notes.append,
+            on_progress=kill,
         )
         assert kill.done and any("lost while it made t" in note for note in notes)
         assert_same(local, made.cache)
 
-    def test_a_removed_node_is_done_without(self, cluster, image_folder, local, tmp_path):
-        notes, lost = [], cluster.add_node(num_cpus=2)
+    def test_a_removed_node_is_done_without(self, cluster, image_folder, tmp_path, monkeypatch):
+        monkeypatch.setattr(extraction, "SHARD_ROWS", 2)
+        local = extract(image_folder, output=tmp_path / "local.h5", **OPTIONS).cache
+        notes, pools, make_pool = [], [], _pool._Pool
+        monkeypatch.setattr(_pool, "_Pool", lambda *of: pools.append(make_pool(*of)) or pools[-1])
+        lost = cluster.add_node(num_cpus=2)
         cluster.wait_for_nodes()
-        remove = Once(lambda: cluster.remove_node(lost, allow_graceful=False))
+        removed, waited = [], []
+
+        def remove_once_all_are_at_work(message):
+            if message.stage != "images" or not message.done or removed:
+                return
+            while not waited and len(workers()) < 4:
+                time.sleep(0.1)
+            if not waited:
+                time.sleep(4)  # no worker gets more than two shards meanwhile
+                waited.append(True)
+            if len(pools[0]._hands) == 4:
+                cluster.remove_node(lost, allow_graceful=False)
+                removed.append(message.done)
+
         made = self.on_ray(
             cluster,
             image_folder,
             tmp_path / "b.h5",
             workers=4,
             on_note=notes.append,
-            on_progress=remove,
+            on_progress=remove_once_all_are_at_work,
         )
-        assert remove.done and any("lost while it made t" in note for note in notes)
+        assert removed and removed[0] < 54
+        assert sum("lost while it made t" in note for note in notes) == 2, notes
         assert_same(local, made.cache)
 
     def test_ctrl_c_leaves_what_is_done_to_whoever_goes_on(
