@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from terminals import on_a_terminal
 
 from featcache.cli import main
 
@@ -25,36 +25,18 @@ def environment(home):
     return {**os.environ, "FEATCACHE_DIR": str(home / "cache"), "TERM": "xterm", "COLUMNS": "100"}
 
 
-def on_a_terminal(home, *arguments):
-    """Run with a pseudo-terminal for every stream; return exit code and what was shown."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        program(*arguments), env=environment(home), stdin=theirs, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:  # how Linux says that the other side is closed
-            break
-        if not piece:
-            break
-        shown += piece
-    os.close(ours)
-    return process.wait(timeout=60), shown.decode()
-
-
 def test_bars_on_a_real_terminal(home, small_cache):
     """A stage that begins again, as a second epoch's test images do, starts a bar of its own."""
-    code, shown = on_a_terminal(home, "probe", small_cache, "--shots", "1,2,5", "--seeds", 3)
+    code, shown = on_a_terminal(
+        program("probe", small_cache, "--shots", "1,2,5", "--seeds", 3), environment(home)
+    )
     assert code == 0 and "few-shot" in shown and "Traceback" not in shown
 
 
 @pytest.mark.oneflow
 def test_epochs_on_a_real_terminal(home, image_folder):
     options = [*STARTER, "--size", 32, "--epochs", 3, "--train-limit", 24, "--method", "frozen"]
-    code, shown = on_a_terminal(home, "finetune", image_folder, *options)
+    code, shown = on_a_terminal(program("finetune", image_folder, *options), environment(home))
     assert code == 0 and "epoch 3/3" in shown and "img/s" in shown and "Traceback" not in shown
 
 

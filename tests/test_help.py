@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import shlex
 import shutil
@@ -12,6 +11,7 @@ import sys
 
 import pytest
 import typer
+from terminals import on_a_terminal
 
 from featcache.cli import _output, main
 from featcache.cli._commands import app
@@ -195,23 +195,9 @@ def test_completion_installs_itself(tmp_path):
 
 def shown_on_a_terminal(variables):
     """Return what help looks like on a pseudo-terminal with these variables."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        program("info", "--help"), env={**os.environ, **variables}, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:  # how Linux says that the other side is closed
-            break
-        if not piece:
-            break
-        shown += piece
-    os.close(ours)
-    assert process.wait(timeout=60) == 0
-    return shown.decode()
+    code, shown = on_a_terminal(program("info", "--help"), {**os.environ, **variables})
+    assert code == 0
+    return shown
 
 
 def test_colours_where_they_are_wanted():
