@@ -63,16 +63,26 @@ def compare(
         if record["kind"] not in CURVES and dataset in (None, record["dataset"])
     ]
     if not records:
-        wanted = f" on data set {dataset!r}" if dataset else ""
-        raise FeatcacheError(
-            f"{folder}: expected the record of a run{wanted}, found none; make one with featcache "
-            "probe or featcache finetune"
-        )
+        raise FeatcacheError(_none_found(folder, dataset, found))
     ordered = sorted(
         records,
         key=lambda record: (record["dataset"], record["dataset_digest"], -record["top1"]),
     )
     return Rows(({**record, "s_per_point": price(record, records)} for record in ordered), _COLUMNS)
+
+
+def _none_found(folder: Path, dataset: str | None, found: Iterable[Mapping[str, Any]]) -> str:
+    """Say what there is instead of what was asked for."""
+    there = sorted({record["dataset"] for record in found if record["kind"] not in CURVES})
+    if dataset is None or not there:
+        return (
+            f"{folder}: expected the record of a run, found none; make one with featcache probe "
+            "or featcache finetune, or name another --runs"
+        )
+    return (
+        f"{folder}: expected runs on the data set {dataset!r}, found those on "
+        f"{', '.join(there)}; name one of these, or another --runs"
+    )
 
 
 def price(record: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> float | None:
@@ -163,13 +173,14 @@ def run_labels(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _facts(record: Mapping[str, Any]) -> dict[str, str]:
     """Return in words what a run has in common with others, or has not."""
-    scale = record.get("scale", "none")
+    scale, n_epochs = record.get("scale", "none"), record["n_epochs"]
+    epochs = f"{n_epochs} epoch{'s' * (n_epochs != 1)}"
     return {
         "images": f"{record['n_train'] + (record.get('n_val') or 0):,} images",
         "test": f"{record['n_test']:,} test",
         "from": "" if record.get("method") == "scratch" else str(record.get("weights", "")),
         "px": f"{record.get('size')} px",
-        "epochs": f"{record['n_epochs']} epochs" if record.get("kind") == "finetune" else "",
+        "epochs": epochs if record.get("kind") == "finetune" else "",
         "scale": "" if scale == "none" else str(scale),
     }
 

@@ -13,6 +13,8 @@
     ├── EngineUnavailableError   (also ImportError)        the engine or device cannot run here
     ├── ShapeMismatchError       (also ValueError)         arrays of shapes that do not fit
     ├── RecipeError              (also ValueError)         a hyperparameter outside its range
+    ├── RankError                another process of a distributed run ended, or failed
+    ├── RemoteError              a URL that cannot be reached, or is refused
     └── OutputError              (also OSError)            a result cannot be written
 
 A message says four things: where (the path or the name), what was expected,
@@ -33,7 +35,9 @@ __all__ = [
     "EngineUnavailableError",
     "FeatcacheError",
     "OutputError",
+    "RankError",
     "RecipeError",
+    "RemoteError",
     "ShapeMismatchError",
     "WeightsError",
 ]
@@ -81,6 +85,26 @@ class ShapeMismatchError(FeatcacheError, ValueError):
 
 class RecipeError(FeatcacheError, ValueError):
     """A hyperparameter outside the range in which it means something."""
+
+
+class RankError(FeatcacheError):
+    """Another process of a distributed run has ended, or found an error.
+
+    Parameters
+    ----------
+    message : str
+        Which, and what it said.
+    is_told : bool
+        Whether another process tells a person of it, so that this one can be silent.
+    """
+
+    def __init__(self, message: str, *, is_told: bool = False) -> None:
+        super().__init__(message)
+        self.is_told = is_told
+
+
+class RemoteError(FeatcacheError):
+    """A URL that cannot be opened, reached, read or written; an image behind it is not skipped."""
 
 
 class OutputError(FeatcacheError, OSError):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .errors import FeatcacheError, OutputError
 
@@ -17,7 +20,9 @@ __all__ = [
     "check_writable",
     "csv_line",
     "remove_leftovers",
+    "replace_folder",
     "replaced_file",
+    "split_safetensors",
     "user_path",
     "write_atomically",
 ]
@@ -55,6 +60,7 @@ def replaced_file(path: Path) -> Iterator[int]:
     """
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
+        _refuse_other_than_files(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not by tempfile, whose files are private to their owner: a result is like any new file.
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -78,6 +84,27 @@ def replaced_file(path: Path) -> Iterator[int]:
             temporary.unlink(missing_ok=True)
 
 
+def replace_folder(new: Path, final: Path) -> None:
+    """Give a folder its final name; the one that has it goes when the new one is in its place.
+
+    Raises
+    ------
+    OSError
+        It cannot be renamed; what had the name has it again.
+    """
+    old = final.with_name(f".{final.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)  # of a process that was killed between the renames
+    if final.exists():
+        os.rename(final, old)
+    try:
+        os.rename(new, final)
+    except OSError:
+        if old.exists():
+            os.rename(old, final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def remove_leftovers(path: Path) -> None:
     """Delete the hidden files that killed writers of a file left; there must be no other writer."""
     half_written = re.compile(rf"\.{re.escape(path.name)}\.[^.]+\.part")
@@ -94,11 +121,15 @@ def check_writable(path: Path) -> None:
     ------
     OutputError
         Its folder cannot be made, nothing can be written there under such a name, or a
-        folder has its name.
+        folder has its name; or it is what pathlib makes of a URL.
     """
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) and not os.path.isdir(path.parts[0]):
+        raise OutputError(
+            f"{path}: expected a path, found a URL; featcache extract alone takes one as its "
+            "output: name a path, and upload what is written there"
+        )
     try:
-        if path.is_dir():
-            raise IsADirectoryError(None, "a folder has that name")
+        _refuse_other_than_files(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".test"):
             pass
@@ -120,12 +151,30 @@ def csv_line(fields: Sequence[str]) -> str:
     return stream.getvalue().removesuffix("\r\n") + "\n"
 
 
+def split_safetensors(data: bytes) -> tuple[dict[str, Any], memoryview]:
+    """Return the header of a valid safetensors file, and the numbers after it.
+
+    https://huggingface.co/docs/safetensors/index#format: the header's length in 8 bytes, the
+    header, which is JSON and has texts under ``"__metadata__"``, and the numbers.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:end]), memoryview(data)[end:]
+
+
 def user_path(text: str | Path) -> Path:
     """Return a path with ``~`` resolved; of a user who is not there it stays as it is."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
         return Path(text)
+
+
+def _refuse_other_than_files(path: Path) -> None:
+    """Raise OSError at what a file must not replace: /dev/null would be gone for everybody."""
+    if path.is_dir():
+        raise IsADirectoryError(None, "a folder has that name")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(None, "a device, a pipe or a socket has that name")
 
 
 def _write_all(descriptor: int, parts: Iterable[bytes | memoryview]) -> None:

@@ -56,7 +56,7 @@ def runs_folder(folder: str | Path | None = None) -> Path:
 
 
 def new_run(folder: Path, label: str) -> Path:
-    """Make the folder of a new run; its name sorts by time.
+    """Return the folder of a new run, which its first file makes; its name sorts by time.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def new_run(folder: Path, label: str) -> Path:
     """
     now = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     path = folder / f"{now}-{label}-{secrets.token_hex(2)}"
-    check_writable(path / RECORD)
+    check_writable(path)  # and no more: what ends before it has found anything leaves nothing
     return path
 
 

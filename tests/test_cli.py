@@ -103,14 +103,17 @@ def test_probe_finetune_and_compare_json(capsys, image_folder):
 
 
 @pytest.mark.oneflow
-def test_demo_is_the_whole_job(capsys, image_folder):
+def test_demo_is_the_whole_job(capsys, image_folder, tmp_path):
     limits = ("--train-limit", 18, "--test-limit", 9)
-    code, out, _ = run(capsys, "demo", image_folder, *limits)
+    folders = ("--runs", tmp_path / "my runs", "--data-root", tmp_path / "data")
+    code, out, _ = run(capsys, "demo", image_folder, *limits, *folders)
     assert code == 0
     for command in ("extract", "probe", "finetune", "compare"):
         assert f"$ featcache {command}" in out
     table = out[out.index("$ featcache compare") :]
     assert "probe" in table and "split" in table
+    assert f"compare colours --runs '{tmp_path / 'my runs'}'" in table
+    assert len(list((tmp_path / "my runs").glob("*/run.json"))) == 2
 
 
 def test_doctor_says_what_is_there(capsys):
@@ -216,6 +219,9 @@ def test_bad_data_sets(capsys, tmp_path, image_folder, fake_engine, home):
     assert "nowhere: expected" in refused(capsys, "extract", tmp_path / "nowhere", *STARTER)
     assert "expected class folders" in refused(capsys, "extract", empty, *STARTER)
     assert "found none i" in refused(capsys, "extract", hollow, *STARTER)
+    kept = ("--on-error", "skip", "-o", tmp_path / "kept.h5")
+    code, out, _ = run(capsys, "extract", torn, *STARTER, *kept)
+    assert code == 0 and out.rstrip().endswith("; 1 image left out")
     code, out, err = run(capsys, "extract", torn, *STARTER)
     assert code == 1 and out == ""
     assert "torn/test/red/02.png: expected an image" in err.splitlines()[-1]
@@ -322,9 +328,10 @@ def test_ctrl_c_ends_the_work_with_130_and_no_half_file(tmp_path, command):
         text=True,
     )
     try:
-        # The run folder, or the writer's lock, appears when the long work is about to start.
+        # The writer's lock appears when the long work is about to start, the log after a step.
+        sign = "metrics.jsonl" if command == "finetune" else "*"
         deadline = time.monotonic() + 60
-        while not list((tmp_path / "cache").rglob("*")) and time.monotonic() < deadline:
+        while not list((tmp_path / "cache").rglob(sign)) and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(4)
         process.send_signal(signal.SIGINT)

@@ -74,8 +74,10 @@ def test_runs_are_ordered_by_data_and_then_accuracy(runs):
     )
     assert [record["run"] for record in compare(runs=folder)] == ["3", "2", "1"]
     assert [record["run"] for record in compare("a", runs=folder)] == ["3"]
-    with pytest.raises(FeatcacheError, match="found none"):
+    with pytest.raises(FeatcacheError, match="data set 'b', found those on a, colours; name one"):
         compare("b", runs=folder)
+    with pytest.raises(FeatcacheError, match=r"found none; make one .*, or name another --runs"):
+        compare("b", runs=folder / "1")
 
 
 def test_the_table_fits_80_columns_and_says_what_a_run_was(runs):
@@ -90,6 +92,7 @@ def test_the_table_fits_80_columns_and_says_what_a_run_was(runs):
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     assert "617" in text and "123 + 100" in text and " - " in text
+    assert "- of a probe, without one, and where nothing was gained" in " ".join(text.split())
     for word in ("above", "layer3", "cached", "LP-FT"):
         assert word in text
 

@@ -107,6 +107,24 @@ def test_both_ways_of_a_convolution_agree(side, stride):
 
 
 @pytest.mark.oneflow
+def test_gradients_of_weights_add_up_until_they_are_forgotten():
+    from featcache.frameworks import import_oneflow
+    from featcache.training._convolution import swap_convolutions
+
+    flow = import_oneflow()
+    layer = flow.nn.Conv2d(3, 4, 3, 1, 1, bias=False)
+    swap_convolutions(layer, flow)
+    x = flow.ones(2, 3, 5, 5)
+    layer(x).sum().backward()
+    once = layer.weight.grad.numpy().copy()
+    layer(x).sum().backward()
+    assert np.abs(once).min() > 0
+    assert np.allclose(layer.weight.grad.numpy(), 2 * once)
+    layer.weight.requires_grad = False
+    assert not layer(x).requires_grad
+
+
+@pytest.mark.oneflow
 def test_oneflow_never_shares_memory_with_numpy():
     """It lets go of a shared array in a thread that needs Python's lock: at exit, too late."""
     from featcache.engines._oneflow import to_device

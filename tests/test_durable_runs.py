@@ -150,10 +150,14 @@ def test_the_checkpoint_before_stays_where_a_new_one_cannot_be_written(
         wrote.append(descriptor)
         write_all(descriptor, parts)
 
+    def plainly(path, data):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
     wrote = []
     monkeypatch.setattr(files, "_write_all", full_disk)
     monkeypatch.setattr(_run, "CHECKPOINT_EVERY_S", 0.0)
-    monkeypatch.setattr(_folder, "write_atomically", lambda path, data: path.write_bytes(data))
+    monkeypatch.setattr(_folder, "write_atomically", plainly)
     options = {**small, **OPTIONS, "on_note": notes.append}
     result = finetune(image_folder, "full", **options)
     notes = notes[1:]

@@ -295,6 +295,7 @@ def test_a_full_disk_leaves_nothing(small_cache, to):
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
     )
     assert "cannot be written: File too large" in child.stdout and child.stderr == ""
+    assert ".part" not in child.stdout, "that name was there for a moment"
     assert [path.name for path in small_cache.parent.iterdir()] == [small_cache.name]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import TRAINERS, colour_image
 
 import featcache
 from featcache import fitting
-from featcache.errors import EngineUnavailableError, RecipeError
+from featcache.errors import DatasetError, EngineUnavailableError, RecipeError
 from featcache.fitting._climb import Attempt, Option, Outcome, best_of, climb
 
 STARTER = {"weights": "tinyimagenet32", "size": 32}
@@ -92,6 +93,53 @@ def test_wrong_arguments(arguments):
         featcache.fit("digits", **arguments)
 
 
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_class_of_too_few_images_is_told_before_the_long_work(image_folder, tmp_path, kept):
+    few = tmp_path / "few"
+    shutil.copytree(image_folder, few)
+    for file in sorted((few / "train" / "green").iterdir())[kept:]:
+        file.unlink()
+    with pytest.raises(DatasetError, match=rf"at least 3 images .* found {kept} of 'green'; add"):
+        featcache.fit(few, **STARTER)
+    assert not list(tmp_path.rglob("*.h5"))
+    (few / "train" / "green" / "more.png").symlink_to(image_folder / "train" / "green" / "10.png")
+    if kept == 2:
+        assert featcache.fit(few, 0.01, **STARTER).reached
+
+
+def test_ctrl_c_says_nothing_of_options_that_fit_has_not(image_folder, small, monkeypatch, capsys):
+    from featcache.cli import main
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt("add --resume folder to the same command to go on")
+
+    monkeypatch.setattr(fitting._work, "top1", lambda predicted, labels: 0.5)
+    monkeypatch.setattr(fitting._work.Work, "_rates", lambda *_: {"whole": 9.0, "cut": 9.0})
+    monkeypatch.setattr(fitting._work, "finetune", interrupted)
+    words = ["--weights", "tinyimagenet32", "--size", "32", "--engine", small["engine"]]
+    assert main(["fit", str(image_folder), *words]) == 130
+    err = capsys.readouterr().err
+    assert "again: featcache fit" in err and "--resume" not in err
+
+
+def test_a_probes_head_under_moving_statistics_is_warned_of(image_folder, small, tmp_path):
+    size = {"weights": "tinyimagenet32", "size": 32}
+    cache = featcache.extract(image_folder, **size, output=tmp_path / "colours.h5").load()
+    head = featcache.probe(cache, C=1.0, check=False).head
+    for options, warned in (
+        ({"method": "split"}, True),
+        ({"method": "split", "bn": "eval"}, False),
+        ({"method": "frozen"}, False),
+    ):
+        notes = []
+        featcache.finetune(
+            image_folder, **small, **options, init_head=head, epochs=1, on_note=notes.append
+        )
+        warnings = [note for note in notes if note.startswith("warning: ")]
+        assert len(warnings) == warned, notes
+        assert all("for 1 step: add --bn eval --lr 1e-4" in it for it in warnings)
+
+
 @pytest.fixture
 def noisy_folder(tmp_path):
     """Three classes whose training labels are mostly noise: no target is reached."""
@@ -106,11 +154,14 @@ def noisy_folder(tmp_path):
     return tmp_path / "noisy"
 
 
-def test_a_target_that_the_probe_reaches(image_folder, small):
+def test_a_target_that_the_probe_reaches(image_folder, small, tmp_path):
     notes = []
-    result = featcache.fit(image_folder, 0.3, **small, on_note=notes.append)
+    runs = tmp_path / "runs"
+    result = featcache.fit(image_folder, 0.3, **small, runs=runs, on_note=notes.append)
     assert result.reached and result.winner == "probe" and len(result.attempts) == 1
     assert (result.n_train, result.n_val, result.n_test) == (36, 4, 18)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "run.json").is_file(), "what was tried on the way leaves nothing half-made"
     found = featcache.predict(image_folder / "test", result.head)
     assert len(found) == 18 and any("validation images" in note for note in notes)
 
@@ -158,4 +209,4 @@ def test_a_budget_that_is_spent_says_what_is_next(noisy_folder, capsys, small):
     said = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # JSON has no NaN
     assert said["attempts"][0]["outcome"]["top1"] is None and 0 <= said["top1"] <= 1
     assert main(["fit", str(noisy_folder), "--budget", "soon"]) == 2
-    assert "90s, 10m or 2h" in capsys.readouterr().err
+    assert "--budget: expected a duration such as 90s, 10m or 2h" in capsys.readouterr().err

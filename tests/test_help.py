@@ -95,6 +95,9 @@ def test_an_option_is_the_same_wherever_it_is_taken():
     for spelling in ("data-root", "device", "json", "mmap", "plot", "seed", "train-limit"):
         kinds = {(tuple(it.opts), it.default, it.rich_help_panel) for _, it in seen[spelling]}
         assert len(kinds) == 1 < len(seen[spelling]), spelling
+    for spelling in ("backbone", "weights"):
+        shared = [option for name, option in seen[spelling] if name != "predict"]
+        assert len({(option.help, option.rich_help_panel) for option in shared}) == 1 < len(shared)
     for spelling in ("output", "runs", "force", "on-error"):
         assert len({tuple(option.opts) for _, option in seen[spelling]}) == 1, spelling
     assert list(seen["output"][0][1].opts) == ["--output", "-o"]
@@ -102,9 +105,9 @@ def test_an_option_is_the_same_wherever_it_is_taken():
 
 def test_who_takes_what():
     takes = {name: {*options_of(name)} for name in COMMANDS}
-    for name in ("probe", "finetune", "fit", "compare", "report"):
+    for name in ("probe", "finetune", "fit", "compare", "report", "demo"):
         assert "runs" in takes[name], f"{name} reads or writes runs"
-    for name in ("extract", "finetune", "fit", "report"):
+    for name in ("extract", "finetune", "fit", "report", "demo"):
         assert "data_root" in takes[name], f"{name} reads images"
     assert {name for name in COMMANDS if "json" not in takes[name]} == {"demo"}
 
@@ -125,22 +128,45 @@ def test_runs_land_and_are_found_where_it_was_said(capsys, small_cache, tmp_path
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("prob", "Did you mean 'probe'?"),
+        ("prob", "featcache has no command prob; did you mean probe? (see featcache --help)"),
+        ("xyzzy", "featcache has no command xyzzy (see"),
         ("probe --scal l2", "has no option --scal; did you mean --scale?"),
         ("--verison", "featcache has no option --verison; did you mean --version?"),
         ("probe --zzz", "featcache probe has no option --zzz (see"),
-        ("probe --scale big", "--scale: expected one of 'none', 'standardize', 'l2'; found 'big'"),
-        ("extract --size big", "--size: expected a whole number"),
-        ("extract --size 3", "--size: expected at least 32"),
-        ("audit --duplicates 2", "--duplicates: expected at most 1"),
-        ("probe --lr x", "--lr: expected a number"),
-        ("probe --seed", "requires an argument. (see featcache probe --help)"),
+        ("probe --scale standardise", "none, standardize, l2, found 'standardise'; did you mean "),
+        ("probe --scale big", "--scale: expected one of none, standardize, l2, found 'big' (see"),
+        (
+            "finetune --method spilt",
+            "found 'spilt'; did you mean split? (see featcache finetune",
+        ),
+        ("extract --engine pytorch", "openvino, torch, found 'pytorch'; did you mean torch?"),
+        ("probe --solver it's", """found "it's" (see"""),
+        (
+            "export --to csv",
+            "--to: expected one of npz, parquet, safetensors, tensorboard, fo",
+        ),
+        ("extract --size big", "--size: expected a whole number, found 'big' (see"),
+        ("extract --size 3", "--size: expected at least 32, found '3' (see"),
+        ("audit --duplicates 2", "--duplicates: expected at most 1, found '2' (see"),
+        ("probe --lr x", "--lr: expected a number, found 'x' (see"),
+        ("probe --seed", "--seed: expected a value, found none (see featcache probe --help)"),
+        ("probe a.h5 b.h5", "error: expected nothing more, found b.h5 (see featcache probe"),
+        ("predict a.png", "--head: expected one, found none (see featcache predict --help)"),
+        ("predict --head h", "IMAGE...: expected one, found none (see"),
+        ("merge a.h5 b.h5", "error: --output: expected one, found none"),
+        ("diff a.h5", "error: B: expected one, found none"),
+        (
+            "predict a.png --head h --format csv --json",
+            "error: --format: has no effect with --json",
+        ),
+        ("probe --knn 3 --shots 1", "error: expected one of them at most, found --knn and --shots"),
+        ("fit --budget soon", "--budget: expected a duration such as 90s, 10m or 2h, found 'soon'"),
         ("probe --knn 5 --scale l2", "--scale: has no effect with --knn"),
         ("probe --shots 1 --train-limit 9", "--train-limit: has no effect with --shots"),
         ("probe --head h --save-head i", "--save-head: has no effect with --head"),
         ("probe --seeds 3", "--seeds: has no effect without --shots"),
         ("probe --knn 5 --plot p.png", "--plot: has no effect with --knn"),
-        ("help prob", "Did you mean 'probe'?"),
+        ("help prob", "did you mean probe?"),
     ],
 )
 def test_wrong_usage_says_what_to_type(capsys, line, said):
@@ -148,6 +174,63 @@ def test_wrong_usage_says_what_to_type(capsys, line, said):
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     assert captured.err.startswith("error: ") and said in captured.err, captured.err
+
+
+def loaded_by(*arguments):
+    """Return exit code, last line on standard error and the modules of one call."""
+    command = [sys.executable, "-X", "importtime", "-m", "featcache", *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    lines = answer.stderr.splitlines()
+    modules = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time")}
+    said = [line for line in lines if not line.startswith("import time")]
+    return answer.returncode, said, modules
+
+
+@pytest.mark.parametrize("arguments", [("proeb",), ("probe", "--scale", "12l2"), ("fit", "--help")])
+def test_what_is_wrong_or_asked_is_told_before_anything_slow_is_loaded(arguments):
+    code, said, modules = loaded_by(*arguments)
+    assert (code == 0 and not said) or (code == 2 and "did you mean" in said[-1])
+    assert "featcache.cli" in modules and modules.isdisjoint({"numpy", "h5py", "PIL", "sklearn"})
+
+
+def test_choices_are_those_of_the_library():
+    from typing import get_args, get_type_hints
+
+    from featcache import engines, exporting, recipe, solving
+    from featcache.cli._commands import extract
+    from featcache.cli._finetune import finetune
+    from featcache.cli._probe import probe
+    from featcache.cli._store import export
+    from featcache.metrics import METRICS
+    from featcache.training import TRAINERS
+
+    def offered(command, name):
+        kind = get_type_hints(command)[name]
+        plain = [it for it in get_args(kind) if it is not type(None)] or [kind]
+        return {*get_args(plain[0])} if get_args(plain[0]) else {*plain}
+
+    for command, name, known in (
+        (extract, "engine", {"auto", *engines.ENGINES}),
+        (extract, "device", {"auto", *engines.DEVICES}),
+        (extract, "precision", engines.PRECISIONS),
+        (finetune, "engine", {"auto", *TRAINERS}),
+        (finetune, "method", recipe.METHODS),
+        (finetune, "schedule", recipe.SCHEDULES),
+        (finetune, "augment", recipe.AUGMENTATIONS),
+        (probe, "solver", solving.SOLVERS),
+        (probe, "recipe", recipe.PROBE_RECIPES),
+        (probe, "schedule", recipe.PROBE_SCHEDULES),
+        (probe, "metric", METRICS),
+        (export, "to", exporting.FORMATS),
+        (export, "split", exporting.SPLITS),
+    ):
+        assert offered(command, name) == {*known}, f"{command.__name__} --{name}"
+
+
+def test_the_range_of_a_seed_is_not_told(capsys):
+    shown = page(capsys, "probe")
+    assert "Of every random draw.  [default: 0]" in shown and "at least 1" in shown
+    assert not re.search(r"\d{7}", shown)
 
 
 # Completion
@@ -213,6 +296,11 @@ def test_progress_in_a_file_is_a_line_now_and_then(capsys, monkeypatch):
     with _output.progress() as report:
         report(Progress("a moment", 0, 1))
         report(Progress("a moment", 1, 1))
+        for stage, total, unit in (("images", 1, "img"), ("exporting", 900_000, "B")):
+            report(Progress(stage, 0, total, unit))
+            clock[0] += 9  # long, and yet there is nothing to tell
+            report(Progress(stage, total, total, unit))
+        clock[0] = 0.0
         for done in range(0, 601):  # a minute, ten messages a second
             clock[0] = done / 10
             report(Progress("train images", done, 600))
@@ -220,6 +308,6 @@ def test_progress_in_a_file_is_a_line_now_and_then(capsys, monkeypatch):
         clock[0] += 9
         report(Progress("saving", 2, 2, ""))
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 13 and not any("moment" in line for line in lines)
+    assert len(lines) == 13
     assert lines[0] == "train images: 50/600, 10 img/s, 55 s left"
     assert lines[-2:] == ["train images: 600/600, 10 img/s", "saving: 2/2"]

@@ -13,6 +13,7 @@ import featcache
 
 PACKAGE = Path(featcache.__file__).parent
 HEAVY = ("numpy", "h5py", "sklearn", "oneflow", "flowvision", "openvino", "PIL", "torch")
+REMOTE = ("fsspec", "s3fs", "aiohttp", "botocore")
 
 
 def loaded_after(code: str) -> set[str]:
@@ -65,6 +66,7 @@ MAY_IMPORT = {
     "progress": set(),
     "metrics": set(),
     "files": BASIC,
+    "remote": {"errors", "files", "lookahead"},
     "recipe": BASIC,
     "notebook": set(),
     "sampling": BASIC,
@@ -76,11 +78,11 @@ MAY_IMPORT = {
     "weights": {"errors", "progress", "preprocess", "backbone", "download", "files"},
     "datasets": BASIC
     | {"progress", "sampling", "files", "download", "frameworks"}
-    | {"cores", "lookahead", "preprocess"},
+    | {"cores", "lookahead", "preprocess", "remote"},
     "lookahead": set(),
     "decoding": {"errors", "datasets", "lookahead", "preprocess"},
     "pipeline": FLOOR | {"datasets", "decoding", "engines", "store"},
-    "store": {"errors", "cores", "files", "notebook", "progress"},
+    "store": {"errors", "cores", "files", "lookahead", "notebook", "progress", "remote"},
     "probes": {"errors", "progress", "metrics", "files", "recipe", "sampling"}
     | {"cores", "lookahead"},
     "engines": {"errors", "progress", "cores", "frameworks", "preprocess", "backbone", "weights"},
@@ -89,7 +91,7 @@ MAY_IMPORT = {
     "distribution": FLOOR | {"cores", "datasets", "engines", "pipeline", "store", "weights"},
     "extraction": FLOOR
     | {"cores", "datasets", "decoding", "distribution", "engines", "pipeline", "store"}
-    | {"weights"},
+    | {"remote", "weights"},
     "solving": FLOOR | {"frameworks", "probes"},
     "labelled": {"errors", "probes", "sampling", "store"},
     "probing": FLOOR | {"labelled", "probes", "runs", "solving", "store"},
@@ -97,7 +99,7 @@ MAY_IMPORT = {
     "neighbours": FLOOR | {"labelled", "probes", "runs", "store"},
     "curves": FLOOR | {"labelled", "probes", "runs", "store"},
     "prediction": FLOOR
-    | {"datasets", "engines", "extraction", "labelled", "probes", "store", "weights"},
+    | {"datasets", "engines", "extraction", "labelled", "probes", "remote", "store", "weights"},
     "training": FLOOR | {"cores", "datasets", "decoding", "engines", "frameworks", "weights"},
     "finetuning": FLOOR
     | {"cores", "datasets", "engines", "frameworks", "prediction", "probes", "runs", "store"}
@@ -110,7 +112,7 @@ MAY_IMPORT = {
     | {"probing"},
     "reporting": FLOOR
     | {"auditing", "comparison", "cores", "datasets", "decoding", "figures", "labelled", "probes"}
-    | {"runs", "store", "weights"},
+    | {"remote", "runs", "store", "weights"},
     "doctor": {"errors", "cores", "frameworks", "datasets", "engines", "weights"},
 }
 

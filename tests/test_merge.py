@@ -135,6 +135,8 @@ def test_other_ingredients_are_refused(tmp_path, two, changes, said):
     with pytest.raises(CacheMismatchError, match="expected the ingredients of") as caught:
         merge([*two, other], tmp_path / "all.h5")
     assert said in str(caught.value) and str(other) in str(caught.value)
+    advice = "into one data set" if "class_names" in changes else "with the same options"
+    assert advice in str(caught.value)
     assert list(tmp_path.glob("*all*")) == []
 
 

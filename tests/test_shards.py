@@ -261,7 +261,7 @@ class Killed(BaseException):
     ("form", "line"),
     [
         ("shards", "featcache.store._finishing._replace_folder"),
-        ("shards", "featcache.store._finishing.os.rename"),
+        ("shards", "featcache.files.os.rename"),
         ("packed", "featcache.store._finishing.remove_unfinished"),
     ],
 )

@@ -279,6 +279,52 @@ def test_each_parameter_is_in_exactly_one_group_at_its_rate(trainer_of, method):
     assert rate_of == (heads if method == "frozen" else {**heads, **bodies})
 
 
+@pytest.mark.oneflow
+def test_the_sgd_of_a_processor_equals_oneflows():
+    from featcache.frameworks import import_oneflow
+    from featcache.training._sgd import Sgd
+
+    flow = import_oneflow()
+    draw = np.random.default_rng(0)
+    shapes = [(7, 5, 3, 3), (300_001,), (4,)]  # the second is of more than one piece
+    first = [draw.standard_normal(shape, np.float32) for shape in shapes]
+    steps = [[draw.standard_normal(shape, np.float32) for shape in shapes] for _ in range(4)]
+
+    def groups():
+        a, b, c = (flow.nn.Parameter(flow.tensor(array)) for array in first)
+        return [{"params": [a, b], "lr": 0.1}, {"params": [c], "lr": 0.02}]
+
+    def updates(optimizer, groups, steps):
+        parameters = [one for group in groups for one in group["params"]]
+        for gradients in steps:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = flow.tensor(gradient)
+            optimizer.step()
+            optimizer.zero_grad()
+            optimizer.param_groups[0]["lr"] *= 0.5
+        return [one.numpy().copy() for one in parameters]
+
+    theirs = groups()
+    wanted = updates(flow.optim.SGD(theirs, momentum=0.9, weight_decay=5e-4), theirs, steps)
+    mine = groups()
+    found = updates(Sgd(mine, flow, 0.9, 5e-4), mine, steps)
+    for one, other in zip(found, wanted, strict=True):
+        assert np.allclose(one, other, rtol=1e-6, atol=1e-6)
+
+    # Half the steps in OneFlow's, whose state is then taken over.
+    begun = groups()
+    optimizer = flow.optim.SGD(begun, momentum=0.9, weight_decay=5e-4)
+    updates(optimizer, begun, steps[:2])
+    resumed = Sgd(begun, flow, 0.9, 5e-4)
+    for group, other in zip(resumed.param_groups, optimizer.param_groups, strict=True):
+        group["lr"] = other["lr"]
+    resumed.load_state_dict(optimizer.state_dict())
+    for one, other in zip(updates(resumed, begun, steps[2:]), wanted, strict=True):
+        assert np.allclose(one, other, rtol=1e-6, atol=1e-6)
+    names = [list(state) for state in resumed.state_dict()["state"].values()]
+    assert names == [["momentum_buf"]] * 3
+
+
 def test_the_optimizer_gets_the_rates_of_the_schedule(trainer_of, colours):
     recipe = {"schedule": "cosine", "warmup": 2, "layer_decay": 0.5, "epochs": 2, "batch_size": 9}
     trainer = trainer_of("full", **recipe)

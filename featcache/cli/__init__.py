@@ -12,20 +12,27 @@ import errno
 import os
 import re
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from . import _launch
+
+if TYPE_CHECKING:
+    from ..frameworks import Launch
 
 __all__ = ["main"]
 
 _NAME = "featcache"
 
-# What the parser says of a value, and how it is said here.
+# What the parser says, and how it is said here.
 _PLAINER = (
-    (r"Invalid value for '?(-[-\w]+)'?: ", r"\1: "),
+    (r"^Invalid value: ", ""),
+    (r"^Invalid value for '?\[?([-|.\w]+)\]?'?(?: / '-\w')?: ", r"\1: "),
+    (r"^Missing (?:option|argument) '([-|.\w]+)'(?: / '-\w')?\.?", r"\1: expected one, found none"),
+    (r"^Option '(\S+)' requires an argument\.?", r"\1: expected a value, found none"),
+    (r"^Got unexpected extra argument(?:s|\(s\))? \((.*)\)", r"expected nothing more, found \1"),
     (r"Value error, ", ""),
-    (r"('.*?') is not one of (.*?)\.?$", r"expected one of \2; found \1"),
     (r"Input should be a valid integer.*", "expected a whole number"),
     (r"Input should be a valid number.*", "expected a number"),
     (r"Input should be greater than or equal to (.*)", r"expected at least \1"),
@@ -45,17 +52,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
     _open_streams()
+    launch = _launch.place()
+    is_first = launch is None or launch.rank == 0
+    refused = _launch.refusal(launch, arguments)
+    if refused is not None:
+        return _complain(refused, 2) if is_first else 2
     try:
-        if arguments and not {"-h", "--help", "--version"} & {*arguments}:
-            _start_deaf_threads()
-        code = _run(arguments)
+        code = _run(arguments, launch)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as interrupt:
-        again = shlex.join([_NAME, *arguments])
+        if not is_first:
+            return 130
+        again = ", by the same launcher: " * (launch is not None) or ": "
+        again += shlex.join([_NAME, *arguments])
         saved = f": {interrupt}" if str(interrupt) else ""
         print(file=sys.stderr)
-        return _complain(f"interrupted{saved}; nothing is half-written; again: {again}", 130)
+        return _complain(f"interrupted{saved}; nothing is half-written; again{again}", 130)
     except MemoryError:
         return _complain("error: not enough memory; use a smaller --batch-size or --size", 1)
     except BrokenPipeError:
@@ -68,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("error: standard output: cannot be written: the disk is full", 1)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], launch: Launch | None) -> int:
     import typer
 
     from ..errors import FeatcacheError
@@ -85,25 +98,13 @@ def _run(arguments: list[str]) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except FeatcacheError as error:
-        return _complain(f"error: {error}", 1)
+        said = _launch.spoken(launch, error)
+        return 1 if said is None else _complain(said, 1)
     except usage_error as error:
+        if launch is not None and launch.rank:
+            return 2  # the first process says it
         return _complain_usage(error, arguments, list(getattr(command, "commands", ())))
     return 0
-
-
-def _start_deaf_threads() -> None:
-    """Have the threads of NumPy's BLAS start with Ctrl-C blocked, so that only we hear it.
-
-    A signal goes to any thread that does not block it. While OneFlow is imported, none may hear
-    this one: see `frameworks`.
-    """
-    if threading.current_thread() is not threading.main_thread() or os.name == "nt":
-        return
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        import numpy  # noqa: F401
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _open_streams() -> None:
@@ -122,13 +123,25 @@ def _complain_usage(error: Exception, arguments: Sequence[str], commands: Sequen
         print(text)
         return 2
     topic = " ".join([_NAME, *(word for word in arguments[:1] if word in commands)])
-    option = getattr(error, "option_name", None)
-    if option is not None and hasattr(error, "possibilities"):
-        near = difflib.get_close_matches(option, error.possibilities or (), 1, cutoff=0.75)
-        text = f"{topic} has no option {option}" + "".join(f"; did you mean {it}?" for it in near)
     for theirs, ours in _PLAINER:
         text = re.sub(theirs, ours, text)
+    if hasattr(error, "possibilities"):
+        word, known = str(getattr(error, "option_name", "")), error.possibilities or ()
+        text = f"{topic} has no option {word}{_nearest(word, known)}"
+    elif found := re.match(r"No such command '(.*?)'", text):
+        text = f"{topic} has no command {found[1]}{_nearest(found[1], commands)}"
+    elif found := re.fullmatch(r"(\S+: )(['\"](.*)['\"]) is not one of (.*?)\.?", text):
+        known = re.findall(r"'(.*?)'", found[4])
+        text = f"{found[1]}expected one of {', '.join(known)}, found {found[2]}"
+        text += _nearest(found[3], known)
+    elif refused := getattr(error.__cause__, "errors", lambda: ())():
+        text += f", found {refused[0]['input']!r}"
     return _complain(f"error: {text} (see {topic} --help)", 2)
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1)
+    return "".join(f"; did you mean {name}?" for name in near)
 
 
 def _complain(message: str, code: int) -> int:

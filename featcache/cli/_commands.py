@@ -22,7 +22,9 @@ from ._options import (
     DeviceOption,
     EngineOption,
     JsonOption,
+    OnErrorOption,
     PlotOption,
+    PrecisionOption,
     RunsOption,
     SizeOption,
     TestLimitOption,
@@ -39,6 +41,7 @@ from ._pack import (
     share_of,
     share_summary,
 )
+from ._places import place
 from ._probe import probe
 from ._report import report
 from ._store import diff, export, merge, verify
@@ -74,10 +77,7 @@ def extract(
     size: SizeOption = None,
     engine: EngineOption = "auto",
     device: DeviceOption = "auto",
-    precision: Annotated[
-        Literal["f32", "bf16", "f16"],
-        typer.Option(help="What the engine computes in; bf16 and f16 are faster where they run."),
-    ] = "f32",
+    precision: PrecisionOption = "f32",
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Images per forward pass.", show_default="what suits the engine"),
@@ -97,14 +97,18 @@ def extract(
         Literal["float32", "float16"],
         typer.Option(help="What features are kept as; float16 takes half the space."),
     ] = "float32",
-    on_error: Annotated[
-        Literal["fail", "skip"],
-        typer.Option(help="skip: leave out images that do not decode, and list them in the cache."),
-    ] = "fail",
+    on_error: OnErrorOption = "fail",
     train_limit: TrainLimitOption = None,
     test_limit: TestLimitOption = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A .h5 file, or a folder for it.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A .h5 file, or a folder for it; either may be a URL.",
+            metavar="PATH",
+            parser=place,
+        ),
     ] = None,
     shards: Annotated[
         bool,
@@ -117,7 +121,7 @@ def extract(
     workers: WorkersOption = None,
     data_root: DataRootOption = None,
     json: JsonOption = False,
-) -> Path:
+) -> Path | str:
     """Run the backbone once over a data set and cache its features.
 
     Example: [bold]featcache extract digits --weights tinyimagenet32[/bold]
@@ -232,6 +236,8 @@ def demo(
     dataset: DatasetArgument = "digits",
     train_limit: TrainLimitOption = None,
     test_limit: TestLimitOption = None,
+    data_root: DataRootOption = None,
+    runs: RunsOption = None,
 ) -> None:
     """Do the whole job offline: extract, probe, fine-tune, compare.
 
@@ -239,19 +245,18 @@ def demo(
     """
     from ..store import load
 
-    out.command("extract", dataset, "--weights", DEMO_WEIGHTS)
-    cache = extract(dataset, weights=DEMO_WEIGHTS)
-    limits = [
-        word
-        for name, limit in (("--train-limit", train_limit), ("--test-limit", test_limit))
-        if limit is not None
-        for word in (name, limit)
-    ]
-    out.command("probe", cache, *limits)
-    probe(context, cache, train_limit=train_limit, test_limit=test_limit)
-    split = ("--method", "split", "--weights", DEMO_WEIGHTS)
-    out.command("finetune", dataset, *split, *limits)
-    finetune(dataset, weights=DEMO_WEIGHTS, train_limit=train_limit, test_limit=test_limit)
+    def words(**options: object) -> list[object]:
+        given = {name.replace("_", "-"): value for name, value in options.items() if value}
+        return [word for name, value in given.items() for word in (f"--{name}", value)]
+
+    weights: dict[str, Any] = {"weights": DEMO_WEIGHTS, "data_root": data_root}
+    kept: dict[str, Any] = {"train_limit": train_limit, "test_limit": test_limit, "runs": runs}
+    out.command("extract", dataset, *words(**weights))
+    cache = Path(extract(dataset, **weights))
+    out.command("probe", cache, *words(**kept))
+    probe(context, cache, **kept)
+    out.command("finetune", dataset, *words(method="split", **weights, **kept))
+    finetune(dataset, method="split", **weights, **kept)
     name = load(cache).meta["dataset"]
-    out.command("compare", name)
-    compare(name)
+    out.command("compare", name, *words(runs=runs))
+    compare(name, runs)

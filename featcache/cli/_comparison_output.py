@@ -62,7 +62,8 @@ def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
         tables.append(table)
     said = (
         "ep: epochs; wall: features once + training; img/s: training images; "
-        "s/point: wall for each percentage point over the best probe on the same images"
+        "s/point: wall for each percentage point over the best probe on the same images, - of a "
+        "probe, without one, and where nothing was gained"
     )
     tables.append(Text(said, style="dim"))
     return tables

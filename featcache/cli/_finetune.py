@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..progress import silent
+from . import _launch, _plot
 from . import _output as out
-from . import _plot
 from ._finetune_output import finetune_summary
+from ._help import ENGINE
 from ._options import (
     DataRootOption,
     DeviceOption,
     JsonOption,
     PlotOption,
+    Precision,
     RunsOption,
     SeedOption,
     SizeOption,
     TestLimitOption,
+    TrainedBackboneOption,
+    TrainedDatasetArgument,
+    TrainedWeightsOption,
     TrainerOption,
     TrainLimitOption,
     app,
 )
+from ._places import cache_place
 
 if TYPE_CHECKING:
     from ..finetuning import FinetuneResult
@@ -35,40 +43,30 @@ Stage = Literal["layer1", "layer2", "layer3", "layer4"]
 
 @app.command()
 def finetune(
-    dataset: Annotated[
-        str | None,
-        typer.Argument(
-            help="cifar10, digits, a folder of class folders, or a .zip of one.",
-            metavar="DATASET",
-            show_default="cifar10, or the cache's",
-        ),
-    ] = None,
+    dataset: TrainedDatasetArgument = None,
     method: Annotated[
         Literal["full", "split", "frozen", "scratch"],
         typer.Option(help="What is trained: everything, at split rates, the head, from scratch."),
     ] = "split",
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="resnet18, resnet34 or resnet50.", show_default="resnet18, or the cache's"
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="imagenet, tinyimagenet32, or a path.", show_default="imagenet, or the cache's"
-        ),
-    ] = None,
+    backbone: TrainedBackboneOption = None,
+    weights: TrainedWeightsOption = None,
     size: SizeOption = None,
     engine: TrainerOption = "auto",
     device: DeviceOption = "auto",
     precision: Annotated[
-        Literal["f32", "bf16", "f16"],
-        typer.Option(help="What convolutions compute in; bf16 with PyTorch, f16 on a GPU."),
+        Precision,
+        typer.Option(
+            help="What convolutions compute in; bf16 with PyTorch, f16 on a GPU.",
+            rich_help_panel=ENGINE,
+        ),
     ] = "f32",
     cache: Annotated[
         Path | None,
-        typer.Option(help="Train on this cache's features; the layers below are frozen."),
+        typer.Option(
+            help="Train on this cache's features; the layers below are frozen.",
+            metavar="PATH",
+            parser=cache_place,
+        ),
     ] = None,
     freeze_until: Annotated[
         Stage | None, typer.Option(help="Leave this stage and all before it as they are.")
@@ -155,7 +153,9 @@ def finetune(
     _plot.checked(plot)
     from ..finetuning import finetune as run
 
-    with out.progress() as report:
+    launch = _launch.place()
+    is_first = launch is None or launch.rank == 0
+    with out.progress() if is_first else nullcontext(silent) as report:
         result = run(
             dataset,
             method,
@@ -191,6 +191,8 @@ def finetune(
             on_progress=report,
             on_note=out.note,
         )
+    if not is_first:
+        return
     out.show(result, json, finetune_summary)
     _plot.save(plot, lambda: _figure(result))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from ._output import encoding, percent
+from ._output import counted, encoding, percent
 from ._sparkline import sparkline
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ def finetune_summary(result: FinetuneResult) -> list[Any]:
     return [
         table,
         *_curves(result),
-        f"top-1 {percent(result.top1, result.top1_interval)} on {result.n_test:,} test images"
-        f"{chosen}, trained on {result.n_train:,} at {result.images_per_s:.0f} img/s",
+        f"top-1 {percent(result.top1, result.top1_interval)} on "
+        f"{counted(result.n_test, 'test image')}{chosen}, trained on {result.n_train:,} at "
+        f"{result.images_per_s:.0f} img/s",
         f"checkpoint: {result.checkpoint}",
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from ._options import (
     DeviceOption,
     EngineOption,
     JsonOption,
+    PrecisionOption,
     RunsOption,
     SeedOption,
     SizeOption,
@@ -31,7 +32,9 @@ def _seconds(text: str) -> float:
     """Return the seconds of ``90``, ``90s``, ``10m`` or ``1.5h``."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     if not found or not float(found[1]):
-        raise typer.BadParameter(f"expected a duration such as 90s, 10m or 2h, found {text!r}")
+        raise typer.BadParameter(
+            f"expected a duration such as 90s, 10m or 2h, found {text!r}", param_hint="--budget"
+        )
     return float(found[1]) * _UNITS[found[2] or "s"]
 
 
@@ -50,10 +53,7 @@ def fit(
     size: SizeOption = None,
     engine: EngineOption = "auto",
     device: DeviceOption = "auto",
-    precision: Annotated[
-        Literal["f32", "bf16", "f16"],
-        typer.Option(help="What the engine computes in; bf16 and f16 are faster where they run."),
-    ] = "f32",
+    precision: PrecisionOption = "f32",
     epochs: Annotated[
         int | None,
         typer.Option(min=1, help="Of each fine-tune.", show_default="the tutorial's 3"),

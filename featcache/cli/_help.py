@@ -125,6 +125,7 @@ def _parameters(command: Any, ctx: Any) -> dict[str, list[_Row]]:
 def _in_words(extra: str) -> str:
     """Return ``default: (the newest); x>=1`` as ``[default: the newest; at least 1]``."""
     extra = re.sub(r"default: \((.*?)\)(?=;|$)", r"default: \1", extra)
+    extra = re.sub(r"; 0<=x<=\d{9,}", "", extra)  # the range of any whole number
     extra = re.sub(r"(\S+?)<=x<=(\S+)", r"\1 to \2", extra)
     extra = re.sub(r"x>=(\S+)", r"at least \1", extra)
     return f"[{extra}]" if extra else ""

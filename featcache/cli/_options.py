@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from ._help import BACKBONE, ENGINE, IMAGES, RESULTS, HelpfulCommand, HelpfulGroup
+from ._places import cache_place
+from ._threads import start_deaf_threads
 
 # Every command, in the order in which one meets them.
 _CONTENTS = {
@@ -28,12 +30,19 @@ class _Contents(HelpfulGroup):
     contents = _CONTENTS
 
 
+class _Command(HelpfulCommand):
+    def invoke(self, ctx: Any) -> Any:
+        """Run it; what is slow to load waits until it is known what was asked for."""
+        start_deaf_threads()
+        return super().invoke(ctx)
+
+
 class _App(typer.Typer):
     """Commands with our help pages."""
 
     def command(self, *words: Any, **options: Any) -> Callable[[_Function], _Function]:
         """Register a command."""
-        return super().command(*words, **{"cls": HelpfulCommand, **options})
+        return super().command(*words, **{"cls": _Command, **options})
 
 
 app = _App(
@@ -53,31 +62,53 @@ def _one_of(*names: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
-DatasetArgument = Annotated[
-    str,
-    typer.Argument(
-        help="cifar10, digits, a folder of class folders, or a .zip of one.",
+def _dataset(default: bool | str = True) -> Any:
+    return typer.Argument(
+        help="cifar10, digits, a folder of class folders, a .zip of one, or the URL of either.",
         metavar="DATASET",
+        show_default=default,
         autocompletion=_one_of("cifar10", "digits"),
-    ),
-]
-BackboneOption = Annotated[
-    str,
-    typer.Option(
+    )
+
+
+def _backbone(default: bool | str = True) -> Any:
+    return typer.Option(
         help="resnet18, resnet34 or resnet50.",
+        show_default=default,
         rich_help_panel=BACKBONE,
         autocompletion=_one_of("resnet18", "resnet34", "resnet50"),
-    ),
-]
-WeightsOption = Annotated[
-    str,
-    typer.Option(
+    )
+
+
+def _weights(default: bool | str = True) -> Any:
+    return typer.Option(
         help="imagenet (downloaded once), tinyimagenet32 (ships with featcache, weaker), or a "
         "path: .safetensors, .pth, OneFlow checkpoint.",
+        show_default=default,
         rich_help_panel=BACKBONE,
         autocompletion=_one_of("imagenet", "tinyimagenet32"),
+    )
+
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["f32", "bf16", "f16"]
+DatasetArgument = Annotated[str, _dataset()]
+BackboneOption = Annotated[str, _backbone()]
+WeightsOption = Annotated[str, _weights()]
+# Of training, which a cache may say these for.
+TrainedDatasetArgument = Annotated[str | None, _dataset("cifar10, or the cache's")]
+TrainedBackboneOption = Annotated[str | None, _backbone("resnet18, or the cache's")]
+TrainedWeightsOption = Annotated[str | None, _weights("imagenet, or the cache's")]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option(
+        help="What the engine computes in; bf16 and f16 are faster where they run.",
+        rich_help_panel=ENGINE,
     ),
+]
+OnErrorOption = Annotated[
+    Literal["fail", "skip"],
+    typer.Option(help="skip: leave out images that do not decode, and say which."),
 ]
 SizeOption = Annotated[
     int | None,
@@ -160,5 +191,10 @@ PlotOption = Annotated[
 ]
 CacheArgument = Annotated[
     Path | None,
-    typer.Argument(help="A cache.", metavar="CACHE", show_default="the newest in cache/"),
+    typer.Argument(
+        help="A cache, or the URL of one.",
+        metavar="CACHE",
+        show_default="the newest in cache/",
+        parser=cache_place,
+    ),
 ]

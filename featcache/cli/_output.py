@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 _LINE_EVERY_S = 5.0
 _BRIEF_S = 1.0  # a stage that is over so soon needs no line in a log
+_READABLE = 100  # columns up to which text is easy to read
 
 
 class _Results(Console):
@@ -39,9 +41,10 @@ class _Results(Console):
 
 
 # Names of files and classes are data: square brackets and colons in them mean nothing. Into a
-# pipe, tables are as wide as they need.
+# pipe, tables are as wide as they need, unless somebody said how wide.
 _plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
-_results = _Results(width=None if sys.stdout.isatty() else 160, **_plain)
+_said = sys.stdout.isatty() or "COLUMNS" in os.environ
+_results = _Results(width=None if _said else 160, **_plain)
 _messages = Console(stderr=True, **_plain)
 
 
@@ -70,14 +73,20 @@ def show(
         _results.print(item, soft_wrap=isinstance(item, str))
 
 
+def counted(n: int, noun: str) -> str:
+    """Return ``1 image``, ``2,000 images``."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
 def name(text: str) -> Text:
     """Return a name from a data set as cell text: a control character would move the cursor."""
     return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 def note(text: str) -> None:
-    """Say something on the side."""
-    _messages.print(Text(text, style="dim"), soft_wrap=True)
+    """Say something on the side; a warning is not to be overlooked."""
+    style = "bold yellow" if text.startswith("warning: ") else "dim"
+    _messages.print(Text(text, style=style), soft_wrap=True)
 
 
 def command(*words: object) -> None:
@@ -143,6 +152,8 @@ class _Lines:
             self._stage, self._begun, self._last = message.stage, now, now
             self._pace = _Pace(message)
         self._done = message.done
+        if message.total is not None and message.total // _scale(message)[0] < 2:
+            return  # "1/1" tells nobody anything
         finished = message.done == message.total
         worth_an_end = finished and now - self._begun >= _BRIEF_S
         if now - self._last < _LINE_EVERY_S and not worth_an_end:
@@ -158,9 +169,14 @@ class _Lines:
 
 def _count(message: Progress) -> str:
     """Return how far a stage is: ``1280/50000``, ``41/125 MB``."""
-    scale, unit = (1_000_000, " MB") if message.unit == "B" else (1, "")
+    scale, unit = _scale(message)
     done = f"{message.done // scale}"
     return f"{done}/{message.total // scale}{unit}" if message.total else f"{done}{unit}"
+
+
+def _scale(message: Progress) -> tuple[int, str]:
+    """Return what a stage is counted in, and its name where it needs one."""
+    return (1_000_000, " MB") if message.unit == "B" else (1, "")
 
 
 class _Pace:
@@ -201,7 +217,7 @@ def extract_summary(result: ExtractResult) -> Any:
             f"in {result.wall_s:.1f} s, {result.images_per_s:.0f} img/s, "
             f"bottleneck: {result.bottleneck}"
         )
-    left_out = f"; {result.n_skipped} images left out" if result.n_skipped else ""
+    left_out = f"; {counted(result.n_skipped, 'image')} left out" if result.n_skipped else ""
     return f"{result.cache}: {what} {how}{left_out}"
 
 
@@ -222,9 +238,9 @@ def fit_summary(result: FitResult) -> list[Any]:
     verdict = "reached" if result.reached else "not reached"
     lines = [
         table,
-        f"{verdict}: {result.winner}, {100 * result.val_top1:.2f} % on {result.n_val:,} validation "
-        f"images; top-1 {percent(result.top1, result.top1_interval)} on {result.n_test:,} test "
-        "images",
+        f"{verdict}: {result.winner}, {100 * result.val_top1:.2f} % on "
+        f"{counted(result.n_val, 'validation image')}; top-1 "
+        f"{percent(result.top1, result.top1_interval)} on {counted(result.n_test, 'test image')}",
         f"model: {result.head}",
     ]
     if not result.reached:
@@ -247,10 +263,14 @@ def cache_facts(cache: Cache) -> dict[str, Any]:
 
 def cache_summary(cache: Cache) -> Any:
     """Return the provenance as a table."""
+    facts = cache_facts(cache)
     table = Table(show_header=False, box=None)
     table.add_column()
-    table.add_column(overflow="fold")  # a digest is there to be copied
-    for name, value in cache_facts(cache).items():
+    room = min(width(), _READABLE) - max(map(len, facts)) - 4
+    table.add_column(overflow="fold", max_width=room)  # a digest is there to be copied
+    for name, value in facts.items():
+        if isinstance(value, float):
+            value = round(value, 2)
         shown = str(value) if isinstance(value, (str, Path)) else json.dumps(value, default=str)
         table.add_row(Text(name, style="bold"), Text(shown))
     return table

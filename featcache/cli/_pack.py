@@ -10,6 +10,7 @@ import typer
 
 from . import _output as out
 from ._options import JsonOption, app
+from ._places import place
 
 if TYPE_CHECKING:
     from ..extraction import ShareResult
@@ -63,7 +64,8 @@ def share_summary(result: ShareResult) -> Any:
     """Say what is done, what is there, and what comes next."""
     left_out = f", {result.n_skipped} left out" if result.n_skipped else ""
     return (
-        f"share {result.share} of {result.output}: {result.n_images:,} images{left_out}, in "
+        f"share {result.share} of {result.output}: {out.counted(result.n_images, 'image')}"
+        f"{left_out}, in "
         f"{result.wall_s:.1f} s\n"
         f"{result.n_shards_there} of {result.n_shards_wanted} shards are there; "
         f"when all are: {result.next_step}"
@@ -78,6 +80,7 @@ def pack(
             help="The jobs' output: a .h5 file, or the folder for it.",
             metavar="OUTPUT",
             show_default="cache/",
+            parser=place,
         ),
     ] = None,
     shards: Annotated[

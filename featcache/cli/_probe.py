@@ -17,6 +17,7 @@ from ._options import (
     DeviceOption,
     JsonOption,
     MmapOption,
+    OnErrorOption,
     PlotOption,
     RunsOption,
     SeedOption,
@@ -24,6 +25,7 @@ from ._options import (
     TrainLimitOption,
     app,
 )
+from ._places import cache_place, place
 
 if TYPE_CHECKING:
     from ..curves import CurvePoint
@@ -191,7 +193,12 @@ def probe(
     ] = None,
     test_cache: Annotated[
         Path | None,
-        typer.Option(help="Test on the test split of this cache instead.", rich_help_panel=IMAGES),
+        typer.Option(
+            help="Test on the test split of this cache instead.",
+            metavar="PATH",
+            rich_help_panel=IMAGES,
+            parser=cache_place,
+        ),
     ] = None,
     train_limit: TrainLimitOption = None,
     test_limit: TestLimitOption = None,
@@ -311,7 +318,12 @@ def _probe_figure(result: ProbeResult) -> Any:
 @app.command()
 def predict(
     images: Annotated[
-        list[Path], typer.Argument(help="Images, folders and .zip archives.", metavar="IMAGE...")
+        list[Path],
+        typer.Argument(
+            help="Images, folders and .zip archives, or their URLs.",
+            metavar="IMAGE...",
+            parser=place,
+        ),
     ],
     head: Annotated[Path, typer.Option(help="A head that featcache probe saved.")],
     weights: Annotated[
@@ -320,11 +332,10 @@ def predict(
     ] = None,
     device: DeviceOption = "auto",
     top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 1,
-    on_error: Annotated[
-        Literal["fail", "skip"], typer.Option(help="What an unreadable image does.")
-    ] = "fail",
+    on_error: OnErrorOption = "fail",
     form: Annotated[
-        Literal["table", "csv", "json"], typer.Option("--format", help="What is printed.")
+        Literal["table", "csv"],
+        typer.Option("--format", help="What is printed; JSON by --json.", rich_help_panel=RESULTS),
     ] = "table",
     json: JsonOption = False,
 ) -> None:
@@ -335,6 +346,8 @@ def predict(
     from ..prediction import as_csv
     from ..prediction import predict as run
 
+    if json and form == "csv":
+        raise typer.BadParameter("has no effect with --json", param_hint="--format")
     with out.progress() as report:
         found = run(
             list(images),
@@ -346,13 +359,8 @@ def predict(
             on_progress=report,
             on_note=out.note,
         )
-    if form == "csv" and not json:
+    if form == "csv":
         # A file name need not be text: what cannot be printed is spelt out.
         print(as_csv(found).encode("utf-8", "backslashreplace").decode(), end="")
         return
-    out.show(
-        found,
-        json or form == "json",
-        view.prediction_table,
-        lambda items: [asdict(item) for item in items],
-    )
+    out.show(found, json, view.prediction_table, lambda items: [asdict(item) for item in items])

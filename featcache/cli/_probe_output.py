@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from ._output import encoding, percent
+from ._output import counted, encoding, percent
 from ._output import name as name_of
 from ._sparkline import shows, sparkline
 
@@ -30,10 +30,10 @@ def _table(title: str, *columns: str | Text) -> Table:
 
 def _solver(result: ProbeResult) -> str:
     if result.solver == "sgd":
-        return f"OneFlow SGD, {result.epochs} epochs"
+        return f"OneFlow SGD, {counted(result.epochs, 'epoch')}"
     if result.solver == "ridge":
         return "ridge, closed form"
-    return f"exact (L-BFGS), {result.steps} iterations"
+    return f"exact (L-BFGS), {counted(result.steps, 'iteration')}"
 
 
 def probe_summary(result: ProbeResult, per_class: bool, confusion: bool) -> list[Any]:
@@ -59,10 +59,12 @@ def probe_summary(result: ProbeResult, per_class: bool, confusion: bool) -> list
         )
         said += _verdict(result, check)
     if result.converged is False:
-        said.append(f"The solver stopped before its tolerance, after {result.steps} steps.")
+        said.append(
+            f"The solver stopped before its tolerance, after {counted(result.steps, 'step')}."
+        )
     said.append(_details(result))
     if result.n_unlabelled:
-        said.append(f"{result.n_unlabelled:,} images without a label were left out.")
+        said.append(f"Left out, for want of a label: {counted(result.n_unlabelled, 'image')}.")
     if result.test_cache != result.cache:
         said.append(f"tested on {result.test_cache}")
     said += [f"note: {note}" for note in result.notes]
@@ -93,10 +95,11 @@ def _chosen(result: ProbeResult) -> str:
 def _verdict(result: ProbeResult, check: CheckResult) -> list[Any]:
     gap = f"objective {100 * check.objective_gap:+.4f} %"
     said: list[Any] = [
-        f"Same prediction on {100 * check.agreement:.2f} % of {result.n_test:,} test images, {gap}."
+        f"Same prediction on {100 * check.agreement:.2f} % of "
+        f"{counted(result.n_test, 'test image')}, {gap}."
     ]
     if not check.converged:
-        said.append(f"scikit-learn stopped early, after {check.iterations} iterations.")
+        said.append(f"scikit-learn stopped early, after {counted(check.iterations, 'iteration')}.")
     if check.under_trained:
         short = 100 * (check.top1 - result.top1)
         points = f"{short:.1f} points of top-1 below it" if short > 0 else "no less accurate"
@@ -151,7 +154,8 @@ def head_summary(result: HeadResult) -> list[Any]:
     """Return the accuracy of a saved head."""
     accuracy = percent(result.top1, result.top1_interval)
     place = "the cache it was trained on" if result.own_cache else "another cache"
-    line = f"top-1 {accuracy} on {result.n_test:,} test images of {result.cache} ({place})"
+    images = counted(result.n_test, "test image")
+    line = f"top-1 {accuracy} on {images} of {result.cache} ({place})"
     return [line, *(f"note: {note}" for note in result.notes)]
 
 
@@ -177,7 +181,7 @@ def knn_table(results: list[KnnResult]) -> list[Any]:
             f"{100 * item.balanced_accuracy:.2f} %",
             f"{100 * item.macro_f1:.2f} %",
         )
-    return [table, f"{results[0].n_test:,} test images in {results[0].wall_s:.2f} s"]
+    return [table, f"{counted(results[0].n_test, 'test image')} in {results[0].wall_s:.2f} s"]
 
 
 def curve_table(points: list[CurvePoint], metric: str) -> list[Any]:

@@ -10,6 +10,7 @@ import typer
 from . import _output as out
 from ._help import RESULTS
 from ._options import DataRootOption, JsonOption, app
+from ._places import cache_place
 
 if TYPE_CHECKING:
     from ..reporting import ReportResult
@@ -22,8 +23,9 @@ def report(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Runs (folders or names) and caches.",
+            help="Runs (folders or names) and caches, also their URLs.",
             metavar="RUN|CACHE...",
+            parser=cache_place,
             show_default="the newest cache and the runs on its data",
         ),
     ] = None,
@@ -94,8 +96,9 @@ def _summary(result: ReportResult) -> list[Any]:
     size = f"{result.size_bytes / 1e6:.1f} MB"
     if result.thumbnail_bytes:
         size += f" ({result.thumbnail_bytes / 1e6:.1f} MB of it thumbnails)"
-    what = f"{', '.join(result.datasets)}; {result.n_runs} runs, {result.n_points:,} images"
+    what = f"{', '.join(result.datasets)}; {out.counted(result.n_runs, 'run')}, "
+    what += out.counted(result.n_points, "image")
     lines = [f"{result.page}: {what}; {size} in {result.wall_s:.1f} s"]
     if result.figures:
-        lines.append(f"{result.figures[0].parent}: {len(result.figures)} figures")
+        lines.append(f"{result.figures[0].parent}: {out.counted(len(result.figures), 'figure')}")
     return lines

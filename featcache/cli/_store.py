@@ -10,6 +10,7 @@ import typer
 from . import _output as out
 from . import _store_output as view
 from ._options import CacheArgument, JsonOption, app
+from ._places import cache_place
 
 __all__ = ["diff", "export", "merge", "verify"]
 
@@ -35,8 +36,8 @@ def verify(
 
 @app.command()
 def diff(
-    a: Annotated[Path, typer.Argument(help="A cache.", metavar="A")],
-    b: Annotated[Path, typer.Argument(help="Another.", metavar="B")],
+    a: Annotated[Path, typer.Argument(help="A cache.", metavar="A", parser=cache_place)],
+    b: Annotated[Path, typer.Argument(help="Another.", metavar="B", parser=cache_place)],
     json: JsonOption = False,
 ) -> None:
     """Compare two caches: ingredients, images, labels, features.
@@ -56,7 +57,10 @@ def diff(
 
 @app.command()
 def merge(
-    caches: Annotated[list[Path], typer.Argument(help="Two caches at least.", metavar="CACHE")],
+    caches: Annotated[
+        list[Path],
+        typer.Argument(help="Two caches at least.", metavar="CACHE", parser=cache_place),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A .h5 file.")],
     name: Annotated[
         str | None,

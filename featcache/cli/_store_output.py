@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from ._output import counted
 from ._output import name as name_of
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ def verify_summary(report: VerifyReport) -> list[Any]:
     for note in report.notes:
         table.add_row(Text("note", style="yellow"), name_of(note))
     return [
-        f"{report.path} is whole: {report.n_train:,} train and {report.n_test:,} test images",
+        f"{report.path} is whole: {report.n_train:,} train and "
+        f"{counted(report.n_test, 'test image')}",
         table,
-        f"{report.n_blocks:,} blocks of {report.n_arrays} arrays, {_size(report.size_bytes)} in "
+        f"{counted(report.n_blocks, 'block')} of {counted(report.n_arrays, 'array')}, "
+        f"{_size(report.size_bytes)} in "
         f"{report.wall_s:.1f} s",
     ]
 
@@ -40,7 +43,7 @@ def verify_summary(report: VerifyReport) -> list[Any]:
 def merge_summary(result: MergeResult) -> str:
     """Say what was made."""
     return (
-        f"{result.cache}: {result.n_train:,} train and {result.n_test:,} test images of "
+        f"{result.cache}: {result.n_train:,} train and {counted(result.n_test, 'test image')} of "
         f"{result.n_parts} caches, {_size(result.size_bytes)} in {result.wall_s:.1f} s"
     )
 

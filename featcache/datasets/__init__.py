@@ -2,8 +2,8 @@
 
 ``digits`` and ``cifar10`` are known by name; any folder of class folders is a
 data set, with or without ``train/`` and ``test/`` above the classes, and so is
-a ``.zip`` of one, read in place. Images are decoded when they are asked for,
-so a data set of a million photos costs its list of names.
+a ``.zip`` of one, read in place; either may be behind a URL. Images are decoded
+when they are asked for, so a data set of a million photos costs its list of names.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DatasetError
-from ..files import user_path
 from ..progress import OnProgress, Progress, silent
+from ..remote import located
 from ..sampling import LIMIT_SEED, stratified_rows
 from ._decode import decode_image
 from ._hashes import (
@@ -32,7 +32,15 @@ from ._hashes import (
     recording,
     split_digest,
 )
-from ._images import ArrayImages, FileImages, Images, OnError, OnHashed
+from ._images import (
+    ArrayImages,
+    FileImages,
+    Images,
+    OnError,
+    OnHashed,
+    is_remote,
+    reading_threads,
+)
 
 __all__ = [
     "ArrayImages",
@@ -44,9 +52,11 @@ __all__ = [
     "check_labels",
     "dataset_digest",
     "decode_image",
+    "is_remote",
     "listing_digest",
     "load_dataset",
     "named_urls",
+    "reading_threads",
     "recorded_hashes",
     "recording",
     "split_digest",
@@ -248,12 +258,13 @@ def load_dataset(
     data_root: str | Path | None = None,
     on_progress: OnProgress = silent,
 ) -> Dataset:
-    """Find a data set by name, or open a folder or a ``.zip``.
+    """Find a data set by name, or open a folder or a ``.zip``, here or behind a URL.
 
     Parameters
     ----------
     name_or_path : str or Path
-        ``"cifar10"``, ``"digits"``, or a path.
+        ``"cifar10"``, ``"digits"``, a path, or a URL that fsspec knows: ``"s3://bucket/photos"``,
+        ``"https://host/photos.zip"``.
     data_root : str or Path, optional
         Where named data sets are kept: `datasets.default_data_root` by default.
     on_progress : callable
@@ -264,6 +275,8 @@ def load_dataset(
     DatasetError
         Nothing there, no classes, a class without images, an archive that is
         damaged or cannot be downloaded.
+    RemoteError
+        A URL whose protocol has no package here, that cannot be reached, or is refused.
     """
     from . import _folder, _named
 
@@ -277,7 +290,11 @@ def load_dataset(
             f"data set: expected a folder of class folders, a .zip of one, or one of "
             f"{', '.join(NAMES)}; found an empty name; try featcache extract digits"
         )
-    path = user_path(name_or_path)
+    path = located(name_or_path)
+    if not isinstance(path, Path):
+        from ._remote import load_url
+
+        return load_url(path)
     found = _found_at(path)
     if found not in ("a folder", "a file"):
         raise DatasetError(

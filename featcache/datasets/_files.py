@@ -21,6 +21,10 @@ HIDDEN = (".", "__MACOSX")  # how names begin that nobody meant
 class Files(Protocol):
     """Files that are known by paths with ``/``; reading is safe from several threads."""
 
+    @property
+    def remote(self) -> bool:
+        """Whether every read waits for a network, and is paid for."""
+
     def names(self) -> list[str]:
         """List every file, in order of the names."""
 
@@ -42,6 +46,8 @@ class Folder:
     path : Path
         The folder.
     """
+
+    remote = False
 
     def __init__(self, path: Path) -> None:
         self.path = path

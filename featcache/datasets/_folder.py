@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DatasetError
+from ..remote import RemotePlace
 from . import Dataset, Split
 from ._files import Files, Folder
 from ._images import FileImages
 from ._layout import Tree, class_tree, find_roles, left_out, list_files
 from ._zip import ZipArchive
 
-__all__ = ["load_path"]
+__all__ = ["load_files", "load_path"]
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 0
@@ -36,10 +37,31 @@ def load_path(path: Path) -> Dataset:
         No classes, a class without images, ``train`` without ``test``, classes
         that differ between the two, a folder that cannot be listed.
     """
-    files: Files = Folder(path) if path.is_dir() else ZipArchive(path)
-    listing = list_files(files, path)
-    whole = path.resolve()
-    stem = whole.name if path.is_dir() else whole.stem
+    whole, is_folder = path.resolve(), path.is_dir()
+    files: Files = Folder(path) if is_folder else ZipArchive(path)
+    return load_files(files, path, whole.name if is_folder else whole.stem, is_folder=is_folder)
+
+
+def load_files(files: Files, path: Path | RemotePlace, stem: str, *, is_folder: bool) -> Dataset:
+    """Return the data set that is in a folder or archive.
+
+    Parameters
+    ----------
+    files : Files
+        What is in it.
+    path : Path or RemotePlace
+        Where it is, for messages and as the data set's source.
+    stem : str
+        What it is called.
+    is_folder : bool
+        No archive.
+
+    Raises
+    ------
+    DatasetError
+        As `load_path`.
+    """
+    listing = list_files(files, path, is_folder=is_folder)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "images"
     spelled = find_roles(listing)
     if not spelled:
@@ -69,7 +91,7 @@ def _split(files: Files, tree: Tree) -> Split:
     return Split(FileImages(files, ids), labels.astype(np.int64), class_names, ids)
 
 
-def _divide(whole: Split, path: Path) -> tuple[Split, Split]:
+def _divide(whole: Split, path: Path | RemotePlace) -> tuple[Split, Split]:
     counts = np.bincount(whole.labels)
     if counts.min() < 2:
         name = whole.class_names[int(counts.argmin())]

@@ -31,6 +31,11 @@ class _RecordedFiles:
         self._files = files
         self._hashes: dict[str, bytes] = {}
 
+    @property
+    def remote(self) -> bool:
+        """Whether every read waits for a network."""
+        return self._files.remote
+
     def names(self) -> list[str]:
         """List every file."""
         return self._files.names()

@@ -27,6 +27,8 @@ __all__ = [
     "Images",
     "OnError",
     "OnHashed",
+    "is_remote",
+    "reading_threads",
     "unreadable_hash",
 ]
 
@@ -35,6 +37,9 @@ OnError = Literal["fail", "skip"]  # what to do about an image that cannot be re
 
 _TASK_FILES = 64  # per task of hashing: handing it to a thread then costs nothing beside it
 HASH_BYTES = hashlib.sha256().digest_size
+# Threads that wait for a store, rather than compute: of a core, and at the least. An image
+# takes a store some 30 ms, and a core 2.
+_WAITING, _LEAST_WAITING = 4, 8
 
 
 class Images(Protocol):
@@ -184,7 +189,7 @@ class FileImages:
 
         starts = range(0, len(self.names), _TASK_FILES)
         tasks = (self.names[start : start + _TASK_FILES] for start in starts)
-        workers = usable_cores()
+        workers = reading_threads(self)
         hashes = bytearray()
         with closing(work_ahead(hash_files, tasks, workers=workers, ahead=2 * workers)) as hashed:
             for start, part in zip(starts, hashed, strict=True):
@@ -211,6 +216,23 @@ class FileImages:
                 "hashed, found that it changed while it was being read; run it again"
             )
         return data
+
+
+def is_remote(images: Images) -> bool:
+    """Tell whether each read of an image waits for a network, and is paid for."""
+    return isinstance(images, FileImages) and images.files.remote
+
+
+def reading_threads(images: Images) -> int:
+    """Return how many threads should read and decode images at once: more than cores for a store.
+
+    Raises
+    ------
+    RecipeError
+        As `featcache.cores.usable_cores`.
+    """
+    cores = usable_cores()
+    return max(_LEAST_WAITING, _WAITING * cores) if is_remote(images) else cores
 
 
 def unreadable_hash(name: str) -> bytes:

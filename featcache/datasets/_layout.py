@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from ..errors import DatasetError
+from ..remote import RemotePlace
 from ._decode import SUFFIXES
 from ._files import HIDDEN, Files
 
@@ -37,15 +38,18 @@ class Listing:
 
     Parameters
     ----------
-    path : Path
+    path : Path or RemotePlace
         The folder or archive.
+    is_folder : bool
+        Which of the two.
     images, others, folders : list of str
         Files that end as images do, other files, and the folders that are known.
     root : str
         The folder that holds everything (``"data/"``), or ``""`` where there are several.
     """
 
-    path: Path
+    path: Path | RemotePlace
+    is_folder: bool
     images: list[str]
     others: list[str]
     folders: list[str]
@@ -53,12 +57,12 @@ class Listing:
 
     def name_it(self, folder: str) -> str:
         """Tell how a folder inside becomes the data set."""
-        if os.path.isdir(self.path):
-            return f"name {self.path / folder}"
+        if self.is_folder:
+            return f"name {str(self.path).rstrip('/')}/{folder}"
         return f"unpack the archive and name its folder {folder}"
 
 
-def list_files(files: Files, path: Path) -> Listing:
+def list_files(files: Files, path: Path | RemotePlace, *, is_folder: bool) -> Listing:
     """Look through a folder or archive.
 
     Raises
@@ -77,7 +81,7 @@ def list_files(files: Files, path: Path) -> Listing:
             f"{path}: {_LAYOUT}; found {found} ({'; '.join([*_unread(names), _ENDINGS])}); try "
             "featcache extract digits"
         )
-    return Listing(path, images, others, folders, _common_root(names))
+    return Listing(path, is_folder, images, others, folders, _common_root(names))
 
 
 def find_roles(listing: Listing) -> dict[str, str]:

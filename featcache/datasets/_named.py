@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 
@@ -158,14 +159,22 @@ def _fetch(root: Path, archive: CifarArchive, on_progress: OnProgress) -> None:
                 "downloaded again"
             )
     else:
-        download(
-            archive.url,
-            tar,
-            md5=archive.md5,
-            error=DatasetError,
-            on_progress=on_progress,
-            stage="download cifar10",
-        )
+        try:
+            download(
+                archive.url,
+                tar,
+                md5=archive.md5,
+                error=DatasetError,
+                on_progress=on_progress,
+                stage="download cifar10",
+            )
+        except DatasetError as failure:
+            if not isinstance(failure.__cause__, URLError):
+                raise
+            raise DatasetError(
+                f"{failure}; without a network: digits --weights tinyimagenet32, or a folder or "
+                ".zip of your own images"
+            ) from failure.__cause__
     _unpack(tar, folder, archive)
 
 

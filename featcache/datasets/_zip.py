@@ -19,11 +19,12 @@ import zipfile
 import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from ..errors import DatasetError
+from ..remote import RemotePlace
 from ._files import MAX_FILE_BYTES
 
 __all__ = ["ZipArchive"]
@@ -64,7 +65,6 @@ _STUMBLES = (
 )
 _DAMAGED = "the archive is damaged: download it again"
 
-
 _TURN = threading.Lock()
 
 
@@ -95,21 +95,29 @@ class ZipArchive:
         No file that can be read, not a zip archive, or one whose directory is damaged.
     """
 
+    remote = False
+
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path: Path | RemotePlace = path
         try:
             self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise DatasetError(
                 f"{path}: cannot be read: {error.strerror}; make it readable or name another"
             ) from None
+        weakref.finalize(self, os.close, self._file)
+        with open(self._file, "rb", closefd=False) as stream:
+            self._look_through(stream)
+
+    def _look_through(self, stream: IO[bytes]) -> None:
+        """Read the archive's directory."""
         try:
-            weakref.finalize(self, os.close, self._file)
-            names, self._spelled, self._members = _directory(self._file)
+            names, self._spelled, self._members = _directory(stream)
         except _STUMBLES as error:
             raise DatasetError(
-                f"{path}: expected a folder or a .zip of class folders, found a file that is not "
-                f"a readable zip archive ({error}); give the folder itself, or download it again"
+                f"{self.path}: expected a folder or a .zip of class folders, found a file that is "
+                f"not a readable zip archive ({error}); give the folder itself, or download it "
+                "again"
             ) from None
         self._rows = {name: row for row, name in enumerate(names)}
         self._names = sorted(name for name in names if not name.endswith("/"))
@@ -117,6 +125,7 @@ class ZipArchive:
 
     def __reduce__(self) -> Any:
         """Go to another machine by name alone, and be opened once there."""
+        assert isinstance(self.path, Path)
         return _opened, (self.path.absolute(),)
 
     def names(self) -> list[str]:
@@ -149,6 +158,9 @@ class ZipArchive:
         """Say where a file is, for a message."""
         return f"{self.path}!{name}"
 
+    def _read_at(self, length: int, start: int) -> bytes:
+        return _read_at(self._file, length, start)
+
     def _read(self, name: str) -> bytes:
         start, room, packed, size, crc, flags, method = self._members[self._rows[name]].item()
         if flags & _ENCRYPTED:
@@ -165,7 +177,7 @@ class ZipArchive:
             )
         spelled = self._spelled.get(name, name).encode("utf-8" if flags & _UTF8 else "cp437")
         longest = _HEADER.size + len(spelled) + _MAX_EXTRA + packed
-        block = _read_at(self._file, min(room, longest), start)
+        block = self._read_at(min(room, longest), start)
         if len(block) < _HEADER.size:
             raise _UnfitError(f"its entry overlaps another one; {_DAMAGED}")
         signature, _, _, local_method, *_, name_bytes, extra_bytes = _HEADER.unpack_from(block)
@@ -189,12 +201,12 @@ def _opened(path: Path) -> ZipArchive:
     return ZipArchive(path)
 
 
-def _directory(file: int) -> tuple[list[str], dict[str, str], np.ndarray]:
+def _directory(stream: IO[bytes]) -> tuple[list[str], dict[str, str], np.ndarray]:
     """Return an archive's names, those that are spelled otherwise in it, and its `_table`.
 
     A million entries take 400 MB as zipfile keeps them, and a tenth of that as a table.
     """
-    with open(file, "rb", closefd=False) as stream, zipfile.ZipFile(stream) as opened:
+    with zipfile.ZipFile(stream) as opened:
         members, end = opened.infolist(), opened.start_dir
     # zipfile makes separators and endings its own; in front of the data the name is as it was.
     spelled = {

@@ -6,14 +6,14 @@ import os
 import platform
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .. import __version__
 from ..cores import THREADS_VARIABLE, usable_cores
-from ..datasets import OnError, Split, recording
+from ..datasets import OnError, Split, reading_threads, recording
 from ..engines import EngineChoice, build_engine, choose_engine, computed_by
 from ..errors import EngineUnavailableError, FeatcacheError
 from ..pipeline import Plan, Shard, extract_shards, hashes_of
@@ -146,9 +146,10 @@ class Worker:
         notes: list[str] = []
         recorded = recording(part)
         here = ShardRange(shard.role, 0, len(part))
+        plan = replace(self._plan, workers=reading_threads(part.images))
         try:
             (made,) = extract_shards(
-                recorded or part, views, self._plan, [here], lambda *_: silent(_), notes.append
+                recorded or part, views, plan, [here], lambda *_: silent(_), notes.append
             )
         except FeatcacheError as error:
             return error

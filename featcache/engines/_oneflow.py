@@ -143,7 +143,8 @@ def to_device(array: np.ndarray, device: str) -> Any:
     own that must first get Python's lock: at the interpreter's exit that ends in a crash.
     """
     flow = import_oneflow()
-    tensor = flow.empty(*array.shape, dtype=getattr(flow, array.dtype.name))
+    # Named: without it, OneFlow takes cpu:0 in every process of a launcher, and cpu:RANK elsewhere.
+    tensor = flow.empty(*array.shape, dtype=getattr(flow, array.dtype.name), device="cpu")
     tensor.numpy()[...] = array
     return tensor.to(device)
 

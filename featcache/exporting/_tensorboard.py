@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import OutputError
-from ..files import replaced_file, write_atomically
+from ..files import replace_folder, replaced_file, write_atomically
 from ..store import decode_id, label_names
 from ._reading import Reading, text_of
 
@@ -128,22 +128,18 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 @contextmanager
 def _replaced_folder(folder: Path) -> Iterator[Path]:
     """Show a folder under its final name when everything in it is on the disk."""
-    token = secrets.token_hex(4)
-    hidden, old = (folder.with_name(f".{folder.name}.{token}.{end}") for end in ("part", "old"))
+    hidden = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         hidden.mkdir()
         yield hidden
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(hidden, folder)
+        replace_folder(hidden, folder)
     except OSError as error:
-        if isinstance(error, OutputError):
-            raise
+        if isinstance(error, OutputError):  # of a file in it, by the name that nobody will see
+            raise OutputError(str(error).replace(str(hidden), str(folder))) from None
         raise OutputError(
             f"{folder}: cannot be written: {error.strerror or error}; free space or name another "
             "output"
         ) from None
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..backbone import check_cuts, get_backbone
 from ..datasets import Dataset, load_dataset
@@ -16,24 +13,17 @@ from ..decoding import OnError
 from ..distribution import import_ray
 from ..engines import Engine, build_engine, choose_engine
 from ..errors import RecipeError
-from ..files import check_writable
 from ..preprocess import VIEWS
 from ..progress import OnNote, OnProgress, silent
-from ..store import (
-    DTYPES,
-    SHARD_ROWS,
-    discard_unfinished,
-    load,
-    shards_path,
-    single_writer,
-)
+from ..store import DTYPES, SHARD_ROWS
 from ..weights import load_weights
 from ._command import command_line
-from ._here import run_here
+from ._destination import destination
 from ._jobs import ShareResult, check_share, run_share
 from ._packing import pack
-from ._provenance import cache_path, matching
-from ._result import ExtractResult, result_of
+from ._provenance import cache_path
+from ._result import ExtractResult
+from ._run import Run
 from ._setting import Setting
 
 __all__ = ["ExtractResult", "ShareResult", "cache_path", "extract", "extract_share", "pack"]
@@ -76,7 +66,8 @@ def extract(
     Parameters
     ----------
     dataset : str, Path or Dataset
-        As `featcache.load_dataset` takes it.
+        As `featcache.load_dataset` takes it. Images behind a URL are read once, and hashed on
+        the way, unless there is a cache that may be of them.
     backbone : str
         ``"resnet18"``, ``"resnet34"`` or ``"resnet50"``.
     weights : str or Path
@@ -105,7 +96,8 @@ def extract(
         Only a stratified draw of so many images, always the same: the one that
         `featcache.probe` and `featcache.finetune` take.
     output : str or Path, optional
-        A ``.h5`` file, or the folder for one; ``cache/`` by default.
+        A ``.h5`` file, or the folder for one; ``cache/`` by default. Where it is a URL, the cache
+        is made in ``remote/`` in the cache folder, and put there when it is whole.
     pack : bool, optional
         One HDF5 file, or (False) a folder of shards beside it; by default shards above
         `PACK_LIMIT_BYTES`.
@@ -133,7 +125,7 @@ def extract(
 
     Raises
     ------
-    DatasetError, WeightsError, EngineUnavailableError, RecipeError, OutputError
+    DatasetError, WeightsError, EngineUnavailableError, RecipeError, RemoteError, OutputError
         An ingredient is missing or unfit, before the long work begins.
     CacheMismatchError
         ``output`` is a cache of other ingredients; the message lists them.
@@ -172,45 +164,29 @@ def extract(
         "pack": pack,
         "data_root": data_root,
     }
+    command = command_line(dataset, options)
+    there = destination(output)
+    if there:
+        options["output"] = there.local
     setting = _setting(dataset, **options, on_progress=on_progress, on_note=on_note)
+
+    on_note(setting.choice.why)
+    make = None
     if executor == "ray":
-        from ._on_ray import extract_on_ray, may_be_there
+        from ._on_ray import on_ray
 
-        on_note(setting.choice.why)
-        cluster = address, workers, force, on_progress, on_note
-        command = command_line(dataset, options)
-        if force or not may_be_there(setting):
-            return extract_on_ray(setting, command, *cluster, started=started)
-    digest = setting.dataset.digest_with(on_progress, on_error)
-    meta = setting.meta(digest)
-    path = cache_path(output, setting.dataset.name, meta)
-    if executor == "local":
-        on_note(setting.choice.why)
-    for existing in (path, shards_path(path)):
-        if os.path.lexists(existing) and not force:
-            cache = matching(existing, meta, on_error)
-            discard_unfinished(path)
-            if setting.pack is (existing.suffix != ".h5"):
-                on_note(f"{existing}: is there in this form; use --force to make the other")
-            why = setting.choice.why
-            return result_of(cache, why, reused=True, n_resumed=0, started=started)
-    if executor == "ray":
-        return extract_on_ray(setting, command, *cluster, started=started)
-    check_writable(path)
-
-    def build() -> Engine:
-        return _engine(setting, on_note)
-
-    with single_writer(path):
-        made, n_resumed = run_here(setting, path, meta, force, build, on_progress, on_note)
-    cache = load(made)
-    for (role, split), found in zip(
-        setting.dataset.splits(), (cache.train, cache.test), strict=True
-    ):
-        for label in np.setdiff1d(split.labels, found.labels):
-            name = setting.dataset.class_names[label]
-            on_note(f"{role}: every image of class {name!r} was skipped")
-    return result_of(cache, setting.choice.why, reused=False, n_resumed=n_resumed, started=started)
+        make = on_ray(setting, address, workers, on_progress, on_note)
+    return Run(
+        setting=setting,
+        destination=there,
+        command=command,
+        force=force,
+        build=lambda: _engine(setting, on_note),
+        make=make,
+        on_progress=on_progress,
+        on_note=on_note,
+        started=started,
+    ).extract()
 
 
 def extract_share(
@@ -224,7 +200,7 @@ def extract_share(
     """Do one of many jobs' part of an extraction; `featcache.pack` puts the parts together.
 
     The jobs may run at the same time, on any machines that see the images and the output
-    under the same paths. None reads an image of another's share. A job that was killed goes
+    under the same paths or URLs. None reads an image of another's share. A job that was killed goes
     on where it was: the same call finds what is done.
 
     Parameters
@@ -257,14 +233,22 @@ def extract_share(
     """
     started = time.perf_counter()
     check_share(share)
+    command = command_line(dataset, options)
+    there = destination(options.get("output"))
+    if there:
+        options["output"] = there.local
     setting = _setting(dataset, **options, on_progress=on_progress, on_note=on_note)
     on_note(setting.choice.why)
-
-    def build() -> Engine:
-        return _engine(setting, on_note)
-
-    command = command_line(dataset, options)
-    return run_share(setting, share, command, build, on_progress, on_note, started=started)
+    return run_share(
+        setting,
+        share,
+        command,
+        lambda: _engine(setting, on_note),
+        on_progress,
+        on_note,
+        destination=there,
+        started=started,
+    )
 
 
 def _setting(
@@ -323,9 +307,7 @@ def _setting(
         views=views,
         batch_size=batch_size,
         on_error=on_error,
-        shard_rows=(
-            SHARD_ROWS if len(dataset.train) + len(dataset.test) <= _MANY_IMAGES else 4 * SHARD_ROWS
-        ),
+        shard_rows=_shard_rows(len(dataset.train) + len(dataset.test)),
         output=output,
         pack=pack,
     )

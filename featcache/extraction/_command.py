@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets import Dataset
+from ..remote import shown
 
 __all__ = ["command_line"]
 
@@ -35,13 +36,14 @@ def command_line(dataset: str | Path | Dataset, options: Mapping[str, Any]) -> s
     options : mapping
         Of `featcache.extract`, by name; None is the default of all that `_DEFAULTS` lacks.
     """
-    words = ["featcache", "extract", "DATASET" if isinstance(dataset, Dataset) else str(dataset)]
+    words = ["featcache", "extract", "DATASET" if isinstance(dataset, Dataset) else shown(dataset)]
     for name, value in options.items():
         if value == _DEFAULTS.get(name):
             continue
         if name == "pack":
             words += [] if value else ["--shards"]
         else:
-            text = value if isinstance(value, (str, Path, int)) else ",".join(value)
+            text = shown(value) if isinstance(value, (str, Path)) else value
+            text = text if isinstance(text, (str, int)) else ",".join(text)
             words += [f"--{name.replace('_', '-')}", str(text)]
     return shlex.join(words)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,14 @@ from typing import Any
 
 from ..datasets import Split, listing_digest, recording
 from ..engines import Engine
-from ..errors import CacheError, OutputError, RecipeError
+from ..errors import CacheError, OutputError, RecipeError, RemoteError
 from ..files import check_writable
 from ..notebook import ShownAsTable
 from ..pipeline import run_split
 from ..progress import OnNote, OnProgress
 from ..store import (
     COMMITS,
+    MirroredWriter,
     ShardRange,
     ShardWriter,
     committed,
@@ -32,6 +33,7 @@ from ..store import (
     single_writer,
     unfinished_folder,
 )
+from ._destination import Destination
 from ._provenance import cache_path
 from ._setting import Setting, check_skipped, kept
 
@@ -43,6 +45,8 @@ __all__ = [
     "check_share",
     "pack_command",
     "provisional_meta",
+    "recorded_splits",
+    "run_shards",
     "run_share",
     "share_of",
 ]
@@ -57,10 +61,10 @@ class ShareResult(ShownAsTable):
 
     Parameters
     ----------
-    output : Path
-        The ``.h5`` file that the jobs make together.
-    folder : Path
-        The hidden folder where their shards are until then.
+    output : Path or str
+        The ``.h5`` file that the jobs make together, or its URL.
+    folder : Path or str
+        The hidden folder where their shards are until then, or its URL.
     share : str
         ``"3/8"``.
     n_images : int
@@ -79,8 +83,8 @@ class ShareResult(ShownAsTable):
         The command that puts all shards together.
     """
 
-    output: Path
-    folder: Path
+    output: Path | str
+    folder: Path | str
     share: str
     n_images: int
     n_resumed: int
@@ -156,6 +160,7 @@ def run_share(
     on_progress: OnProgress,
     on_note: OnNote,
     *,
+    destination: Destination | None = None,
     started: float,
 ) -> ShareResult:
     """Make the shards of one job, as `featcache.extract_share`."""
@@ -165,12 +170,20 @@ def run_share(
     recorded = recorded_splits(setting) if by_names else {}
     path = cache_path(setting.output, setting.dataset.name, meta)
     _check_free(path)
+    if destination:
+        destination.check_free(path)
+        destination.check_writable()
     check_writable(path)
     everything = setting.shards()
     mine = share_of(everything, *share)
     jobs = agreement(setting, share[1], command)
     with _same_job(path, share, on_note):
-        writer = ShardWriter(path, meta, jobs=jobs, share=mine, on_progress=on_progress)
+        parts = None if destination is None else destination.parts(path)
+        writer = (
+            ShardWriter(path, meta, jobs=jobs, share=mine, on_progress=on_progress)
+            if parts is None
+            else MirroredWriter(path, meta, parts, jobs=jobs, share=mine, on_progress=on_progress)
+        )
         if writer.damaged:
             on_note(f"{path}: {writer.damaged} was damaged and is made again")
         check_skipped(writer, setting.on_error)
@@ -182,39 +195,57 @@ def run_share(
                 f"share {share[0]}/{share[1]}: nothing to do, there are {len(everything)} shards"
             )
         if writer.missing(mine):
-            plan = setting.plan(build())
             try:
-                for role, split in setting.dataset.splits():
-                    shards = [shard for shard in mine if shard.role == role]
-                    if shards:
-                        run_split(
-                            role,
-                            split,
-                            setting.views_of(role),
-                            plan,
-                            writer,
-                            shards,
-                            on_progress,
-                            on_note,
-                            recorded=recorded.get(role),
-                        )
+                run_shards(setting, mine, recorded, writer, build, on_progress, on_note)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(kept(writer, n_mine)) from None
-            except OutputError as error:
-                raise OutputError(f"{error}; {kept(writer, n_mine)}") from None
+            except (OutputError, RemoteError) as error:
+                raise type(error)(f"{error}; {kept(writer, n_mine)}") from None
     return ShareResult(
-        output=path,
-        folder=writer.folder,
+        output=path if destination is None else str(destination.of(path)),
+        folder=writer.folder if parts is None else str(parts.place),
         share=f"{share[0]}/{share[1]}",
         n_images=n_mine,
         n_resumed=n_resumed,
         n_skipped=writer.skipped(),
         n_shards=len(mine),
-        n_shards_there=len(committed(writer.folder)),
+        n_shards_there=len(committed(writer.folder) if parts is None else parts.committed()),
         n_shards_wanted=len(everything),
         wall_s=time.perf_counter() - started,
-        next_step=pack_command(path, jobs),
+        next_step=(
+            pack_command(path, jobs)
+            if destination is None
+            else shlex.join(["featcache", "pack", str(destination.place)])
+        ),
     )
+
+
+def run_shards(
+    setting: Setting,
+    shards: Sequence[ShardRange],
+    recorded: Mapping[str, Split | None],
+    writer: ShardWriter,
+    build: Callable[[], Engine],
+    on_progress: OnProgress,
+    on_note: OnNote,
+) -> None:
+    """Make those of these shards that are missing, on this machine; ``recorded`` is by role."""
+    plan = setting.plan(build())
+    for role, split in setting.dataset.splits():
+        own = [shard for shard in shards if shard.role == role]
+        if own:
+            views = setting.views_of(role)
+            run_split(
+                role,
+                split,
+                views,
+                plan,
+                writer,
+                own,
+                on_progress,
+                on_note,
+                recorded=recorded.get(role),
+            )
 
 
 def _check_free(path: Path) -> None:

@@ -25,6 +25,7 @@ from ..store import (
     single_writer,
     unfinished_folder,
 )
+from ._destination import Destination, destination
 from ._jobs import JOBS_FIELDS, NAMES, share_of
 from ._provenance import cache_path, matching
 from ._result import ExtractResult, result_of
@@ -53,7 +54,8 @@ def pack(
     ----------
     output : str or Path, optional
         The jobs' own output: a ``.h5`` file, or the folder for one, in which there may be
-        the shards of one cache alone; ``cache/`` by default.
+        the shards of one cache alone; ``cache/`` by default. Of a URL, they are fetched, and the
+        cache is put there.
     shards : bool, optional
         A folder of shards (True), or one HDF5 file (False); as the jobs were told by default.
     force : bool
@@ -80,6 +82,9 @@ def pack(
         The cache cannot be written; the shards stay.
     """
     started = time.perf_counter()
+    there = destination(output)
+    if there:
+        return _pack_behind(there, shards, force, on_progress, on_note, started)
     done = _finished(output)
     if done is not None:
         on_note(f"{done}: is complete, and no job is making it anew")
@@ -98,6 +103,39 @@ def pack(
         made, reused = finish_jobs(writer, meta, jobs, limit, force, on_note)
     why = f"put together from {len(writer.commits)} shards"
     return result_of(load(made), why, reused=reused, n_resumed=0, started=started)
+
+
+def _pack_behind(
+    there: Destination,
+    shards: bool | None,
+    force: bool,
+    on_progress: OnProgress,
+    on_note: OnNote,
+    started: float,
+) -> ExtractResult:
+    """Fetch the shards that jobs put behind a URL, put them together, and the cache there."""
+    found = [path for path in there.unfinished() if there.parts(path).committed()]
+    if len(found) > 1:
+        raise CacheMissError(
+            f"{there.place}: expected the shards of one cache, found those of {len(found)}; run "
+            + ", or ".join(f"featcache pack {there.of(path)}" for path in found[:_NAMED])
+        )
+    if not found:
+        for path in there.unfinished():
+            done = there.any_form(path, "it was there", started)
+            if done:
+                on_note(f"{done.cache}: is complete, and no job is making it anew")
+                return done
+        raise CacheMissError(
+            f"{there.place}: expected the shards of jobs, found none; make them with featcache "
+            "extract DATASET --shard 1/N, or name the jobs' --output"
+        )
+    parts = there.parts(found[0])
+    parts.fetch(None, on_progress)
+    made = pack(found[0], shards=shards, force=force, on_progress=on_progress, on_note=on_note)
+    result = there.deliver(made, force, started, on_progress, on_note)
+    parts.remove()
+    return result
 
 
 def finish_jobs(

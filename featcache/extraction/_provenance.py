@@ -16,7 +16,14 @@ from ..files import user_path
 from ..store import Cache, default_folder, differences, fingerprint, load
 from ..weights import Weights
 
-__all__ = ["cache_path", "ingredients", "matching"]
+__all__ = [
+    "cache_path",
+    "check_skipped_by",
+    "ingredients",
+    "matching",
+    "may_be_of",
+    "name_stem",
+]
 
 
 def cache_path(output: str | Path | None, dataset: str, meta: Mapping[str, Any]) -> Path:
@@ -29,16 +36,13 @@ def cache_path(output: str | Path | None, dataset: str, meta: Mapping[str, Any])
             f"{target}: expected a name that ends in .h5, or a folder (with {os.sep} at its end "
             f"where it is not there yet), found {target.suffix!r}; rename it"
         )
-    name = "-".join(
-        (
-            dataset,
-            meta["backbone"],
-            meta["weights"],
-            str(meta["preprocess"]["size"]),
-            fingerprint(meta)[:8],
-        )
-    )
-    return target / f"{name}.h5"
+    return target / f"{name_stem(dataset, meta)}-{fingerprint(meta)[:8]}.h5"
+
+
+def name_stem(dataset: str, meta: Mapping[str, Any]) -> str:
+    """Return how a cache's name begins: all but the fingerprint."""
+    size = str(meta["preprocess"]["size"])
+    return "-".join((dataset, meta["backbone"], meta["weights"], size))
 
 
 def ingredients(
@@ -60,6 +64,12 @@ def ingredients(
     return dict(sorted(fields.items()))
 
 
+def may_be_of(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Tell whether a cache is the one that is wanted, if its images are."""
+    same_images = {**wanted, "dataset_digest": found["dataset_digest"]}
+    return bool(fingerprint(same_images) == found["fingerprint"])
+
+
 def matching(path: Path, wanted: Mapping[str, Any], on_error: str) -> Cache:
     """Open the cache that is there; never take one of other ingredients for it."""
     again = "use --force to make it again, or name another --output"
@@ -72,11 +82,23 @@ def matching(path: Path, wanted: Mapping[str, Any], on_error: str) -> Cache:
             f"{path}: expected a cache of these ingredients, found one of others: "
             f"{'; '.join(differences(cache.meta, wanted))}; {again}"
         )
-    n_skipped = len(cache.train.skipped) + len(cache.test.skipped)
+    skipped = cache.train.skipped + cache.test.skipped
+    check_skipped_by(path, len(skipped), on_error, again, f" ({skipped[0]} …)" if skipped else "")
+    return cache
+
+
+def check_skipped_by(
+    path: object, n_skipped: int, on_error: str, again: str, such_as: str = ""
+) -> None:
+    """Refuse a cache without the images that did not decode, where none may be left out.
+
+    Raises
+    ------
+    CacheMismatchError
+        There are such images.
+    """
     if n_skipped and on_error == "fail":
-        first = (cache.train.skipped + cache.test.skipped)[0]
         raise CacheMismatchError(
             f"{path}: expected every image of the data set, found a cache without {n_skipped} that "
-            f"did not decode ({first} …); use --on-error skip to take it as it is, or {again}"
+            f"did not decode{such_as}; use --on-error skip to take it as it is, or {again}"
         )
-    return cache

@@ -18,8 +18,8 @@ class ExtractResult(ShownAsTable):
 
     Parameters
     ----------
-    cache : Path
-        The file, or the folder of shards.
+    cache : Path or str
+        The file, the folder of shards, or the URL of either.
     reused : bool
         Whether it was there already, made of the same ingredients.
     n_rows : int
@@ -44,7 +44,7 @@ class ExtractResult(ShownAsTable):
         Why this engine and device.
     """
 
-    cache: Path
+    cache: Path | str
     reused: bool
     n_rows: int
     n_skipped: int

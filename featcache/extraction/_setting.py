@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cores import usable_cores
-from ..datasets import Dataset
+from ..datasets import Dataset, is_remote, reading_threads
 from ..decoding import OnError
 from ..engines import Engine, EngineChoice
 from ..errors import CacheMismatchError, DatasetError
@@ -76,7 +75,7 @@ class Setting:
             cuts=self.cuts,
             dtype=self.dtype,
             batch_size=self.batch_size or engine.batch_size,
-            workers=usable_cores(),
+            workers=reading_threads(self.dataset.train.images),
             on_error=self.on_error,
         )
 
@@ -91,6 +90,11 @@ class Setting:
             for role, split in self.dataset.splits()
             for start in range(0, len(split), self.shard_rows)
         ]
+
+    @property
+    def reads_once(self) -> bool:
+        """Whether images are worth being read once, since each read is a request to a store."""
+        return any(is_remote(split.images) for _, split in self.dataset.splits())
 
     @property
     def n_images(self) -> int:

@@ -20,24 +20,25 @@ chosen, on a validation split of the training images, and the test split is read
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..datasets import Dataset
+from ..files import user_path
 from ..metrics import top1, wilson_interval
 from ..probes import Head
-from ..progress import OnNote, OnProgress, Progress, silent
+from ..progress import OnNote, OnProgress, silent
 from ..recipe import finetune_recipe
-from ..runs import runs_folder, save_run
-from ..training import Trainer, get_framework
+from ..runs import runs_folder
+from ..training import Ranks, Trainer, get_framework
 from ._engine import choose_trainer
-from ._folder import RunFolder, find_resumable
+from ._folder import RunFolder, find_resumable, shared_folder, shared_state
 from ._ingredients import Ingredients, Request, gather
 from ._interrupt import ctrl_c_noted
+from ._joining import check_alike, joined, take_gpu
 from ._result import Epoch, FinetuneResult
 from ._run import Run
-from ._saving import checked_place, save_network, save_network_head
+from ._saving import check_place, save_network, write_result
 from ._tensorboard import EventLog, check_tensorboard
 
 __all__ = ["Epoch", "FinetuneResult", "choose_trainer", "finetune"]
@@ -72,6 +73,10 @@ def finetune(
     **changes: Any,
 ) -> FinetuneResult:
     """Train a network end to end, or above a cached cut, on a data set.
+
+    Started by ``torchrun`` or ``oneflow.distributed.launch``, several processes do one run: each
+    takes its part of every batch, losses and result are those of one process to rounding, and
+    rank 0 alone writes and reports. All of them return the result.
 
     Parameters
     ----------
@@ -137,40 +142,74 @@ def finetune(
         An ingredient is missing or unfit, before the long work begins; WeightsError also
         for a checkpoint of another run; RecipeError also where the loss stopped being
         finite, with the step, the rates and the last good checkpoint.
+    RankError
+        Another process of the launcher found an error. Where one is killed, this process writes a
+        line to standard error and exits, unless it can raise this.
     KeyboardInterrupt
         Ctrl-C; the state is saved, and the text says how to go on.
     """
-    recipe = finetune_recipe(
-        method, lr=lr, backbone_lr=backbone_lr, epochs=epochs, batch_size=batch_size, **changes
-    )
-    request = Request(
-        dataset=dataset,
-        method=method,
-        recipe=recipe,
-        backbone=backbone,
-        weights=weights,
-        size=size,
-        engine=engine,
-        device=device,
-        precision=precision,
-        cache=cache,
-        init_head=init_head,
-        train_limit=train_limit,
-        test_limit=test_limit,
-        seed=seed,
-        data_root=data_root,
-    )
-    if save is not None:
-        save = checked_place(save)
-    if tensorboard:
-        check_tensorboard()
-    found = find_resumable(resume, runs_folder(runs), method) if resume else None
-    made = gather(request, on_progress, on_note)
-    if found is None:
-        folder = RunFolder.create(runs_folder(runs), method, made.identity, made.facts, on_note)
-    else:
-        folder = RunFolder(found, made.identity, on_note)
-    state = folder.load() if found else None
+    named = {"lr": lr, "backbone_lr": backbone_lr, "epochs": epochs, "batch_size": batch_size}
+    with joined(engine) as (ranks, engine):
+        recipe = ranks.agreed(lambda: finetune_recipe(method, **named, **changes))
+        request = Request(
+            dataset=dataset,
+            method=method,
+            recipe=recipe,
+            backbone=backbone,
+            weights=weights,
+            size=size,
+            engine=engine,
+            device=device,
+            precision=precision,
+            cache=cache,
+            init_head=init_head,
+            train_limit=train_limit,
+            test_limit=test_limit,
+            seed=seed,
+            data_root=data_root,
+        )
+        place = None if save is None else user_path(save)
+        if not ranks.is_first:
+            on_progress = on_note = silent
+        return _trained(
+            ranks, request, resume, place, tensorboard, runs_folder(runs), on_progress, on_note
+        )
+
+
+def _trained(
+    ranks: Ranks,
+    request: Request,
+    resume: str | Path | bool,
+    save: Path | None,
+    tensorboard: bool,
+    runs: Path,
+    on_progress: OnProgress,
+    on_note: OnNote,
+) -> FinetuneResult:
+    """Do what was asked for, by all ranks together; the first alone writes."""
+    recipe, method = request.recipe, request.method
+
+    def found_fit() -> tuple[Ingredients, Path | None]:
+        if save is not None and ranks.is_first:
+            check_place(save)
+        if tensorboard:
+            check_tensorboard()
+        wanted = resume and ranks.is_first
+        found = find_resumable(resume, runs, method) if wanted else None
+        made = gather(request, ranks.size, on_progress, on_note)
+        take_gpu(get_framework(made.choice.name), made.choice.device)
+        return made, found
+
+    made, found = ranks.agreed(found_fit)
+    check_alike(ranks, made.identity)
+
+    def own_folder() -> RunFolder:
+        if found is None:
+            return RunFolder.create(runs, method, made.identity, made.facts, on_note)
+        return RunFolder(found, made.identity, on_note)
+
+    folder = shared_folder(ranks, own_folder)
+    state = shared_state(ranks, folder) if resume else None
     trainer = Trainer(
         made.weights,
         len(made.class_names),
@@ -178,33 +217,32 @@ def finetune(
         device=made.choice.device,
         precision=made.choice.precision,
         compiled=made.compiled,
-        seed=seed,
+        seed=request.seed,
         head=made.head,
         framework=get_framework(made.choice.name),
+        ranks=ranks,
     )
     curve_split = "test" if made.val is None else "val"
     measured = made.test if made.val is None else made.val
-    events = EventLog(folder.path) if tensorboard else None
-    with ctrl_c_noted() as stop:
-
-        def heard(message: Progress) -> None:
-            on_progress(message)
-            if stop():
-                raise KeyboardInterrupt
-
-        run = Run(trainer, recipe, folder, made.train, measured, curve_split, heard, events)
+    events = EventLog(folder.path) if tensorboard and ranks.is_first else None
+    run = Run(trainer, recipe, folder, made.train, measured, curve_split, on_progress, events)
+    with ctrl_c_noted(launched=ranks.size > 1) as stop:
+        ranks.heed(stop, run.advice)
         if state is not None:
             run.go_on(*state)
             on_note(f"{folder.path}: going on after step {run.step} of {run.n_steps}")
+            folder.note_processes(ranks.size)
         try:
             run.train()
         finally:
             if events is not None:
                 events.close()
     result = _finished(trainer, run, made, request, folder, on_progress, resumed=state is not None)
-    if save is not None:
-        save_network(save, trainer, made, result)
-    folder.remove_checkpoint()
+    if ranks.is_first:
+        write_result(result, trainer, made)
+        if save is not None:
+            save_network(save, trainer, made, result)
+        folder.remove_checkpoint()
     return result
 
 
@@ -218,11 +256,11 @@ def _finished(
     *,
     resumed: bool,
 ) -> FinetuneResult:
-    """Measure what has to be measured still, and write network and record."""
+    """Measure what has to be measured still, and put the result together."""
     accuracy = run.curve[-1].top1
     if made.val is not None:
         accuracy = top1(trainer.predict(made.test, on_progress), made.test.labels)
-    result = FinetuneResult(
+    return FinetuneResult(
         method=request.method,
         top1=accuracy,
         top1_interval=wilson_interval(accuracy, len(made.test)),
@@ -245,19 +283,6 @@ def _finished(
         resumed=resumed,
         run=folder.path,
     )
-    save_network(result.checkpoint, trainer, made, result)
-    save_network_head(result, trainer, made)
-    save_run(
-        folder.path,
-        {
-            "kind": "finetune",
-            **asdict(result),
-            "run": folder.path.name,
-            "n_epochs": len(run.curve),
-            **made.facts,
-        },
-    )
-    return result
 
 
 def _name(head: str | Path | Head) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from ..errors import OutputError, WeightsError
 from ..files import remove_leftovers, user_path, write_atomically
 from ..progress import OnNote
 from ..runs import RECORD, new_run
-from ..training import load_checkpoint, save_checkpoint
+from ..training import Ranks, load_checkpoint, save_checkpoint
 
-__all__ = ["LATEST", "RunFolder", "find_resumable"]
+__all__ = ["LATEST", "RunFolder", "find_resumable", "shared_folder", "shared_state"]
 
 LATEST = "latest"
 
@@ -70,7 +71,7 @@ class RunFolder:
         folder = cls(new_run(runs, method), identity, on_note)
         config = {"identity": folder._identity, **facts}
         _write_json(folder.path / _CONFIG, config)
-        _write_json(folder.path / _ENVIRONMENT, _environment(str(facts.get("device"))))
+        _write_json(folder.path / _ENVIRONMENT, _environment(facts))
         return folder
 
     @property
@@ -79,6 +80,18 @@ class RunFolder:
         if self._saved_step is None:
             return "there is no checkpoint yet"
         return f"the last good checkpoint, {self.path / _CHECKPOINT}, is of step {self._saved_step}"
+
+    @property
+    def advice(self) -> str:
+        """How to go on with a run that ends here, for a message."""
+        if self.has_checkpoint:
+            return f"{self.kept}; add --resume {self.path} to the same command to go on"
+        return f"{self.kept}; give the same command again"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether this process wrote a checkpoint, or read one."""
+        return self._saved_step is not None
 
     def save(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> bool:
         """Write a checkpoint; where it cannot be written, say so and keep the one before."""
@@ -127,6 +140,19 @@ class RunFolder:
         self._shorten_log(progress["step"])
         return arrays, progress
 
+    def note_processes(self, processes: int) -> None:
+        """Tell of rounding differences where the run was begun by another number of processes."""
+        try:
+            before = json.loads((self.path / _ENVIRONMENT).read_text(encoding="utf-8"))
+            begun_by = before.get("processes", 1)
+        except (OSError, ValueError, AttributeError):
+            return
+        if begun_by != processes:
+            self._on_note(
+                f"{self.path}: begun by {begun_by}, gone on with by {processes} process"
+                f"{'es' * (processes > 1)}: expect rounding differences"
+            )
+
     def log(self, **values: Any) -> None:
         """Append a line to the metrics; a full disk ends the log and not the run."""
         if self._log_failed:
@@ -150,6 +176,66 @@ class RunFolder:
             return
         kept = [line for line in lines if _step_of(line) <= step]
         write_atomically(path, "".join(kept).encode())
+
+
+class _FolderElsewhere(RunFolder):
+    """The folder of a run that rank 0 writes: this rank leaves it alone."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, {}, lambda _: None)
+
+    @property
+    def kept(self) -> str:
+        """What there is to go on from, as far as this machine sees it."""
+        path = self.path / _CHECKPOINT
+        return f"the last checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint, as far as this machine sees it."""
+        return (self.path / _CHECKPOINT).exists()
+
+    def save(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> bool:
+        """Write nothing."""
+        return False
+
+    def log(self, **values: Any) -> None:
+        """Write nothing."""
+
+    def remove_checkpoint(self) -> None:
+        """Delete nothing."""
+
+
+def shared_folder(ranks: Ranks, make: Callable[[], RunFolder]) -> RunFolder:
+    """Return the folder that rank 0 makes or finds; on other ranks, one that writes nothing.
+
+    Raises
+    ------
+    FeatcacheError
+        Rank 0 cannot have it.
+    """
+    mine = ranks.agreed(lambda: make() if ranks.is_first else None)
+    path = ranks.from_first(b"" if mine is None else os.fsencode(mine.path))
+    return mine or _FolderElsewhere(Path(os.fsdecode(path)))
+
+
+def shared_state(ranks: Ranks, folder: RunFolder) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return on every rank what `RunFolder.load` reads on rank 0, which alone sees it for sure.
+
+    Raises
+    ------
+    WeightsError
+        As `RunFolder.load`.
+    """
+    from safetensors.numpy import load, save
+
+    state = ranks.agreed(lambda: folder.load() if ranks.is_first else None)
+    if ranks.size == 1:
+        assert state is not None
+        return state
+    tensors, progress = (b"", b"") if state is None else (save(state[0]), _json(state[1]))
+    tensors, progress = ranks.from_first(tensors), ranks.from_first(progress)
+    return state or (dict(load(tensors)), json.loads(progress))
 
 
 def find_resumable(resume: str | Path | bool, runs: Path, method: str) -> Path:
@@ -196,8 +282,8 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def _environment(device: str) -> dict[str, Any]:
-    """Return what may change rounding: versions, processor, cores."""
+def _environment(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what may change rounding: versions, processor, cores, processes."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -209,10 +295,15 @@ def _environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cores": usable_cores(),
-        "device": device,
+        "processes": facts.get("processes", 1),
+        "device": str(facts.get("device")),
         **versions,
     }
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(value, indent=1, default=str).encode())
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()

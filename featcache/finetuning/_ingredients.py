@@ -29,6 +29,7 @@ __all__ = ["Ingredients", "Request", "gather"]
 # Steps from which on compiling pays on a GPU: a minute of it, against some milliseconds of each
 # step. An estimate: no GPU was at hand.
 _COMPILE_STEPS = 10_000
+_FEW_STEPS = 1_000  # in which a network does not make up for a wrong beginning: 69 cost 6 points
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,19 @@ class Ingredients:
     cache: Path | None
 
 
-def gather(request: Request, on_progress: OnProgress, on_note: OnNote) -> Ingredients:
+def gather(
+    request: Request, processes: int, on_progress: OnProgress, on_note: OnNote
+) -> Ingredients:
     """Find and check everything.
+
+    Parameters
+    ----------
+    request : Request
+        What was asked for.
+    processes : int
+        How many train together.
+    on_progress, on_note : callable
+        As in `featcache.finetune`.
 
     Raises
     ------
@@ -108,11 +120,6 @@ def gather(request: Request, on_progress: OnProgress, on_note: OnNote) -> Ingred
     else:
         data = _ImageData(request, on_progress)
     head, head_digest = _start_head(request, data.weights, data.class_names)
-    if head is not None and recipe.bn == "train":
-        on_note(
-            "the head was trained on features by batch normalisation's kept statistics, and this "
-            "run begins with those of batches: --bn eval, and a small --lr, start where it ended"
-        )
     rows = {
         role: _limited(labels, limit, f"{data.name} {role}")
         for role, labels, limit in (
@@ -128,6 +135,13 @@ def gather(request: Request, on_progress: OnProgress, on_note: OnNote) -> Ingred
         rows["train"] = np.delete(rows["train"], held)
     _check_enough(len(rows["train"]), len(data.class_names), data.name)
     n_steps = recipe.epochs * len(list(row_batches(len(rows["train"]), recipe.batch_size)))
+    if head is not None and recipe.bn == "train" and recipe.backbone_lr is not None:
+        said = (
+            "the head was trained on features by batch normalisation's kept statistics, and this "
+            f"run uses those of batches, for {n_steps:,} step{'s' * (n_steps != 1)}: add --bn eval "
+            "--lr 1e-4 to start where the probe ended"
+        )
+        on_note(f"warning: {said}" if n_steps < _FEW_STEPS else said)
     pretrained = recipe.pretrained
     identity = {
         "method": request.method,
@@ -157,6 +171,7 @@ def gather(request: Request, on_progress: OnProgress, on_note: OnNote) -> Ingred
         "device": choice.device,
         "precision": choice.precision,
         "features_wall_s": data.features_wall_s,
+        "processes": processes,
     }
     return Ingredients(
         weights=data.weights,
@@ -168,7 +183,7 @@ def gather(request: Request, on_progress: OnProgress, on_note: OnNote) -> Ingred
         choice=choice,
         identity=identity,
         facts=facts,
-        compiled=choice.device == "cuda" and n_steps >= _COMPILE_STEPS,
+        compiled=choice.device == "cuda" and processes == 1 and n_steps >= _COMPILE_STEPS,
         cache=data.path,
     )
 

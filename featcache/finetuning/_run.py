@@ -15,7 +15,7 @@ from ..errors import FeatcacheError, RecipeError
 from ..metrics import top1
 from ..progress import OnProgress, Progress
 from ..recipe import FinetuneRecipe
-from ..training import Source, Step, Trainer
+from ..training import Source, Step, Stopped, Trainer
 from ._folder import RunFolder
 from ._result import Epoch
 from ._tensorboard import EventLog
@@ -194,6 +194,9 @@ class Run:
         self._whole = False
         try:
             step = next(steps, None)
+        except Stopped:
+            self._whole = True
+            raise
         except RecipeError as error:
             raise RecipeError(f"{error}; {self._folder.kept}") from None
         if step is not None:
@@ -240,9 +243,12 @@ class Run:
                 f"{self._folder.kept}; use a smaller --lr, or --warmup"
             ) from None
 
+    def advice(self) -> str:
+        """Say what there is to go on from, and how."""
+        return f"step {self.step} of {self.n_steps}: {self._folder.advice}"
+
     def _stopped(self) -> str:
         """Save the state if it is whole, and say what there is to go on from."""
         if self._whole and self.step:
             self._save()
-        again = f"add --resume {self._folder.path} to the same command to go on"
-        return f"step {self.step} of {self.n_steps}: {self._folder.kept}; {again}"
+        return self.advice()

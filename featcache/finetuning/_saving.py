@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from ..engines import computed_by
 from ..errors import OutputError
-from ..files import check_writable, user_path
+from ..files import check_writable
 from ..probes import Head, save_head
+from ..runs import save_run
 from ..store import FORMAT_VERSION, fingerprint
 from ..training import Trainer
 from ..weights import load_weights, save_weights
 from ._ingredients import Ingredients
 from ._result import FinetuneResult
 
-__all__ = ["checked_place", "save_network", "save_network_head"]
+__all__ = ["check_place", "save_network", "write_result"]
 
 
 def save_network(path: Path, trainer: Trainer, made: Ingredients, result: FinetuneResult) -> None:
@@ -33,7 +35,7 @@ def save_network(path: Path, trainer: Trainer, made: Ingredients, result: Finetu
     )
 
 
-def save_network_head(result: FinetuneResult, trainer: Trainer, made: Ingredients) -> None:
+def _save_network_head(result: FinetuneResult, trainer: Trainer, made: Ingredients) -> None:
     """Write the head beside the network, so that `featcache.predict` can be given it.
 
     Its features are those of the network that was just trained.
@@ -60,12 +62,26 @@ def save_network_head(result: FinetuneResult, trainer: Trainer, made: Ingredient
     save_head(result.run / "head.safetensors", head, {"method": result.method})
 
 
-def checked_place(save: str | Path) -> Path:
+def write_result(result: FinetuneResult, trainer: Trainer, made: Ingredients) -> None:
+    """Write network, head and record into the folder of the run."""
+    save_network(result.checkpoint, trainer, made, result)
+    _save_network_head(result, trainer, made)
+    save_run(
+        result.run,
+        {
+            "kind": "finetune",
+            **asdict(result),
+            "run": result.run.name,
+            "n_epochs": len(result.epochs),
+            **made.facts,
+        },
+    )
+
+
+def check_place(path: Path) -> None:
     """Find out before the long work that a network can be written there."""
-    path = user_path(save)
     if path.suffix != ".safetensors":
         raise OutputError(
             f"{path}: expected a name that ends in .safetensors, found {path.suffix!r}; rename it"
         )
     check_writable(path)
-    return path

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..datasets import Dataset, load_dataset
-from ..errors import EngineUnavailableError, RecipeError
+from ..errors import DatasetError, EngineUnavailableError, RecipeError
 from ..extraction import extract
 from ..finetuning import choose_trainer
 from ..metrics import wilson_interval
@@ -26,6 +28,8 @@ from ._climb import Attempt, Option, Outcome, best_of, climb
 from ._work import Work
 
 __all__ = ["Attempt", "FitResult", "Outcome", "fit"]
+
+_LEAST_OF_A_CLASS = 3
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,8 @@ def fit(
     ------
     RecipeError
         A target outside 0 to 1, or a budget that is not positive.
+    DatasetError
+        A class of fewer than 3 training images.
     FeatcacheError
         As `featcache.extract`, `featcache.probe` and `featcache.finetune`.
     """
@@ -135,6 +141,7 @@ def fit(
         raise RecipeError(f"budget: expected seconds above 0, found {budget_s}")
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset, data_root=data_root, on_progress=on_progress)
+    _check_classes(dataset)
     made: dict[str, Any] = {"backbone": backbone, "weights": weights, "size": size}
     extracting = {**made, "engine": engine, "device": device, "precision": precision}
     heard: dict[str, Any] = {"on_progress": on_progress, "on_note": on_note}
@@ -144,7 +151,7 @@ def fit(
     # What a fine-tune holds out too, so that all are measured on the same images.
     held = validation_rows(dataset.train.labels, recipe.val_fraction, seed)
     work = Work(dataset, cache, held, seed, runs_folder(runs), on_progress)
-    outcome = work.probe()
+    head, outcome = work.probe()
     probe_s = time.monotonic() - started
     first = Attempt("probe", "done", "the cheapest of all", probe_s, probe_s, outcome)
     on_note(f"probe: {100 * outcome.val_top1:.2f} % on {len(held):,} validation images")
@@ -161,7 +168,7 @@ def fit(
         except EngineUnavailableError as error:
             options = [_impossible(f"{error}")]
         else:
-            options = work.options(outcome.head, extracted, extracting, training)
+            options = work.options(head, extracted, extracting, training)
 
     def told(attempt: Attempt) -> None:
         found = f"{100 * attempt.outcome.val_top1:.2f} %: " if attempt.outcome else ""
@@ -173,7 +180,7 @@ def fit(
     won = winner.outcome
     assert won is not None
     test_top1, model = won.top1, won.head
-    if test_top1 is None:
+    if test_top1 is None or model is None:  # of the probe
         refitted = work.refit()
         test_top1, model = refitted.top1, refitted.head
     left = [attempt for attempt in attempts if attempt.status == "over budget"]
@@ -192,6 +199,18 @@ def fit(
         next_step=f"{left[0].name}, about {left[0].estimated_s:,.0f} s" if left else "",
         wall_s=time.monotonic() - started,
     )
+
+
+def _check_classes(dataset: Dataset) -> None:
+    """Refuse a class that is too small to be learnt from, chosen by and measured on."""
+    counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
+    least = int(counts.argmin())
+    if counts[least] < _LEAST_OF_A_CLASS:
+        raise DatasetError(
+            f"{dataset.name} train: expected at least {_LEAST_OF_A_CLASS} images of every class "
+            "(one to learn from, one to choose the penalty by, one to measure on), found "
+            f"{counts[least]} of {dataset.class_names[least]!r}; add some, or leave that class out"
+        )
 
 
 def _impossible(why: str) -> Option:

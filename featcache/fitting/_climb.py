@@ -21,16 +21,16 @@ class Outcome:
     top1 : float or None
         Accuracy on the test split, read once, when the option was done; None of the probe,
         which is fitted anew to all training images, and measured, if it wins.
-    head : Path
-        What `featcache.predict` takes.
-    run : Path
-        Folder of the record.
+    head : Path or None
+        What `featcache.predict` takes; None of the probe, as ``top1``.
+    run : Path or None
+        Folder of the record; None of the probe, as ``top1``.
     """
 
     val_top1: float
-    top1: float | None
-    head: Path
-    run: Path
+    top1: float | None = None
+    head: Path | None = None
+    run: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from ..datasets import Dataset, Split
 from ..extraction import ExtractResult, extract
 from ..finetuning import FinetuneResult, finetune
 from ..metrics import top1
-from ..probes import Head, feature_ingredients, save_head
+from ..probes import Head, feature_ingredients
 from ..probing import ProbeResult, probe
 from ..progress import OnProgress
-from ..runs import new_run
 from ..solving import Job
 from ..store import Cache
 from ._climb import Option, Outcome
@@ -53,7 +52,7 @@ class Work:
         self._runs = runs
         self._on_progress = on_progress
 
-    def probe(self) -> Outcome:
+    def probe(self) -> tuple[Head, Outcome]:
         """Fit the head to all but the validation split, and measure it there."""
         features = np.asarray(self._cache.train.features, np.float32)
         labels = self._cache.train.labels
@@ -72,11 +71,7 @@ class Work:
             "none",
             feature_ingredients(self._cache.meta),
         )
-        run = new_run(self._runs, "fit-probe")
-        path = run / "head.safetensors"
-        save_head(path, head, {"solver": job.solver, "seed": self._seed})
-        accuracy = top1(head.predict(features[self._held]), labels[self._held])
-        return Outcome(accuracy, None, path, run)
+        return head, Outcome(top1(head.predict(features[self._held]), labels[self._held]))
 
     def refit(self) -> ProbeResult:
         """Fit the head to all training images, now that it won; read the test split."""
@@ -84,7 +79,7 @@ class Work:
 
     def options(
         self,
-        head: Path,
+        head: Head,
         extracted: ExtractResult,
         extracting: dict[str, Any],
         training: dict[str, Any],
@@ -150,13 +145,16 @@ class Work:
         return Dataset(self._dataset.name, train, test, "a few images")
 
     def _finetune(self, method: str, **arguments: Any) -> FinetuneResult:
-        return finetune(
-            self._dataset,
-            method,
-            runs=self._runs,
-            on_progress=self._on_progress,
-            **arguments,
-        )
+        try:
+            return finetune(
+                self._dataset,
+                method,
+                runs=self._runs,
+                on_progress=self._on_progress,
+                **arguments,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None  # what it says of --resume holds for finetune alone
 
     def _outcome(self, result: FinetuneResult) -> Outcome:
         val = result.epochs[result.best_epoch - 1].top1

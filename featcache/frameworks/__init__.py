@@ -16,6 +16,7 @@ process too.
 
 from __future__ import annotations
 
+from ._launch import LAUNCH_VARIABLES, Launch, launched
 from ._oneflow import (
     cuda_status,
     import_flowvision,
@@ -24,7 +25,7 @@ from ._oneflow import (
     openblas_core_type,
 )
 from ._openvino import import_openvino, openvino_precisions, openvino_status
-from ._process import last_words, run_in_child
+from ._process import last_words, process_environment, run_in_child
 from ._torch import (
     import_torch,
     may_have_gpu,
@@ -34,17 +35,21 @@ from ._torch import (
 )
 
 __all__ = [
+    "LAUNCH_VARIABLES",
+    "Launch",
     "cuda_status",
     "import_flowvision",
     "import_oneflow",
     "import_openvino",
     "import_torch",
     "last_words",
+    "launched",
     "may_have_gpu",
     "oneflow_status",
     "openblas_core_type",
     "openvino_precisions",
     "openvino_status",
+    "process_environment",
     "run_in_child",
     "torch_gpu_status",
     "torch_precisions",

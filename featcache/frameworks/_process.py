@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from ._launch import LAUNCH_VARIABLES
+
 __all__ = [
     "ctrl_c_later",
     "last_words",
@@ -46,9 +48,23 @@ def ctrl_c_later() -> Iterator[None]:
 
 
 @contextmanager
-def process_environment(wanted: Mapping[str, str], fleeting: tuple[str, ...]) -> Iterator[None]:
-    """Set variables that an import reads, and leave all as it was, ``fleeting`` ones too."""
-    before = {name: os.environ.get(name) for name in (*wanted, *fleeting)}
+def process_environment(
+    wanted: Mapping[str, str], fleeting: tuple[str, ...] = (), hidden: tuple[str, ...] = ()
+) -> Iterator[None]:
+    """Set variables for a while, and leave all as it was.
+
+    Parameters
+    ----------
+    wanted : mapping of str to str
+        Set where they are not.
+    fleeting : tuple of str
+        Put back too, whatever happens to them meanwhile.
+    hidden : tuple of str
+        Not there meanwhile.
+    """
+    before = {name: os.environ.get(name) for name in (*wanted, *fleeting, *hidden)}
+    for name in hidden:
+        os.environ.pop(name, None)
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
     try:
@@ -99,6 +115,8 @@ def run_in_child(
             text=True,
             timeout=timeout_s,
             stdin=subprocess.DEVNULL,
+            # Where a launcher started us, OneFlow would wait in the child for the other processes.
+            env={name: os.environ[name] for name in os.environ if name not in LAUNCH_VARIABLES},
         )
     except subprocess.TimeoutExpired:
         return None

@@ -11,10 +11,12 @@ import numpy as np
 from ..datasets import decode_image
 from ..datasets._decode import SUFFIXES
 from ..datasets._files import HIDDEN, Files, Folder
+from ..datasets._remote import RemoteFolder, open_url
 from ..datasets._zip import ZipArchive
 from ..errors import DatasetError
 from ..preprocess import Preprocess
 from ..progress import OnNote
+from ..remote import RemotePlace, located
 
 __all__ = ["Place", "decode_places", "find_places"]
 
@@ -28,7 +30,7 @@ def find_places(paths: Sequence[str | Path]) -> list[Place]:
     ----------
     paths : sequence of str or Path
         Files, taken whatever their suffix; folders and ``.zip`` archives, searched at any
-        depth for names that end as images do, hidden ones left out.
+        depth for names that end as images do, hidden ones left out. Or the URL of any.
 
     Returns
     -------
@@ -39,9 +41,14 @@ def find_places(paths: Sequence[str | Path]) -> list[Place]:
     ------
     DatasetError
         Nothing at a path, no image inside it, an archive that cannot be opened, no path.
+    RemoteError
+        A URL that cannot be reached, or is refused.
     """
     places: list[Place] = []
-    for path in map(Path, paths):
+    for path in map(located, paths):
+        if not isinstance(path, Path):
+            places += _behind(path)
+            continue
         # os.path says no, where pathlib raises, of a path that nobody may look at.
         folder = os.path.isdir(path)
         if not folder and not os.path.isfile(path):
@@ -54,13 +61,7 @@ def find_places(paths: Sequence[str | Path]) -> list[Place]:
             places.append((Folder(path.parent), path.name))
             continue
         files: Files = Folder(path) if folder else ZipArchive(path)
-        inside = [(files, name) for name in files.names() if _is_image(name)]
-        if not inside:
-            raise DatasetError(
-                f"{path}: expected images (names that end in {', '.join(sorted(SUFFIXES))}), "
-                "found none; name another folder, or the files themselves"
-            )
-        places += inside
+        places += _inside(files, path)
     if not places:
         raise DatasetError("images: expected the path of at least one, found none")
     return places
@@ -87,6 +88,23 @@ def decode_places(
             on_note(f"skipped: {error}")
             continue
         yield where, preprocess.pixels(image)
+
+
+def _behind(place: RemotePlace) -> list[Place]:
+    """Return the image files behind a URL."""
+    if place.suffix in SUFFIXES:
+        return [(RemoteFolder(place.parent), place.name)]
+    return _inside(open_url(place)[0], place)
+
+
+def _inside(files: Files, path: Path | RemotePlace) -> list[Place]:
+    inside = [(files, name) for name in files.names() if _is_image(name)]
+    if not inside:
+        raise DatasetError(
+            f"{path}: expected images (names that end in {', '.join(sorted(SUFFIXES))}), "
+            "found none; name another folder, or the files themselves"
+        )
+    return inside
 
 
 def _is_image(name: str) -> bool:

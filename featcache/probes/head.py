@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import RecipeError, ShapeMismatchError, WeightsError
-from ..files import write_atomically
+from ..files import split_safetensors, write_atomically
 from ..metrics import softmax
 from .rows import Features
 from .scaling import unit_length
@@ -192,7 +192,7 @@ def _parse(data: bytes) -> Head:
         entries = dict(deserialize(data))
     except SafetensorError as error:
         raise ValueError(f"a damaged safetensors file ({str(error)!r:.120})") from None
-    header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
+    header, _ = split_safetensors(data)
     text = (header.get("__metadata__") or {}).get(_KEY)
     if text is None:
         raise ValueError(f"a safetensors file without {_KEY} in its metadata")

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ..cores import usable_cores
-from ..datasets import Dataset, load_dataset
+from ..datasets import Dataset, load_dataset, reading_threads
 from ..datasets._named import CIFAR10, default_data_root
 from ..decoding import decoded_batches
 from ..errors import DatasetError, FeatcacheError
 from ..preprocess import Preprocess, upscale
 from ..progress import OnProgress, Progress
+from ..remote import is_url
 from ..store import Cache
 
 __all__ = ["LIST_PIXELS", "SHEET", "SPRITE_PIXELS", "Pictures", "dataset_place", "find_pictures"]
@@ -103,7 +103,7 @@ class Pictures:
             self._splits[role].images,
             [numbers],
             Preprocess(side),
-            workers=usable_cores(),
+            workers=reading_threads(self._splits[role].images),
             on_error="skip",
         )
         with closing(batches):
@@ -192,7 +192,7 @@ def _check_there(place: str | Path | Dataset, data_root: str | Path | None) -> N
     if place == "digits" or isinstance(place, Dataset):
         return
     if place != "cifar10":
-        if not Path(place).exists():
+        if not is_url(place) and not Path(place).exists():
             raise DatasetError(
                 f"{place}: expected the images there, found nothing; name their place with "
                 "--dataset"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ..errors import CacheMissError
@@ -28,6 +27,15 @@ from ._index import COMMITS, is_shards
 from ._lock import single_writer
 from ._merge import MergeResult, merge
 from ._pack import write_cache
+from ._places import default_folder
+from ._remote import (
+    RemoteCache,
+    cache_file,
+    copies_folder,
+    find_remote_cache,
+    send_cache,
+)
+from ._remote_parts import MirroredWriter, RemoteParts
 from ._shards import SHARD_ROWS, ShardWriter
 from ._sources import SplitArrays, encoded_ids
 from ._unfinished import (
@@ -54,6 +62,9 @@ __all__ = [
     "FeatureDiff",
     "FieldDiff",
     "MergeResult",
+    "MirroredWriter",
+    "RemoteCache",
+    "RemoteParts",
     "ShardRange",
     "ShardWriter",
     "SplitArrays",
@@ -61,13 +72,16 @@ __all__ = [
     "StoredArray",
     "VerifyReport",
     "array_name",
+    "cache_file",
     "committed",
+    "copies_folder",
     "decode_id",
     "default_folder",
     "diff",
     "differences",
     "discard_unfinished",
     "encoded_ids",
+    "find_remote_cache",
     "fingerprint",
     "fingerprint_fields",
     "is_shards",
@@ -77,17 +91,13 @@ __all__ = [
     "merge",
     "newest_cache",
     "read_ingredients",
+    "send_cache",
     "shards_path",
     "single_writer",
     "unfinished_folder",
     "verify",
     "write_cache",
 ]
-
-
-def default_folder() -> Path:
-    """Return where caches and runs land: ``$FEATCACHE_DIR``, else ``cache`` here."""
-    return user_path(os.environ.get("FEATCACHE_DIR") or "cache")
 
 
 def newest_cache(folder: str | Path | None = None) -> Path:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import CacheCorruptError, CacheMismatchError, CacheMissError
-from ..files import user_path
 from ..notebook import facts_table
 from ._arrays import map_array, read_array
 from ._format import UNLABELLED, Index, StoredArray, array_name, decode_id
 from ._index import AGAIN, file_stamp, open_index
+from ._remote import cache_file
 
 __all__ = ["Cache", "CachedSplit", "load"]
 
@@ -269,7 +269,8 @@ def load(path: str | Path, *, mmap: bool = False) -> Cache:
     Parameters
     ----------
     path : str or Path
-        A file or a folder of shards that `featcache.extract` wrote.
+        A file or a folder of shards that `featcache.extract` wrote, or the URL of one: of that,
+        a copy is taken into ``remote/`` in the cache folder, once.
     mmap : bool
         Map the features into memory instead of reading them: for a cache larger than
         the memory, or for a few rows of it. Mapped features are *not* verified;
@@ -279,9 +280,11 @@ def load(path: str | Path, *, mmap: bool = False) -> Cache:
     ------
     CacheMissError
         No such file.
+    RemoteError
+        A URL that cannot be reached, or is refused.
     CacheMismatchError
         Written by another version of the format.
     CacheCorruptError
         Not a cache, damaged, or built to read outside itself.
     """
-    return Cache(open_index(user_path(path)), mmap=mmap)
+    return Cache(open_index(cache_file(path)), mmap=mmap)

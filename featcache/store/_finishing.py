@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OutputError
-from ..files import write_atomically
+from ..files import replace_folder, write_atomically
 from ._format import StoredArray, seal
 from ._index import COMMITS, MANIFEST, is_shards
 from ._pack import pack
@@ -113,17 +112,11 @@ def _described(array: StoredArray) -> dict[str, Any]:
 
 
 def _replace_folder(folder: Path, final: Path) -> None:
-    """Give a folder its final name; one that is there goes when the new one is in place."""
-    old = final.with_name(f".{final.name}.old")
     try:
-        if final.exists():
-            if not is_shards(final):
-                raise FileExistsError(None, "something else has that name")
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(final, old)
-        os.rename(folder, final)
+        if final.exists() and not is_shards(final):
+            raise FileExistsError(None, "something else has that name")
+        replace_folder(folder, final)
     except OSError as error:
         raise OutputError(
             f"{final}: cannot be put in place: {error.strerror}; the shards are in {folder}"
         ) from None
-    shutil.rmtree(old, ignore_errors=True)

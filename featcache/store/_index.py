@@ -6,7 +6,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,14 @@ __all__ = [
     "is_shards",
     "open_index",
     "read_sealed",
+    "sealed_content",
 ]
 
 AGAIN = "make it again with featcache extract --force, or restore a copy"
 MANIFEST = "manifest.json"
 COMMITS = ".commits"  # in a folder of shards that is not complete: what is there already
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_MAX_LINE_BYTES = 200  # of the line in front of it
 _MAX_INDEX_BYTES = 1 << 26  # a hundred million rows need less; Python takes ten times as much
 _MAX_ROW_BYTES = 1 << 30
 _MAX_ROW_DIMENSIONS = 3  # channels, height, width
@@ -79,7 +81,7 @@ def open_index(path: Path) -> Index:
             found = "a folder without manifest.json" if path.is_dir() else "no such file"
             raise CacheMissError(
                 f"{path}: expected a feature cache, found {found}; make one with featcache "
-                "extract, or list the folder"
+                "extract, or name none to take the newest"
             )
         with path.open("rb") as stream:
             start = stream.read(len(HDF5_SIGNATURE))
@@ -117,27 +119,62 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as stream:
-            line = stream.readline(200)
-            words = line.split(b" ")
-            if words[0] != FORMAT.encode() or len(words) != 4 or not words[2].isdigit():
-                raise ValueError("no featcache index at its start")
-            if words[1] != str(FORMAT_VERSION).encode():
-                raise CacheMismatchError(
-                    f"{path}: expected format version 1 or {FORMAT_VERSION}, found "
-                    f"{words[1][:20].decode('ascii', 'replace')}; use the featcache that wrote it, "
-                    f"or {AGAIN}"
-                )
-            length, most = int(words[2][:12]), os.fstat(stream.fileno()).st_size - len(line)
-            if length > min(_MAX_INDEX_BYTES, most):
-                raise ValueError(
-                    f"an index of {length:,} bytes in a file of {most:,} (an index has at most "
-                    f"{_MAX_INDEX_BYTES:,})"
-                )
-            return unseal(line + stream.read(length))
+
+            def read_at(start: int, length: int) -> bytes:
+                stream.seek(start)
+                return stream.read(length)
+
+            return sealed_content(read_at, os.fstat(stream.fileno()).st_size, path)
+    except OSError as error:
+        raise _not_ours(path, error) from None
+
+
+def sealed_content(
+    read_at: Callable[[int, int], bytes], size_bytes: int, where: object
+) -> dict[str, Any]:
+    """Return the sealed JSON at the start of a file that is read by ranges.
+
+    Parameters
+    ----------
+    read_at : callable
+        Returns so many bytes from a place on: ``read_at(start, length)``.
+    size_bytes : int
+        Of the whole file.
+    where : object
+        The file, for messages.
+
+    Raises
+    ------
+    CacheCorruptError, CacheMismatchError
+        As `read_sealed`.
+    """
+    try:
+        line = read_at(0, min(_MAX_LINE_BYTES, size_bytes)) if size_bytes else b""
+        line = line[: line.find(b"\n") + 1 or None]
+        words = line.split(b" ")
+        if words[0] != FORMAT.encode() or len(words) != 4 or not words[2].isdigit():
+            raise ValueError("no featcache index at its start")
+        if words[1] != str(FORMAT_VERSION).encode():
+            raise CacheMismatchError(
+                f"{where}: expected format version 1 or {FORMAT_VERSION}, found "
+                f"{words[1][:20].decode('ascii', 'replace')}; use the featcache that wrote it, "
+                f"or {AGAIN}"
+            )
+        length, most = int(words[2][:12]), size_bytes - len(line)
+        if length > min(_MAX_INDEX_BYTES, most):
+            raise ValueError(
+                f"an index of {length:,} bytes in a file of {most:,} (an index has at most "
+                f"{_MAX_INDEX_BYTES:,})"
+            )
+        return unseal(line + (read_at(len(line), length) if length else b""))
     except (OSError, ValueError, RecursionError) as error:
-        raise CacheCorruptError(
-            f"{path}: expected a file that featcache extract wrote, found {error}; {AGAIN}"
-        ) from None
+        raise _not_ours(where, error) from None
+
+
+def _not_ours(where: object, error: Exception) -> CacheCorruptError:
+    return CacheCorruptError(
+        f"{where}: expected a file that featcache extract wrote, found {error}; {AGAIN}"
+    )
 
 
 def checked_index(

@@ -166,9 +166,12 @@ def _check_parts(parts: Sequence[Cache]) -> None:
             found = list(differing(*shapes, sorted({*shapes[0], *shapes[1]})))
         if found:
             lines = "; ".join(f"{name}: {a!r:.66} and {b!r:.66}" for name, a, b in found)
+            advice = "extract both with the same options"
+            if any(name.startswith("class_names") for name, _, _ in found):
+                advice = "put the class folders of both into one data set, and extract that"
             raise CacheMismatchError(
                 f"{other.path}: expected the ingredients of {first.path} and other images, found "
-                f"other ingredients: {lines}; extract both with the same options"
+                f"other ingredients: {lines}; {advice}"
             )
 
 

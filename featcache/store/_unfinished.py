@@ -27,6 +27,7 @@ from ._lock import single_writer
 from ._walk import iterate_rows
 
 __all__ = [
+    "INGREDIENTS",
     "ShardRange",
     "check_same",
     "claim",
@@ -42,7 +43,7 @@ __all__ = [
     "unfinished_folder",
 ]
 
-_INGREDIENTS = "ingredients.json"
+INGREDIENTS = "ingredients.json"
 _COMMIT = re.compile(r"(train|test)-([0-9]{12})\.json")
 
 
@@ -88,7 +89,7 @@ def discard_unfinished(path: Path) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Delete a folder of shards; killed on the way, what is left is nobody's."""
     with suppress(OSError):
-        (folder / COMMITS / _INGREDIENTS).unlink()
+        (folder / COMMITS / INGREDIENTS).unlink()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -101,7 +102,7 @@ def read_ingredients(folder: Path) -> dict[str, Any] | None:
         ``meta``, the provenance; ``forced``; and ``jobs`` where many writers share the work.
     """
     try:
-        content = read_sealed(folder / COMMITS / _INGREDIENTS)
+        content = read_sealed(folder / COMMITS / INGREDIENTS)
     except CacheError:
         return None
     meta = content.get("meta")
@@ -119,7 +120,7 @@ def claim(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     OutputError
         The folder cannot be written.
     """
-    target = folder / COMMITS / _INGREDIENTS
+    target = folder / COMMITS / INGREDIENTS
     mine = target.with_name(f".{os.urandom(8).hex()}.json")
     try:
         write_atomically(mine, seal(content))
@@ -160,7 +161,11 @@ def check_same(
     by_jobs = "jobs" in found
     again = f"remove {folder} to start over" if "jobs" in wanted else "use --force to start over"
     if by_jobs is not ("jobs" in wanted):
-        kind = "jobs (--shard, or --executor ray)" if by_jobs else "a run on one machine"
+        kind = (
+            "jobs (--shard, --executor ray, or images behind a URL)"
+            if by_jobs
+            else "a run on one machine"
+        )
         end = f"featcache pack {path}" if by_jobs else "the same command without --shard"
         raise CacheMismatchError(
             f"{path}: expected nothing that is being made, found the shards of {kind} in {folder}; "

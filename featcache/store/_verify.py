@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CacheCorruptError, CacheError
-from ..files import user_path
 from ..progress import OnProgress, Progress, silent
 from ._arrays import reading_threads, unreadable
 from ._format import UNLABELLED, Index, StoredArray, decode_id
 from ._index import AGAIN, open_index
+from ._remote import cache_file
 from ._structure import check_file, check_folder
 from ._walk import iterate_block
 
@@ -93,7 +93,7 @@ def verify(path: str | Path, on_progress: OnProgress = silent) -> VerifyReport:
         As `featcache.load`.
     """
     started = time.perf_counter()
-    index = open_index(user_path(path))
+    index = open_index(cache_file(path))
     try:
         checks, notes = _check_around(index)
     except OSError as error:

@@ -11,10 +11,12 @@ from ._framework import (
     torch_framework,
 )
 from ._network import HeadArrays, Network, initial_backbone
+from ._ranks import JoinedRanks, Ranks, Stopped
 from ._schedule import STAGES, frozen_cut, group_rates, rate_factor, warmup_steps
 from ._sources import AUGMENT_VIEWS, CachedSource, Draw, ImageSource, Source
 from ._step import Step
 from ._trainer import Trainer
+from ._watch import open_watch
 
 __all__ = [
     "AUGMENT_VIEWS",
@@ -25,9 +27,12 @@ __all__ = [
     "Framework",
     "HeadArrays",
     "ImageSource",
+    "JoinedRanks",
     "Network",
+    "Ranks",
     "Source",
     "Step",
+    "Stopped",
     "Trainer",
     "frozen_cut",
     "get_framework",
@@ -35,6 +40,7 @@ __all__ = [
     "initial_backbone",
     "load_checkpoint",
     "oneflow_framework",
+    "open_watch",
     "rate_factor",
     "save_checkpoint",
     "torch_framework",

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import FeatcacheError, WeightsError
-from ..files import write_atomically
+from ..files import split_safetensors, write_atomically
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
 _KEY = "featcache.checkpoint"
 _VERSION = 1
-_LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
 
 
 def save_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
@@ -65,9 +64,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     try:
         data = path.read_bytes()
-        length = int.from_bytes(data[:_LENGTH_BYTES], "little")
         arrays = dict(load(data))
-        header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
+        header, _ = split_safetensors(data)
         facts = json.loads((header.get("__metadata__") or {})[_KEY])
         if not isinstance(facts, dict) or facts.get("version") != _VERSION:
             raise ValueError(f"another version than {_VERSION}")

@@ -7,6 +7,7 @@ The trainer is written against what OneFlow and PyTorch share: modules, ``no_gra
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ import numpy as np
 
 from ..backbone import Backbone
 from ..cores import usable_cores
-from ..errors import RecipeError
+from ..errors import EngineUnavailableError, RecipeError
 from ..preprocess import Preprocess
 from ._convolution import swap_convolutions
+from ._sgd import Sgd
 
 __all__ = ["TRAINERS", "Framework", "get_framework", "oneflow_framework", "torch_framework"]
 
@@ -52,8 +54,14 @@ class Framework:
         enlarged where it is smaller, on the tensor's device.
     prepare : callable
         (network, device): whatever makes it faster without changing what it computes.
+    sgd : callable
+        (groups, device, momentum, weight decay) -> an optimizer, of ``param_groups`` that hold
+        ``params`` and ``lr``.
     autocast : callable
         (device, precision) -> a context in which convolutions and products compute in it.
+    all_reduce : callable
+        Tensor -> None: it becomes the sum of those of all processes that were joined, the same
+        in each to the bit.
     compiled : callable or None
         Function of tensors -> the same, compiled; None where the framework has no such.
     """
@@ -66,12 +74,21 @@ class Framework:
     to_device: Callable[[np.ndarray, str], Any]
     to_input: Callable[[Any, Preprocess], Any]
     prepare: Callable[[Any, str], None]
+    sgd: Callable[[list[dict[str, Any]], str, float, float], Any]
     autocast: Callable[[str, str], AbstractContextManager[Any]]
+    all_reduce: Any
     compiled: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
 
 
-def get_framework(name: str) -> Framework:
+def get_framework(name: str, *, join: bool = False) -> Framework:
     """Return a framework by its engine's name.
+
+    Parameters
+    ----------
+    name : str
+        Of `TRAINERS`.
+    join : bool
+        Become one of the processes that a launcher started, and wait for all of them. Once.
 
     Raises
     ------
@@ -81,14 +98,19 @@ def get_framework(name: str) -> Framework:
         It cannot be imported here.
     """
     if name == "oneflow":
-        return oneflow_framework()
+        return oneflow_framework(join=join)
     if name == "torch":
-        return torch_framework()
+        return torch_framework(join=join)
     raise RecipeError(f"engine: expected one of {', '.join(TRAINERS)}, found {name!r}")
 
 
-def oneflow_framework() -> Framework:
+def oneflow_framework(*, join: bool = False) -> Framework:
     """Return OneFlow. On a GPU it was never run.
+
+    Parameters
+    ----------
+    join : bool
+        As for `get_framework`.
 
     Notes
     -----
@@ -104,7 +126,7 @@ def oneflow_framework() -> Framework:
     from ..engines import _oneflow as engine
     from ..frameworks import import_oneflow
 
-    flow = import_oneflow()
+    flow = import_oneflow(join=join)
 
     def load_arrays(module: Any, arrays: Mapping[str, np.ndarray]) -> None:
         module.load_state_dict(dict(arrays))
@@ -112,6 +134,11 @@ def oneflow_framework() -> Framework:
     def prepare(network: Any, device: str) -> None:
         if device == "cpu":
             swap_convolutions(network, flow)
+
+    def sgd(groups: list[dict[str, Any]], device: str, momentum: float, decay: float) -> Any:
+        if device == "cpu":
+            return Sgd(groups, flow, momentum, decay)
+        return flow.optim.SGD(groups, momentum=momentum, weight_decay=decay)
 
     def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
         if precision == "f32":
@@ -128,12 +155,19 @@ def oneflow_framework() -> Framework:
         engine.to_device,
         engine.normalised,
         prepare,
+        sgd,
         autocast,
+        flow.comm.all_reduce,
     )
 
 
-def torch_framework() -> Framework:
+def torch_framework(*, join: bool = False) -> Framework:
     """Return PyTorch. On a GPU it was never run; each of its parts is tested on the CPU.
+
+    Parameters
+    ----------
+    join : bool
+        As for `get_framework`.
 
     Raises
     ------
@@ -143,6 +177,8 @@ def torch_framework() -> Framework:
     from ..frameworks import import_torch
 
     torch = import_torch()
+    if join:
+        _join(torch)
     from ..engines import _torch_network as engine
 
     @cache
@@ -180,6 +216,9 @@ def torch_framework() -> Framework:
             torch.backends.cudnn.benchmark = True
             torch.backends.cudnn.allow_tf32 = False  # f32 is f32; whoever wants speed asks for bf16
 
+    def sgd(groups: list[dict[str, Any]], device: str, momentum: float, decay: float) -> Any:
+        return torch.optim.SGD(groups, momentum=momentum, weight_decay=decay)
+
     def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
         if precision == "f32":
             return nullcontext()
@@ -195,9 +234,25 @@ def torch_framework() -> Framework:
         to_device,
         to_input,
         prepare,
+        sgd,
         autocast,
+        getattr(torch.distributed, "all_reduce", None),  # some builds are without
         torch.compile,
     )
+
+
+def _join(torch: Any) -> None:
+    """Wait for the other processes of the launcher, unless whoever called us has done it."""
+    distributed = torch.distributed
+    if not distributed.is_available():
+        raise EngineUnavailableError(
+            "engine torch: expected a build of PyTorch with torch.distributed, found one without; "
+            "train by a single process"
+        )
+    if not distributed.is_initialized():
+        on_gpus = torch.cuda.is_available() and distributed.is_nccl_available()
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
+        atexit.register(distributed.destroy_process_group)
 
 
 def _dtype(module: Any, precision: str) -> Any:

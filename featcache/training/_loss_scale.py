@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ._ranks import Ranks
+
 __all__ = ["LossScale"]
 
 _FIRST = 2.0**16
@@ -35,13 +37,14 @@ class LossScale:
         self.factor = _FIRST
         self._since = 0  # steps without an overflow
 
-    def step(self, loss: Any, optimizer: Any, parameters: Sequence[Any]) -> None:
+    def step(self, loss: Any, optimizer: Any, parameters: Sequence[Any], ranks: Ranks) -> None:
         """Take the optimizer's step, or leave it out where a gradient overflowed.
 
         The one question to the device, whether gradients are finite, waits for the step.
         """
         (loss * self.factor).backward()
         gradients = [one.grad for one in parameters]
+        ranks.totals(gradients)
         total = self._flow.stack([gradient.sum() for gradient in gradients]).sum()
         if not math.isfinite(total.item()):
             self.factor, self._since = self.factor / 2, 0

@@ -13,8 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..cores import usable_cores
-from ..datasets import Split
+from ..datasets import Split, reading_threads
 from ..decoding import decoded_batches
 from ..preprocess import FLIP_VIEWS, Preprocess, apply_view
 from ..recipe import FinetuneRecipe
@@ -118,7 +117,7 @@ class ImageSource:
             self._images,
             (draw.rows for draw in drawn),
             self._preprocess,
-            workers=usable_cores(),
+            workers=reading_threads(self._images),
         )
         with closing(decoded):
             for draw, batch in zip(drawn, decoded, strict=True):

@@ -20,10 +20,12 @@ from ..progress import OnProgress, Progress, silent
 from ..recipe import FinetuneRecipe
 from ..sampling import epoch_plan, row_batches
 from ..weights import Weights
+from ._batch_norm import SharedStatistics
 from ._framework import Framework, oneflow_framework
 from ._loss_scale import LossScale
 from ._movement import movement_of
 from ._network import HeadArrays, Network
+from ._ranks import Ranks
 from ._schedule import group_rates, rate_factor
 from ._sources import AUGMENT_VIEWS, Draw, Source, draw_shifts
 from ._step import Step
@@ -67,6 +69,9 @@ class Trainer:
         can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
     framework : Framework, optional
         What computes; OneFlow by default.
+    ranks : Ranks, optional
+        The processes that share every batch; this one alone by default. All of them must call
+        `steps` and `predict` alike.
 
     Attributes
     ----------
@@ -87,6 +92,7 @@ class Trainer:
         seed: int = 0,
         head: HeadArrays | None = None,
         framework: Framework | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         framework = framework or oneflow_framework()
         self._flow = flow = framework.module
@@ -95,6 +101,7 @@ class Trainer:
         self._device = device
         self._precision = precision
         self._seed = seed
+        self._ranks = ranks or Ranks()
         self._moves_on_device = device != "cpu"
         self.behind = 0 if device == "cpu" else _BEHIND
         self.network = Network(
@@ -107,6 +114,9 @@ class Trainer:
             compiled=compiled,
             head=head,
         )
+        self._statistics = SharedStatistics(flow, self._ranks)
+        if self._ranks.size > 1:
+            self._statistics.swap_into(self.network.backbone)
         self._loss = flow.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self._base_rates = group_rates(recipe)
         groups: list[dict[str, Any]] = [
@@ -114,12 +124,7 @@ class Trainer:
             for stage, rate in self._base_rates.items()
         ]
         self._parameters = [one for group in groups for one in group["params"]]
-        self.optimizer = flow.optim.SGD(
-            groups,
-            lr=recipe.head_lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
+        self.optimizer = framework.sgd(groups, device, recipe.momentum, recipe.weight_decay)
         self._scale = LossScale(flow) if precision == "f16" else None
 
     def n_batches(self, n_images: int) -> int:
@@ -151,22 +156,27 @@ class Trainer:
         rows, views = epoch_plan(n, len(AUGMENT_VIEWS[recipe.augment]), self._seed, epoch)
         shifts = draw_shifts(recipe, n, self._seed, epoch)
         batches = list(row_batches(n, recipe.batch_size))
+        parts = [self._ranks.part(batch) for batch in batches]
         draws = [
-            Draw(rows[batch], views[batch], None if shifts is None else shifts[batch])
-            for batch in batches[first:]
+            Draw(rows[place], views[place], None if shifts is None else shifts[place])
+            for place in map(_not_empty, parts[first:])
         ]
         n_steps = recipe.epochs * len(batches)
         self.network.train()
         with closing(self._inputs(source, draws, recipe.augment)) as inputs:
-            for index, (draw, x) in enumerate(zip(draws, inputs, strict=True), start=first):
+            for index, draw in enumerate(draws, start=first):
+                x = self._ranks.agreed(partial(next, inputs))
                 number = epoch * len(batches) + index
                 rates = self._set_rates(rate_factor(recipe, number, n_steps))
                 y = self._framework.to_device(source.labels[draw.rows], self._device)
+                n_images, n_here = _length(batches[index]), _length(parts[index])
+                self._statistics.share = float(n_here > 0)
                 with self._autocast():
                     scores = self.network.scores(x, source.start)
-                loss = self._loss(scores.to(self._flow.float32), y)
-                read = partial(self._read, loss.detach(), (number + 1, n_steps), epoch, rates)
-                step = Step(number + 1, batches[index].stop, len(draw.rows), rates, read)
+                loss = self._loss(scores.to(self._flow.float32), y) * (n_here / n_images)
+                total = self._ranks.total(loss.detach().clone())
+                read = partial(self._read, total, (number + 1, n_steps), epoch, rates)
+                step = Step(number + 1, batches[index].stop, n_images, rates, read)
                 if not self.behind:
                     _ = step.loss
                 self._update(loss)
@@ -177,23 +187,23 @@ class Trainer:
     ) -> np.ndarray:
         """Return the predicted class of every image: int64 (N,)."""
         n = len(source)
-        batches = [
-            np.arange(start, min(start + _EVALUATION_BATCH, n))
-            for start in range(0, n, _EVALUATION_BATCH)
-        ]
+        step = _EVALUATION_BATCH * self._ranks.size
+        batches = [slice(start, min(start + step, n)) for start in range(0, n, step)]
+        parts = [self._ranks.part(batch) for batch in batches]
         self.network.eval()
-        classes = []
-        done = 0
+        classes = np.zeros(n, np.int64)
         on_progress(Progress(stage, 0, n))
-        draws = [Draw(rows) for rows in batches]
+        draws = [Draw(np.arange(part.start, part.stop)) for part in parts if _length(part)]
         with self._flow.no_grad(), closing(self._inputs(source, draws, "none")) as inputs:
-            for x in inputs:
-                with self._autocast():
-                    scores = self.network.scores(x, source.start)
-                classes.append(scores.to(self._flow.float32).cpu().numpy().argmax(axis=1))
-                done += len(x)
-                on_progress(Progress(stage, done, n))
-        return np.concatenate(classes)
+            for batch, part in zip(batches, parts, strict=True):
+                x = self._ranks.agreed(partial(next, inputs, None))
+                if x is not None:  # else the last batch has fewer images than there are ranks
+                    with self._autocast():
+                        scores = self.network.scores(x, source.start)
+                    best = scores.to(self._flow.float32).cpu().numpy().argmax(axis=1)
+                    classes[part] = best
+                on_progress(Progress(stage, batch.stop, n))
+        return self._ranks.total_array(classes)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all that a step depends on: every tensor of the network and the optimizer."""
@@ -244,9 +254,10 @@ class Trainer:
 
     def _update(self, loss: Any) -> None:
         if self._scale:
-            self._scale.step(loss, self.optimizer, self._parameters)
+            self._scale.step(loss, self.optimizer, self._parameters, self._ranks)
         else:
             loss.backward()
+            self._ranks.totals([one.grad for one in self._parameters])
             self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -257,11 +268,22 @@ class Trainer:
         if math.isfinite(value):
             return value
         said = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
-        raise RecipeError(
-            f"epoch {epoch + 1}/{self._recipe.epochs}: expected a finite loss, found {value} at "
-            f"step {place[0]} of {place[1]} (learning rates: {said}); use a smaller --lr, or "
-            "--warmup"
+        raise self._ranks.met(
+            RecipeError(
+                f"epoch {epoch + 1}/{self._recipe.epochs}: expected a finite loss, found {value} "
+                f"at step {place[0]} of {place[1]} (learning rates: {said}); use a smaller --lr, "
+                "or --warmup"
+            )
         )
+
+
+def _not_empty(part: slice) -> slice:
+    """Return a part of a batch; where there is none, the image before, to go along with."""
+    return part if _length(part) else slice(max(part.start - 1, 0), max(part.start, 1))
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
 
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import WeightsError
-from ..files import write_atomically
+from ..files import split_safetensors, write_atomically
 from ._arrays import decode, state_dict
 from ._quote import quote
 
@@ -75,7 +74,7 @@ def read_safetensors(data: bytes, source: str) -> tuple[dict[str, np.ndarray], d
                 f"{entry['dtype']} in '{quote(name)}'; save the model as float32"
             )
         arrays[name] = decode(entry["data"], dtype).reshape(entry["shape"])
-    header, _ = _split_header(data)
+    header, _ = split_safetensors(data)
     return state_dict(arrays, np.ndarray, source), header.get("__metadata__") or {}
 
 
@@ -93,14 +92,8 @@ def write_safetensors(
 
     # The format is dense, and safetensors takes an array's memory as it lies.
     dense = {name: np.asarray(array, order="C") for name, array in state.items()}
-    header, numbers = _split_header(save(dense, dict(metadata)))
+    header, numbers = split_safetensors(save(dense, dict(metadata)))
     # It shuffles the metadata anew in each process; sorted, the same model has the same digest.
     text = json.dumps(header, sort_keys=True).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)
     write_atomically(path, len(text).to_bytes(_LENGTH_BYTES, "little"), text, numbers)
-
-
-def _split_header(data: bytes) -> tuple[dict[str, Any], memoryview]:
-    """Return the header of a valid file, and the numbers after it."""
-    end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
-    return json.loads(data[_LENGTH_BYTES:end]), memoryview(data)[end:]

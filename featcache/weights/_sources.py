@@ -134,7 +134,7 @@ def find(
     raise WeightsError(
         f"imagenet: no source can be reached ({'; '.join(unreachable)}); put {first.file_name} "
         f"(sha256 {first.sha256 or 'unpublished'}) into {folder} by hand, or use --weights "
-        "tinyimagenet32, which comes with featcache but is far weaker"
+        "tinyimagenet32, which comes with featcache but is far weaker, or the path of a checkpoint"
     )
 
 
