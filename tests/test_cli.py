@@ -71,7 +71,8 @@ def test_info(capsys, small_cache):
     facts = json.loads(out)
     assert code == 0 and facts["n_train"] == 120 and facts["preprocess"]["size"] == 64
     code, out, _ = run(capsys, "info", small_cache)
-    assert code == 0 and "fingerprint" in out and facts["fingerprint"] in out
+    # Folded where there are fewer columns than it has digits.
+    assert code == 0 and facts["fingerprint"] in "".join(out.split())
 
 
 @pytest.mark.oneflow

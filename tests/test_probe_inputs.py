@@ -72,7 +72,7 @@ def test_unlabelled_images_are_in_no_curve_vote_or_sweep(partly_labelled, capsys
     assert (swept.n_fit, swept.n_holdout) == (80, 20)
     assert probe(partly_labelled, train_limit=30, C=1.0, check=False).n_train == 30
     assert main(["probe", str(partly_labelled), "--C", "1"]) == 0
-    assert "30 images without a label were left out." in capsys.readouterr().out
+    assert "Left out, for want of a label: 30 images." in capsys.readouterr().out
     assert any("or are -1" in check for check in verify(partly_labelled).checks)
     classes = load(partly_labelled).train
     frame = pytest.importorskip("pandas") and classes.to_pandas()

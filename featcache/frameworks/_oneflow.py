@@ -98,7 +98,7 @@ def import_oneflow(*, join: bool = False) -> ModuleType:
     hidden = _PROXIES if join else LAUNCH_VARIABLES
     with (
         ctrl_c_later(),
-        process_environment(wanted, LAUNCH_VARIABLES, hidden),
+        process_environment(wanted, (*LAUNCH_VARIABLES, "CUDA_MODULE_LOADING"), hidden),
         silenced_stderr() as complaints,
     ):
         try:
