@@ -97,12 +97,13 @@ def draw(found: dict[str, Any]) -> Any:
         )
         head(figure, "What k questions cost", said)
         axes = figure.add_subplot()
-        for (name, spent), colour in zip(lines(found).items(), SERIES, strict=False):
+        above = (5, 5, -14)  # points, so that no name crosses a line
+        for (name, spent), colour, gap in zip(lines(found).items(), SERIES, above, strict=False):
             axes.plot(range(1, len(spent) + 1), spent, color=colour)
             axes.annotate(
                 f"{name}: {spent[-1]:,.0f} s",
                 (len(spent), spent[-1]),
-                (-4, 5),
+                (-4, gap),
                 textcoords="offset points",
                 ha="right",
                 color=colour,

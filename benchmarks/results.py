@@ -128,7 +128,7 @@ def write_page(folder: Path, records: Records) -> None:
         "evaluation after each epoch; processor time counts all of the process.\n\n"
         f"{table(records)}\n![top-1 of every method](methods.svg)\n"
     )
-    notes = folder / "notes.md"  # of whoever ran it
+    notes = folder / "notes.txt"  # of whoever ran it
     if notes.exists():
         page += "\n" + notes.read_text(encoding="utf-8")
     (folder / "README.md").write_text(page, encoding="utf-8")
