@@ -97,7 +97,7 @@ def draw(found: dict[str, Any]) -> Any:
         )
         head(figure, "What k questions cost", said)
         axes = figure.add_subplot()
-        above = (5, 5, -14)  # points, so that no name crosses a line
+        above = (5, -26, 5)  # points, so that no name crosses a line
         for (name, spent), colour, gap in zip(lines(found).items(), SERIES, above, strict=False):
             axes.plot(range(1, len(spent) + 1), spent, color=colour)
             axes.annotate(
