@@ -16,7 +16,7 @@ from featcache.metrics import wilson_interval
 
 @pytest.mark.oneflow
 def test_sgd_reaches_the_check(small_cache, home):
-    result = probe(small_cache, solver="sgd")
+    result = probe(small_cache, solver="sgd", weight_decay=0.02)  # 5e-4 takes minutes of steps
     assert result.check is not None
     assert abs(result.top1 - result.check.top1) <= 0.003
     assert result.check.agreement >= 0.98
@@ -24,7 +24,7 @@ def test_sgd_reaches_the_check(small_cache, home):
     assert (result.n_train, result.n_test, result.solver) == (120, 60, "sgd")
     record = json.loads((result.run / "run.json").read_text())
     assert record["method"] == "probe sgd" and record["top1"] == result.top1
-    assert record["dataset"] == "gaussian" and record["recipe"]["weight_decay"] == 5e-4
+    assert record["dataset"] == "gaussian" and record["recipe"]["weight_decay"] == 0.02
 
 
 def test_the_newest_cache_is_the_default(home):
