@@ -71,16 +71,26 @@ def test_how_many_workers_fit(machines, wanted, on_gpu, found):
 
 
 def workers():
-    """Return the processes of our workers that are alive: Ray names them after their class."""
+    """Return the living processes of this one's workers: Ray names them after their class."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             name = (folder / "cmdline").read_bytes()
+            if name.startswith((b"ray::Worker", b"ray::Fragile")) and is_ours(int(folder.name)):
+                found.append(int(folder.name))
         except OSError:
             continue
-        if name.startswith((b"ray::Worker", b"ray::Fragile")):
-            found.append(int(folder.name))
     return found
+
+
+def is_ours(process):
+    """Tell whether a process descends from this one: other tests may have clusters of their own."""
+    while process > 1:
+        if process == os.getpid():
+            return True
+        stat = Path("/proc", str(process), "stat").read_text()
+        process = int(stat.rpartition(")")[2].split()[1])
+    return False
 
 
 @pytest.fixture(scope="module")
