@@ -112,7 +112,7 @@ class Experiment:
         self.limit = options.images
         self.precision = options.precision
         self.work = options.work
-        named = f"{Path(self.weights).stem}-{self.size or 'own'}"
+        named = f"{Path(self.weights).stem}-{self.size}"
         self.results = options.results or ROOT / "docs" / "results" / named
 
     def place(self, row: Row, seed: int) -> Path:

@@ -53,16 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments = [*arguments[1:], "--help"]
     _open_streams()
     launch = _launch.place()
-    is_first = launch is None or launch.rank == 0
     refused = _launch.refusal(launch, arguments)
     if refused is not None:
-        return _complain(refused, 2) if is_first else 2
+        return _complain(refused, 2) if _launch.is_first(launch) else 2
     try:
         code = _run(arguments, launch)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as interrupt:
-        if not is_first:
+        if not _launch.is_first(launch):
             return 130
         again = ", by the same launcher: " * (launch is not None) or ": "
         again += shlex.join([_NAME, *arguments])
@@ -101,7 +100,7 @@ def _run(arguments: list[str], launch: Launch | None) -> int:
         said = _launch.spoken(launch, error)
         return 1 if said is None else _complain(said, 1)
     except usage_error as error:
-        if launch is not None and launch.rank:
+        if not _launch.is_first(launch):
             return 2  # the first process says it
         return _complain_usage(error, arguments, list(getattr(command, "commands", ())))
     return 0

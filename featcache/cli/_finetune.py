@@ -153,8 +153,7 @@ def finetune(
     _plot.checked(plot)
     from ..finetuning import finetune as run
 
-    launch = _launch.place()
-    is_first = launch is None or launch.rank == 0
+    is_first = _launch.is_first(_launch.place())
     with out.progress() if is_first else nullcontext(silent) as report:
         result = run(
             dataset,

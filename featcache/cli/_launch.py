@@ -11,7 +11,7 @@ from ..errors import FeatcacheError, RankError
 if TYPE_CHECKING:
     from ..frameworks import Launch
 
-__all__ = ["place", "refusal", "spoken"]
+__all__ = ["is_first", "place", "refusal", "spoken"]
 
 _QUIET = {"-h", "--help", "--version"}
 
@@ -23,6 +23,11 @@ def place() -> Launch | None:
     from ..frameworks import launched
 
     return launched()
+
+
+def is_first(launch: Launch | None) -> bool:
+    """Tell whether this process alone speaks to a person: rank 0, or the only one."""
+    return launch is None or launch.rank == 0
 
 
 def refusal(launch: Launch | None, arguments: Sequence[str]) -> str | None:
@@ -40,7 +45,7 @@ def refusal(launch: Launch | None, arguments: Sequence[str]) -> str | None:
 
 def spoken(launch: Launch | None, error: FeatcacheError) -> str | None:
     """Return what this process says of an error; None where another one tells it."""
-    if launch is None or launch.rank == 0:
+    if launch is None or is_first(launch):
         return f"error: {error}"
     if isinstance(error, RankError) and error.is_told:
         return None

@@ -24,7 +24,7 @@ from ..store import (
     unfinished_folder,
 )
 from ._provenance import check_skipped_by, may_be_of, name_stem
-from ._result import ExtractResult
+from ._result import ExtractResult, result_from
 from ._setting import Setting
 
 __all__ = ["Destination", "destination"]
@@ -213,20 +213,15 @@ _UPLOAD_AGAIN = "the same command only uploads it"
 
 def _result(there: RemoteCache, why: str, started: float) -> ExtractResult:
     """Return what is to be said of a cache that was found."""
-    return ExtractResult(
+    return result_from(
+        there.meta,
+        started,
         cache=str(there.place),
         reused=True,
         n_rows=there.n_rows,
         n_skipped=there.skipped,
         n_resumed=0,
         feature_dim=there.feature_dim,
-        engine=there.meta["engine"],
-        device=there.meta["device"],
-        precision=there.meta["precision"],
-        wall_s=time.perf_counter() - started,
-        images_per_s=there.meta.get("images_per_s", 0.0),
-        bottleneck=there.meta.get("bottleneck", ""),
-        fingerprint=there.meta["fingerprint"],
         why=why,
     )
 

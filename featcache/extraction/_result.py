@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..notebook import ShownAsTable
 from ..store import Cache, load
 
-__all__ = ["ExtractResult", "result_of"]
+__all__ = ["ExtractResult", "result_from", "result_of"]
 
 
 @dataclass(frozen=True)
@@ -68,19 +70,28 @@ def result_of(
     cache: Cache, why: str, *, reused: bool, n_resumed: int, started: float
 ) -> ExtractResult:
     """Return what is to be said of a cache that was made or found."""
-    return ExtractResult(
+    return result_from(
+        cache.meta,
+        started,
         cache=cache.path,
         reused=reused,
         n_rows=len(cache.train) + len(cache.test),
         n_skipped=len(cache.train.skipped) + len(cache.test.skipped),
         n_resumed=n_resumed,
         feature_dim=cache.feature_dim,
-        engine=cache.meta["engine"],
-        device=cache.meta["device"],
-        precision=cache.meta["precision"],
-        wall_s=time.perf_counter() - started,
-        images_per_s=cache.meta.get("images_per_s", 0.0),
-        bottleneck=cache.meta.get("bottleneck", ""),
-        fingerprint=cache.fingerprint,
         why=why,
+    )
+
+
+def result_from(meta: Mapping[str, Any], started: float, **facts: Any) -> ExtractResult:
+    """Return a result: what the provenance says, and ``facts``, the fields that it does not."""
+    return ExtractResult(
+        engine=meta["engine"],
+        device=meta["device"],
+        precision=meta["precision"],
+        wall_s=time.perf_counter() - started,
+        images_per_s=meta.get("images_per_s", 0.0),
+        bottleneck=meta.get("bottleneck", ""),
+        fingerprint=meta["fingerprint"],
+        **facts,
     )

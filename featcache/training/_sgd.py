@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ._convolution import in_threads, slices
+from ._parallel import in_threads, slices
 
 __all__ = ["Sgd"]
 

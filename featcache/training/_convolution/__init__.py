@@ -18,17 +18,9 @@ import numpy as np
 
 from ._columns import convolve_back_by_columns, convolve_by_columns
 from ._geometry import Geometry
-from ._parallel import in_threads, slices
 from ._taps import convolve_back_by_taps, convolve_by_taps, mostly_inside
 
-__all__ = [
-    "Geometry",
-    "convolve",
-    "convolve_back",
-    "in_threads",
-    "slices",
-    "swap_convolutions",
-]
+__all__ = ["Geometry", "convolve", "convolve_back", "swap_convolutions"]
 
 
 def convolve(

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from .._parallel import in_threads, slices
 from ._geometry import Geometry
-from ._parallel import in_threads, slices
 
 __all__ = ["convolve_back_by_columns", "convolve_by_columns"]
 

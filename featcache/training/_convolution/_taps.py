@@ -15,8 +15,8 @@ from functools import cache, partial
 
 import numpy as np
 
+from .._parallel import in_threads, slices
 from ._geometry import Geometry
-from ._parallel import in_threads, slices
 
 __all__ = ["convolve_back_by_taps", "convolve_by_taps", "mostly_inside"]
 

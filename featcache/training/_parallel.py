@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
 
-from ...cores import usable_cores
+from ..cores import usable_cores
 
 __all__ = ["in_threads", "slices"]
 
