@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import socket
 
 import h5py
@@ -28,19 +27,7 @@ from featcache import load
 from featcache.errors import CacheCorruptError, CacheError, CacheMismatchError, CacheMissError
 from featcache.store._format import unseal
 
-
-@pytest.fixture(autouse=True)
-def nothing_hangs():
-    """End a test that waits for a pipe or a device."""
-
-    def too_long(number, frame):
-        raise TimeoutError("a test of a hostile file hangs")
-
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+pytestmark = pytest.mark.timeout(60)  # a test that waits for a pipe or a device fails soon
 
 
 @pytest.fixture(scope="module")

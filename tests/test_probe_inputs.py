@@ -166,9 +166,17 @@ def test_mapped_features_give_the_same_head(small_cache, solver, scale):
     options = {"solver": solver, "scale": scale, "train_limit": 100}
     options |= {"epochs": 2} if solver == "sgd" else {}
     read, mapped = (probe(small_cache, mmap=mmap, **options) for mmap in (False, True))
-    assert mapped.C == read.C and mapped.check.objective_gap == read.check.objective_gap
     ours, theirs = load_head(mapped.head), load_head(read.head)
-    assert np.array_equal(ours.weight, theirs.weight) and np.array_equal(ours.bias, theirs.bias)
+    # SGD multiplies mapped rows a batch at a time and features in memory all at once: a BLAS
+    # need not give the same bits for products of another shape (AVX-512 on Intel does not).
+    within = 1e-5 if solver == "sgd" else 0
+    assert mapped.C == read.C
+    for a, b in (
+        (mapped.check.objective_gap, read.check.objective_gap),
+        (ours.weight, theirs.weight),
+        (ours.bias, theirs.bias),
+    ):
+        np.testing.assert_allclose(a, b, rtol=within, atol=within)
 
 
 def test_shards_on_the_disk_are_read_as_one_array(tmp_path):
