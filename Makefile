@@ -23,13 +23,14 @@ test: lint types ## lint, types and every test that takes seconds
 test-slow: setup ## the tests that take minutes
 	$(BIN)/python -m pytest -n auto --dist worksteal $(SLOWEST) -m slow
 
+# Pages of the documentation speak of the full installation: they run there alone.
 test-analysis: ## the tests without OneFlow on NumPy 2 (Python 3.11 to 3.13; ANALYSIS_PYTHON=...)
 	@status=0; .ci/setup analysis || status=$$?; \
 	if [ $$status -eq 3 ] && [ "$${CI-}" != true ]; then \
 		echo "test-analysis: skipped, for want of such a Python."; exit 0; \
 	fi; \
 	[ $$status -eq 0 ] || exit 1; \
-	set -x; $(ANALYSIS_BIN)/python -m pytest -n auto --dist worksteal $(SLOWEST) -m "not slow and not oneflow"
+	set -x; $(ANALYSIS_BIN)/python -m pytest -n auto --dist worksteal $(SLOWEST) -m "not slow and not oneflow and not page"
 
 test-torch: ## the tests of PyTorch and Ray (Python 3.11 to 3.13; TORCH_PYTHON=...)
 	@status=0; .ci/setup torch || status=$$?; \

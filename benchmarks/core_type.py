@@ -1,10 +1,11 @@
-"""Claim: naming the processor's kernels for OneFlow's OpenBLAS makes it faster at no cost.
+"""Claim: naming the processor's kernels for OpenBLAS makes OneFlow and NumPy 1 faster at no cost.
 
     python benchmarks/core_type.py [--size 64] [--rounds 3]
 
-Runs the starter ResNet-18 on the CPU in child processes, in turn: OpenBLAS left to itself
-against the core type that featcache sets. Prints images per second of each, the median ratio of
-the rounds, and the largest difference between the two sets of features.
+Runs the starter ResNet-18 in OneFlow on the CPU, and a product of 2048 x 2048 matrices in NumPy,
+in child processes, in turn: OpenBLAS left to itself against the core type that featcache sets.
+Prints the rates of each, the median ratio of the rounds, and the largest difference between the
+two sets of features.
 """
 
 from __future__ import annotations
@@ -36,11 +37,25 @@ rate = done / (time.perf_counter() - begun)
 print(json.dumps({"rate": rate, "features": features.tolist()}))
 """
 
+NUMPY = """
+import json, sys, time
+if sys.argv[1] == "named":
+    from featcache.frameworks import import_numpy
+    import_numpy()
+import numpy as np
+a = np.random.default_rng(0).normal(size=(2048, 2048)).astype(np.float32)
+a @ a
+begun = time.perf_counter()
+for _ in range(10):
+    a @ a
+print(json.dumps({"rate": 10 * 2 * 2048**3 / 1e9 / (time.perf_counter() - begun)}))
+"""
 
-def measure(kind: str, size: int) -> dict:
+
+def measure(kind: str, code: str, size: int = 0) -> dict:
     environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
     answer = subprocess.run(
-        [sys.executable, "-c", CHILD, kind, str(size)],
+        [sys.executable, "-c", code, kind, str(size)],
         env=environment,
         capture_output=True,
         text=True,
@@ -59,16 +74,21 @@ def main() -> None:
 
     from featcache.frameworks import openblas_core_type
 
-    ratios = []
+    ratios: dict[str, list[float]] = {"OneFlow": [], "NumPy": []}
     for number in range(options.rounds):
-        alone, named = (measure(kind, options.size) for kind in ("none", "named"))
-        ratios.append(named["rate"] / alone["rate"])
+        alone, named = (measure(kind, CHILD, options.size) for kind in ("none", "named"))
         difference = np.abs(np.subtract(alone["features"], named["features"])).max()
+        products = [measure(kind, NUMPY)["rate"] for kind in ("none", "named")]
+        ratios["OneFlow"].append(named["rate"] / alone["rate"])
+        ratios["NumPy"].append(products[1] / products[0])
         print(
-            f"round {number + 1}: alone {alone['rate']:.1f} img/s, {openblas_core_type()} "
-            f"{named['rate']:.1f} img/s, ratio {ratios[-1]:.2f}, max difference {difference:.1e}"
+            f"round {number + 1}: OneFlow alone {alone['rate']:.1f} img/s, {openblas_core_type()} "
+            f"{named['rate']:.1f}, max difference {difference:.1e}; "
+            f"NumPy alone {products[0]:.0f} GFLOP/s, named {products[1]:.0f}"
         )
-    print(f"median ratio {statistics.median(ratios):.2f}, {options.size} px, batches of 32")
+    for what, found in ratios.items():
+        print(f"{what}: median ratio {statistics.median(found):.2f}")
+    print(f"{options.size} px, batches of 32; NumPy {np.__version__}")
 
 
 if __name__ == "__main__":

@@ -163,6 +163,9 @@ def __getattr__(name: str) -> Any:
     """Import the module that a public name lives in, and return the name."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .frameworks import import_numpy
+
+    import_numpy()
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value

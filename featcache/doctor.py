@@ -19,6 +19,7 @@ from .errors import FeatcacheError
 from .frameworks import (
     cuda_status,
     last_words,
+    old_openblas,
     oneflow_status,
     openblas_core_type,
     openvino_precisions,
@@ -59,6 +60,12 @@ torch = import_torch()
 build = torch.version.cuda and "CUDA " + torch.version.cuda
 build = build or torch.version.hip and "ROCm " + torch.version.hip or "without CUDA and ROCm"
 print("sum", float(torch.ones(2, 3).sum().numpy()), build)
+"""
+# Prescott's are SSE kernels, which OpenBLAS takes for a processor that it does not know.
+_BLAS_TRIAL = """
+import numpy
+from threadpoolctl import threadpool_info
+print("slow" * any(one.get("architecture") == "Prescott" for one in threadpool_info()))
 """
 _BENCH_TRIAL = """
 import sys
@@ -283,9 +290,17 @@ def _blas() -> Finding:
         return Finding(
             "blas", True, "no AVX2 seen on this processor: OpenBLAS chooses its own kernels"
         )
-    return Finding(
-        "blas", True, f"{core_type} kernels are chosen for OneFlow's OpenBLAS on this processor"
-    )
+    detail = f"{core_type} kernels are chosen for the OpenBLAS of OneFlow"
+    if not old_openblas():
+        return Finding("blas", True, f"{detail}; NumPy's knows this processor")
+    detail += " and of NumPy"
+    alone = run_in_child(_BLAS_TRIAL, timeout_s=_IMPORT_TIMEOUT_S)
+    if alone is not None and "slow" in alone.stdout:
+        detail += (
+            "; a program that imports numpy before featcache has slow ones, "
+            f"unless OPENBLAS_CORETYPE={core_type} is set"
+        )
+    return Finding("blas", True, detail)
 
 
 def _default_urls() -> list[str]:

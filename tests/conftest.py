@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy_first  # noqa: F401
+
+# isort: split
 import zipfile
 from pathlib import Path
 

@@ -228,12 +228,14 @@ def needs(name: str, markers: tuple[str, ...]) -> None:
             pytest.importorskip(package)
 
 
+@pytest.mark.page
 @pytest.mark.parametrize("name", pages_with(""))
 def test_every_block_of_a_page_runs(name, desk):
     needs(name, ("",))
     run_page(name, desk, ("",))
 
 
+@pytest.mark.page
 @pytest.mark.slow
 @pytest.mark.parametrize("name", pages_with("slow"))
 def test_every_block_of_a_page_runs_the_slow_ones_too(name, desk):

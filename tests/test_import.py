@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import featcache
+from featcache.frameworks import openblas_core_type
 
 PACKAGE = Path(featcache.__file__).parent
 HEAVY = ("numpy", "h5py", "sklearn", "oneflow", "flowvision", "openvino", "PIL", "torch")
@@ -37,6 +38,34 @@ def test_help_loads_no_framework():
 def test_opening_a_cache_loads_no_framework(small_cache):
     code = f"import featcache\nfeatcache.load({str(small_cache)!r}).train.features"
     assert loaded_after(code).isdisjoint(("oneflow", "flowvision", "openvino", "sklearn", "torch"))
+
+
+def test_numpy_1_is_told_which_kernels_suit_the_processor():
+    """Of a family that its BLAS would not choose by itself on a recent processor; once only."""
+    if openblas_core_type() is None:
+        pytest.skip("this processor has no AVX2, or nobody can tell")
+    script = """
+import os, sys
+from unittest import mock
+import featcache
+from featcache.frameworks import _numpy
+os.environ.pop("OPENBLAS_CORETYPE", None)
+with (
+    mock.patch.object(_numpy, "old_openblas", lambda: sys.argv[1] == "old"),
+    mock.patch.object(_numpy, "openblas_core_type", lambda: "Sandybridge"),
+):
+    featcache.load
+from threadpoolctl import threadpool_info
+assert "OPENBLAS_CORETYPE" not in os.environ
+print({one["architecture"] for one in threadpool_info() if "numpy.libs" in one["filepath"]})
+"""
+    found = {
+        age: subprocess.run(
+            [sys.executable, "-c", script, age], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for age in ("old", "new")
+    }
+    assert found["old"] == "{'Sandybridge'}" != found["new"]
 
 
 def test_public_names_are_sorted_complete_and_resolve():

@@ -10,7 +10,6 @@ import typer
 
 from ._help import BACKBONE, ENGINE, IMAGES, RESULTS, HelpfulCommand, HelpfulGroup
 from ._places import cache_place
-from ._threads import start_deaf_threads
 
 # Every command, in the order in which one meets them.
 _CONTENTS = {
@@ -33,7 +32,9 @@ class _Contents(HelpfulGroup):
 class _Command(HelpfulCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run it; what is slow to load waits until it is known what was asked for."""
-        start_deaf_threads()
+        from ..frameworks import import_numpy
+
+        import_numpy()
         return super().invoke(ctx)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ..remote import is_url
 from . import _output as out
-from ._threads import start_deaf_threads
 
 __all__ = ["cache_place", "place"]
 
@@ -20,7 +19,9 @@ def cache_place(text: str) -> Path:
     """Return the path of a cache; of one behind a URL, that of a copy, taken if need be."""
     if not is_url(text):
         return Path(text)
-    start_deaf_threads()  # what is imported here brings threads with it
+    from ..frameworks import import_numpy
+
+    import_numpy()  # with its threads, before the store does
     from ..store import cache_file
 
     with out.progress() as report:

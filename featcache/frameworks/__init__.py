@@ -12,20 +12,24 @@ identifier in the home folder; `import_openvino` leaves that part of it out.
 
 PyTorch changes nothing by being imported. What it can use of a GPU is tried in a child
 process too.
+
+NumPy is imported by `import_numpy` before any other room is: NumPy 1's BLAS has kernels for
+recent processors, but does not find them by itself.
 """
 
 from __future__ import annotations
 
 from ._launch import LAUNCH_VARIABLES, Launch, launched
+from ._numpy import import_numpy, old_openblas
 from ._oneflow import (
     cuda_status,
     import_flowvision,
     import_oneflow,
     oneflow_status,
-    openblas_core_type,
 )
 from ._openvino import import_openvino, openvino_precisions, openvino_status
 from ._process import last_words, process_environment, run_in_child
+from ._processor import openblas_core_type
 from ._torch import (
     import_torch,
     may_have_gpu,
@@ -39,12 +43,14 @@ __all__ = [
     "Launch",
     "cuda_status",
     "import_flowvision",
+    "import_numpy",
     "import_oneflow",
     "import_openvino",
     "import_torch",
     "last_words",
     "launched",
     "may_have_gpu",
+    "old_openblas",
     "oneflow_status",
     "openblas_core_type",
     "openvino_precisions",

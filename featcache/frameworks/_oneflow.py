@@ -21,14 +21,13 @@ from ._process import (
     run_in_child,
     silenced_stderr,
 )
-from ._processor import processor_flags
+from ._processor import openblas_core_type
 
 __all__ = [
     "cuda_status",
     "import_flowvision",
     "import_oneflow",
     "oneflow_status",
-    "openblas_core_type",
 ]
 
 # Its processes speak to each other by gRPC, which would ask a proxy for them.
@@ -179,22 +178,6 @@ def cuda_status() -> tuple[bool, str]:
             "capability 6.0 to 8.9)"
         )
     return False, f"{name}: OneFlow {version} failed on it with {last_words(child)}"
-
-
-def openblas_core_type() -> str | None:
-    """Return the OpenBLAS kernel family that suits this processor.
-
-    OneFlow's OpenBLAS predates recent processors and takes SSE kernels for
-    them; naming a family that it knows makes the forward pass about half as
-    fast again (``benchmarks/core_type.py``). None where the processor has no
-    AVX2, or where nobody can tell.
-    """
-    flags = processor_flags()
-    if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags:
-        return "SkylakeX"
-    if {"avx2", "fma"} <= flags:
-        return "Haswell"
-    return None
 
 
 def _gpu_name() -> str:

@@ -1,0 +1,5 @@
+"""NumPy as the commands import it, with the kernels that suit the processor: import this first."""
+
+from featcache.frameworks import import_numpy
+
+import_numpy()
