@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .datasets import Images, OnError
+from .datasets import OnError, ReadableImages
 from .errors import DatasetChangedError, DatasetError
 from .lookahead import Stop, work_ahead
 from .preprocess import Preprocess
@@ -61,7 +61,7 @@ class DecodedBatch:
 
 
 def decoded_batches(
-    images: Images,
+    images: ReadableImages,
     batches: Iterable[Sequence[int] | np.ndarray],
     preprocess: Preprocess,
     *,
@@ -75,8 +75,8 @@ def decoded_batches(
 
     Parameters
     ----------
-    images : Images
-        Of one split.
+    images : ReadableImages
+        Those of a split, or any others.
     batches : iterable of range, sequence or int array
         The rows of each batch; read ahead of the batch that is yielded.
     preprocess : Preprocess
@@ -158,7 +158,7 @@ class _Turns:
 
 
 def _decode(
-    images: Images, rows: np.ndarray, preprocess: Preprocess, on_error: OnError, stop: Stop
+    images: ReadableImages, rows: np.ndarray, preprocess: Preprocess, on_error: OnError, stop: Stop
 ) -> DecodedBatch:
     """Decode a few images, one after the other."""
     began = time.thread_time()

@@ -19,7 +19,7 @@ from conftest import colour_image
 from featcache.datasets import ArrayImages, load_dataset
 from featcache.decoding import decoded_batches
 from featcache.errors import DatasetChangedError, DatasetError
-from featcache.prediction._places import decode_places, find_places
+from featcache.prediction._places import PlacedImages, find_places
 from featcache.preprocess import Preprocess, upscale
 from featcache.training import Draw, ImageSource
 
@@ -292,5 +292,5 @@ def test_everybody_sees_the_same_pixels_of_large_photos(tmp_path):
     (trained,) = ImageSource(split, preprocess).batches([Draw(np.arange(2))])
     assert trained.tobytes() == extracted.pixels.tobytes()
     places = find_places([tmp_path / "set" / name for name in split.ids])
-    named = decode_places(places, preprocess, "fail", pytest.fail)
-    assert np.stack([pixels for _, pixels in named]).tobytes() == extracted.pixels.tobytes()
+    (named,) = decoded(PlacedImages(places), [range(2)], preprocess)
+    assert named.pixels.tobytes() == extracted.pixels.tobytes()

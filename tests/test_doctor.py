@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from featcache import doctor
@@ -89,3 +91,21 @@ def test_the_bench():
     engines = ("oneflow", "openvino", "torch")
     assert len(rates) >= sum(usable[engine].usable for engine in engines)
     assert all(finding.usable and "images/s" in finding.detail for finding in rates)
+
+
+@pytest.mark.parametrize(("alone", "warned"), [("slow\n", True), ("\n", False)])
+def test_a_program_that_imports_numpy_first_is_told_what_it_loses(monkeypatch, alone, warned):
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    monkeypatch.setattr(doctor, "openblas_core_type", lambda: "Haswell")
+    monkeypatch.setattr(doctor, "old_openblas", lambda: True)
+    child = subprocess.CompletedProcess([], 0, alone, "")
+    monkeypatch.setattr(doctor, "run_in_child", lambda code, timeout_s: child)
+    detail = doctor._blas().detail
+    assert "Haswell kernels are chosen for the OpenBLAS of OneFlow and of NumPy" in detail
+    assert ("unless OPENBLAS_CORETYPE=Haswell is set" in detail) == warned
+
+
+def test_what_numpy_computes_with_by_itself_is_looked_up():
+    answer = doctor.run_in_child(doctor._BLAS_TRIAL, timeout_s=60)
+    assert answer is not None and answer.stderr == ""
+    assert answer.stdout in ("slow\n", "\n")

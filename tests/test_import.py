@@ -128,7 +128,8 @@ MAY_IMPORT = {
     "neighbours": FLOOR | {"labelled", "probes", "runs", "store"},
     "curves": FLOOR | {"labelled", "probes", "runs", "store"},
     "prediction": FLOOR
-    | {"datasets", "engines", "extraction", "labelled", "probes", "remote", "store", "weights"},
+    | {"datasets", "decoding", "engines", "extraction", "labelled", "probes", "remote", "store"}
+    | {"weights"},
     "training": FLOOR | {"cores", "datasets", "decoding", "engines", "frameworks", "weights"},
     "finetuning": FLOOR
     | {"cores", "datasets", "engines", "frameworks", "prediction", "probes", "runs", "store"}

@@ -104,6 +104,12 @@ def test_every_form_of_extraction(image_folder, fake_engine, tmp_path, options):
     assert {path.suffix for path in tmp_path.glob(".*")} == {".lock"}
 
 
+def test_an_option_that_extract_lacks_or_does_not_share_is_named():
+    for name in ("wieghts", "force", "executor"):
+        with pytest.raises(TypeError, match=f"expected options of extract, found {name}"):
+            extract_share("digits", share=(1, 2), **{name: True})
+
+
 def test_a_zip_and_images_in_memory(image_folder, fake_engine, tmp_path):
     archive = tmp_path / "colours.zip"
     with zipfile.ZipFile(archive, "w") as packed:

@@ -38,6 +38,7 @@ from ._images import (
     Images,
     OnError,
     OnHashed,
+    ReadableImages,
     is_remote,
     reading_threads,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "FileImages",
     "Images",
     "OnError",
+    "ReadableImages",
     "Split",
     "check_labels",
     "dataset_digest",

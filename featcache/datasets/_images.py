@@ -27,6 +27,7 @@ __all__ = [
     "Images",
     "OnError",
     "OnHashed",
+    "ReadableImages",
     "is_remote",
     "reading_threads",
     "unreadable_hash",
@@ -42,17 +43,21 @@ HASH_BYTES = hashlib.sha256().digest_size
 _WAITING, _LEAST_WAITING = 4, 8
 
 
-class Images(Protocol):
+class ReadableImages(Protocol):
     """N images that are decoded one at a time."""
 
     def __len__(self) -> int:
         """Return N."""
 
-    def __getitem__(self, index: int) -> Image.Image:
-        """Return one image, upright, mode RGB."""
-
     def read(self, index: int, side: int | None = None) -> Image.Image:
         """Return one image, or its centre square of ``side`` pixels where that is faster."""
+
+
+class Images(ReadableImages, Protocol):
+    """Those of a split."""
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """Return one image, upright, mode RGB."""
 
     def take(self, rows: np.ndarray) -> Images:
         """Return the images of these rows, in this order."""
@@ -133,6 +138,11 @@ class FileImages:
     files: Files
     names: Sequence[str]
     hashes: bytearray = field(default_factory=bytearray, repr=False, compare=False)
+
+    @property
+    def remote(self) -> bool:
+        """Whether each read waits for a network, and is paid for."""
+        return self.files.remote
 
     def __len__(self) -> int:
         """Return N."""
@@ -218,12 +228,12 @@ class FileImages:
         return data
 
 
-def is_remote(images: Images) -> bool:
+def is_remote(images: ReadableImages) -> bool:
     """Tell whether each read of an image waits for a network, and is paid for."""
-    return isinstance(images, FileImages) and images.files.remote
+    return getattr(images, "remote", False)
 
 
-def reading_threads(images: Images) -> int:
+def reading_threads(images: ReadableImages) -> int:
     """Return how many threads should read and decode images at once: more than cores for a store.
 
     Raises

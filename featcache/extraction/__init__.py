@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,7 +165,7 @@ def extract(
         "pack": pack,
         "data_root": data_root,
     }
-    command = command_line(dataset, options)
+    command = command_line(dataset, options, _DEFAULTS)
     there = destination(output)
     if there:
         options["output"] = there.local
@@ -187,6 +188,15 @@ def extract(
         on_note=on_note,
         started=started,
     ).extract()
+
+
+_OF_THE_CALL = ("dataset", "force", "executor", "address", "workers", "on_progress", "on_note")
+# Of the options that say what is made and where, for whoever is given only some of them.
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(extract).parameters.items()
+    if name not in _OF_THE_CALL
+}
 
 
 def extract_share(
@@ -233,8 +243,12 @@ def extract_share(
     """
     started = time.perf_counter()
     check_share(share)
-    command = command_line(dataset, options)
-    there = destination(options.get("output"))
+    unknown = sorted(options.keys() - _DEFAULTS)
+    if unknown:
+        raise TypeError(f"extract_share: expected options of extract, found {', '.join(unknown)}")
+    options = {**_DEFAULTS, **options}
+    command = command_line(dataset, options, _DEFAULTS)
+    there = destination(options["output"])
     if there:
         options["output"] = there.local
     setting = _setting(dataset, **options, on_progress=on_progress, on_note=on_note)
@@ -254,24 +268,24 @@ def extract_share(
 def _setting(
     dataset: str | Path | Dataset,
     *,
-    backbone: str = "resnet18",
-    weights: str | Path = "imagenet",
-    size: int | None = None,
-    cut: str | Sequence[str] = CUT,
-    engine: str = "auto",
-    device: str = "auto",
-    precision: str = "f32",
-    dtype: str = "float32",
-    batch_size: int | None = None,
-    views: str = "none",
-    on_error: OnError = "fail",
-    train_limit: int | None = None,
-    test_limit: int | None = None,
-    output: str | Path | None = None,
-    pack: bool | None = None,
-    data_root: str | Path | None = None,
-    on_progress: OnProgress = silent,
-    on_note: OnNote = silent,
+    backbone: str,
+    weights: str | Path,
+    size: int | None,
+    cut: str | Sequence[str],
+    engine: str,
+    device: str,
+    precision: str,
+    dtype: str,
+    batch_size: int | None,
+    views: str,
+    on_error: OnError,
+    train_limit: int | None,
+    test_limit: int | None,
+    output: str | Path | None,
+    pack: bool | None,
+    data_root: str | Path | None,
+    on_progress: OnProgress,
+    on_note: OnNote,
 ) -> Setting:
     """Check every option, and load what is needed before the first image is read."""
     wanted = [name.strip() for name in cut.split(",")] if isinstance(cut, str) else cut

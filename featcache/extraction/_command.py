@@ -12,21 +12,10 @@ from ..remote import shown
 
 __all__ = ["command_line"]
 
-# What need not be typed.
-_DEFAULTS = {
-    "backbone": "resnet18",
-    "weights": "imagenet",
-    "cut": "avgpool",
-    "engine": "auto",
-    "device": "auto",
-    "precision": "f32",
-    "dtype": "float32",
-    "views": "none",
-    "on_error": "fail",
-}
 
-
-def command_line(dataset: str | Path | Dataset, options: Mapping[str, Any]) -> str:
+def command_line(
+    dataset: str | Path | Dataset, options: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> str:
     """Return the command that asks for this.
 
     Parameters
@@ -34,11 +23,13 @@ def command_line(dataset: str | Path | Dataset, options: Mapping[str, Any]) -> s
     dataset : str, Path or Dataset
         The last cannot be typed, and stands as ``DATASET``.
     options : mapping
-        Of `featcache.extract`, by name; None is the default of all that `_DEFAULTS` lacks.
+        Of `featcache.extract`, by name.
+    defaults : mapping
+        What need not be typed.
     """
     words = ["featcache", "extract", "DATASET" if isinstance(dataset, Dataset) else shown(dataset)]
     for name, value in options.items():
-        if value == _DEFAULTS.get(name):
+        if value == defaults[name]:
             continue
         if name == "pack":
             words += [] if value else ["--shards"]

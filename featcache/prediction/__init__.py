@@ -9,13 +9,15 @@ image is read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from ..backbone import BACKBONES
+from ..datasets import OnError, reading_threads
+from ..decoding import decoded_batches
 from ..engines import build_engine, choose_engine, computed_by
 from ..errors import DatasetError, FeatcacheError, RecipeError, WeightsError
 from ..extraction import CUT
@@ -25,7 +27,7 @@ from ..progress import OnNote, OnProgress, Progress, silent
 from ..weights import WEIGHT_NAMES, Weights, load_weights
 from ._csv import as_csv
 from ._evaluation import HeadResult, checked_head, evaluate_head
-from ._places import decode_places, find_places
+from ._places import PlacedImages, find_places
 
 __all__ = ["HeadResult", "OnNote", "Prediction", "as_csv", "evaluate_head", "predict"]
 
@@ -62,13 +64,14 @@ def predict(
     device: str = "auto",
     batch_size: int = _BATCH_SIZE,
     top: int = 1,
-    on_error: Literal["fail", "skip"] = "fail",
+    on_error: OnError = "fail",
     on_progress: OnProgress = silent,
     on_note: OnNote = silent,
 ) -> list[Prediction]:
     """Name the class of images, with a head that `featcache.probe` saved.
 
-    One batch of images is in memory at a time.
+    Threads decode the next images while a batch is computed; what is in memory does not grow
+    with their number.
 
     Parameters
     ----------
@@ -118,7 +121,7 @@ def predict(
     if on_error not in ("fail", "skip"):
         raise RecipeError(f"on error: expected fail or skip, found {on_error!r}")
     head, where = checked_head(head)
-    places = find_places([paths] if isinstance(paths, (str, Path)) else paths)
+    images = PlacedImages(find_places([paths] if isinstance(paths, (str, Path)) else paths))
     choice = choose_engine(device=device)
     loaded = _load_weights(head, where, weights, on_progress)
     here = {**computed_by(choice, loaded), "cuts": [CUT], "dtype": "float32"}
@@ -135,19 +138,26 @@ def predict(
     engine = build_engine(choice, loaded, (CUT,), on_note=on_note)
 
     predictions: list[Prediction] = []
-    on_progress(Progress("images", 0, len(places)))
-    for start in range(0, len(places), batch_size):
-        batch = places[start : start + batch_size]
-        decoded = list(decode_places(batch, loaded.preprocess, on_error, on_note))
-        if decoded:
-            names, pixels = zip(*decoded, strict=True)
-            features = engine.extract(np.stack(pixels))[CUT]
-            _check_finite(features, names)
-            predictions += _named(head, features, names, top)
-        on_progress(Progress("images", start + len(batch), len(places)))
+    n = len(images)
+    batches = (range(start, min(start + batch_size, n)) for start in range(0, n, batch_size))
+    threads, done = reading_threads(images), 0
+    on_progress(Progress("images", 0, n))
+    with closing(
+        decoded_batches(images, batches, loaded.preprocess, workers=threads, on_error=on_error)
+    ) as decoded:
+        for batch in decoded:
+            for _, why in batch.failures:
+                on_note(f"skipped: {why}")
+            if batch.rows.size:
+                names = [images.where(row) for row in batch.rows]
+                features = engine.extract(batch.pixels)[CUT]
+                _check_finite(features, names)
+                predictions += _named(head, features, names, top)
+            done += batch.rows.size + len(batch.failures)
+            on_progress(Progress("images", done, n))
     if not predictions:
         raise DatasetError(
-            f"images: expected at least one that can be read, found none among {len(places)}; "
+            f"images: expected at least one that can be read, found none among {n}; "
             "name other files"
         )
     return predictions

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ..datasets import decode_image
 from ..datasets._decode import SUFFIXES
@@ -14,13 +13,42 @@ from ..datasets._files import HIDDEN, Files, Folder
 from ..datasets._remote import RemoteFolder, open_url
 from ..datasets._zip import ZipArchive
 from ..errors import DatasetError
-from ..preprocess import Preprocess
-from ..progress import OnNote
 from ..remote import RemotePlace, located
 
-__all__ = ["Place", "decode_places", "find_places"]
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["Place", "PlacedImages", "find_places"]
 
 Place = tuple[Files, str]  # where an image file is, and its name there
+
+
+class PlacedImages:
+    """The image files at places of any kind, as `decoded_batches` reads them.
+
+    Parameters
+    ----------
+    places : sequence of Place
+        As `find_places` finds them.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = places
+        self.remote = any(files.remote for files, _ in places)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._places)
+
+    def read(self, index: int, side: int | None = None) -> Image.Image:
+        """Read and decode one image, as `decode_image` does; raises `DatasetError`."""
+        files, name = self._places[index]
+        return decode_image(files.read(name), files.where(name), side)
+
+    def where(self, index: int) -> str:
+        """Say where an image is."""
+        files, name = self._places[index]
+        return files.where(name)
 
 
 def find_places(paths: Sequence[str | Path]) -> list[Place]:
@@ -65,29 +93,6 @@ def find_places(paths: Sequence[str | Path]) -> list[Place]:
     if not places:
         raise DatasetError("images: expected the path of at least one, found none")
     return places
-
-
-def decode_places(
-    places: Sequence[Place], preprocess: Preprocess, on_error: str, on_note: OnNote
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield where each image is and its canonical pixels, uint8 (size, size, 3).
-
-    Raises
-    ------
-    DatasetError
-        A file that does not decode, unless ``on_error`` is ``"skip"``: then ``on_note``
-        hears of it.
-    """
-    for files, name in places:
-        where = files.where(name)
-        try:
-            image = decode_image(files.read(name), where, preprocess.size)
-        except DatasetError as error:
-            if on_error == "fail":
-                raise DatasetError(f"{error}, or use --on-error skip") from None
-            on_note(f"skipped: {error}")
-            continue
-        yield where, preprocess.pixels(image)
 
 
 def _behind(place: RemotePlace) -> list[Place]:
