@@ -6,7 +6,10 @@ BIN := .venv/bin
 ANALYSIS_BIN := .venv-analysis/bin
 TORCH_BIN := .venv-torch/bin
 TORCH_TESTS := not slow and (torch or ray or s3)
-SLOWEST := --durations=20 --durations-min=5
+# Tests wait a good deal, for processes that they start: three for two cores.
+CORES := $(shell nproc 2>/dev/null || echo 2)
+PYTEST := -m pytest -n $(shell expr $(CORES) + $(CORES) / 2) --dist worksteal \
+	--durations=20 --durations-min=5
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -18,10 +21,10 @@ demo: setup ## run featcache's demo
 	@$(BIN)/featcache demo
 
 test: lint types ## lint, types and every test that takes seconds
-	$(BIN)/python -m pytest -n auto --dist worksteal $(SLOWEST) -m "not slow"
+	$(BIN)/python $(PYTEST) -m "not slow"
 
 test-slow: setup ## the tests that take minutes
-	$(BIN)/python -m pytest -n auto --dist worksteal $(SLOWEST) -m slow
+	$(BIN)/python $(PYTEST) -m slow
 
 # Pages of the documentation speak of the full installation: they run there alone.
 test-analysis: ## the tests without OneFlow on NumPy 2 (Python 3.11 to 3.13; ANALYSIS_PYTHON=...)
@@ -30,7 +33,7 @@ test-analysis: ## the tests without OneFlow on NumPy 2 (Python 3.11 to 3.13; ANA
 		echo "test-analysis: skipped, for want of such a Python."; exit 0; \
 	fi; \
 	[ $$status -eq 0 ] || exit 1; \
-	set -x; $(ANALYSIS_BIN)/python -m pytest -n auto --dist worksteal $(SLOWEST) -m "not slow and not oneflow and not page"
+	set -x; $(ANALYSIS_BIN)/python $(PYTEST) -m "not slow and not oneflow and not page"
 
 test-torch: ## the tests of PyTorch and Ray (Python 3.11 to 3.13; TORCH_PYTHON=...)
 	@status=0; .ci/setup torch || status=$$?; \
@@ -38,7 +41,7 @@ test-torch: ## the tests of PyTorch and Ray (Python 3.11 to 3.13; TORCH_PYTHON=.
 		echo "test-torch: skipped, for want of such a Python."; exit 0; \
 	fi; \
 	[ $$status -eq 0 ] || exit 1; \
-	set -x; $(TORCH_BIN)/python -m pytest -n auto --dist worksteal $(SLOWEST) -m "$(TORCH_TESTS)"
+	set -x; $(TORCH_BIN)/python $(PYTEST) -m "$(TORCH_TESTS)"
 
 lint: setup ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -90,7 +90,7 @@ PLAN = (
     _tuned("split", SPLIT, "torch", method="split"),
     _tuned("lp-ft", LP_FT, "torch", head_of="probe", **GENTLY),
     _tuned("scratch", "from scratch", "torch", method="scratch"),
-    _tuned("scratch-long", "from scratch, for longer", "torch", method="scratch", epochs=12),
+    _tuned("scratch-long", "from scratch, twice as long", "torch", method="scratch", epochs=6),
     Row("probe-part", EXACT, "probe", n_train=PART),
     _tuned("full-part", FULL, "oneflow", PART, method="full"),
     _tuned("full-part-torch", FULL, "torch", PART, 3, method="full"),

@@ -9,6 +9,9 @@ the first step.
 
 from __future__ import annotations
 
+import numpy_first  # noqa: F401
+
+# isort: split
 import resource
 import sys
 import time
