@@ -36,4 +36,7 @@ def import_numpy() -> None:
 
 def old_openblas() -> bool:
     """Return whether the installed NumPy's OpenBLAS is older than many processors."""
-    return importlib.metadata.version("numpy").startswith("1.")
+    try:
+        return importlib.metadata.version("numpy").startswith("1.")
+    except importlib.metadata.PackageNotFoundError:  # somebody else put it there
+        return False
