@@ -90,7 +90,6 @@ PLAN = (
     _tuned("split", SPLIT, "torch", method="split"),
     _tuned("lp-ft", LP_FT, "torch", head_of="probe", **GENTLY),
     _tuned("scratch", "from scratch", "torch", method="scratch"),
-    _tuned("scratch-long", "from scratch, twice as long", "torch", method="scratch", epochs=6),
     Row("probe-part", EXACT, "probe", n_train=PART),
     _tuned("full-part", FULL, "oneflow", PART, method="full"),
     _tuned("full-part-torch", FULL, "torch", PART, 3, method="full"),
@@ -98,6 +97,7 @@ PLAN = (
     _tuned("split-part", SPLIT, "oneflow", PART, method="split"),
     _tuned("lp-ft-part", LP_FT, "oneflow", PART, head_of="probe-part", **GENTLY),
     _tuned("scratch-part", "from scratch", "oneflow", PART, method="scratch"),
+    _tuned("scratch-part-long", "from scratch", "torch", PART, method="scratch", epochs=12),
 )
 ROWS = {row.name: row for row in PLAN}
 

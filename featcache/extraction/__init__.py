@@ -246,8 +246,8 @@ def extract_share(
     unknown = sorted(options.keys() - _DEFAULTS)
     if unknown:
         raise TypeError(f"extract_share: expected options of extract, found {', '.join(unknown)}")
-    options = {**_DEFAULTS, **options}
     command = command_line(dataset, options, _DEFAULTS)
+    options = {**_DEFAULTS, **options}
     there = destination(options["output"])
     if there:
         options["output"] = there.local
