@@ -99,12 +99,15 @@ def interrupted(data, small, after, **options):
 def test_a_stopped_run_goes_on_to_the_same_bytes(image_folder, wanted, step, small):
     """In the middle of an epoch, at its end, and before the last step."""
     folder = interrupted(image_folder, small, step)
+    for name in ("checkpoint.safetensors", "model.safetensors", "run.json"):
+        (folder / f".{name}.7afbbc80.part").write_text("left by a kill")
     notes = []
     options = {**small, **OPTIONS, "on_note": notes.append}
     result = finetune(image_folder, "full", **options, resume=folder)
     assert notes[1:] == [f"{folder}: going on after step {step} of {N_STEPS}"]
     assert result.resumed and result.run == folder
     assert digest(result.checkpoint) == wanted
+    assert not list(folder.glob(".*"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, N_STEPS + 1))
 

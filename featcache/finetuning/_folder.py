@@ -28,6 +28,10 @@ _CHECKPOINT = "checkpoint.safetensors"
 _CONFIG = "config.json"
 _ENVIRONMENT = "environment.json"
 _METRICS = "metrics.jsonl"
+_FILES = (  # all that a kill may leave half of
+    *(_CHECKPOINT, _CONFIG, _ENVIRONMENT, _METRICS, RECORD),
+    *("head.safetensors", "model.safetensors"),
+)
 _PACKAGES = ("numpy", "oneflow", "flowvision", "torch", "pillow", "safetensors")
 # What a run of an earlier featcache was, before these could be chosen.
 _EARLIER = {"engine": "oneflow", "precision": "f32"}
@@ -136,7 +140,8 @@ class RunFolder:
                 "without --resume"
             )
         self._saved_step = progress["step"]
-        remove_leftovers(path)
+        for name in _FILES:
+            remove_leftovers(self.path / name)
         self._shorten_log(progress["step"])
         return arrays, progress
 
