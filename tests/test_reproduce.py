@@ -58,6 +58,17 @@ def test_method_3_is_the_same_from_the_cache_and_end_to_end(records):
     assert abs(cached[0] - end_to_end) < 0.005  # one in f32, the other in bf16
 
 
+def test_both_engines_end_at_the_same_accuracy(records):
+    """OneFlow in f32, PyTorch in bf16; of several seeds, further apart than the engines are."""
+    (oneflow,) = records["full-part"]
+    same_seed, *others = records["full-part-torch"]
+    assert len(others) == 2 and {oneflow["seed"], same_seed["seed"]} == {0}
+    spread = max(abs(other["top1"] - same_seed["top1"]) for other in others)
+    assert abs(oneflow["top1"] - same_seed["top1"]) <= max(spread, 0.003)
+    for ours, theirs in zip(oneflow["epochs"], same_seed["epochs"], strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=2e-3)
+
+
 def test_a_trial_runs_once_and_then_not_again(image_folder, tmp_path):
     pytest.importorskip("matplotlib")
     pytest.importorskip("openvino")
