@@ -25,7 +25,13 @@ TRAINERS = (
 
 
 def pytest_collection_modifyitems(items):
-    """Skip, with the reason, what needs a framework on a machine that does not have it."""
+    """Skip, with the reason, what needs a framework on a machine that does not have it.
+
+    And give the slow ones their time: pyproject.toml's is that of the others.
+    """
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1200))
     for name, (version, why) in (("oneflow", oneflow_status()), ("torch", torch_status())):
         if version is None:
             for item in items:
