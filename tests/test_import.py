@@ -95,7 +95,7 @@ MAY_IMPORT = {
     "progress": set(),
     "metrics": set(),
     "files": BASIC,
-    "remote": {"errors", "files", "lookahead"},
+    "remote": {"errors", "files", "frameworks", "lookahead"},
     "recipe": BASIC,
     "notebook": set(),
     "sampling": BASIC,

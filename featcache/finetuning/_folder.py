@@ -28,9 +28,15 @@ _CHECKPOINT = "checkpoint.safetensors"
 _CONFIG = "config.json"
 _ENVIRONMENT = "environment.json"
 _METRICS = "metrics.jsonl"
-_FILES = (  # all that a kill may leave half of
-    *(_CHECKPOINT, _CONFIG, _ENVIRONMENT, _METRICS, RECORD),
-    *("head.safetensors", "model.safetensors"),
+# All that a kill may leave half of.
+_FILES = (
+    _CHECKPOINT,
+    _CONFIG,
+    _ENVIRONMENT,
+    _METRICS,
+    RECORD,
+    "head.safetensors",
+    "model.safetensors",
 )
 _PACKAGES = ("numpy", "oneflow", "flowvision", "torch", "pillow", "safetensors")
 # What a run of an earlier featcache was, before these could be chosen.

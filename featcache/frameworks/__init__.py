@@ -28,7 +28,7 @@ from ._oneflow import (
     oneflow_status,
 )
 from ._openvino import import_openvino, openvino_precisions, openvino_status
-from ._process import last_words, process_environment, run_in_child
+from ._process import deaf_threads, last_words, process_environment, run_in_child
 from ._processor import openblas_core_type
 from ._torch import (
     import_torch,
@@ -42,6 +42,7 @@ __all__ = [
     "LAUNCH_VARIABLES",
     "Launch",
     "cuda_status",
+    "deaf_threads",
     "import_flowvision",
     "import_numpy",
     "import_oneflow",

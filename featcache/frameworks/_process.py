@@ -15,6 +15,7 @@ from ._launch import LAUNCH_VARIABLES
 
 __all__ = [
     "ctrl_c_later",
+    "deaf_threads",
     "last_words",
     "process_environment",
     "run_in_child",
@@ -45,6 +46,23 @@ def ctrl_c_later() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if heard:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def deaf_threads() -> Iterator[None]:
+    """Have threads that begin here not hear Ctrl-C, so that only we do.
+
+    A signal goes to any thread that does not block it. While OneFlow is imported, none may hear
+    this one.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextmanager

@@ -6,15 +6,15 @@ import hashlib
 import importlib
 import os
 import re
-import signal
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..errors import RemoteError
+from ..frameworks import deaf_threads
 from ..lookahead import Stop, work_ahead
 from ._errors import is_beyond_the_end, system_class, translated
 from ._listing import AWS, below
@@ -281,7 +281,7 @@ class RemotePlace:
                     "max_pool_connections": _CONNECTIONS,
                     **given.get("config_kwargs", {}),
                 }
-            with _deaf_threads():
+            with deaf_threads():
                 # A list that is kept would hide what is put there while this process lives.
                 return kind(use_listings_cache=False, **options)
 
@@ -289,19 +289,6 @@ class RemotePlace:
     def _path(self) -> str:
         """The path as fsspec's object knows it."""
         return str(self._system._strip_protocol(self.url))
-
-
-@contextmanager
-def _deaf_threads() -> Iterator[None]:
-    """Have threads that begin here not hear Ctrl-C: one may not while OneFlow is imported."""
-    if os.name == "nt":
-        yield
-        return
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _heard_by(on_bytes: Callable[[int], None]) -> Any:
