@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RemoteError
-from ..frameworks import deaf_threads
 from ..lookahead import Stop, work_ahead
 from ._errors import is_beyond_the_end, system_class, translated
 from ._listing import AWS, below
@@ -272,6 +271,8 @@ class RemotePlace:
     @cached_property
     def _system(self) -> Any:
         """Fsspec's object for the store."""
+        from ..frameworks import deaf_threads  # takes a tenth of the time that --help may take
+
         kind = system_class(self.protocol, str(self))
         with translated(str(self), self.protocol, "opened"):
             options = dict(kind._get_kwargs_from_urls(self.url))
