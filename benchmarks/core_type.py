@@ -20,10 +20,12 @@ import sys
 CHILD = """
 import json, os, sys, time
 import numpy as np
-from featcache import frameworks, load_weights
+from featcache import load_weights
+from featcache import frameworks
 if sys.argv[1] == "none":
-    frameworks._oneflow.openblas_core_type = lambda: None
-from featcache.engines import build_engine, choose_engine
+    frameworks.openblas_core_type = lambda: None
+from featcache.backbones.choice import choose_engine
+from featcache.backbones.engine import build_engine
 weights = load_weights("tinyimagenet32", size=int(sys.argv[2]))
 engine = build_engine(choose_engine("oneflow", "cpu"), weights)
 shape = (32, weights.preprocess.size, weights.preprocess.size, 3)
@@ -40,7 +42,7 @@ print(json.dumps({"rate": rate, "features": features.tolist()}))
 NUMPY = """
 import json, sys, time
 if sys.argv[1] == "named":
-    from featcache.frameworks import import_numpy
+    from featcache.process import import_numpy
     import_numpy()
 import numpy as np
 a = np.random.default_rng(0).normal(size=(2048, 2048)).astype(np.float32)
@@ -72,7 +74,7 @@ def main() -> None:
 
     import numpy as np
 
-    from featcache.frameworks import openblas_core_type
+    from featcache.process import openblas_core_type
 
     ratios: dict[str, list[float]] = {"OneFlow": [], "NumPy": []}
     for number in range(options.rounds):

@@ -40,7 +40,7 @@ def subset(zip_path: str, n_images: int):
     import numpy as np
 
     from featcache import load_dataset
-    from featcache.datasets import Dataset
+    from featcache.datasets.dataset import Dataset
 
     data = load_dataset(zip_path)
     if n_images >= len(data.train) + len(data.test):
@@ -56,7 +56,8 @@ def subset(zip_path: str, n_images: int):
 
 
 def tutorial(zip_path: str, size: int, n_images: int) -> dict:
-    from featcache.frameworks import _oneflow, import_flowvision, import_oneflow
+    from featcache import frameworks as _oneflow
+    from featcache.frameworks import import_flowvision, import_oneflow
 
     # As the tutorial imports it: without the name of the processor's kernels, which featcache sets.
     _oneflow.openblas_core_type = lambda: None
@@ -97,7 +98,8 @@ def tutorial(zip_path: str, size: int, n_images: int) -> dict:
 
 def bare(zip_path: str, size: int, engine: str, precision: str, device: str) -> dict:
     from featcache import load_weights
-    from featcache.engines import build_engine, choose_engine
+    from featcache.backbones.choice import choose_engine
+    from featcache.backbones.engine import build_engine
 
     weights = load_weights(WEIGHTS, size=size)
     split = subset(zip_path, 10**9).train
@@ -143,7 +145,8 @@ def memory(zip_path: str, times: int) -> dict:
     import numpy as np
 
     import featcache
-    from featcache.datasets import Dataset, FileImages, Split
+    from featcache.datasets.dataset import Dataset, Split
+    from featcache.datasets.images import FileImages
 
     data = featcache.load_dataset(zip_path)
 
@@ -252,7 +255,7 @@ def in_child(*arguments: object) -> dict:
 
 def contenders() -> list[tuple[str, str, str]]:
     """Return (engine, precision, device) of everything that runs here."""
-    from featcache.engines import PRECISIONS, choose_engine
+    from featcache.backbones.choice import PRECISIONS, choose_engine
     from featcache.errors import EngineUnavailableError
     from featcache.frameworks import may_have_gpu
 

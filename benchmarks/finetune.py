@@ -44,7 +44,7 @@ CONTENDERS = (
 def part(zip_path: str, n_images: int):
     """Return a data set of so many training images, and as few test images as there can be."""
     from featcache import load_dataset
-    from featcache.datasets import Dataset
+    from featcache.datasets.dataset import Dataset
     from featcache.sampling import stratified_rows
 
     data = load_dataset(zip_path)

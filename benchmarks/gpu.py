@@ -89,7 +89,7 @@ def machine() -> dict:
 def data_of(zip_path: str, n_images: int):
     """Return the data set, or so many of its images: five training for each test image."""
     from featcache import load_dataset
-    from featcache.datasets import Dataset
+    from featcache.datasets.dataset import Dataset
     from featcache.sampling import stratified_rows
 
     data = load_dataset(zip_path)
@@ -107,9 +107,9 @@ def bare(zip_path: str, size: int, device: str, precision: str, form: dict) -> d
     import torch
 
     from featcache import load_weights
-    from featcache.backbone import get_backbone
-    from featcache.engines._torch_graph import Folded, dtype_of
-    from featcache.engines._torch_network import build_backbone, load_backbone
+    from featcache.backbones.architectures import get_backbone
+    from featcache.backbones.torch_engine import Folded, dtype_of
+    from featcache.backbones.torch_resnet import build_backbone, load_backbone
 
     plain = build_backbone(get_backbone("resnet18"))
     load_backbone(plain, load_weights(WEIGHTS).state)
@@ -155,7 +155,8 @@ def extraction(
     import numpy as np
 
     import featcache
-    from featcache.datasets import ArrayImages, Dataset, Split
+    from featcache.datasets.dataset import Dataset, Split
+    from featcache.datasets.images import ArrayImages
 
     data, decode_s = data_of(zip_path, form["extract"]), 0.0
     if source == "compiled":
@@ -237,8 +238,8 @@ def plain_network(n_classes: int | None = None):
     import torch
 
     from featcache import load_weights
-    from featcache.backbone import get_backbone
-    from featcache.engines._torch_network import build_backbone, load_backbone
+    from featcache.backbones.architectures import get_backbone
+    from featcache.backbones.torch_resnet import build_backbone, load_backbone
 
     network = build_backbone(get_backbone("resnet18"))
     load_backbone(network, load_weights(WEIGHTS).state)

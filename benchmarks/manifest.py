@@ -20,8 +20,7 @@ import tempfile
 from pathlib import Path
 
 from featcache.preprocess import Preprocess
-from featcache.store import fingerprint
-from featcache.store._format import seal
+from featcache.store.format import fingerprint, seal
 
 DIM = 512
 HEADER_BYTES = 128
@@ -72,7 +71,8 @@ print(f"  features mapped in {1000 * mapped:.1f} ms, 1,000 rows at random in {fi
 COMMITS = """
 import os, sys, time
 import numpy as np
-from featcache.store import ShardRange, ShardWriter, encoded_ids
+from featcache.store.shards import ShardRange, ShardWriter
+from featcache.store.writer import encoded_ids
 sys.path.insert(0, sys.argv[3])
 from manifest import META
 from pathlib import Path

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 import featcache
-from featcache.engines import PRECISIONS, EngineChoice, choose_engine
+from featcache.backbones.choice import PRECISIONS, EngineChoice, choose_engine
 from featcache.errors import EngineUnavailableError
 from featcache.frameworks import torch_gpu_status
 from featcache.metrics import agreement
-from featcache.probes import load_head
+from featcache.probes.head import load_head
 
 WEIGHTS = "tinyimagenet32"
 

@@ -31,8 +31,12 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 import featcache
-from featcache.probes import Scaling, blocks, objective, sweep_lbfgs, train_lbfgs
-from featcache.recipe import ExactRecipe
+from featcache.probes import blocks
+from featcache.probes.lbfgs import train_lbfgs
+from featcache.probes.objective import objective
+from featcache.probes.recipes import ExactRecipe
+from featcache.probes.scaling import Scaling
+from featcache.probes.sweep import sweep_lbfgs
 
 
 def timed(work):
@@ -109,8 +113,8 @@ def block_sizes(cache: featcache.Cache) -> None:
 MEMORY = """
 import sys
 import featcache
-from featcache.probing import probe
-from featcache.solving import Job
+from featcache.probes.probe import probe
+from featcache.probes.solving import Job
 import scipy.optimize, sklearn.model_selection
 
 def status(name):
@@ -151,7 +155,7 @@ def memory(path: str) -> None:
 
 
 def frozen(path: str, zip_path: str, n_images: int = 256) -> None:
-    from featcache.datasets import Dataset
+    from featcache.datasets.dataset import Dataset
     from featcache.sampling import stratified_rows
 
     cache, data = featcache.load(path), featcache.load_dataset(zip_path)

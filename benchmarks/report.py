@@ -24,7 +24,7 @@ import numpy as np
 
 import featcache
 from featcache.preprocess import Preprocess
-from featcache.store import SplitArrays, write_cache
+from featcache.store.writer import SplitArrays, write_cache
 
 DIM, CLASSES = 512, 10
 FRAMES = """() => { window.frames_ms = []; let last = performance.now(); const next = () => {

@@ -78,9 +78,8 @@ def _computed(record: Mapping[str, Any]) -> str:
 
 def draw(records: Records) -> Any:
     """Draw each row's accuracy with its interval, those on fewer images hollow."""
-    from featcache.figures._axes import percent_axis
-    from featcache.figures._head import head
-    from featcache.figures._style import SERIES, SURFACE, sheet
+    from featcache.reporting.names import head
+    from featcache.reporting.style import SERIES, SURFACE, percent_axis, sheet
 
     shown = [found for found in records.values() if "top1" in found[0]]
     most = max(found[0]["n_train"] for found in shown)
@@ -115,7 +114,7 @@ def _named(record: Mapping[str, Any]) -> str:
 
 def write_page(folder: Path, records: Records) -> None:
     """Write the table and the figure beside the records."""
-    from featcache.figures import save_figure
+    from featcache.reporting.svg import save_figure
 
     if not any("top1" in found[0] for found in records.values()):
         return

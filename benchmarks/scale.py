@@ -26,9 +26,11 @@ import numpy as np
 
 import featcache
 from featcache.preprocess import Preprocess
-from featcache.probes import objective, train_lbfgs
-from featcache.recipe import ExactRecipe
-from featcache.store import ShardWriter, encoded_ids
+from featcache.probes.lbfgs import train_lbfgs
+from featcache.probes.objective import objective
+from featcache.probes.recipes import ExactRecipe
+from featcache.store.shards import ShardWriter
+from featcache.store.writer import encoded_ids
 
 SHARD = 16_384
 
@@ -113,8 +115,9 @@ def one_pass(path: str) -> None:
 TRAINING = """
 import sys
 import featcache
-from featcache.probes import train_lbfgs, predict
-from featcache.recipe import ExactRecipe
+from featcache.probes.lbfgs import train_lbfgs
+from featcache.probes.objective import predict
+from featcache.probes.recipes import ExactRecipe
 
 cache = featcache.load(sys.argv[1], mmap=True)
 train, test = cache.train, cache.test

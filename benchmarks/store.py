@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 
 import featcache
-from featcache.store import SHARD_ROWS, ShardWriter, SplitArrays, encoded_ids, write_cache
+from featcache.store.shards import SHARD_ROWS, ShardWriter
+from featcache.store.writer import SplitArrays, encoded_ids, write_cache
 
 DIM = 512
 META = {
@@ -47,7 +48,7 @@ META = {
 PACK = """
 import json, re, sys, time
 from pathlib import Path
-from featcache.store import ShardWriter
+from featcache.store.shards import ShardWriter
 path, meta = Path(sys.argv[1]), json.loads(sys.argv[2])
 begun = time.perf_counter()
 writer = ShardWriter(path, meta)

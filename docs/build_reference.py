@@ -45,13 +45,15 @@ GROUPS = {
 }
 # What fields of the results are made of: no public names, yet what one reads.
 PARTS = {
-    "probes": ("CheckResult", "Evaluation", "Sweep", "SweepPoint"),
-    "curves": ("CurvePoint",),
+    "probes.cross_check": ("CheckResult",),
+    "probes.head": ("Evaluation",),
+    "probes.sweep": ("Sweep", "SweepPoint"),
+    "probes.curves": ("CurvePoint",),
     "prediction": ("Prediction", "HeadResult"),
-    "finetuning": ("Epoch",),
-    "fitting": ("Attempt",),
-    "auditing": ("DuplicatePair", "DuplicateGroup", "Suspect", "Outlier"),
-    "datasets": ("Images", "ArrayImages"),
+    "finetuning.run": ("Epoch",),
+    "finetuning.fit": ("Attempt",),
+    "auditing.findings": ("DuplicatePair", "DuplicateGroup", "Suspect", "Outlier"),
+    "datasets.images": ("Images", "ArrayImages"),
     "doctor": ("Finding",),
 }
 LISTS = ("Attributes", "Parameters", "Raises", "Returns", "Yields")

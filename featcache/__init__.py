@@ -18,58 +18,58 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 _HOME = {
-    "AuditResult": "auditing",
-    "Cache": "store",
-    "CachedSplit": "store",
-    "Dataset": "datasets",
-    "DiffReport": "store",
-    "ExactRecipe": "recipe",
-    "ExportResult": "exporting",
-    "ExtractResult": "extraction",
+    "AuditResult": "auditing.findings",
+    "Cache": "store.cache",
+    "CachedSplit": "store.cache",
+    "Dataset": "datasets.dataset",
+    "DiffReport": "store.diff",
+    "ExactRecipe": "probes.recipes",
+    "ExportResult": "store.export",
+    "ExtractResult": "extraction.result",
     "FeatcacheError": "errors",
-    "FinetuneRecipe": "recipe",
-    "FinetuneResult": "finetuning",
-    "FitResult": "fitting",
-    "Head": "probes",
-    "KnnResult": "neighbours",
+    "FinetuneRecipe": "finetuning.recipes",
+    "FinetuneResult": "finetuning.run",
+    "FitResult": "finetuning.fit",
+    "Head": "probes.head",
+    "KnnResult": "probes.knn",
     "LinearProbe": "probes.estimator",
-    "MergeResult": "store",
+    "MergeResult": "store.merge",
     "Preprocess": "preprocess",
-    "ProbeRecipe": "recipe",
-    "ProbeResult": "probing",
+    "ProbeRecipe": "probes.recipes",
+    "ProbeResult": "probes.probe",
     "Progress": "progress",
-    "ReportResult": "reporting",
-    "ShareResult": "extraction",
-    "Split": "datasets",
-    "VerifyReport": "store",
-    "Weights": "weights",
-    "audit": "auditing",
-    "compare": "comparison",
-    "diff": "store",
+    "ReportResult": "reporting.report",
+    "ShareResult": "extraction.jobs",
+    "Split": "datasets.dataset",
+    "VerifyReport": "store.verify",
+    "Weights": "backbones.weights",
+    "audit": "auditing.audit",
+    "compare": "runs",
+    "diff": "store.diff",
     "evaluate_head": "prediction",
     "examine": "doctor",
-    "export": "exporting",
-    "extract": "extraction",
-    "extract_share": "extraction",
-    "few_shot": "curves",
-    "finetune": "finetuning",
-    "fit": "fitting",
-    "knn": "neighbours",
-    "learning_curve": "curves",
-    "load": "store",
-    "load_dataset": "datasets",
-    "load_head": "probes",
-    "load_weights": "weights",
-    "merge": "store",
-    "newest_cache": "store",
-    "pack": "extraction",
+    "export": "store.export",
+    "extract": "extraction.extract",
+    "extract_share": "extraction.extract",
+    "few_shot": "probes.curves",
+    "finetune": "finetuning.finetune",
+    "fit": "finetuning.fit",
+    "knn": "probes.knn",
+    "learning_curve": "probes.curves",
+    "load": "store.cache",
+    "load_dataset": "datasets.loading",
+    "load_head": "probes.head",
+    "load_weights": "backbones.weights",
+    "merge": "store.merge",
+    "newest_cache": "store.cache",
+    "pack": "extraction.packing",
     "predict": "prediction",
-    "probe": "probing",
-    "report": "reporting",
-    "verify": "store",
+    "probe": "probes.probe",
+    "report": "reporting.report",
+    "verify": "store.verify",
 }
 
 __all__ = [  # spelled out for readers and type checkers; a test holds it equal to _HOME
@@ -125,45 +125,44 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
 ]
 
 if TYPE_CHECKING:
-    from .auditing import AuditResult, audit
-    from .comparison import compare
-    from .curves import few_shot, learning_curve
-    from .datasets import Dataset, Split, load_dataset
+    from .auditing.audit import audit
+    from .auditing.findings import AuditResult
+    from .backbones.weights import Weights, load_weights
+    from .datasets.dataset import Dataset, Split
+    from .datasets.loading import load_dataset
     from .doctor import examine
     from .errors import FeatcacheError
-    from .exporting import ExportResult, export
-    from .extraction import ExtractResult, ShareResult, extract, extract_share, pack
-    from .finetuning import FinetuneResult, finetune
-    from .fitting import FitResult, fit
-    from .neighbours import KnnResult, knn
+    from .extraction.extract import extract, extract_share
+    from .extraction.jobs import ShareResult
+    from .extraction.packing import pack
+    from .extraction.result import ExtractResult
+    from .finetuning.finetune import finetune
+    from .finetuning.fit import FitResult, fit
+    from .finetuning.recipes import FinetuneRecipe
+    from .finetuning.run import FinetuneResult
     from .prediction import evaluate_head, predict
     from .preprocess import Preprocess
-    from .probes import Head, load_head
+    from .probes.curves import few_shot, learning_curve
     from .probes.estimator import LinearProbe
-    from .probing import ProbeResult, probe
+    from .probes.head import Head, load_head
+    from .probes.knn import KnnResult, knn
+    from .probes.probe import ProbeResult, probe
+    from .probes.recipes import ExactRecipe, ProbeRecipe
     from .progress import Progress
-    from .recipe import ExactRecipe, FinetuneRecipe, ProbeRecipe
-    from .reporting import ReportResult, report
-    from .store import (
-        Cache,
-        CachedSplit,
-        DiffReport,
-        MergeResult,
-        VerifyReport,
-        diff,
-        load,
-        merge,
-        newest_cache,
-        verify,
-    )
-    from .weights import Weights, load_weights
+    from .reporting.report import ReportResult, report
+    from .runs import compare
+    from .store.cache import Cache, CachedSplit, load, newest_cache
+    from .store.diff import DiffReport, diff
+    from .store.export import ExportResult, export
+    from .store.merge import MergeResult, merge
+    from .store.verify import VerifyReport, verify
 
 
 def __getattr__(name: str) -> Any:
     """Import the module that a public name lives in, and return the name."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .frameworks import import_numpy
+    from .process import import_numpy
 
     import_numpy()
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -14,8 +14,6 @@ from pathlib import Path
 
 from .errors import RecipeError
 
-__all__ = ["THREADS_VARIABLE", "quota_cores", "usable_cores"]
-
 THREADS_VARIABLE = "FEATCACHE_THREADS"
 
 _MOUNT = Path("/sys/fs/cgroup")

@@ -13,24 +13,20 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from .backbones.choice import EngineChoice, choose_engine
+from .backbones.engine import build_engine
 from .cores import THREADS_VARIABLE, quota_cores, usable_cores
-from .engines import EngineChoice, build_engine, choose_engine
 from .errors import FeatcacheError
 from .frameworks import (
     cuda_status,
-    last_words,
-    old_openblas,
     oneflow_status,
-    openblas_core_type,
     openvino_precisions,
     openvino_status,
-    run_in_child,
     torch_gpu_status,
     torch_precisions,
     torch_status,
 )
-
-__all__ = ["Finding", "examine", "images_per_s"]
+from .process import last_words, old_openblas, openblas_core_type, run_in_child
 
 _PACKAGES = (
     "numpy",
@@ -70,7 +66,7 @@ print("slow" * any(one.get("architecture") == "Prescott" for one in threadpool_i
 _BENCH_TRIAL = """
 import sys
 from featcache.doctor import images_per_s
-from featcache.engines import choose_engine
+from featcache.backbones.choice import choose_engine
 print("rate", images_per_s(choose_engine(*sys.argv[1:4])))
 """
 
@@ -140,7 +136,7 @@ def images_per_s(choice: EngineChoice, seconds: float = _BENCH_S) -> float:
     Parameters
     ----------
     choice : EngineChoice
-        From `featcache.engines.choose_engine`.
+        From `featcache.backbones.choice.choose_engine`.
     seconds : float
         How long to measure, after one batch to warm up.
 
@@ -156,7 +152,7 @@ def images_per_s(choice: EngineChoice, seconds: float = _BENCH_S) -> float:
     """
     import numpy as np
 
-    from .weights import load_weights
+    from .backbones.weights import load_weights
 
     weights = load_weights("tinyimagenet32")
     engine = build_engine(choice, weights)
@@ -304,8 +300,8 @@ def _blas() -> Finding:
 
 
 def _default_urls() -> list[str]:
-    from .datasets import named_urls
-    from .weights import source_urls
+    from .backbones.pretrained import source_urls
+    from .datasets.loading import named_urls
 
     return [*source_urls(), *named_urls()]
 

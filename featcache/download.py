@@ -33,8 +33,6 @@ from urllib.request import (
 from .errors import FeatcacheError
 from .progress import OnProgress, Progress, silent
 
-__all__ = ["download", "file_digest"]
-
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 30  # of silence, not of the whole download
 _LOCK_WAIT_S = 600

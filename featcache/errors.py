@@ -25,23 +25,6 @@ and keeps its traceback.
 
 from __future__ import annotations
 
-__all__ = [
-    "CacheCorruptError",
-    "CacheError",
-    "CacheMismatchError",
-    "CacheMissError",
-    "DatasetChangedError",
-    "DatasetError",
-    "EngineUnavailableError",
-    "FeatcacheError",
-    "OutputError",
-    "RankError",
-    "RecipeError",
-    "RemoteError",
-    "ShapeMismatchError",
-    "WeightsError",
-]
-
 
 class FeatcacheError(Exception):
     """Base of every error that featcache raises on purpose."""

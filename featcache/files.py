@@ -16,17 +16,6 @@ from typing import Any
 
 from .errors import FeatcacheError, OutputError
 
-__all__ = [
-    "check_writable",
-    "csv_line",
-    "remove_leftovers",
-    "replace_folder",
-    "replaced_file",
-    "split_safetensors",
-    "user_path",
-    "write_atomically",
-]
-
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file of these bytes, whole or not at all.

@@ -23,24 +23,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = [
-    "METRICS",
-    "ReliabilityBin",
-    "agreement",
-    "balanced_accuracy",
-    "confusion_matrix",
-    "expected_calibration_error",
-    "macro_f1",
-    "mean_interval",
-    "per_class_accuracy",
-    "score",
-    "score_interval",
-    "softmax",
-    "top1",
-    "topk_accuracy",
-    "wilson_interval",
-]
-
 METRICS = ("top1", "balanced", "f1")
 
 _Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point

@@ -11,8 +11,6 @@ from dataclasses import fields, is_dataclass
 from html import escape
 from typing import Any, TypeVar
 
-__all__ = ["Rows", "ShownAsTable", "facts_table", "rows_table"]
-
 T = TypeVar("T")
 
 _MOST_ROWS = 60

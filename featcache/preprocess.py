@@ -24,18 +24,6 @@ from .errors import RecipeError, ShapeMismatchError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = [
-    "FLIP_VIEWS",
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "REDUCING_GAP",
-    "VIEWS",
-    "WEIGHT_BITS",
-    "Preprocess",
-    "apply_view",
-    "upscale",
-    "upscale_taps",
-]
 
 # Channel statistics of ImageNet's training images on [0, 1]; the tutorial's and torchvision's.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

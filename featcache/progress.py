@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["OnNote", "OnProgress", "Progress", "silent"]
-
 
 @dataclass(frozen=True)
 class Progress:

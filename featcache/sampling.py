@@ -17,15 +17,6 @@ from .errors import DatasetError
 # and every fine-tune, so that they can be compared.
 LIMIT_SEED = 0
 
-__all__ = [
-    "LIMIT_SEED",
-    "epoch_plan",
-    "initial_head",
-    "row_batches",
-    "stratified_rows",
-    "validation_rows",
-]
-
 
 def epoch_plan(n: int, n_views: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw the order of the images of one epoch, and the view of each.

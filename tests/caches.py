@@ -11,8 +11,9 @@ import numpy as np
 
 from featcache import load
 from featcache.preprocess import FLIP_VIEWS, Preprocess
-from featcache.store import ShardWriter, array_name, encoded_ids, fingerprint
-from featcache.store._format import seal, unseal
+from featcache.store.format import array_name, fingerprint, seal, unseal
+from featcache.store.shards import ShardWriter
+from featcache.store.writer import encoded_ids
 
 DATA = Path(__file__).parent / "data"
 

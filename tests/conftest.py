@@ -116,8 +116,8 @@ class FakeEngine:
 @pytest.fixture
 def fake_engine(monkeypatch):
     """Let `featcache.extract` run on a machine without OneFlow."""
-    from featcache import extraction
-    from featcache.engines import EngineChoice
+    from featcache.backbones.choice import EngineChoice
+    from featcache.extraction import extract as extraction
 
     choice = EngineChoice("fake", "1", "cpu", "f32", "a test asked for it")
     made = []
@@ -147,7 +147,7 @@ def write_gaussian_cache(
     ``facts`` take the place of the provenance's.
     """
     from featcache.preprocess import FLIP_VIEWS, Preprocess
-    from featcache.store import SplitArrays, write_cache
+    from featcache.store.writer import SplitArrays, write_cache
 
     generator = np.random.default_rng(seed)
     centres = generator.normal(size=(n_classes, dim)) * 1.5 + 2

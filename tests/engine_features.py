@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from featcache import load_weights
-from featcache.backbone import CUTS, get_backbone
-from featcache.engines import build_engine, choose_engine
+from featcache.backbones.architectures import CUTS, get_backbone
+from featcache.backbones.choice import choose_engine
+from featcache.backbones.engine import build_engine
+from featcache.backbones.weights import Weights
 from featcache.preprocess import Preprocess
-from featcache.weights import Weights
 
 STORED = Path(__file__).parent / "data" / "oneflow_features.npz"
 # Backbone, side of the input, images, cuts; the first with the starter weights, the rest drawn.

@@ -20,10 +20,13 @@ import sys
 import numpy as np
 
 from featcache import load_weights
-from featcache.datasets import ArrayImages, Split
+from featcache.datasets.dataset import Split
+from featcache.datasets.images import ArrayImages
+from featcache.finetuning.batches import CachedSource, Draw, ImageSource
+from featcache.finetuning.framework import get_framework
+from featcache.finetuning.recipes import finetune_recipe
+from featcache.finetuning.trainer import Trainer
 from featcache.preprocess import FLIP_VIEWS
-from featcache.recipe import finetune_recipe
-from featcache.training import CachedSource, Draw, ImageSource, Trainer, get_framework
 
 SIZE, N, CLASSES, BATCH, EPOCHS = 64, 24, 3, 8, 2
 STEPS = {"scratch": 3}  # of a case, rather than all of both epochs

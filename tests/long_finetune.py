@@ -17,8 +17,8 @@ import sys
 import time
 
 from featcache import cli
-from featcache.finetuning import _run
-from featcache.training import Trainer
+from featcache.finetuning import run as _run
+from featcache.finetuning.trainer import Trainer
 
 
 def main(step_s, checkpoint_every_s, limit_bytes, *arguments):

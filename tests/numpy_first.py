@@ -1,5 +1,5 @@
 """NumPy as the commands import it, with the kernels that suit the processor: import this first."""
 
-from featcache.frameworks import import_numpy
+from featcache.process import import_numpy
 
 import_numpy()

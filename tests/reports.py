@@ -6,10 +6,11 @@ import numpy as np
 from PIL import Image
 
 from featcache import load, probe
-from featcache.datasets import Dataset, load_dataset
+from featcache.datasets.dataset import Dataset
+from featcache.datasets.loading import load_dataset
 from featcache.preprocess import Preprocess
 from featcache.runs import cache_facts, save_run
-from featcache.store import SplitArrays, write_cache
+from featcache.store.writer import SplitArrays, write_cache
 
 HOSTILE = (
     "</script><script>window.pwned = 1</script>",

@@ -18,9 +18,10 @@ import numpy as np
 from first_steps import CASES, CLASSES, SIZE, source
 
 from featcache import load_weights
-from featcache.finetuning._joining import joined
-from featcache.recipe import finetune_recipe
-from featcache.training import Trainer, get_framework
+from featcache.finetuning.framework import get_framework
+from featcache.finetuning.joining import joined
+from featcache.finetuning.recipes import finetune_recipe
+from featcache.finetuning.trainer import Trainer
 
 BATCH = 15
 

@@ -15,9 +15,10 @@ import time
 
 from conftest import FakeEngine
 
-from featcache import cli, extraction, files
-from featcache.engines import EngineChoice
-from featcache.store import _pack
+from featcache import cli, files
+from featcache.backbones.choice import EngineChoice
+from featcache.extraction import extract as extraction
+from featcache.store import writer as _pack
 
 
 def slowed(function, seconds):

@@ -25,9 +25,8 @@ from caches import content, index_file, put_index
 import featcache.store
 from featcache import load, verify
 from featcache.errors import CacheError
-from featcache.store import fingerprint
-from featcache.store._arrays import read_array
-from featcache.store._format import unseal
+from featcache.store.format import fingerprint, unseal
+from featcache.store.reader import read_array
 
 STORE = str(Path(featcache.store.__file__).parent)
 MEMORY_BYTES = 2 << 30

@@ -14,11 +14,11 @@ from caches import RICH, ingredients, write_shards
 from conftest import write_gaussian_cache
 
 import featcache
-from featcache.auditing import TABLES, as_csv
-from featcache.auditing._labels import doubts, fold_numbers, thresholds_of
+from featcache.auditing.findings import TABLES, as_csv
+from featcache.auditing.labels import doubts, fold_numbers, thresholds_of
 from featcache.cli import main
 from featcache.errors import CacheCorruptError, CacheMismatchError, OutputError, RecipeError
-from featcache.store import SplitArrays, write_cache
+from featcache.store.writer import SplitArrays, write_cache
 
 HOSTILE = (
     "=cmd|' /C calc'!A0",
@@ -420,7 +420,7 @@ def test_cli_refuses_in_one_line(capsys, small_cache, arguments, code):
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(small_cache, tmp_path):
-    from featcache.auditing import write_tables
+    from featcache.auditing.findings import write_tables
 
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(OutputError, match="taken"):
@@ -428,7 +428,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(small_cache, tm
 
 
 def test_importing_the_command_line_loads_no_numbers():
-    code = "import featcache.cli._audit, sys; print('numpy' in sys.modules)"
+    code = "import featcache.cli.audit, sys; print('numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

@@ -13,7 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from featcache.datasets._named import CIFAR10, CifarArchive, load_cifar10
+from featcache.datasets.named import CIFAR10, CifarArchive, load_cifar10
 from featcache.errors import DatasetError
 
 pytestmark = pytest.mark.oneflow

@@ -17,8 +17,9 @@ import pytest
 
 import featcache
 from featcache.cli import main
-from featcache.cli._options import _ORDER
-from featcache.store import SplitArrays, load, write_cache
+from featcache.cli.options import _ORDER
+from featcache.store.cache import load
+from featcache.store.writer import SplitArrays, write_cache
 
 STARTER = ("--weights", "tinyimagenet32")
 
@@ -170,7 +171,8 @@ def test_strict_refuses_an_under_trained_head_and_no_other(capsys, small_cache):
 
 
 def test_a_head_is_measured_and_used(capsys, image_folder, fake_engine, monkeypatch, tmp_path):
-    from featcache import extraction, prediction
+    from featcache import prediction
+    from featcache.extraction import extract as extraction
 
     monkeypatch.setattr(prediction, "choose_engine", extraction.choose_engine)
     monkeypatch.setattr(prediction, "build_engine", extraction.build_engine)

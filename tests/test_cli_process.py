@@ -117,7 +117,7 @@ def test_names_that_are_no_text(home, capsys, fake_engine, image_folder):
 
 
 def test_what_to_type_again_can_be_pasted(capsys, monkeypatch):
-    from featcache import extraction
+    from featcache.extraction import extract as extraction
 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
@@ -184,8 +184,9 @@ def test_a_failed_run_leaves_no_folder(capsys, small_cache, home):
 
 @pytest.mark.parametrize("form", [[], ["--knn", "3"], ["--shots", "1,5"]])
 def test_ctrl_c_in_a_probe_leaves_no_folder(capsys, small_cache, home, monkeypatch, form):
-    from featcache import neighbours, solving
-    from featcache.curves import _fits
+    from featcache.probes import curves as _fits
+    from featcache.probes import knn as neighbours
+    from featcache.probes import solving
 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from featcache import compare
-from featcache.cli import _comparison_output
-from featcache.cli._sparkline import sparkline
-from featcache.comparison import epochs_of, run_labels
+from featcache.cli import commands as _comparison_output
+from featcache.cli.output import sparkline
 from featcache.errors import FeatcacheError
+from featcache.runs import epochs_of, run_labels
 
 
 def record_of(run, kind="finetune", top1=0.5, wall_s=100.0, **more):

@@ -9,9 +9,11 @@ import pytest
 
 import featcache
 from featcache import load_weights
-from featcache.datasets import ArrayImages, Split
-from featcache.recipe import finetune_recipe
-from featcache.training import ImageSource, Trainer
+from featcache.datasets.dataset import Split
+from featcache.datasets.images import ArrayImages
+from featcache.finetuning.batches import ImageSource
+from featcache.finetuning.recipes import finetune_recipe
+from featcache.finetuning.trainer import Trainer
 
 
 @pytest.mark.oneflow
@@ -31,8 +33,8 @@ from featcache.training import ImageSource, Trainer
 def test_the_swapped_convolution_equals_oneflows(
     n, channels, filters, side, kernel, stride, padding
 ):
+    from featcache.finetuning.convolution import swap_convolutions
     from featcache.frameworks import import_oneflow
-    from featcache.training._convolution import swap_convolutions
 
     flow = import_oneflow()
     flow.manual_seed(0)
@@ -58,7 +60,7 @@ def test_the_swapped_convolution_equals_oneflows(
 )
 def test_the_swapped_convolutions_gradient_is_the_derivative(height, width, stride, by_columns):
     """In float64 arithmetic by hand: a central difference of the forward pass."""
-    from featcache.training._convolution import Geometry, convolve, convolve_back, mostly_inside
+    from featcache.finetuning.convolution import Geometry, convolve, convolve_back, mostly_inside
 
     generator = np.random.default_rng(1)
     g = Geometry(2, 3, height, width, 4, 3, stride, 1)
@@ -85,7 +87,9 @@ def test_the_swapped_convolutions_gradient_is_the_derivative(height, width, stri
 
 @pytest.mark.parametrize(("side", "stride"), [(7, 1), (7, 2), (4, 2), (3, 1), (2, 1)])
 def test_both_ways_of_a_convolution_agree(side, stride):
-    from featcache.training._convolution import Geometry, _columns, _taps
+    from featcache.finetuning import convolution as _columns
+    from featcache.finetuning import convolution as _taps
+    from featcache.finetuning.convolution import Geometry
 
     generator = np.random.default_rng(2)
     g = Geometry(5, 6, side, side, 4, 3, stride, 1)
@@ -108,8 +112,8 @@ def test_both_ways_of_a_convolution_agree(side, stride):
 
 @pytest.mark.oneflow
 def test_gradients_of_weights_add_up_until_they_are_forgotten():
+    from featcache.finetuning.convolution import swap_convolutions
     from featcache.frameworks import import_oneflow
-    from featcache.training._convolution import swap_convolutions
 
     flow = import_oneflow()
     layer = flow.nn.Conv2d(3, 4, 3, 1, 1, bias=False)
@@ -127,7 +131,7 @@ def test_gradients_of_weights_add_up_until_they_are_forgotten():
 @pytest.mark.oneflow
 def test_oneflow_never_shares_memory_with_numpy():
     """It lets go of a shared array in a thread that needs Python's lock: at exit, too late."""
-    from featcache.engines._oneflow import to_device
+    from featcache.backbones.oneflow_engine import to_device
 
     numbers = np.arange(6, dtype=np.int64).reshape(2, 3).T
     tensor = to_device(numbers, "cpu")
@@ -139,7 +143,7 @@ def test_oneflow_never_shares_memory_with_numpy():
 
 @pytest.mark.oneflow
 def test_training_computes_the_same_as_oneflows_own_convolutions(monkeypatch):
-    from featcache.training import _framework
+    from featcache.finetuning import framework as _framework
 
     weights = load_weights("tinyimagenet32", size=32)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)

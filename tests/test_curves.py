@@ -11,16 +11,11 @@ import pytest
 from conftest import write_gaussian_cache
 
 from featcache import compare, load, probe
-from featcache.curves import _fits, few_shot, learning_curve
-from featcache.errors import (
-    CacheMissError,
-    DatasetError,
-    FeatcacheError,
-    OutputError,
-    RecipeError,
-)
+from featcache.errors import CacheMissError, DatasetError, FeatcacheError, OutputError, RecipeError
 from featcache.metrics import mean_interval, wilson_interval
-from featcache.recipe import ExactRecipe
+from featcache.probes import curves as _fits
+from featcache.probes.curves import few_shot, learning_curve
+from featcache.probes.recipes import ExactRecipe
 from featcache.runs import CURVES, load_runs
 
 

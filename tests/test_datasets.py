@@ -15,8 +15,10 @@ from conftest import colour_image
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
-from featcache.datasets import ArrayImages, Split, decode_image, load_dataset
-from featcache.datasets._files import Folder
+from featcache.datasets.dataset import Split
+from featcache.datasets.decoding import decode_image
+from featcache.datasets.images import ArrayImages, Folder
+from featcache.datasets.loading import load_dataset
 from featcache.errors import DatasetChangedError, DatasetError
 from featcache.preprocess import Preprocess
 

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from conftest import colour_image
 
-from featcache.datasets import ArrayImages, load_dataset
-from featcache.decoding import decoded_batches
+from featcache.datasets.batches import decoded_batches
+from featcache.datasets.images import ArrayImages
+from featcache.datasets.loading import load_dataset
 from featcache.errors import DatasetChangedError, DatasetError
-from featcache.prediction._places import PlacedImages, find_places
+from featcache.finetuning.batches import Draw, ImageSource
+from featcache.prediction import PlacedImages, find_places
 from featcache.preprocess import Preprocess, upscale
-from featcache.training import Draw, ImageSource
 
 
 class Images:
@@ -245,7 +246,7 @@ import sys, threading, time
 sys.path.insert(0, {tests!r})
 from contextlib import closing
 from test_decoding import Images, cut
-from featcache.decoding import decoded_batches
+from featcache.datasets.batches import decoded_batches
 from featcache.preprocess import Preprocess
 
 images = Images([(32, 32)] * 1000, delay_s=0.3)

@@ -13,7 +13,8 @@ from conftest import write_gaussian_cache
 from featcache import diff
 from featcache.cli import main
 from featcache.errors import CacheCorruptError, CacheMissError
-from featcache.store import SplitArrays, load, write_cache
+from featcache.store.cache import load
+from featcache.store.writer import SplitArrays, write_cache
 
 N, D = 50, 6
 

@@ -19,14 +19,14 @@ import pytest
 from conftest import TRAINERS
 
 from featcache import finetune
-from featcache.cli import _launch
+from featcache.cli import launch as _launch
 from featcache.errors import DatasetError, EngineUnavailableError, RankError
-from featcache.finetuning import _joining
-from featcache.finetuning._interrupt import ctrl_c_noted
-from featcache.frameworks import LAUNCH_VARIABLES, Launch, launched, run_in_child
-from featcache.training import JoinedRanks, Ranks, Stopped, get_framework
-from featcache.training._batch_norm import SharedStatistics
-from featcache.training._watch import Watch, open_watch
+from featcache.finetuning import joining as _joining
+from featcache.finetuning.batch_norm import SharedStatistics
+from featcache.finetuning.framework import get_framework
+from featcache.finetuning.ranks import JoinedRanks, Ranks, Stopped, Watch, open_watch
+from featcache.finetuning.run import ctrl_c_noted
+from featcache.process import LAUNCH_VARIABLES, Launch, launched, run_in_child
 
 TESTS = Path(__file__).parent
 OPTIONS = {"epochs": 2, "batch_size": 15, "schedule": "cosine", "augment": "crop-flip"}

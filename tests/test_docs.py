@@ -31,7 +31,7 @@ from conftest import write_gaussian_cache
 from PIL import Image
 
 import featcache
-from featcache.cli._commands import app
+from featcache.cli.commands import app
 from featcache.frameworks import oneflow_status, openvino_status, torch_status
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,8 +7,8 @@ import subprocess
 import pytest
 
 from featcache import doctor
+from featcache.backbones.choice import choose_engine
 from featcache.doctor import examine, images_per_s
-from featcache.engines import choose_engine
 from featcache.errors import EngineUnavailableError
 
 

@@ -18,7 +18,7 @@ import pytest
 from caches import content
 
 from featcache.errors import OutputError
-from featcache.store import discard_unfinished, single_writer
+from featcache.store.shards import discard_unfinished, single_writer
 
 SLOW_EXTRACT = Path(__file__).with_name("slow_extract.py")
 N_IMAGES = 54

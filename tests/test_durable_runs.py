@@ -17,11 +17,12 @@ import pytest
 from conftest import TRAINERS
 
 from featcache import finetune, load_dataset, load_weights
-from featcache.datasets import ArrayImages, Dataset, Split
+from featcache.datasets.dataset import Dataset, Split
+from featcache.datasets.images import ArrayImages
 from featcache.errors import RecipeError, WeightsError
-from featcache.finetuning import _folder, _run
-from featcache.finetuning._folder import RunFolder
-from featcache.training import load_checkpoint, save_checkpoint
+from featcache.finetuning import folder as _folder
+from featcache.finetuning import run as _run
+from featcache.finetuning.folder import RunFolder, load_checkpoint, save_checkpoint
 
 LONG_FINETUNE = Path(__file__).with_name("long_finetune.py")
 OPTIONS = {"epochs": 2, "batch_size": 9, "schedule": "cosine", "augment": "crop-flip"}
@@ -165,7 +166,11 @@ def test_the_checkpoint_before_stays_where_a_new_one_cannot_be_written(
         wrote.append(descriptor)
         write_all(descriptor, parts)
 
+    write = _folder.write_atomically
+
     def plainly(path, data):
+        if path.name == "checkpoint.safetensors":
+            return write(path, data)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 

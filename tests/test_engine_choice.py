@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from featcache.engines import DEVICES, ENGINES, PRECISIONS, _choice, choose_engine
+from featcache.backbones import choice as _choice
+from featcache.backbones.choice import DEVICES, ENGINES, PRECISIONS, choose_engine
 from featcache.errors import EngineUnavailableError, RecipeError
 
 

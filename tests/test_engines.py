@@ -12,8 +12,9 @@ from engine_features import CASES, STORED, ingredients, noise, random_weights
 from PIL import Image
 
 from featcache import load_weights
-from featcache.backbone import CUTS, get_backbone
-from featcache.engines import build_engine, choose_engine
+from featcache.backbones.architectures import CUTS, get_backbone
+from featcache.backbones.choice import choose_engine
+from featcache.backbones.engine import build_engine
 from featcache.errors import EngineUnavailableError, RecipeError, ShapeMismatchError
 from featcache.frameworks import openvino_precisions, torch_gpu_status, torch_precisions
 from featcache.preprocess import FLIP_VIEWS, apply_view, upscale

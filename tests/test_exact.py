@@ -9,9 +9,12 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from featcache.errors import RecipeError
-from featcache.probes import Ridge, Scaling, objective, ridge_objective, sweep_lbfgs, sweep_ridge
 from featcache.probes.lbfgs import train_lbfgs
-from featcache.recipe import ExactRecipe
+from featcache.probes.objective import objective
+from featcache.probes.recipes import ExactRecipe
+from featcache.probes.ridge import Ridge, ridge_objective
+from featcache.probes.scaling import Scaling
+from featcache.probes.sweep import sweep_lbfgs, sweep_ridge
 
 
 def clouds(n=600, dim=12, n_classes=4, spread=1.0, shares=None, seed=0, dtype=np.float32):

@@ -15,14 +15,10 @@ from conftest import write_gaussian_cache
 
 from featcache import export, verify
 from featcache.cli import main
-from featcache.errors import (
-    CacheCorruptError,
-    EngineUnavailableError,
-    OutputError,
-    RecipeError,
-)
-from featcache.exporting import FORMATS
-from featcache.store import SplitArrays, load, write_cache
+from featcache.errors import CacheCorruptError, EngineUnavailableError, OutputError, RecipeError
+from featcache.store.cache import load
+from featcache.store.export import FORMATS
+from featcache.store.writer import SplitArrays, write_cache
 
 WRITABLE = ("npz", "safetensors", "tensorboard")  # without any other package
 ODD_IDS = ("a\tb.png", "two\nlines", "猫/写真.jpg", os.fsdecode(b"not \xff text"), "plain")
@@ -136,7 +132,7 @@ def test_parquet_is_one_row_per_image(rich_cache):
 
 def test_parquet_of_several_groups_and_odd_names(tmp_path, odd_cache, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
-    from featcache.exporting import _parquet
+    from featcache.store import export as _parquet
 
     monkeypatch.setattr(_parquet, "_GROUP_ROWS", 2)
     file = parquet.ParquetFile(export(odd_cache, "parquet").output)

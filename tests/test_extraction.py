@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import FakeEngine
 
-from featcache import extract, extraction, load, load_dataset, load_weights, probe
+from featcache import extract, load, load_dataset, load_weights, probe
 from featcache.errors import (
     CacheError,
     CacheMismatchError,
@@ -20,8 +20,9 @@ from featcache.errors import (
     RecipeError,
     WeightsError,
 )
+from featcache.extraction import extract as extraction
 from featcache.preprocess import FLIP_VIEWS, Preprocess, apply_view
-from featcache.store import single_writer
+from featcache.store.shards import single_writer
 
 STARTER = "tinyimagenet32"
 

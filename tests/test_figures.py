@@ -18,20 +18,19 @@ pytest.importorskip("matplotlib", reason="the extra report is not installed")
 
 from matplotlib.text import Text
 
-from featcache import figures, load
+from featcache import load
 from featcache.cli import main
-from featcache.curves import CurvePoint
-from featcache.errors import (
-    EngineUnavailableError,
-    FeatcacheError,
-    OutputError,
-    ShapeMismatchError,
-)
-from featcache.figures._confusion import confusion_height
-from featcache.figures._labels import STEP, spread
-from featcache.figures._names import as_name
+from featcache.errors import EngineUnavailableError, FeatcacheError, OutputError, ShapeMismatchError
 from featcache.metrics import expected_calibration_error
-from featcache.probes import Sweep, SweepPoint
+from featcache.probes.curves import CurvePoint
+from featcache.probes.sweep import Sweep, SweepPoint
+from featcache.reporting.class_figures import confusion, confusion_height, per_class
+from featcache.reporting.comparison_figure import accuracy_over_time, published
+from featcache.reporting.curve_figures import learning_curves, regularisation_path, shots_curve
+from featcache.reporting.names import STEP, as_name, spread
+from featcache.reporting.probe_figures import probe_overview, reliability
+from featcache.reporting.style import COLOURS, stylesheet
+from featcache.reporting.svg import check_plot, save_figure, svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = (
@@ -61,7 +60,7 @@ def lines(axes):
 
 
 def xml(figure):
-    return ElementTree.fromstring(figures.svg(figure))
+    return ElementTree.fromstring(svg(figure))
 
 
 def shown(element):
@@ -97,7 +96,7 @@ def test_a_method_stands_at_its_time_and_accuracy():
         record_of("a", "probe", 0.7, 10.0, features_wall_s=90.0),
         record_of("b", "finetune", 0.8, 1000.0),
     ]
-    (axes,) = figures.accuracy_over_time(records).axes
+    (axes,) = accuracy_over_time(records).axes
     marks = {tuple(bar[0].get_xydata()[0]) for bar in axes.containers}
     assert marks == {(10.0, 0.7), (1000.0, 0.8)} and axes.get_xscale() == "log"
     intervals = [bar[2][0].get_segments()[0] for bar in axes.containers]
@@ -112,7 +111,7 @@ def test_of_a_method_the_newest_run_is_drawn_and_not_the_best():
         record_of("2", "probe", 0.7, created="2026-01-02"),
         record_of("3", "probe", 0.6, created="2026-01-01", n_train=90),
     ]
-    figure = figures.accuracy_over_time(records)
+    figure = accuracy_over_time(records)
     assert len(figure.axes[0].containers) == 2
     said = texts(figure)
     assert "probe lbfgs, 900 images" in said and "probe lbfgs, 90 images" in said
@@ -125,18 +124,18 @@ def test_data_sets_do_not_share_axes():
         record_of("b", "probe", 0.8, dataset_digest="e" * 64),
         record_of("c", "probe", 0.9, dataset="others"),
     ]
-    figure = figures.accuracy_over_time(records)
+    figure = accuracy_over_time(records)
     assert [len(axes.containers) for axes in figure.axes] == [1, 1, 1]
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["colours (dddddddd)", "colours (eeeeeeee)", "others (dddddddd)"]
     many = [record_of(str(n), "probe", dataset=str(n)) for n in range(9)]
     with pytest.raises(FeatcacheError, match="at most 8 data sets, found 9"):
-        figures.accuracy_over_time(many)
+        accuracy_over_time(many)
 
 
 def test_labels_do_not_overlap_however_close_their_points():
     records = [record_of(str(n), "probe", 0.7 + n / 1e5, 10.0, method=f"m{n}") for n in range(30)]
-    figure = figures.accuracy_over_time(records)
+    figure = accuracy_over_time(records)
     renderer = figure.canvas.get_renderer()
     boxes = [
         text.get_window_extent(renderer)
@@ -185,8 +184,8 @@ FULL = {"n_train": 50_000, "n_test": 10_000}
     ],
 )
 def test_the_tutorial_is_a_reference_for_its_own_setting_alone(record, expected):
-    assert figures.published([record]) == expected
-    said = " ".join(texts(figures.accuracy_over_time([record])))
+    assert published([record]) == expected
+    said = " ".join(texts(accuracy_over_time([record])))
     assert ("tutorial, full" in said) == ("full" in expected)
     assert ("tutorial, scratch" in said) == ("scratch" in expected)
 
@@ -200,7 +199,7 @@ def test_learning_curves_are_those_of_the_epochs():
         tuned("b", (0.2, 0.4, 0.3), method="full", curve_split="val", best_epoch=2),
         record_of("c", "probe", epochs=[]),
     ]
-    figure = figures.learning_curves(records)
+    figure = learning_curves(records)
     loss, accuracy = figure.axes
     assert [line[:, 1].tolist() for line in lines(loss)] == [[2.0, 1.0, 2 / 3]] * 2
     assert [line.tolist() for line in lines(accuracy)] == [
@@ -215,14 +214,14 @@ def test_learning_curves_are_those_of_the_epochs():
 def test_records_without_epochs_have_no_curves():
     broken = [record_of("a", epochs=3), record_of("b", epochs=[{"epoch": 1}]), record_of("c")]
     with pytest.raises(FeatcacheError, match="expected fine-tunes with epochs, found none"):
-        figures.learning_curves(broken)
+        learning_curves(broken)
 
 
 # A probe.
 
 
 def test_the_path_marks_the_chosen_c_and_says_that_it_is_at_the_edge(sweep):
-    figure = figures.regularisation_path(sweep, metric="balanced")
+    figure = regularisation_path(sweep, metric="balanced")
     (axes,) = figure.axes
     (line,) = lines(axes)
     assert line.tolist() == [[point.C, point.score] for point in sweep.points]
@@ -233,13 +232,13 @@ def test_the_path_marks_the_chosen_c_and_says_that_it_is_at_the_edge(sweep):
     assert "the highest C tried" in said and "Hollow" in said and "C = 100: 52.0\u00a0%" in said
     assert "balanced accuracy (%)" in said
     inside = Sweep(1.0, sweep.points, 800, 200, "")
-    assert "tried" not in " ".join(texts(figures.regularisation_path(inside)))
+    assert "tried" not in " ".join(texts(regularisation_path(inside)))
     with pytest.raises(FeatcacheError, match="found none"):
-        figures.regularisation_path(None)
+        regularisation_path(None)
 
 
 def test_a_curve_has_its_means_its_band_and_its_draws():
-    figure = figures.shots_curve(points_of(1, 5, 20)[::-1])
+    figure = shots_curve(points_of(1, 5, 20)[::-1])
     (axes,) = figure.axes
     (line,) = lines(axes)
     assert line.tolist() == [[3, 0.35], [15, 0.35], [60, 0.35], [900, 0.8]]
@@ -250,14 +249,14 @@ def test_a_curve_has_its_means_its_band_and_its_draws():
     ticks = [label.get_text() for label in axes.get_xticklabels()]
     assert ticks == ["1", "5", "20", "all"]
     fractions = [CurvePoint(n, None, (0.5,), 0.5, (0.4, 0.6), True, 1.0) for n in (10, 1000)]
-    (axes,) = figures.shots_curve(fractions).axes
+    (axes,) = shots_curve(fractions).axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "1,000"]
     with pytest.raises(FeatcacheError, match="expected points, found none"):
-        figures.shots_curve([])
+        shots_curve([])
 
 
 def test_crowded_sizes_lose_ticks_and_no_points():
-    (axes,) = figures.shots_curve(points_of(*range(1, 40))).axes
+    (axes,) = shots_curve(points_of(*range(1, 40))).axes
     labels = [label.get_text() for label in axes.get_xticklabels()]
     assert labels[0] == "1" and labels[-1] == "all" and 5 < len(labels) < 25
     assert len(lines(axes)[0]) == 40
@@ -277,7 +276,7 @@ def shaded(axes):
 
 def test_a_confusion_shades_each_cell_by_its_share():
     matrix = np.array([[90, 10, 0], [0, 60, 40], [0, 0, 0]])
-    figure = figures.confusion(matrix, ["ant", "bee", "cat"])
+    figure = confusion(matrix, ["ant", "bee", "cat"])
     (axes,) = figure.axes
     cells = shaded(axes)
     assert set(cells) == {(0, 0), (0, 1), (1, 1), (1, 2)}
@@ -297,7 +296,7 @@ def test_a_confusion_of_any_size(n_classes, panels):
     matrix = np.eye(n_classes, dtype=int) * 9
     matrix[1, 0] = 3
     names = [f"class {index}" for index in range(n_classes)]
-    figure = figures.confusion(matrix, names)
+    figure = confusion(matrix, names)
     assert len(figure.axes) == panels
     said = texts(figure)
     pairs = [text for text in said if "→" in text]
@@ -307,16 +306,16 @@ def test_a_confusion_of_any_size(n_classes, panels):
 
 
 def test_a_confusion_without_a_mistake_and_one_without_counts():
-    said = " ".join(texts(figures.confusion(np.eye(40, dtype=int), ["x"] * 40)))
+    said = " ".join(texts(confusion(np.eye(40, dtype=int), ["x"] * 40)))
     assert "No class is taken for another" in said and "no mistake" in said
     with pytest.raises(FeatcacheError, match="at most 100 classes"):
-        figures.confusion((), ["a", "b"])
+        confusion((), ["a", "b"])
     with pytest.raises(ShapeMismatchError, match=r"expected an array of shape \(3, 3\)"):
-        figures.confusion(np.eye(2), ["a", "b", "c"])
+        confusion(np.eye(2), ["a", "b", "c"])
 
 
 def test_classes_are_sorted_bars():
-    figure = figures.per_class((0.5, None, 0.9), ["ant", "bee", "cat"])
+    figure = per_class((0.5, None, 0.9), ["ant", "bee", "cat"])
     (axes,) = figure.axes
     assert [bar.get_width() for bar in axes.patches] == [0.9, 0.5, 0.0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "ant", "bee"]
@@ -329,15 +328,15 @@ def test_classes_are_sorted_bars():
     assert tops == sorted(tops) and axes.get_ylim()[0] > axes.get_ylim()[1]
     assert "70.0\u00a0%" in " ".join(texts(figure))
     with pytest.raises(FeatcacheError, match="found none"):
-        figures.per_class((), ["a"])
+        per_class((), ["a"])
     with pytest.raises(ShapeMismatchError):
-        figures.per_class((0.5,), ["a", "b"])
+        per_class((0.5,), ["a", "b"])
 
 
 def test_of_many_classes_the_best_and_the_worst_are_bars():
     recalls = np.linspace(0, 1, 1000)
     recalls[500] = np.nan
-    figure = figures.per_class(recalls, [f"c{index}" for index in range(1000)])
+    figure = per_class(recalls, [f"c{index}" for index in range(1000)])
     (axes,) = figure.axes
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == [f"c{index}" for index in (*range(999, 989, -1), *range(19, -1, -1))]
@@ -349,7 +348,7 @@ def test_a_reliability_diagram_has_the_bins_that_were_measured():
     probabilities = generator.dirichlet(np.ones(3), 500)
     labels = generator.integers(3, size=500)
     error, bins = expected_calibration_error(probabilities, labels)
-    figure = figures.reliability(bins)
+    figure = reliability(bins)
     above, below = figure.axes
     filled = [entry for entry in bins if entry.n]
     drawn = above.collections[1].get_offsets()
@@ -357,7 +356,7 @@ def test_a_reliability_diagram_has_the_bins_that_were_measured():
     assert [bar.get_height() for bar in below.patches] == [entry.n for entry in bins]
     assert f"{100 * error:.1f}\u00a0% on 500" in " ".join(texts(figure))
     with pytest.raises(FeatcacheError, match="are no probabilities"):
-        figures.reliability(())
+        reliability(())
 
 
 # Names.
@@ -367,17 +366,17 @@ def test_a_reliability_diagram_has_the_bins_that_were_measured():
 def test_hostile_names_are_text(draw, tmp_path):
     count = len(HOSTILE)
     if draw == "confusion":
-        figure = figures.confusion(np.eye(count, dtype=int), HOSTILE)
+        figure = confusion(np.eye(count, dtype=int), HOSTILE)
     elif draw == "per_class":
-        figure = figures.per_class(np.linspace(0, 1, count), HOSTILE)
+        figure = per_class(np.linspace(0, 1, count), HOSTILE)
     elif draw == "time":
         records = [record_of(str(n), method=name, wall_s=n + 1.0) for n, name in enumerate(HOSTILE)]
-        figure = figures.accuracy_over_time(records)
+        figure = accuracy_over_time(records)
     else:
         records = [tuned(str(n), (0.1, 0.2), method=name) for n, name in enumerate(HOSTILE)]
-        figure = figures.learning_curves([{**record, "dataset": HOSTILE[0]} for record in records])
-    figures.save_figure(figure, tmp_path / "figure")  # warnings, as of glyphs, are errors
-    text = figures.svg(figure)
+        figure = learning_curves([{**record, "dataset": HOSTILE[0]} for record in records])
+    save_figure(figure, tmp_path / "figure")  # warnings, as of glyphs, are errors
+    text = svg(figure)
     written = shown(ElementTree.fromstring(text))
     for name in HOSTILE:
         short = as_name(name, 14 if draw == "confusion" else 22).short
@@ -409,7 +408,7 @@ def test_what_has_no_glyph_is_drawn_as_a_square_and_written_as_it_is():
 
 
 def test_right_to_left_runs_are_drawn_in_visual_order():
-    from featcache.figures import _names
+    from featcache.reporting import names as _names
 
     order = _names._in_visual_order(list("ab שלום עולם 12"))
     assert "".join(order) == "ab םלוע םולש 12"
@@ -419,14 +418,14 @@ def test_right_to_left_runs_are_drawn_in_visual_order():
 
 
 def test_another_font_is_taken_where_ours_has_no_glyph(monkeypatch):
-    from featcache.figures import _names
+    from featcache.reporting import names as _names
 
     monkeypatch.setattr(_names, "_FALLBACKS", ("No such font", "STIXSizeOneSym"))
     for cached in (_names._families, _names._glyphs):
         cached.cache_clear()
     try:
         assert _names._families() == ("DejaVu Sans", "STIXSizeOneSym")
-        figure = figures.per_class((0.5, 0.6), ["a", "b"])
+        figure = per_class((0.5, 0.6), ["a", "b"])
         (label, _) = figure.axes[0].get_yticklabels()
         assert label.get_fontfamily() == ["DejaVu Sans", "STIXSizeOneSym"]
     finally:
@@ -441,17 +440,17 @@ def test_another_font_is_taken_where_ours_has_no_glyph(monkeypatch):
 @pytest.fixture
 def some_figures(sweep):
     return [
-        figures.regularisation_path(sweep),
-        figures.shots_curve(points_of(1, 5)),
-        figures.confusion(np.eye(3, dtype=int) * 5 + 1, HOSTILE[:3]),
-        figures.accuracy_over_time([record_of("a", "probe", features_wall_s=3.0)]),
-        figures.learning_curves([tuned("a", (0.1, 0.2))]),
+        regularisation_path(sweep),
+        shots_curve(points_of(1, 5)),
+        confusion(np.eye(3, dtype=int) * 5 + 1, HOSTILE[:3]),
+        accuracy_over_time([record_of("a", "probe", features_wall_s=3.0)]),
+        learning_curves([tuned("a", (0.1, 0.2))]),
     ]
 
 
 def test_an_svg_refers_to_nothing_outside_and_holds_no_script(some_figures):
     for figure in some_figures:
-        text = figures.svg(figure)
+        text = svg(figure)
         root = ElementTree.fromstring(text)
         assert text.startswith("<svg") and "http" not in text.replace(SVG[1:-1], "")
         assert not {"script", "style", "image", "foreignObject", "metadata"} & {
@@ -463,17 +462,17 @@ def test_an_svg_refers_to_nothing_outside_and_holds_no_script(some_figures):
 
 
 def test_an_svg_takes_its_colours_from_the_page(some_figures):
-    sheet = figures.stylesheet()
+    sheet = stylesheet()
     for figure in some_figures:
-        text = figures.svg(figure)
+        text = svg(figure)
         bare = re.sub(r"var\(--fc-[\w]+, #[0-9a-f]{6}\)", "", text)
         assert not re.findall(r"#[0-9a-f]{6}\b", bare), "a colour that the page cannot change"
         used = set(re.findall(r"--fc-\w+", text))
         assert {"--fc-text", "--fc-muted", "--fc-1"} <= used
         assert all(f"{name}:" in sheet for name in used)
-    assert figures.COLOURS["light"].keys() == figures.COLOURS["dark"].keys()
+    assert COLOURS["light"].keys() == COLOURS["dark"].keys()
     assert "prefers-color-scheme:dark" in sheet
-    values = list(figures.COLOURS["light"].values())
+    values = list(COLOURS["light"].values())
     assert len(set(values)) == len(values), "a colour says which property it is"
 
 
@@ -494,7 +493,7 @@ def test_ids_of_figures_in_one_page_do_not_meet(some_figures):
         ids = [element.get("id") for element in root.iter() if element.get("id")]
         assert len(ids) == len(set(ids)) and not seen & set(ids)
         seen |= set(ids)
-        referred = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", figures.svg(figure)))
+        referred = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", svg(figure)))
         assert referred <= set(ids)
 
 
@@ -505,10 +504,10 @@ def test_files_are_the_same_every_time(tmp_path, sweep):
     import matplotlib
 
     def digests(folder):
-        figure = figures.regularisation_path(sweep)
-        written = figures.save_figure(figure, tmp_path / folder / "path")
+        figure = regularisation_path(sweep)
+        written = save_figure(figure, tmp_path / folder / "path")
         assert [path.name for path in written] == ["path.png", "path.svg"]
-        again = figures.save_figure(figure, tmp_path / folder / "again")
+        again = save_figure(figure, tmp_path / folder / "again")
         for one, other in zip(written, again, strict=True):
             assert one.read_bytes() == other.read_bytes()
         return [hashlib.sha256(path.read_bytes()).hexdigest() for path in written]
@@ -524,27 +523,29 @@ def test_files_are_the_same_every_time(tmp_path, sweep):
 
 
 def test_the_suffix_says_the_format(tmp_path, sweep):
-    figure = figures.regularisation_path(sweep)
-    (png,) = figures.save_figure(figure, tmp_path / "new" / "a.png")
+    figure = regularisation_path(sweep)
+    (png,) = save_figure(figure, tmp_path / "new" / "a.png")
     assert png.read_bytes().startswith(b"\x89PNG")
-    (svg,) = figures.save_figure(figure, tmp_path / "a.SVG")
+    (svg,) = save_figure(figure, tmp_path / "a.SVG")
     assert ElementTree.parse(svg).getroot().tag == f"{SVG}svg"
-    assert len(figures.save_figure(figure, tmp_path / "resnet-0.5")) == 2
+    assert len(save_figure(figure, tmp_path / "resnet-0.5")) == 2
     with pytest.raises(OutputError, match=r"ends in \.png or \.svg"):
-        figures.save_figure(figure, tmp_path / "a.pdf")
+        save_figure(figure, tmp_path / "a.pdf")
     with pytest.raises(OutputError, match="found a folder"):
-        figures.check_plot(tmp_path)
+        check_plot(tmp_path)
     (tmp_path / "file").write_text("")
-    for attempt in (figures.check_plot, lambda place: figures.save_figure(figure, place)):
+    for attempt in (check_plot, lambda place: save_figure(figure, place)):
         with pytest.raises(OutputError):
             attempt(tmp_path / "file" / "a.png")
 
 
 def test_figures_need_no_pyplot_and_no_display():
     code = (
-        "import sys\nfrom featcache import figures\n"
+        "import sys\n"
+        "from featcache.reporting.class_figures import per_class\n"
+        "from featcache.reporting.svg import svg\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "figures.svg(figures.per_class((0.5, 0.6), ['a', 'b']))\n"
+        "svg(per_class((0.5, 0.6), ['a', 'b']))\n"
         "print('matplotlib.pyplot' in sys.modules)"
     )
     answer = subprocess.run(
@@ -564,7 +565,7 @@ def matplotlib_missing(monkeypatch):
 
 def test_without_matplotlib_the_line_says_what_to_install(matplotlib_missing, capsys, tmp_path):
     with pytest.raises(EngineUnavailableError, match=r"pip install 'featcache\[report\]'"):
-        figures.per_class((0.5,), ["a"])
+        per_class((0.5,), ["a"])
     for command in (["probe", "no.h5"], ["compare"], ["finetune", "no-such-data"]):
         assert main([*command, "--plot", str(tmp_path / "a.png")]) == 1
         (line,) = capsys.readouterr().err.splitlines()
@@ -623,14 +624,14 @@ def test_an_overview_has_what_the_record_has(tmp_path):
 
     cache = load(write_gaussian_cache(tmp_path / "g.h5", spread=2.0))
     result = probe(cache, C=1.0, check=False)
-    assert len(figures.probe_overview(result, cache.class_names).axes) == 4, "no sweep"
+    assert len(probe_overview(result, cache.class_names).axes) == 4, "no sweep"
     from featcache.runs import load_runs
 
     (record,), _ = load_runs(result.run.parent)
     assert record["class_names"] == list(cache.class_names)
-    assert figures.svg(figures.probe_overview(record, record["class_names"])) == figures.svg(
-        figures.probe_overview(result, cache.class_names)
+    assert svg(probe_overview(record, record["class_names"])) == svg(
+        probe_overview(result, cache.class_names)
     )
     bare = {**record, "evaluation": {}}
     with pytest.raises(FeatcacheError, match="there is only the top-1"):
-        figures.probe_overview(bare, record["class_names"])
+        probe_overview(bare, record["class_names"])

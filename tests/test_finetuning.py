@@ -11,8 +11,9 @@ import pytest
 from conftest import TRAINERS, write_gaussian_cache
 
 from featcache import extract, finetune, load, load_dataset, load_head, load_weights, probe
-from featcache.backbone import get_backbone
-from featcache.engines import EngineChoice
+from featcache.backbones.architectures import get_backbone
+from featcache.backbones.choice import EngineChoice
+from featcache.backbones.weights import save_weights
 from featcache.errors import (
     CacheMismatchError,
     CacheMissError,
@@ -22,18 +23,14 @@ from featcache.errors import (
     RecipeError,
     WeightsError,
 )
-from featcache.finetuning import _engine
+from featcache.finetuning import engine as _engine
+from featcache.finetuning.batches import CachedSource, ImageSource
+from featcache.finetuning.framework import get_framework
+from featcache.finetuning.network import initial_backbone
+from featcache.finetuning.recipes import METHODS, finetune_recipe
+from featcache.finetuning.trainer import Trainer
 from featcache.metrics import top1
 from featcache.preprocess import Preprocess
-from featcache.recipe import METHODS, finetune_recipe
-from featcache.training import (
-    CachedSource,
-    ImageSource,
-    Trainer,
-    get_framework,
-    initial_backbone,
-)
-from featcache.weights import save_weights
 
 STARTER = "tinyimagenet32"
 
@@ -248,7 +245,7 @@ def test_the_network_is_saved_and_comes_back_as_weights(
 
 
 def test_early_stopping_never_looks_at_the_test_split(image_folder, monkeypatch, small):
-    from featcache.finetuning import _run
+    from featcache.finetuning import run as _run
 
     data = load_dataset(image_folder)
     scores = iter([0.5, 0.75, 0.75, 0.5, 0.75])

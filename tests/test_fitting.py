@@ -10,9 +10,9 @@ import pytest
 from conftest import TRAINERS, colour_image
 
 import featcache
-from featcache import fitting
 from featcache.errors import DatasetError, EngineUnavailableError, RecipeError
-from featcache.fitting._climb import Attempt, Option, Outcome, best_of, climb
+from featcache.finetuning import fit as fitting
+from featcache.finetuning.fit import Attempt, Option, Outcome, best_of, climb
 
 STARTER = {"weights": "tinyimagenet32", "size": 32}
 
@@ -113,9 +113,9 @@ def test_ctrl_c_says_nothing_of_options_that_fit_has_not(image_folder, small, mo
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt("add --resume folder to the same command to go on")
 
-    monkeypatch.setattr(fitting._work, "top1", lambda predicted, labels: 0.5)
-    monkeypatch.setattr(fitting._work.Work, "_rates", lambda *_: {"whole": 9.0, "cut": 9.0})
-    monkeypatch.setattr(fitting._work, "finetune", interrupted)
+    monkeypatch.setattr(fitting, "top1", lambda predicted, labels: 0.5)
+    monkeypatch.setattr(fitting.Work, "_rates", lambda *_: {"whole": 9.0, "cut": 9.0})
+    monkeypatch.setattr(fitting, "finetune", interrupted)
     words = ["--weights", "tinyimagenet32", "--size", "32", "--engine", small["engine"]]
     assert main(["fit", str(image_folder), *words]) == 130
     err = capsys.readouterr().err
@@ -188,7 +188,7 @@ def test_where_nothing_can_train_the_probe_is_all_there_is(image_folder, fake_en
 
     monkeypatch.setattr(fitting, "choose_trainer", nothing)
     # A target that no probe reaches: its validation split has two images of each class.
-    monkeypatch.setattr(fitting._work, "top1", lambda predicted, labels: 0.5)
+    monkeypatch.setattr(fitting, "top1", lambda predicted, labels: 0.5)
     result = featcache.fit(image_folder, 0.9, **STARTER)
     assert not result.reached and result.winner == "probe"
     _, other = result.attempts

@@ -17,15 +17,14 @@ from safetensors.numpy import save
 
 from featcache import load, load_head
 from featcache.errors import RecipeError, ShapeMismatchError, WeightsError
-from featcache.probes import (
-    Head,
+from featcache.probes.head import Head, save_head
+from featcache.probes.ingredients import (
+    INGREDIENTS,
     feature_differences,
     feature_ingredients,
     rounding_differences,
-    save_head,
 )
-from featcache.probes.ingredients import INGREDIENTS
-from featcache.store import FINGERPRINT_FIELDS
+from featcache.store.format import FINGERPRINT_FIELDS
 
 KEY = "featcache.head"
 

@@ -13,9 +13,10 @@ import pytest
 import typer
 from terminals import on_a_terminal
 
-from featcache.cli import _output, main
-from featcache.cli._commands import app
-from featcache.cli._options import _CONTENTS
+from featcache.cli import main
+from featcache.cli import output as _output
+from featcache.cli.commands import app
+from featcache.cli.options import _CONTENTS
 from featcache.progress import Progress
 
 GROUP = typer.main.get_command(app)
@@ -196,13 +197,17 @@ def test_what_is_wrong_or_asked_is_told_before_anything_slow_is_loaded(arguments
 def test_choices_are_those_of_the_library():
     from typing import get_args, get_type_hints
 
-    from featcache import engines, exporting, recipe, solving
-    from featcache.cli._commands import extract
-    from featcache.cli._finetune import finetune
-    from featcache.cli._probe import probe
-    from featcache.cli._store import export
+    from featcache.backbones.choice import DEVICES, ENGINES, PRECISIONS
+    from featcache.cli.commands import extract
+    from featcache.cli.finetune import finetune
+    from featcache.cli.probe import probe
+    from featcache.cli.store import export
+    from featcache.finetuning.framework import TRAINERS
+    from featcache.finetuning.recipes import AUGMENTATIONS, METHODS, SCHEDULES
     from featcache.metrics import METRICS
-    from featcache.training import TRAINERS
+    from featcache.probes import solving
+    from featcache.probes.recipes import PROBE_RECIPES, PROBE_SCHEDULES
+    from featcache.store import export as exporting
 
     def offered(command, name):
         kind = get_type_hints(command)[name]
@@ -210,16 +215,16 @@ def test_choices_are_those_of_the_library():
         return {*get_args(plain[0])} if get_args(plain[0]) else {*plain}
 
     for command, name, known in (
-        (extract, "engine", {"auto", *engines.ENGINES}),
-        (extract, "device", {"auto", *engines.DEVICES}),
-        (extract, "precision", engines.PRECISIONS),
+        (extract, "engine", {"auto", *ENGINES}),
+        (extract, "device", {"auto", *DEVICES}),
+        (extract, "precision", PRECISIONS),
         (finetune, "engine", {"auto", *TRAINERS}),
-        (finetune, "method", recipe.METHODS),
-        (finetune, "schedule", recipe.SCHEDULES),
-        (finetune, "augment", recipe.AUGMENTATIONS),
+        (finetune, "method", METHODS),
+        (finetune, "schedule", SCHEDULES),
+        (finetune, "augment", AUGMENTATIONS),
         (probe, "solver", solving.SOLVERS),
-        (probe, "recipe", recipe.PROBE_RECIPES),
-        (probe, "schedule", recipe.PROBE_SCHEDULES),
+        (probe, "recipe", PROBE_RECIPES),
+        (probe, "schedule", PROBE_SCHEDULES),
         (probe, "metric", METRICS),
         (export, "to", exporting.FORMATS),
         (export, "split", exporting.SPLITS),

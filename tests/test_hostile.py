@@ -25,7 +25,7 @@ from caches import (
 
 from featcache import load
 from featcache.errors import CacheCorruptError, CacheError, CacheMismatchError, CacheMissError
-from featcache.store._format import unseal
+from featcache.store.format import unseal
 
 pytestmark = pytest.mark.timeout(60)  # a test that waits for a pipe or a device fails soon
 

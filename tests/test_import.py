@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import featcache
-from featcache.frameworks import openblas_core_type
+from featcache.process import openblas_core_type
 
 PACKAGE = Path(featcache.__file__).parent
 HEAVY = ("numpy", "h5py", "sklearn", "oneflow", "flowvision", "openvino", "PIL", "torch")
@@ -48,7 +48,7 @@ def test_numpy_1_is_told_which_kernels_suit_the_processor():
 import os, sys
 from unittest import mock
 import featcache
-from featcache.frameworks import _numpy
+from featcache import process as _numpy
 os.environ.pop("OPENBLAS_CORETYPE", None)
 with (
     mock.patch.object(_numpy, "old_openblas", lambda: sys.argv[1] == "old"),
@@ -78,72 +78,33 @@ def test_public_names_are_sorted_complete_and_resolve():
         featcache.extrct  # noqa: B018
 
 
-# Each room and the rooms of ours that it may import.
-BASIC = {"errors"}
-FLOOR = BASIC | {
-    "recipe",
-    "metrics",
-    "progress",
-    "notebook",
-    "files",
-    "sampling",
-    "preprocess",
-    "backbone",
-}
+# Each room and the rooms of ours that it may import: a floor a row, the ground floor first.
+GROUND = {"errors", "progress", "notebook", "version", "metrics"}
 MAY_IMPORT = {
-    "errors": set(),
-    "progress": set(),
-    "metrics": set(),
-    "files": BASIC,
-    "remote": {"errors", "files", "frameworks", "lookahead"},
-    "recipe": BASIC,
-    "notebook": set(),
-    "sampling": BASIC,
-    "preprocess": BASIC,
-    "backbone": BASIC,
-    "cores": BASIC,
-    "frameworks": BASIC,
-    "download": {"errors", "progress", "files"},
-    "weights": {"errors", "progress", "preprocess", "backbone", "download", "files"},
-    "datasets": BASIC
-    | {"progress", "sampling", "files", "download", "frameworks"}
-    | {"cores", "lookahead", "preprocess", "remote"},
-    "lookahead": set(),
-    "decoding": {"errors", "datasets", "lookahead", "preprocess"},
-    "pipeline": FLOOR | {"datasets", "decoding", "engines", "store"},
-    "store": {"errors", "cores", "files", "lookahead", "notebook", "progress", "remote"},
-    "probes": {"errors", "progress", "metrics", "files", "recipe", "sampling"}
-    | {"cores", "lookahead"},
-    "engines": {"errors", "progress", "cores", "frameworks", "preprocess", "backbone", "weights"},
-    "runs": {"errors", "files", "store"},
-    "exporting": {"errors", "files", "progress", "store"},
-    "distribution": FLOOR | {"cores", "datasets", "engines", "pipeline", "store", "weights"},
-    "extraction": FLOOR
-    | {"cores", "datasets", "decoding", "distribution", "engines", "pipeline", "store"}
-    | {"remote", "weights"},
-    "solving": FLOOR | {"frameworks", "probes"},
-    "labelled": {"errors", "probes", "sampling", "store"},
-    "probing": FLOOR | {"labelled", "probes", "runs", "solving", "store"},
-    "auditing": FLOOR | {"labelled", "probes", "store"},
-    "neighbours": FLOOR | {"labelled", "probes", "runs", "store"},
-    "curves": FLOOR | {"labelled", "probes", "runs", "store"},
-    "prediction": FLOOR
-    | {"datasets", "decoding", "engines", "extraction", "labelled", "probes", "remote", "store"}
-    | {"weights"},
-    "training": FLOOR | {"cores", "datasets", "decoding", "engines", "frameworks", "weights"},
-    "finetuning": FLOOR
-    | {"cores", "datasets", "engines", "frameworks", "prediction", "probes", "runs", "store"}
-    | {"training", "weights"},
-    "fitting": FLOOR
-    | {"datasets", "extraction", "finetuning", "probes", "probing", "runs", "solving", "store"}
-    | {"training"},
-    "comparison": {"errors", "notebook", "progress", "runs"},
-    "figures": {"errors", "files", "recipe", "metrics", "comparison", "curves", "probes"}
-    | {"probing"},
-    "reporting": FLOOR
-    | {"auditing", "comparison", "cores", "datasets", "decoding", "figures", "labelled", "probes"}
-    | {"remote", "runs", "store", "weights"},
-    "doctor": {"errors", "cores", "frameworks", "datasets", "engines", "weights"},
+    **{room: set() for room in GROUND},
+    **{room: {"errors"} for room in ("cores", "files", "preprocess", "process", "sampling")},
+    "download": {"errors", "progress"},
+    "frameworks": {"errors", "process"},
+    "remote": {"errors", "files", "process"},
+    "datasets": {"cores", "download", "errors", "preprocess", "process", "progress", "remote"}
+    | {"sampling", "frameworks"},
+    "backbones": {"cores", "download", "errors", "files", "frameworks", "preprocess", "process"}
+    | {"progress"},
+    "store": {"cores", "errors", "files", "notebook", "process", "progress", "remote", "version"},
+    "runs": {"errors", "files", "notebook", "progress", "store"},
+    "extraction": GROUND
+    | {"backbones", "cores", "datasets", "files", "preprocess", "remote", "store"},
+    "probes": GROUND | {"cores", "files", "frameworks", "process", "runs", "sampling", "store"},
+    "auditing": {"errors", "files", "metrics", "probes", "progress", "store"},
+    "prediction": {"backbones", "datasets", "errors", "extraction", "files", "metrics"}
+    | {"preprocess", "probes", "progress", "remote", "store"},
+    "finetuning": GROUND
+    | {"backbones", "cores", "datasets", "extraction", "files", "frameworks", "prediction"}
+    | {"preprocess", "probes", "process", "runs", "sampling", "store"},
+    "reporting": GROUND
+    | {"auditing", "backbones", "datasets", "files", "finetuning", "preprocess", "probes"}
+    | {"remote", "runs", "store"},
+    "doctor": {"backbones", "cores", "datasets", "errors", "frameworks", "process"},
 }
 
 
@@ -157,7 +118,7 @@ def our_imports(path: Path) -> set[str]:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [getattr(node, "module", None) or ""] + [alias.name for alias in node.names]
             assert not any(name.startswith("featcache") for name in names), f"{path}: use from ."
-    return rooms - {"__version__"}
+    return rooms
 
 
 def test_imports_go_one_way():

@@ -9,7 +9,10 @@ import pytest
 
 from featcache.errors import RecipeError, ShapeMismatchError
 from featcache.metrics import top1
-from featcache.probes import Rows, knn_probe, nearest, search
+from featcache.probes import search
+from featcache.probes.blocks import Rows
+from featcache.probes.knn import knn_probe
+from featcache.probes.search import nearest
 
 
 def brute_force(train, labels, test, n_classes, k, temperature=0.07):

@@ -9,9 +9,10 @@ import pytest
 from conftest import write_gaussian_cache
 
 from featcache import load
-from featcache.probes import check_with_sklearn, objective
-from featcache.probes.linear import CURVATURE_BOUND, _Whitening
-from featcache.recipe import PROBE_RECIPES, ProbeRecipe
+from featcache.probes.cross_check import check_with_sklearn
+from featcache.probes.objective import objective
+from featcache.probes.recipes import PROBE_RECIPES, ProbeRecipe
+from featcache.probes.sgd import CURVATURE_BOUND, _Whitening
 
 RECIPES = [
     ProbeRecipe(weight_decay=1e-2),
@@ -79,7 +80,7 @@ def test_scikit_learn_minimises_this_very_objective(tmp_path, recipe, n_classes)
         found["moved"] = min(objective(weight * by, bias, *rest).value for by in (0.97, 1.03))
         return found["at"]
 
-    from featcache.probes import check
+    from featcache.probes import cross_check as check
 
     original, check.objective = check.objective, spy
     try:
@@ -132,7 +133,7 @@ def test_whitening_changes_the_coordinates_and_not_the_function(gaussian):
 )
 def test_sgd_reaches_scikit_learns_optimum(tmp_path, n_train, spread, dim):
     from featcache.frameworks import import_oneflow
-    from featcache.probes import train_sgd
+    from featcache.probes.sgd import train_sgd
 
     cache = load(
         write_gaussian_cache(tmp_path / "g.h5", n_train=n_train, spread=spread, dim=dim, n_test=999)
@@ -160,7 +161,7 @@ def test_sgd_reaches_scikit_learns_optimum(tmp_path, n_train, spread, dim):
 def test_one_epoch_of_plain_sgd_is_the_update_rule(tmp_path):
     """Momentum, weight decay and views, step by step in NumPy."""
     from featcache.frameworks import import_oneflow
-    from featcache.probes import train_sgd
+    from featcache.probes.sgd import train_sgd
     from featcache.sampling import epoch_plan, initial_head, row_batches
 
     cache = load(write_gaussian_cache(tmp_path / "g.h5", n_train=100))

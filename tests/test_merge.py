@@ -16,7 +16,8 @@ from conftest import write_gaussian_cache
 from featcache import merge, probe, verify
 from featcache.cli import main
 from featcache.errors import CacheCorruptError, CacheMismatchError, OutputError, RecipeError
-from featcache.store import SplitArrays, load, write_cache
+from featcache.store.cache import load
+from featcache.store.writer import SplitArrays, write_cache
 
 
 def part(path, name, *, n_train=6, n_test=3, width=1, seed=0, dim=5, **changes):

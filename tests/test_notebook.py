@@ -11,11 +11,11 @@ from conftest import write_gaussian_cache
 from test_comparison import record_of
 
 import featcache
-from featcache.extraction import ExtractResult
-from featcache.finetuning import Epoch, FinetuneResult
-from featcache.fitting import Attempt, FitResult
+from featcache.extraction.result import ExtractResult
+from featcache.finetuning.fit import Attempt, FitResult
+from featcache.finetuning.recipes import FINETUNE_RECIPES
+from featcache.finetuning.run import Epoch, FinetuneResult
 from featcache.notebook import Rows, ShownAsTable
-from featcache.recipe import FINETUNE_RECIPES
 
 HOSTILE = "<script>alert('x')</script> & \"y\" \N{GRINNING FACE} שלום"
 

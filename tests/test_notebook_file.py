@@ -8,6 +8,7 @@ begin with ``%``, are left out; what a cell ends in is shown as a page would sho
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import shutil
@@ -16,7 +17,6 @@ from pathlib import Path
 import pytest
 
 import featcache
-import featcache.figures as featcache_figures
 from featcache.frameworks import openvino_status
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,10 +64,11 @@ def test_its_names_are_there(cells):
     for cell in cells:
         if cell["cell_type"] == "code":
             for node in ast.walk(ast.parse(code_of(cell))):
-                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                    home = {"featcache": featcache, "figures": featcache_figures}
-                    if node.value.id in home:
-                        assert hasattr(home[node.value.id], node.attr), node.attr
+                if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "featcache":
+                    assert hasattr(featcache, node.attr), node.attr
+                if isinstance(node, ast.ImportFrom) and node.module.startswith("featcache"):
+                    module = importlib.import_module(node.module)
+                    assert all(hasattr(module, alias.name) for alias in node.names)
 
 
 @pytest.mark.slow

@@ -21,9 +21,10 @@ from conftest import write_gaussian_cache
 from test_import import loaded_after
 from test_shard_jobs import assert_same
 
-from featcache import extract, extract_share, extraction, load, load_dataset, pack, probe, verify
+from featcache import extract, extract_share, load, load_dataset, pack, probe, verify
+from featcache import remote as _place
 from featcache.cli import main
-from featcache.datasets import _remote
+from featcache.datasets import urls as _remote
 from featcache.errors import (
     CacheCorruptError,
     CacheMismatchError,
@@ -32,8 +33,9 @@ from featcache.errors import (
     OutputError,
     RemoteError,
 )
-from featcache.remote import RemotePlace, _place, is_url, located, shown
-from featcache.store import cache_file
+from featcache.extraction import extract as extraction
+from featcache.remote import RemotePlace, is_url, located, shown
+from featcache.store.remote_caches import cache_file
 
 STARTER = {"weights": "tinyimagenet32"}
 SLOW_EXTRACT = Path(__file__).with_name("slow_extract.py")
@@ -610,7 +612,7 @@ class TestOnS3:
     def test_predict_and_the_pictures_of_a_report(self, s3, photos, image_folder, tmp_path):
         pytest.importorskip("openvino")
         from featcache import predict
-        from featcache.reporting._pictures import find_pictures
+        from featcache.reporting.pictures import find_pictures
 
         made = extract(photos, output="s3://bucket/x.h5", engine="openvino", **STARTER)
         head = probe(made.cache, check=False).head
@@ -736,7 +738,7 @@ class TestOnS3:
     ):
         pytest.importorskip("openvino")
         pytest.importorskip("ray", reason="needs Ray: pip install 'featcache[ray]'")
-        from featcache.distribution import import_ray
+        from featcache.extraction.ray import import_ray
 
         import_ray()
         from ray.cluster_utils import Cluster

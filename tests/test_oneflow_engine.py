@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from featcache import load_weights
-from featcache.engines import build_engine, choose_engine
+from featcache.backbones.choice import choose_engine
+from featcache.backbones.engine import build_engine
 from featcache.preprocess import Preprocess
 
 pytestmark = pytest.mark.oneflow
@@ -63,8 +64,7 @@ def test_real_images_agree_closely_with_an_independent_framework(engine, starter
 
 def test_a_graph_gives_the_same_features_for_any_number_of_images(engine, images):
     """On the CPU and in float32; what mixed precision does on a GPU has never been tried."""
-    from featcache.engines._oneflow import to_input
-    from featcache.engines._oneflow_graph import StaticForward
+    from featcache.backbones.oneflow_engine import StaticForward, to_input
 
     static = StaticForward(engine._forward, mixed=False)
     for n in (2, 1, 3, 2):  # made, filled up, made anew, filled up
@@ -75,8 +75,8 @@ def test_a_graph_gives_the_same_features_for_any_number_of_images(engine, images
 @pytest.mark.parametrize("name", ["resnet34", "resnet50"])
 def test_the_rest_of_the_family(name):
     """Shapes that this project computes are the ones that flowvision builds."""
-    from featcache.backbone import get_backbone
-    from featcache.engines._oneflow import build_backbone, state_arrays
+    from featcache.backbones.architectures import get_backbone
+    from featcache.backbones.oneflow_engine import build_backbone, state_arrays
 
     backbone = get_backbone(name)
     built = {key: value.shape for key, value in state_arrays(build_backbone(backbone)).items()}
@@ -134,7 +134,8 @@ def watch(name, *rest, **more):
     if name == "oneflow" and not seen:
         seen["core"] = os.environ.get("OPENBLAS_CORETYPE")
     return real(name, *rest, **more)
-from featcache.frameworks import import_oneflow, openblas_core_type
+from featcache.frameworks import import_oneflow
+from featcache.process import openblas_core_type
 os.environ.pop("OPENBLAS_CORETYPE", None)
 with mock.patch("builtins.__import__", watch):
     import_oneflow()

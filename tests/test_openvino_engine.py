@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from featcache import load_weights
-from featcache.engines import build_engine, choose_engine
+from featcache.backbones.choice import choose_engine
+from featcache.backbones.engine import build_engine
 from featcache.frameworks import openvino_status
 from featcache.preprocess import upscale
 
@@ -75,7 +76,8 @@ def test_extraction_is_quiet_and_ends_on_ctrl_c(tmp_path):
 import os, signal, threading, time
 import numpy as np
 from featcache import load_weights
-from featcache.engines import build_engine, choose_engine
+from featcache.backbones.choice import choose_engine
+from featcache.backbones.engine import build_engine
 engine = build_engine(choose_engine("openvino"), load_weights("tinyimagenet32"))
 images = np.zeros((640, 64, 64, 3), np.uint8)
 engine.extract(images[:1])

@@ -30,7 +30,7 @@ DATA = {
     "py.typed",
     "reporting/page.html.j2",
     "reporting/page.css",
-    "weights/resnet18-tinyimagenet32.safetensors",
+    "backbones/resnet18-tinyimagenet32.safetensors",
 }
 
 
@@ -180,7 +180,9 @@ for role, count in (("train", 8), ("test", 4)):
             Image.fromarray((noise + 150 * index).astype(np.uint8)).save(folder / f"{row}.png")
 """
     run(installed / "python", "-c", made, cwd=tmp_path, env=environment)
-    can_extract = "from featcache.engines import choose_engine as c; print(c('auto', 'cpu').name)"
+    can_extract = (
+        "from featcache.backbones.choice import choose_engine as c; print(c('auto', 'cpu').name)"
+    )
     if subprocess.run(
         [str(installed / "python"), "-c", can_extract], cwd=tmp_path, env=environment
     ).returncode:

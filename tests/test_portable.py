@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from featcache import cores
-from featcache.datasets._zip import ZipArchive
-from featcache.frameworks._process import ctrl_c_later
-from featcache.store._child import _limit_this_process
+from featcache.datasets.zip import ZipArchive
+from featcache.process import ctrl_c_later
+from featcache.store.h5py_view import _limit_this_process
 
 
 @pytest.fixture

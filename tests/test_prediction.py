@@ -15,7 +15,8 @@ import pytest
 from conftest import FakeEngine, colour_image, write_gaussian_cache
 
 from featcache import extract, load, load_weights, probe
-from featcache.engines import EngineChoice
+from featcache.backbones.choice import EngineChoice
+from featcache.backbones.weights import save_weights
 from featcache.errors import (
     CacheMismatchError,
     CacheMissError,
@@ -27,9 +28,9 @@ from featcache.errors import (
 )
 from featcache.prediction import Prediction, as_csv, evaluate_head, predict
 from featcache.preprocess import Preprocess
-from featcache.probes import Head, feature_ingredients, save_head
-from featcache.store import fingerprint
-from featcache.weights import save_weights
+from featcache.probes.head import Head, save_head
+from featcache.probes.ingredients import feature_ingredients
+from featcache.store.format import fingerprint
 
 STARTER = "tinyimagenet32"
 SIZE = 32
@@ -38,7 +39,8 @@ SIZE = 32
 @pytest.fixture
 def engines(fake_engine, monkeypatch):
     """Let `predict` run the fake engine too; the engines that were made."""
-    from featcache import extraction, prediction
+    from featcache import prediction
+    from featcache.extraction import extract as extraction
 
     for name in ("choose_engine", "build_engine"):
         monkeypatch.setattr(prediction, name, getattr(extraction, name))

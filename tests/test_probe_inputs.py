@@ -12,11 +12,13 @@ from conftest import write_gaussian_cache
 from featcache import evaluate_head, few_shot, knn, learning_curve, load, load_head, probe, verify
 from featcache.cli import main
 from featcache.errors import CacheCorruptError, CacheMismatchError, DatasetError
-from featcache.probes import Rows, Scaling, in_memory, loaded, objective, train_lbfgs
 from featcache.probes import blocks as blocks_module
-from featcache.probes.moments import moments
-from featcache.recipe import ExactRecipe
-from featcache.store import SplitArrays, write_cache
+from featcache.probes.blocks import Rows, in_memory, loaded
+from featcache.probes.lbfgs import train_lbfgs
+from featcache.probes.objective import objective
+from featcache.probes.recipes import ExactRecipe
+from featcache.probes.scaling import Scaling, moments
+from featcache.store.writer import SplitArrays, write_cache
 
 VIEWS = ("hflip", "vflip", "hvflip")
 SGD = pytest.param("sgd", marks=pytest.mark.oneflow)
@@ -193,7 +195,7 @@ def test_shards_on_the_disk_are_read_as_one_array(tmp_path):
 
 
 def test_mapped_features_beyond_a_copy_are_not_checked_and_that_is_said(small_cache, monkeypatch):
-    from featcache.probing import _run
+    from featcache.probes import probe as _run
 
     monkeypatch.setattr(_run, "_CHECKED_BYTES", 100)
     result = probe(small_cache, mmap=True, C=1.0)
@@ -273,8 +275,8 @@ def test_sgd_does_what_its_options_say(small_cache):
 
 
 def test_a_gpu_that_is_not_there(small_cache, monkeypatch):
-    from featcache import solving
     from featcache.errors import EngineUnavailableError
+    from featcache.probes import solving
 
     monkeypatch.setattr(solving, "cuda_status", lambda: (False, "no driver"))
     with pytest.raises(EngineUnavailableError, match="found no driver; use --device cpu"):
@@ -286,8 +288,8 @@ def test_the_head_trains_where_it_is_told(small_cache, monkeypatch):
     """Never run on a GPU: this holds that the device reaches every tensor."""
     import oneflow
 
-    from featcache.probes import train_sgd
-    from featcache.recipe import ProbeRecipe
+    from featcache.probes.recipes import ProbeRecipe
+    from featcache.probes.sgd import train_sgd
 
     asked = []
     tensor_to = oneflow.Tensor.to

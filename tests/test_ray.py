@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from test_shard_jobs import assert_same
 
-from featcache import extract, extract_share, extraction, load, pack
+from featcache import extract, extract_share, load, pack
 from featcache.cli import main
-from featcache.distribution import _pool
-from featcache.distribution._cluster import shape_of_workers
-from featcache.distribution._worker import Worker, makers
 from featcache.errors import DatasetError, EngineUnavailableError, FeatcacheError, RecipeError
+from featcache.extraction import extract as extraction
+from featcache.extraction import ray as _pool
+from featcache.extraction.ray import Worker, makers, shape_of_workers
 
 OPTIONS = {"weights": "tinyimagenet32", "engine": "openvino"}
 ON_RAY = {**OPTIONS, "executor": "ray"}
@@ -98,7 +98,7 @@ def cluster():
     """A head without cores, and two nodes with one each."""
     pytest.importorskip("openvino")
     pytest.importorskip("ray", reason="needs Ray: pip install 'featcache[ray]'")
-    from featcache.distribution import import_ray
+    from featcache.extraction.ray import import_ray
 
     import_ray()
     from ray.cluster_utils import Cluster

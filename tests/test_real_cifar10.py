@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from featcache.cli import main
-from featcache.recipe import METHODS
+from featcache.finetuning.recipes import METHODS
 
 pytestmark = [pytest.mark.oneflow, pytest.mark.slow]
 

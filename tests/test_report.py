@@ -38,9 +38,9 @@ from featcache.errors import (
     RecipeError,
 )
 from featcache.progress import silent
-from featcache.reporting import report
-from featcache.reporting._pictures import find_pictures
-from featcache.store import SplitArrays, write_cache
+from featcache.reporting.pictures import find_pictures
+from featcache.reporting.report import report
+from featcache.store.writer import SplitArrays, write_cache
 
 pytest.importorskip("bokeh")
 pytest.importorskip("jinja2")

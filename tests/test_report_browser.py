@@ -15,7 +15,7 @@ from reports import HOSTILE, add_finetune, cache_of_images, cache_of_names, imag
 
 from featcache import few_shot, load
 from featcache.frameworks import oneflow_status
-from featcache.reporting import report
+from featcache.reporting.report import report
 
 CLASSES = ("cat", "dog", "eel")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

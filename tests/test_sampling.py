@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from featcache.errors import DatasetError, RecipeError
-from featcache.recipe import FINETUNE_RECIPES, PROBE_RECIPES, FinetuneRecipe, ProbeRecipe
+from featcache.finetuning.recipes import FINETUNE_RECIPES, FinetuneRecipe
+from featcache.probes.recipes import PROBE_RECIPES, ProbeRecipe
 from featcache.sampling import (
     epoch_plan,
     initial_head,

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from caches import content, ingredients
 
-from featcache import extract, extract_share, extraction, load, load_dataset, pack
+from featcache import extract, extract_share, load, load_dataset, pack
 from featcache.cli import main
-from featcache.datasets import dataset_digest, split_digest
-from featcache.datasets._files import Folder
+from featcache.datasets.dataset import dataset_digest, split_digest
+from featcache.datasets.images import Folder
 from featcache.errors import (
     CacheCorruptError,
     CacheError,
@@ -31,8 +31,8 @@ from featcache.errors import (
     OutputError,
     RecipeError,
 )
-from featcache.store import ShardRange, ShardWriter, read_ingredients, single_writer
-from featcache.store._unfinished import claim
+from featcache.extraction import extract as extraction
+from featcache.store.shards import ShardRange, ShardWriter, claim, read_ingredients, single_writer
 
 STARTER = {"weights": "tinyimagenet32"}
 TIMES = {"created", "wall_s", "images_per_s", "stages_s", "bottleneck"}

@@ -11,7 +11,8 @@ from caches import RICH, commit_rows, content, ingredients, rows_of, write_shard
 
 from featcache import load
 from featcache.errors import CacheCorruptError, CacheMismatchError, CacheMissError
-from featcache.store import ShardWriter, SplitArrays, shards_path, write_cache
+from featcache.store.shards import ShardWriter, shards_path
+from featcache.store.writer import SplitArrays, write_cache
 
 N_TRAIN, N_TEST, SHARD_ROWS = 10, 4, 4  # shards of 4, 4, 2 and of 4 rows
 FINISHED = {"packed": 1 << 40, "shards": -1}
@@ -126,7 +127,7 @@ def test_rows_of_one_shard_are_not_copied(sharded):
 
 def test_few_shards_are_mapped_at_a_time(sharded, monkeypatch):
     """Linux allows a process 65,530 maps, and a cache may have more shards."""
-    monkeypatch.setattr("featcache.store._arrays._MAX_MAPS", 1)
+    monkeypatch.setattr("featcache.store.reader._MAX_MAPS", 1)
     mapped, whole = sharded["avgpool"]
     one = type(mapped)(mapped._array)
     kept = one[:3]
@@ -260,9 +261,9 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("form", "line"),
     [
-        ("shards", "featcache.store._finishing._replace_folder"),
+        ("shards", "featcache.store.shards._replace_folder"),
         ("shards", "featcache.files.os.rename"),
-        ("packed", "featcache.store._finishing.remove_unfinished"),
+        ("packed", "featcache.store.shards.remove_unfinished"),
     ],
 )
 def test_a_kill_between_the_last_steps_loses_nothing(tmp_path, wanted, monkeypatch, form, line):

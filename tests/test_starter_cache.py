@@ -15,7 +15,7 @@ from featcache.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "cifar10-jpeg-resnet18-tinyimagenet32-64-fdac738c.h5"
-WEIGHTS = Path(featcache.__file__).parent / "weights" / "resnet18-tinyimagenet32.safetensors"
+WEIGHTS = Path(featcache.__file__).parent / "backbones" / "resnet18-tinyimagenet32.safetensors"
 
 
 @pytest.fixture(scope="module")

@@ -26,15 +26,9 @@ from featcache.errors import (
     ShapeMismatchError,
 )
 from featcache.preprocess import FLIP_VIEWS
-from featcache.store import (
-    BLOCK_ROWS,
-    FINGERPRINT_FIELDS,
-    SplitArrays,
-    differences,
-    fingerprint,
-    write_cache,
-)
-from featcache.store._sums import Sums
+from featcache.store.checksums import Sums
+from featcache.store.format import BLOCK_ROWS, FINGERPRINT_FIELDS, differences, fingerprint
+from featcache.store.writer import SplitArrays, write_cache
 
 
 def test_what_is_written_is_read(small_cache):

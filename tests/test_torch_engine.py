@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from engine_features import noise, random_weights
 
-from featcache import frameworks, load_weights
-from featcache.backbone import BACKBONES, CUTS, get_backbone
-from featcache.engines import build_engine, choose_engine
+from featcache import frameworks as probe
+from featcache import load_weights
+from featcache.backbones.architectures import BACKBONES, CUTS, get_backbone
+from featcache.backbones.choice import choose_engine
+from featcache.backbones.engine import build_engine
 from featcache.errors import EngineUnavailableError, RecipeError
-from featcache.frameworks import _torch as probe
+from featcache.frameworks import torch_gpu_status, torch_precisions, torch_status
 from featcache.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, apply_view, upscale
 
 needs_torch = pytest.mark.torch
@@ -31,7 +33,7 @@ def engine(starter):
 
 
 def made(starter, cuts=CUTS, **more):
-    from featcache.engines._torch import TorchEngine
+    from featcache.backbones.torch_engine import TorchEngine
 
     return TorchEngine(starter, cuts, **more)
 
@@ -39,7 +41,7 @@ def made(starter, cuts=CUTS, **more):
 @needs_torch
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_network_has_torchvisions_names_and_shapes(name):
-    from featcache.engines._torch_network import build_backbone, load_backbone, state_arrays
+    from featcache.backbones.torch_resnet import build_backbone, load_backbone, state_arrays
 
     backbone = get_backbone(name)
     network = build_backbone(backbone)
@@ -60,7 +62,7 @@ def test_features_are_the_plain_networks(engine, starter):
     """Folded, joined and cast, the network is still the one that trains."""
     import torch
 
-    from featcache.engines._torch_network import build_backbone, load_backbone, to_input
+    from featcache.backbones.torch_resnet import build_backbone, load_backbone, to_input
 
     network = build_backbone(get_backbone("resnet18"))
     load_backbone(network, starter.state)
@@ -75,7 +77,7 @@ def test_features_are_the_plain_networks(engine, starter):
 def test_the_input_is_the_canonical_pixels_normalised(side, size):
     import torch
 
-    from featcache.engines._torch_network import to_input
+    from featcache.backbones.torch_resnet import to_input
 
     images = apply_view(noise(2, side), "hvflip")
     x = to_input(images, Preprocess(size), "cpu")
@@ -89,7 +91,7 @@ def test_an_input_made_for_features_serves_training_too():
     """What is kept between calls bears no mark of the mode that it was made in."""
     import torch
 
-    from featcache.engines._torch_network import to_input
+    from featcache.backbones.torch_resnet import to_input
 
     preprocess = Preprocess(77)
     with torch.inference_mode():
@@ -102,7 +104,7 @@ def test_an_input_made_for_features_serves_training_too():
 @needs_torch
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 def test_the_number_of_threads_changes_no_bit(starter, monkeypatch, precision):
-    if precision not in frameworks.torch_precisions("cpu"):
+    if precision not in torch_precisions("cpu"):
         pytest.skip(f"this processor does not compute in {precision}")
     features = []
     for threads in ("1", "3"):
@@ -129,7 +131,7 @@ def test_the_process_keeps_its_number_of_threads(starter):
 @needs_torch
 def test_layers_one_by_one_give_the_same(engine, starter, monkeypatch):
     """Where this build of PyTorch has no joined convolution, it goes without."""
-    from featcache.engines import _torch_graph
+    from featcache.backbones import torch_engine as _torch_graph
 
     assert _torch_graph.joins_convolutions(__import__("torch").float32)
     monkeypatch.setattr(_torch_graph, "joins_convolutions", lambda dtype: False)
@@ -143,7 +145,7 @@ def test_layers_one_by_one_give_the_same(engine, starter, monkeypatch):
 def test_the_joined_convolution_is_tried_before_it_is_trusted(monkeypatch, precision):
     import torch
 
-    from featcache.engines import _torch_graph
+    from featcache.backbones import torch_engine as _torch_graph
 
     dtype, trial = _torch_graph.dtype_of(precision), _torch_graph.joins_convolutions.__wrapped__
     assert trial(dtype)
@@ -164,8 +166,7 @@ def test_the_joined_convolution_is_tried_before_it_is_trusted(monkeypatch, preci
 @needs_torch
 def test_a_gpus_passes_give_a_processors_features(engine, starter):
     """All of their code but the streams, on the CPU."""
-    from featcache.engines._torch_graph import Forward
-    from featcache.engines._torch_passes import GpuPasses
+    from featcache.backbones.torch_engine import Forward, GpuPasses
 
     shapes = {cut: get_backbone("resnet18").cut_shape(cut, 64) for cut in CUTS}
     forward = Forward(starter, CUTS, "cpu", "f32", compiled=False)
@@ -182,7 +183,7 @@ def test_a_gpus_passes_give_a_processors_features(engine, starter):
 @needs_torch
 def test_an_interrupted_call_leaves_nothing_behind(starter, monkeypatch):
     """On a GPU as on the CPU."""
-    from featcache.engines._torch_passes import GpuPasses
+    from featcache.backbones.torch_engine import GpuPasses
 
     engine = made(starter, ("avgpool",))
     expected = engine.extract(noise(100))["avgpool"]
@@ -209,7 +210,7 @@ def little_memory(monkeypatch):
     """Let passes of more than so many images fail as CUDA's memory fails."""
     import torch
 
-    from featcache.engines import _torch
+    from featcache.backbones import torch_engine as _torch
 
     class Forward(_torch.Forward):
         most = 8
@@ -268,7 +269,7 @@ def test_a_device_that_fails_is_an_error_of_ours(starter, monkeypatch):
 
 @needs_torch
 def test_many_images_on_a_gpu_are_worth_compiling_for(monkeypatch):
-    from featcache.engines._torch import _is_to_compile
+    from featcache.backbones.torch_engine import _is_to_compile
 
     many = 2_000_000 * 224 * 224
     assert _is_to_compile("cuda", many)
@@ -285,7 +286,7 @@ def test_many_images_on_a_gpu_are_worth_compiling_for(monkeypatch):
 
 @needs_torch
 def test_what_cannot_be_compiled_runs_layer_by_layer(engine, starter, monkeypatch):
-    from featcache.engines import _torch
+    from featcache.backbones import torch_engine as _torch
 
     class Forward(_torch.Forward):
         def __init__(self, *facts, compiled):
@@ -313,7 +314,7 @@ def test_the_network_compiles_as_a_whole(engine, starter):
     """For the CPU; what a GPU gains by it has never been tried."""
     import torch
 
-    from featcache.engines._torch_graph import Forward
+    from featcache.backbones.torch_engine import Forward
 
     torch.compiler.reset()
     forward = Forward(starter, CUTS, "cpu", "f32", compiled=True)
@@ -351,7 +352,8 @@ def test_extraction_is_quiet_and_ends_on_ctrl_c():
 import os, signal, threading
 import numpy as np
 from featcache import load_weights
-from featcache.engines import build_engine, choose_engine
+from featcache.backbones.choice import choose_engine
+from featcache.backbones.engine import build_engine
 engine = build_engine(choose_engine("torch", "cpu"), load_weights("tinyimagenet32"))
 images = np.zeros((640, 64, 64, 3), np.uint8)
 engine.extract(images[:1])
@@ -408,8 +410,8 @@ def printed(**facts):
 def test_a_gpu_is_named_with_what_it_computes_in(child):
     gpus = ["NVIDIA H100 80GB HBM3, 9.0", "NVIDIA H100 80GB HBM3, 9.0"]
     child(printed(device="cuda", gpus=gpus, precisions=["f32", "bf16", "f16"]))
-    assert frameworks.torch_gpu_status() == ("cuda", "; ".join(gpus))
-    assert frameworks.torch_precisions("cuda") == ("f32", "bf16", "f16")
+    assert torch_gpu_status() == ("cuda", "; ".join(gpus))
+    assert torch_precisions("cuda") == ("f32", "bf16", "f16")
 
 
 @pytest.mark.parametrize(
@@ -429,14 +431,14 @@ def test_a_gpu_that_cannot_be_used_says_why(child, answer, said):
     import re
 
     child(answer)
-    device, why = frameworks.torch_gpu_status()
+    device, why = torch_gpu_status()
     assert device is None and re.search(said, why) and "\n" not in why
 
 
 @needs_torch
 def test_the_trial_runs_on_this_machine():
     """Whatever it has."""
-    from featcache.frameworks import run_in_child
+    from featcache.process import run_in_child
 
     answer = run_in_child(probe._TRIAL, timeout_s=120)
     assert answer.returncode == 0, answer.stderr
@@ -451,7 +453,7 @@ def test_the_trial_runs_on_this_machine():
 )
 def test_the_processor_says_what_it_computes_in(monkeypatch, flags, expected):
     monkeypatch.setattr(probe, "processor_flags", lambda: frozenset(flags))
-    assert frameworks.torch_precisions("cpu") == expected
+    assert torch_precisions("cpu") == expected
 
 
 @pytest.mark.parametrize(
@@ -460,7 +462,7 @@ def test_the_processor_says_what_it_computes_in(monkeypatch, flags, expected):
 )
 def test_a_release_that_is_too_old_is_refused(monkeypatch, version, usable):
     monkeypatch.setattr(probe.importlib.metadata, "version", lambda name: version)
-    found, why = frameworks.torch_status()
+    found, why = torch_status()
     assert found == (version if usable else None)
     assert usable or why == (
         f"expected torch 2.4 or newer, found {version}; run pip install 'featcache[torch]'"

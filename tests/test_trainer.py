@@ -12,23 +12,23 @@ from conftest import TRAINERS
 from PIL import Image
 
 from featcache import load_dataset, load_weights
-from featcache.backbone import get_backbone
-from featcache.datasets import ArrayImages, Split
+from featcache.backbones.architectures import get_backbone
+from featcache.datasets.dataset import Split
+from featcache.datasets.images import ArrayImages
 from featcache.errors import RecipeError
-from featcache.recipe import AUGMENTATIONS, FINETUNE_RECIPES, METHODS, finetune_recipe
-from featcache.training import (
+from featcache.finetuning.batches import (
     AUGMENT_VIEWS,
     CachedSource,
     Draw,
     ImageSource,
-    Trainer,
-    get_framework,
-    group_rates,
-    initial_backbone,
-    rate_factor,
+    move,
+    movement_of,
 )
-from featcache.training._loss_scale import LossScale
-from featcache.training._movement import move, movement_of
+from featcache.finetuning.framework import get_framework
+from featcache.finetuning.network import initial_backbone
+from featcache.finetuning.recipes import AUGMENTATIONS, FINETUNE_RECIPES, METHODS, finetune_recipe
+from featcache.finetuning.schedule import group_rates, rate_factor
+from featcache.finetuning.trainer import LossScale, Trainer
 
 STARTER = "tinyimagenet32"
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
@@ -281,8 +281,8 @@ def test_each_parameter_is_in_exactly_one_group_at_its_rate(trainer_of, method):
 
 @pytest.mark.oneflow
 def test_the_sgd_of_a_processor_equals_oneflows():
+    from featcache.finetuning.sgd import Sgd
     from featcache.frameworks import import_oneflow
-    from featcache.training._sgd import Sgd
 
     flow = import_oneflow()
     draw = np.random.default_rng(0)

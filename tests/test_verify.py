@@ -17,8 +17,9 @@ from conftest import write_gaussian_cache
 from featcache import verify
 from featcache.cli import main
 from featcache.errors import CacheCorruptError, CacheMissError
-from featcache.store import SplitArrays, load, write_cache
-from featcache.store._format import seal, unseal
+from featcache.store.cache import load
+from featcache.store.format import seal, unseal
+from featcache.store.writer import SplitArrays, write_cache
 
 DATA = Path(__file__).parent / "data"
 
@@ -316,7 +317,7 @@ def test_a_block_that_cannot_be_read(shards):
     size = block.path.stat().st_size
     block.path.unlink()
     block.path.mkdir()
-    from featcache.store import iterate_rows
+    from featcache.store.reader import iterate_rows
 
     with pytest.raises(CacheCorruptError, match="see to the disk"):
         list(iterate_rows(index.arrays["train/labels"]))

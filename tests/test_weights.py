@@ -20,14 +20,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from featcache import weights
-from featcache.backbone import get_backbone
+from featcache.backbones import weights
+from featcache.backbones.architectures import get_backbone
+from featcache.backbones.checkpoints import parse_checkpoint, read_checkpoint
+from featcache.backbones.pretrained import IMAGENET, Source, cache_folder, source_urls
+from featcache.backbones.weights import Weights, load_weights, save_weights
 from featcache.errors import OutputError, RecipeError, WeightsError
 from featcache.preprocess import Preprocess
 from featcache.progress import silent
-from featcache.weights import Weights, cache_folder, load_weights, save_weights, source_urls
-from featcache.weights._checkpoint import parse_checkpoint, read_checkpoint
-from featcache.weights._sources import IMAGENET, Source
 
 DATA = Path(__file__).parent / "data" / "weights"
 State = dict[str, np.ndarray]
@@ -141,7 +141,8 @@ def test_a_starter_that_was_not_installed(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_no_framework_is_imported() -> None:
     code = (
-        "import sys; from featcache.weights import load_weights; load_weights('tinyimagenet32'); "
+        "import sys; from featcache.backbones.weights import load_weights\n"
+        "load_weights('tinyimagenet32'); "
         "print({'torch', 'oneflow', 'flowvision'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from featcache.datasets import _zip
-from featcache.datasets._zip import ZipArchive
+from featcache.datasets import zip as _zip
+from featcache.datasets.zip import ZipArchive
 from featcache.errors import DatasetError
 
 FILES = {f"cat/{number}.png": random.Random(0).randbytes(50) * number for number in range(40)}

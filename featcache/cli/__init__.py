@@ -16,12 +16,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from . import _launch
+from . import launch as _launch
 
 if TYPE_CHECKING:
-    from ..frameworks import Launch
+    from ..process import Launch
 
-__all__ = ["main"]
 
 _NAME = "featcache"
 
@@ -84,7 +83,7 @@ def _run(arguments: list[str], launch: Launch | None) -> int:
     import typer
 
     from ..errors import FeatcacheError
-    from ._commands import app
+    from .commands import app
 
     command = typer.main.get_command(app)
     if "_FEATCACHE_COMPLETE" in os.environ:

@@ -27,8 +27,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from ..errors import RecipeError
-from ..recipe import ExactRecipe
 from .lbfgs import train_lbfgs
+from .recipes import ExactRecipe
 from .scaling import SCALINGS
 
 try:
@@ -36,7 +36,6 @@ try:
 except ImportError:  # scikit-learn before 1.6
     validate_data = BaseEstimator._validate_data
 
-__all__ = ["LinearProbe"]
 
 _PRECISIONS = (np.float64, np.float32)  # anything else becomes the first
 

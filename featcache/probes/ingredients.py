@@ -22,14 +22,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = [
-    "INGREDIENTS",
-    "class_differences",
-    "feature_differences",
-    "feature_ingredients",
-    "rounding_differences",
-]
-
 # What a head keeps of its cache's provenance: all that the fingerprint covers, and the weights'
 # name, to find them by.
 INGREDIENTS = (

@@ -22,14 +22,10 @@ from dataclasses import replace
 import numpy as np
 
 from ..progress import OnProgress, Progress, silent
-from ..recipe import ExactRecipe
-from .blocks import one_blas_thread, some_rows
-from .moments import Moments, moments
-from .objectives import Objective, objective
-from .rows import Features, Rows
-from .solution import Solution
-
-__all__ = ["coordinates_of", "train_lbfgs"]
+from .blocks import Features, Rows, one_blas_thread, some_rows
+from .objective import Objective, Solution, objective
+from .recipes import ExactRecipe
+from .scaling import Moments, moments
 
 _MEMORY = 20  # pairs that L-BFGS keeps
 _COVARIANCE_ROWS = 40  # times D: enough for a covariance that shapes coordinates

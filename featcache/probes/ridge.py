@@ -19,12 +19,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from .blocks import each_block
-from .moments import moments
-from .rows import Features
-from .solution import Solution
-
-__all__ = ["Ridge", "ridge_objective", "train_ridge"]
+from .blocks import Features, each_block
+from .objective import Solution
+from .scaling import moments
 
 
 def train_ridge(

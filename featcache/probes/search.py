@@ -17,12 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import RecipeError, ShapeMismatchError
-from ..lookahead import Stop, work_ahead
+from ..process import Stop, work_ahead
 from ..progress import OnProgress, Progress, silent
-from .blocks import each_block, one_blas_thread
-from .rows import Features
-
-__all__ = ["nearest", "nearest_blocks"]
+from .blocks import Features, each_block, one_blas_thread
 
 _ROWS = 1024  # that meet as many: a product that keeps a core busy and fits its cache
 _LEAST_ROWS = 64

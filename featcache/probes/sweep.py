@@ -15,16 +15,13 @@ import numpy as np
 from ..errors import DatasetError
 from ..metrics import top1
 from ..progress import OnProgress, Progress, silent
-from ..recipe import ExactRecipe
 from ..sampling import stratified_rows
+from .blocks import Features, Rows
 from .lbfgs import coordinates_of, train_lbfgs
-from .moments import Moments
-from .objectives import predict
+from .objective import Solution, predict
+from .recipes import ExactRecipe
 from .ridge import Ridge
-from .rows import Features, Rows
-from .solution import Solution
-
-__all__ = ["C_GRID", "Sweep", "SweepPoint", "sweep_lbfgs", "sweep_ridge"]
+from .scaling import Moments
 
 # 20 values from 1e-4 to 1e2: from a head that hardly moves to one that all but interpolates,
 # for features of the size that ResNets give.

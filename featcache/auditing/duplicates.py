@@ -1,0 +1,206 @@
+"""Near-duplicates: pairs of images whose features point the same way, and their groups.
+
+The pairs that are looked at are each image with its nearest ones. Where more copies
+than that lie together, they are found through one another.
+
+References
+----------
+Barz and Denzler, "Do we train on test data? Purging CIFAR of near-duplicates", Journal
+of Imaging 6 (2020): candidates by the cosine of a network's features, across train and
+test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..probes.blocks import Features
+from ..probes.search import nearest
+from ..progress import OnProgress, Progress
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Near-duplicates by node: training rows first, test rows from n_train on.
+
+    Parameters
+    ----------
+    pairs : list of (int, int, float)
+        Nodes and cosine, in the order in which they are listed.
+    groups : list of list of int
+        Nodes, ascending, in the order in which groups are numbered.
+    n_crossing : int
+        Test images with a near-duplicate in train: the first so many pairs.
+    """
+
+    pairs: list[tuple[int, int, float]]
+    groups: list[list[int]]
+    n_crossing: int
+
+
+class _Sets:
+    """Disjoint sets of whole numbers; one that was never joined is a set of its own."""
+
+    def __init__(self) -> None:
+        self._parents: dict[int, int] = {}
+
+    def find(self, node: int) -> int:
+        """Return the number that stands for the set of this one."""
+        root = node
+        while (above := self._parents.get(root, root)) != root:
+            root = above
+        while (above := self._parents.get(node, root)) != root:
+            self._parents[node] = root
+            node = above
+        return root
+
+    def join(self, first: int, second: int) -> bool:
+        """Make one set of two; return whether they were two."""
+        first, second = self.find(first), self.find(second)
+        self._parents[max(first, second)] = min(first, second)
+        self._parents.setdefault(min(first, second), min(first, second))
+        return first != second
+
+    def all(self) -> list[list[int]]:
+        """Return the members of every set that was made by joining."""
+        members: dict[int, list[int]] = {}
+        for node in sorted(self._parents):
+            members.setdefault(self.find(node), []).append(node)
+        return list(members.values())
+
+
+def find_copies(
+    crossing: Neighbours, train: Neighbours, test: Neighbours, threshold: float
+) -> Copies:
+    """Return near-duplicates among test in train, train in train and test in test."""
+    n_train = len(train.similarity)
+    near = crossing.similarity >= threshold
+    rows, places = np.nonzero(near)
+    nodes = rows + n_train, crossing.rows[rows, places]
+    across = list(zip(*(part.tolist() for part in nodes), strict=True))
+    nearest = np.flatnonzero(near[:, :1].any(axis=1))
+    order = nearest[np.argsort(-crossing.similarity[nearest, :1].ravel(), kind="stable")]
+    pairs = [
+        (row + n_train, int(crossing.rows[row, 0]), float(crossing.similarity[row, 0]))
+        for row in order.tolist()
+    ]
+    together = _Sets()
+    for first, second in across:
+        together.join(first, second)
+    for within, offset in ((train, 0), (test, n_train)):
+        tree = _tree(_edges(within, threshold, offset))
+        for first, second, _ in tree:
+            together.join(first, second)
+        pairs += tree
+    return Copies(pairs, _in_order(together.all(), n_train), len(order))
+
+
+def _edges(within: Neighbours, threshold: float, offset: int) -> list[tuple[int, int, float]]:
+    """Return each pair of one split once, the lower row first, the closest pairs first."""
+    rows, places = np.nonzero(within.similarity >= threshold)
+    others, values = within.rows[rows, places], within.similarity[rows, places]
+    first, second = np.minimum(rows, others), np.maximum(rows, others)
+    order = np.lexsort((second, first, -values))
+    listed: dict[tuple[int, int], float] = {}
+    for low, high, value in zip(
+        *(part[order].tolist() for part in (first, second, values)), strict=True
+    ):
+        listed.setdefault((low + offset, high + offset), value)  # each may have the other
+    return [(low, high, value) for (low, high), value in listed.items()]
+
+
+def _tree(edges: Iterable[tuple[int, int, float]]) -> list[tuple[int, int, float]]:
+    """Return the closest pairs that hold all together: n - 1 of n copies (Kruskal 1956)."""
+    sets = _Sets()
+    return [edge for edge in edges if sets.join(edge[0], edge[1])]
+
+
+def _in_order(groups: Sequence[list[int]], n_train: int) -> list[list[int]]:
+    def rank(group: list[int]) -> tuple[bool, int, int]:
+        both = group[0] < n_train <= group[-1]
+        return not both, -len(group), group[0]
+
+    return sorted(groups, key=rank)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest of one split, for each image of another or the same.
+
+    Parameters
+    ----------
+    role, among : str
+        Whose neighbours, and of which split they are.
+    similarity : numpy.ndarray
+        float32 (M, k), in [-1, 1], the nearest first.
+    rows : numpy.ndarray
+        int64 (M, k).
+    """
+
+    role: str
+    among: str
+    similarity: np.ndarray
+    rows: np.ndarray
+
+
+def find_neighbours(
+    train: Features, test: Features, k: int, on_progress: OnProgress
+) -> tuple[Neighbours, Neighbours, Neighbours]:
+    """Return the k nearest of test in train, train in train and test in test.
+
+    Fewer than k where a split has fewer other images, and none (M, 0) where it has none.
+    """
+    searches = (
+        ("test", test, "train", train),
+        ("train", train, "train", train),
+        ("test", test, "test", test),
+    )
+    found = []
+    for role, queries, among, keys in searches:
+        within = role == among
+        count = min(k, max(0, len(keys) - within))
+
+        def report(message: Progress, stage: str = f"{role} by {among}") -> None:
+            on_progress(replace(message, stage=stage))
+
+        if count and len(queries):
+            pair = nearest(queries, keys, count, exclude_self=within, on_progress=report)
+        else:
+            shape = (len(queries), 0)
+            pair = np.empty(shape, np.float32), np.empty(shape, np.int64)
+        found.append(Neighbours(role, among, *pair))
+    return found[0], found[1], found[2]
+
+
+def outlier_scores(neighbours: Neighbours) -> np.ndarray:
+    """Return 1 - the mean cosine to the neighbours: float64 (M,); NaN where there are none."""
+    if not neighbours.similarity.shape[1]:
+        return np.full(len(neighbours.similarity), np.nan)
+    scores: np.ndarray = 1 - neighbours.similarity.mean(axis=1, dtype=np.float64)
+    return scores
+
+
+def furthest(
+    train_scores: np.ndarray, test_scores: np.ndarray, share: float
+) -> tuple[float | None, list[tuple[str, int, float]]]:
+    """Return the score that a ``share`` of training images exceed, and who exceeds it.
+
+    Returns
+    -------
+    limit : float or None
+        None where no training image has a score.
+    found : list of (split, row, score)
+        The furthest first; of equals train before test, and the lower row.
+    """
+    if not len(train_scores) or np.isnan(train_scores).any():
+        return None, []
+    limit = float(np.quantile(train_scores, 1 - share))
+    found = [
+        (role, int(row), float(scores[row]))
+        for role, scores in (("train", train_scores), ("test", test_scores))
+        for row in np.flatnonzero(scores > limit)
+    ]
+    return limit, sorted(found, key=lambda item: -item[2])

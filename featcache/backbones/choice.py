@@ -1,0 +1,203 @@
+"""Which engine, device and precision will run: decided, and explained, before any is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import EngineUnavailableError, RecipeError
+from ..frameworks import (
+    cuda_status,
+    may_have_gpu,
+    oneflow_status,
+    openvino_precisions,
+    openvino_status,
+    torch_gpu_status,
+    torch_precisions,
+    torch_status,
+)
+
+ENGINES = ("auto", "oneflow", "openvino", "torch")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("f32", "bf16", "f16")
+
+_INSTALL_OPENVINO = "pip install 'featcache[openvino]'"
+_INSTALL_TORCH = "pip install 'featcache[torch]'"
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """Which engine will run, decided without loading it.
+
+    Parameters
+    ----------
+    name, version : str
+        ``"oneflow"``, ``"0.9.0"``.
+    device : str
+        ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    precision : str
+        ``"f32"``, ``"bf16"`` or ``"f16"``: what the convolutions compute in.
+        Features are float32 in any case.
+    why : str
+        What was chosen and for which reason: one sentence for a person.
+    """
+
+    name: str
+    version: str
+    device: str
+    precision: str
+    why: str
+
+
+def choose_engine(
+    engine: str = "auto", device: str = "auto", precision: str = "f32"
+) -> EngineChoice:
+    """Choose the engine, its device and its precision.
+
+    Parameters
+    ----------
+    engine : str
+        ``"oneflow"``, ``"openvino"``, ``"torch"``, or ``"auto"``: OneFlow on a GPU that it
+        can use, else PyTorch on one that it can use, else on the CPU the fastest that is
+        there: OpenVINO, then PyTorch, then OneFlow.
+    device : str
+        ``"cpu"``, ``"cuda"`` (NVIDIA's GPUs, and AMD's with PyTorch), ``"mps"`` (Apple's),
+        or ``"auto"``: the best that the engine can use here.
+    precision : str
+        ``"f32"``, ``"bf16"`` or ``"f16"``.
+
+    Returns
+    -------
+    EngineChoice
+
+    Raises
+    ------
+    RecipeError
+        No such engine, device or precision.
+    EngineUnavailableError
+        What was asked for cannot run here; the message says what can.
+    """
+    for what, value, known in (
+        ("engine", engine, ENGINES),
+        ("device", device, DEVICES),
+        ("precision", precision, PRECISIONS),
+    ):
+        if value not in known:
+            raise RecipeError(f"{what}: expected one of {', '.join(known)}, found {value!r}")
+    if engine == "openvino":
+        return _openvino(device, precision, "as asked for")
+    if engine == "oneflow":
+        return _oneflow(device, precision)
+    if engine == "torch":
+        return _torch(device, precision, "as asked for")
+    if device == "cpu":
+        return _on_cpu(precision, "the CPU was asked for")
+    if device == "auto" and not may_have_gpu():
+        return _on_cpu(precision, "no GPU can be used: no driver for one on this machine")
+    usable, reason = cuda_status() if device != "mps" else (False, "it knows CUDA alone")
+    if usable:
+        return _oneflow("cuda", precision)
+    found, why = torch_gpu_status()
+    if found is not None and device in ("auto", found):
+        shortly = reason.partition(";")[0]
+        return _torch(found, precision, f"a GPU that OneFlow cannot use: {shortly}")
+    if device != "auto":
+        raise EngineUnavailableError(
+            f"device {device}: expected a GPU that OneFlow or PyTorch can use, found with OneFlow: "
+            f"{reason}; with PyTorch: {why}; use --device cpu"
+        )
+    return _on_cpu(precision, f"no GPU can be used (OneFlow: {reason}; PyTorch: {why})")
+
+
+def _on_cpu(precision: str, reason: str) -> EngineChoice:
+    """Return the fastest engine there, by benchmarks/extract.py on a Zen 4."""
+    if openvino_status()[0] is not None:
+        return _openvino("cpu", precision, f"the fastest engine there; {reason}")
+    if torch_status()[0] is not None:
+        return _torch("cpu", precision, f"the fastest engine there; {reason}")
+    if oneflow_status()[0] is not None:
+        return _oneflow("cpu", precision)
+    raise EngineUnavailableError(
+        "engine auto: expected OpenVINO, PyTorch or OneFlow, found none of them; run "
+        f"{_INSTALL_OPENVINO} or {_INSTALL_TORCH}"
+    )
+
+
+def _openvino(device: str, precision: str, reason: str) -> EngineChoice:
+    if device not in ("auto", "cpu"):
+        raise EngineUnavailableError(
+            f"device {device}: expected the CPU with engine openvino, found {device}; "
+            f"use --engine auto --device {device}, or --device cpu"
+        )
+    version, why = openvino_status()
+    if version is None:
+        raise EngineUnavailableError(f"engine openvino: not available: {why}")
+    if precision != "f32":  # to ask the processor takes the import, a third of a second
+        _check_precision(precision, openvino_precisions(), f"OpenVINO {version}")
+    return EngineChoice(
+        "openvino", version, "cpu", precision, f"OpenVINO on the CPU in {precision}, {reason}"
+    )
+
+
+def _torch(device: str, precision: str, reason: str) -> EngineChoice:
+    version, why = torch_status()
+    if version is None:
+        raise EngineUnavailableError(f"engine torch: not available: {why}")
+    found, gpus = (None, "") if device == "cpu" else torch_gpu_status()
+    if device not in ("auto", "cpu", found):
+        raise EngineUnavailableError(
+            f"device {device}: expected a GPU that PyTorch can use, found: {gpus}; use --device "
+            f"{found or 'cpu'}"
+        )
+    here = found or "cpu"
+    _check_precision(precision, torch_precisions(here), f"PyTorch {version}")
+    where = "CPU" if found is None else f"GPU ({gpus})"
+    return EngineChoice(
+        "torch", version, here, precision, f"PyTorch on the {where} in {precision}, {reason}"
+    )
+
+
+def _check_precision(precision: str, native: tuple[str, ...], engine: str) -> None:
+    if precision not in native:
+        raise EngineUnavailableError(
+            f"precision {precision}: expected one that this device computes in "
+            f"({', '.join(native)} with {engine}), found {precision}; use --precision {native[-1]}"
+        )
+
+
+def _oneflow(device: str, precision: str) -> EngineChoice:
+    version, why = oneflow_status()
+    if version is None:
+        raise EngineUnavailableError(f"engine oneflow: not available: {why}")
+    if device == "mps":
+        raise EngineUnavailableError(
+            "device mps: expected cpu or cuda with engine oneflow, found mps; use --engine torch"
+        )
+    if device == "cpu":
+        usable, found = False, "the CPU was asked for"
+    else:
+        usable, found = cuda_status()
+    if device == "cuda" and not usable:
+        raise EngineUnavailableError(
+            f"device cuda: expected a GPU that OneFlow can use, found: {found}; use --engine torch "
+            "or --device cpu"
+        )
+    here = "cuda" if usable else "cpu"
+    native = ("f32", "f16") if usable else ("f32",)
+    if precision not in native:
+        raise EngineUnavailableError(
+            f"precision {precision}: expected {' or '.join(native)} with OneFlow {version} on "
+            f"{'this GPU' if usable else 'the CPU'}, found {precision}; {_instead(precision, here)}"
+        )
+    where = f"the GPU in {precision}: {found}" if usable else f"the CPU in f32; {found}"
+    return EngineChoice("oneflow", version, here, precision, f"OneFlow on {where}")
+
+
+def _instead(precision: str, device: str) -> str:
+    """Say what can run a precision that OneFlow cannot."""
+    if torch_status()[0] is not None and precision in torch_precisions(device):
+        return f"use --engine torch --precision {precision}"
+    if openvino_status()[0] is None:
+        return f"run {_INSTALL_OPENVINO} and use --engine openvino, or --precision f32"
+    if precision in openvino_precisions():
+        return f"use --engine openvino --precision {precision}"
+    return "use --precision f32"

@@ -1,0 +1,254 @@
+"""OneFlow: the reference engine, and what the trainer needs of the framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ..frameworks import import_flowvision, import_oneflow
+from ..preprocess import WEIGHT_BITS, Preprocess, upscale_taps
+from .architectures import CUTS, Backbone, get_backbone
+from .images import check_images
+from .weights import Weights
+
+
+class OneFlowEngine:
+    """A frozen backbone in eval mode.
+
+    Parameters
+    ----------
+    weights : Weights
+        The checkpoint; its preprocessing is the input's.
+    cuts : tuple of str
+        Where features are taken.
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+    precision : str
+        ``"f32"``, or on a GPU ``"f16"``: mixed precision by OneFlow's nn.Graph. Written
+        from OneFlow's documentation and never run on a GPU; the graph itself is tested
+        on the CPU, in float32.
+    """
+
+    def __init__(
+        self, weights: Weights, cuts: tuple[str, ...], device: str = "cpu", precision: str = "f32"
+    ) -> None:
+        self._flow = import_oneflow()
+        self._preprocess = weights.preprocess
+        self._device = device
+        self._cuts = cuts
+        model = build_backbone(get_backbone(weights.backbone))
+        load_backbone(model, weights.state)
+        model.to(device).eval()
+        self._forward = forward_cuts(model, cuts)
+        if precision == "f16":
+            self._forward = StaticForward(self._forward, mixed=True)
+
+    @property
+    def batch_size(self) -> int:
+        """Images per call that keep the device busy; any other number works too."""
+        return 64 if self._device == "cpu" else 256
+
+    def extract(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the features of uint8 pixels (N, s, s, 3), as `Engine.extract` does."""
+        with self._flow.no_grad():
+            results = self._forward(to_input(images, self._preprocess, self._device))
+        return {
+            cut: result.to(self._flow.float32).numpy()
+            for cut, result in zip(self._cuts, results, strict=True)
+        }
+
+
+def build_backbone(backbone: Backbone) -> Any:
+    """Return flowvision's ResNet with its head replaced by the identity: (N, D) out.
+
+    Its convolutions hold what memory happened to hold, until `load_backbone`.
+    """
+    flow = import_oneflow()
+    with _without_draws(flow.nn.init):
+        model = getattr(import_flowvision().models, backbone.name)()
+    model.fc = flow.nn.Identity()
+    return model
+
+
+@contextmanager
+def _without_draws(init: Any) -> Iterator[None]:
+    """Leave out the draws of weights that are loaded next: half a second of ResNet-18's making."""
+    draws = {name: getattr(init, name) for name in ("kaiming_normal_", "kaiming_uniform_")}
+    try:
+        for name in draws:
+            setattr(init, name, lambda tensor, *_, **__: tensor)
+        yield
+    finally:
+        for name, draw in draws.items():
+            setattr(init, name, draw)
+
+
+def load_backbone(model: Any, state: Mapping[str, np.ndarray]) -> None:
+    """Copy a checkpoint's tensors, its head left out, into a model of `build_backbone`."""
+    model.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
+
+
+def state_arrays(model: Any) -> dict[str, np.ndarray]:
+    """Return name -> NumPy copy of every parameter and buffer."""
+    return {key: np.array(value.numpy()) for key, value in model.state_dict().items()}
+
+
+def to_input(images: np.ndarray, preprocess: Preprocess, device: str) -> Any:
+    """Turn pixels into the backbone's input: normalised float32 (N, 3, size, size).
+
+    Parameters
+    ----------
+    images : numpy.ndarray
+        uint8 (N, s, s, 3) with s up to size, any strides. Smaller ones are enlarged on
+        the device.
+
+    Raises
+    ------
+    ShapeMismatchError
+        Another dtype, or another shape.
+    """
+    check_images(images, preprocess)
+    return normalised(to_device(images.transpose(0, 3, 1, 2), device), preprocess)
+
+
+def normalised(planes: Any, preprocess: Preprocess) -> Any:
+    """Enlarge and normalise a uint8 tensor (N, 3, s, s) as `to_input` does, on its device."""
+    flow = import_oneflow()
+    if planes.shape[2] < preprocess.size:
+        planes = _upscaled(planes, preprocess.size)
+    planes = planes.to(flow.float32) / 255.0
+    mean = flow.tensor(preprocess.mean, dtype=flow.float32, device=planes.device)
+    std = flow.tensor(preprocess.std, dtype=flow.float32, device=planes.device)
+    return (planes - mean.reshape(1, 3, 1, 1)) / std.reshape(1, 3, 1, 1)
+
+
+def to_device(array: np.ndarray, device: str) -> Any:
+    """Return a tensor with a copy of an array, in memory of OneFlow's own.
+
+    ``from_numpy`` shares the array instead. OneFlow then lets go of it in a thread of its
+    own that must first get Python's lock: at the interpreter's exit that ends in a crash.
+    """
+    flow = import_oneflow()
+    # Named: without it, OneFlow takes cpu:0 in every process of a launcher, and cpu:RANK elsewhere.
+    tensor = flow.empty(*array.shape, dtype=getattr(flow, array.dtype.name), device="cpu")
+    tensor.numpy()[...] = array
+    return tensor.to(device)
+
+
+def _upscaled(planes: Any, size: int) -> Any:
+    """Enlarge (N, 3, s, s) as `featcache.preprocess.upscale` does, exactly, in float64."""
+    flow = import_oneflow()
+    first, second, weights = upscale_taps(planes.shape[2], size)
+    pixels = planes.to(flow.float64)
+    for axis in (3, 2):  # Pillow's order: along the rows, then along the columns
+        shape = [1, 1, 1, 1]
+        shape[axis] = size
+        total: Any = 0.5  # rounds half up, with the floor below
+        for index, weight in ((first, weights[:, 0]), (second, weights[:, 1])):
+            where = to_device(index.astype(np.int64), planes.device)
+            share = to_device((weight / (1 << WEIGHT_BITS)).reshape(shape), planes.device)
+            total = flow.index_select(pixels, axis, where) * share + total
+        pixels = total.floor()
+    return pixels
+
+
+_MAX_BATCH = 256
+
+
+def forward_cuts(model: Any, cuts: tuple[str, ...]) -> Any:
+    """Wrap flowvision's ResNet as a module that returns the features at every cut.
+
+    Parameters
+    ----------
+    model : oneflow.nn.Module
+        A backbone, as `build_backbone` makes it.
+    cuts : tuple of str
+        Where features are taken; stages after the last one do not run.
+
+    Returns
+    -------
+    oneflow.nn.Module
+        float32 (N, 3, size, size) -> list of tensors, in the order of ``cuts``.
+    """
+    flow = import_oneflow()
+    module: Any = flow.nn.Module
+    stages = CUTS[:-1][: 1 + max(CUTS.index(cut) for cut in cuts)]
+
+    class ForwardCuts(module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Any) -> list[Any]:
+            net = self.model
+            x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+            taken = {}
+            for stage in stages:
+                x = getattr(net, stage)(x)
+                taken[stage] = x
+            if "avgpool" in cuts:
+                taken["avgpool"] = flow.flatten(net.avgpool(x), 1)
+            return [taken[cut] for cut in cuts]
+
+    return ForwardCuts()
+
+
+class StaticForward:
+    """A module compiled by nn.Graph, for any number of images.
+
+    A graph knows one shape alone. It is compiled for as many images as the largest call so
+    far had, up to 256; a call is cut into pieces of that many, the last filled up with
+    zeros.
+
+    Parameters
+    ----------
+    module : oneflow.nn.Module
+        Tensor (N, ...) -> list of tensors (N, ...), each row on its own.
+    mixed : bool
+        Let the graph compute in float16 what gains by it (``enable_amp``): never run on
+        a GPU, and without meaning on a CPU.
+    """
+
+    def __init__(self, module: Any, *, mixed: bool) -> None:
+        self._flow = import_oneflow()
+        self._module = module
+        self._mixed = mixed
+        self._graph: Any = None
+        self._batch = 0
+
+    def __call__(self, x: Any) -> list[Any]:
+        """Return the module's results for x."""
+        if min(len(x), _MAX_BATCH) > self._batch:
+            self._batch = min(len(x), _MAX_BATCH)
+            self._graph = _compiled(self._module, self._mixed)
+        pieces = []
+        for start in range(0, len(x), self._batch):
+            piece = x[start : start + self._batch]
+            count = len(piece)
+            if count < self._batch:
+                shape = (self._batch - count, *piece.shape[1:])
+                filling = self._flow.zeros(*shape, dtype=piece.dtype, device=piece.device)
+                piece = self._flow.cat([piece, filling], dim=0)
+            pieces.append([result[:count] for result in self._graph(piece)])
+        return [self._flow.cat(list(parts), dim=0) for parts in zip(*pieces, strict=True)]
+
+
+def _compiled(module: Any, mixed: bool) -> Any:
+    flow = import_oneflow()
+    graph: Any = flow.nn.Graph
+
+    class Forward(graph):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+            if mixed:
+                self.config.enable_amp(True, dtype=flow.float16)
+
+        def build(self, x: Any) -> list[Any]:
+            result: list[Any] = self.module(x)
+            return result
+
+    return Forward()

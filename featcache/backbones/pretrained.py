@@ -1,0 +1,228 @@
+"""Where the ImageNet weights come from, and how a file proves to be them.
+
+A file with a published checksum must have it. One without is pinned on first
+use: its digest goes into ``<file>.sha256`` beside it, in the format of
+``sha256sum``, and from then on a file that differs is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+from ..download import download, file_digest
+from ..errors import OutputError, WeightsError
+from ..files import write_atomically
+from ..progress import OnProgress
+from .tensors import quote
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that publishes a checkpoint.
+
+    Parameters
+    ----------
+    url : str
+        Its address.
+    file_name : str
+        Its name in the cache folder.
+    sha256 : str or None
+        The published digest; None where there is none.
+    provenance : str
+        Who trained it on what, and under which licence it is given away.
+    """
+
+    url: str
+    file_name: str
+    sha256: str | None
+    provenance: str
+
+
+# Tried in this order. Only checksums that the publisher states in full are written here.
+IMAGENET: Mapping[str, Sequence[Source]] = {
+    "resnet18": (
+        Source(
+            "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+            "resnet18-f37072fd.pth",
+            "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+            "torchvision's ResNet18_Weights.IMAGENET1K_V1, BSD-3-Clause",
+        ),
+        Source(
+            "https://oneflow-public.oss-cn-beijing.aliyuncs.com/model_zoo/flowvision/"
+            "classification/ResNet/resnet18.zip",
+            "resnet18.zip",
+            None,
+            "flowvision's resnet18, trained on ImageNet-1k",
+        ),
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Return the folder of downloaded weights.
+
+    ``$FEATCACHE_WEIGHTS``, else ``featcache/weights`` in ``$XDG_CACHE_HOME``,
+    else in ``~/.cache``.
+    """
+    chosen = os.environ.get("FEATCACHE_WEIGHTS")
+    return Path(chosen).expanduser() if chosen else _user_cache() / "featcache" / "weights"
+
+
+def source_urls() -> list[str]:
+    """Return the addresses that ImageNet weights may be fetched from."""
+    return [source.url for sources in IMAGENET.values() for source in sources]
+
+
+def find(
+    backbone: str, folder: Path, sources: Mapping[str, Sequence[Source]], on_progress: OnProgress
+) -> tuple[Path, Source]:
+    """Find a checkpoint on this machine, or else fetch it.
+
+    Looks in ``folder``, then where PyTorch Hub keeps its downloads (a copy
+    there counts only with the published checksum), then on the network.
+
+    Returns
+    -------
+    path : Path
+        The file; what was not just downloaded is yet to be checked.
+    source : Source
+        Whose it is.
+
+    Raises
+    ------
+    WeightsError
+        No source knows this backbone, none can be reached, one sent other
+        bytes than promised, or the folder cannot be written.
+    """
+    candidates = sources.get(backbone, ())
+    if not candidates:
+        raise WeightsError(
+            f"imagenet: expected {' or '.join(sources)}, found {backbone!r}, of which no "
+            f"checksummed download is known; give a path: --weights {backbone}.pth"
+        )
+    for source in candidates:
+        if _is_file(folder / source.file_name):
+            return folder / source.file_name, source
+        shared = _torch_hub_folder() / source.file_name
+        if source.sha256 and _is_file(shared) and file_digest(shared) == source.sha256:
+            return shared, source
+    unreachable = []
+    for source in candidates:
+        try:
+            return _fetch(source, folder, f"{backbone} ImageNet weights", on_progress), source
+        except WeightsError as failure:
+            # Only a dead network is a reason to ask elsewhere; wrong bytes are not.
+            if not isinstance(failure.__cause__, URLError):
+                raise
+            unreachable.append(f"{source.url}: {failure.__cause__.reason}")
+    first = candidates[0]
+    raise WeightsError(
+        f"imagenet: no source can be reached ({'; '.join(unreachable)}); put {first.file_name} "
+        f"(sha256 {first.sha256 or 'unpublished'}) into {folder} by hand, or use --weights "
+        "tinyimagenet32, which comes with featcache but is far weaker, or the path of a checkpoint"
+    )
+
+
+def check_digest(path: Path, source: Source, digest: str) -> None:
+    """Refuse a file that is not the published or pinned one.
+
+    Raises
+    ------
+    WeightsError
+        Both digests, and what to delete if the change is wanted.
+    """
+    pin = _pin_path(path)
+    expected = source.sha256 or _pinned(pin)
+    if expected in (None, digest):
+        return
+    if source.sha256:
+        advice = f"delete {path} to download it again"
+    else:
+        advice = f"delete {path} to download it again, or {pin} if this change is wanted"
+    raise WeightsError(f"{path}: expected sha256 {expected}, found {digest}; {advice}")
+
+
+def pin_digest(path: Path, source: Source, digest: str) -> None:
+    """Remember the digest of a file that has no published one, the first time.
+
+    Raises
+    ------
+    WeightsError
+        The folder cannot be written.
+    """
+    pin = _pin_path(path)
+    if source.sha256 or pin.exists():
+        return
+    try:
+        write_atomically(pin, f"{digest}  {path.name}\n".encode())
+    except OutputError as failure:
+        raise WeightsError(
+            f"{failure}; {path.name} has no published checksum, and its own must be kept"
+        ) from failure
+
+
+def _fetch(source: Source, folder: Path, stage: str, on_progress: OnProgress) -> Path:
+    path = folder / source.file_name
+    pinned = None if source.sha256 else _pinned(_pin_path(path))
+    try:
+        return download(
+            source.url,
+            path,
+            sha256=source.sha256 or pinned,
+            error=WeightsError,
+            on_progress=on_progress,
+            stage=stage,
+        )
+    except WeightsError as failure:
+        match failure.__cause__:
+            case URLError():
+                raise
+            case OSError():
+                advice = "$FEATCACHE_WEIGHTS names the folder"
+            case _ if pinned:
+                advice = f"delete {_pin_path(path)} if this change is wanted"
+            case _:
+                raise
+        raise WeightsError(f"{failure}; {advice}") from failure
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file() and os.access(path, os.R_OK)
+    except OSError:  # a folder on the way is not ours to look into
+        return False
+
+
+def _pin_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _pinned(pin: Path) -> str | None:
+    if not pin.exists():
+        return None
+    try:
+        text = pin.read_text("ascii", "replace")
+    except OSError as failure:
+        raise WeightsError(
+            f"{pin}: cannot be read ({failure.strerror}); check its permissions"
+        ) from failure
+    found = re.match(r"[0-9a-f]{64}\b", text)
+    if not found:
+        raise WeightsError(
+            f"{pin}: expected a sha256, found '{quote(text)}'; delete it to pin the present file"
+        )
+    return found[0]
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+
+
+def _torch_hub_folder() -> Path:
+    home = os.environ.get("TORCH_HOME")
+    return (Path(home).expanduser() if home else _user_cache() / "torch") / "hub" / "checkpoints"

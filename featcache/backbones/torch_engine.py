@@ -1,0 +1,521 @@
+"""PyTorch: the engine for GPUs and Pythons that OneFlow has no wheel for.
+
+On a CPU everything here was measured and is tested. On a GPU it was never run: what is
+written for CUDA, for ROCm (which calls itself CUDA) and for Apple's MPS follows PyTorch's
+documentation, and the CPU runs the same code but for streams, pinned memory and compiling.
+
+Weights are cast once, rather than by autocast in every pass: 10 % faster on two Zen 4 cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from threading import Barrier
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..cores import usable_cores
+from ..errors import EngineUnavailableError, RecipeError
+from ..frameworks import import_torch
+from ..progress import OnNote, silent
+from .architectures import CUTS, get_backbone
+from .images import check_images
+from .torch_resnet import Normaliser, build_backbone, load_backbone
+from .weights import Weights
+
+COMPILE_VARIABLE = "FEATCACHE_COMPILE"
+
+# On a CPU 32 images of 64 pixels, 2 of 224, as for OpenVINO; on a GPU 256 of 224.
+_PIXELS_PER_PASS = {"cpu": 2**17, "gpu": 256 * 224 * 224}
+_MAX_IMAGES_PER_PASS = {"cpu": 32, "gpu": 512}
+_PASSES_PER_CALL = 4  # per core or GPU
+# To compile takes tens of seconds on a GPU, and may save some 30 us per image of 224 pixels: an
+# estimate until benchmarks/gpu.py has run on one.
+_COMPILE_PIXELS = 1_000_000 * 224 * 224
+
+
+class TorchEngine:
+    """A frozen backbone with its BatchNorm folded away.
+
+    Parameters
+    ----------
+    weights : Weights
+        The checkpoint; its preprocessing is the input's.
+    cuts : tuple of str
+        Where features are taken.
+    device : str
+        ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    precision : str
+        ``"f32"``, ``"bf16"`` or ``"f16"``: what the convolutions compute in, and what
+        passes between them. Pixels are enlarged and normalised in float32, and features
+        pooled in it, in any case.
+    n_images : int
+        How many images are to come, all in all: whether compiling is worth its time. The
+        environment variable ``FEATCACHE_COMPILE``, 0 or 1, overrides. Never on a CPU.
+    on_note : callable
+        Told when the network is compiled, and when the GPU's memory is too small.
+
+    Raises
+    ------
+    RecipeError
+        ``FEATCACHE_COMPILE`` is something else.
+    EngineUnavailableError
+        The device fails, or has no memory for a single image.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        cuts: tuple[str, ...],
+        device: str = "cpu",
+        precision: str = "f32",
+        *,
+        n_images: int = 0,
+        on_note: OnNote = silent,
+    ) -> None:
+        self._torch = import_torch()
+        self._weights = weights
+        self._cuts = cuts
+        self._device = device
+        self._precision = precision
+        self._on_note = on_note
+        size = weights.preprocess.size
+        backbone = get_backbone(weights.backbone)
+        self._shapes = {cut: backbone.cut_shape(cut, size) for cut in cuts}
+        kind = "cpu" if device == "cpu" else "gpu"
+        fitting = min(_MAX_IMAGES_PER_PASS[kind], _PIXELS_PER_PASS[kind] // size**2)
+        self._per_pass = max(1, fitting)
+        self._told = False
+        self._compiled = _is_to_compile(device, n_images * size**2)
+        self._passes: Passes | None = None
+        self._on_device(self._ready)
+
+    @property
+    def batch_size(self) -> int:
+        """Images per call that keep the device busy; any other number works too."""
+        workers = usable_cores() if self._device == "cpu" else 1
+        return self._per_pass * workers * _PASSES_PER_CALL
+
+    def extract(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the features of uint8 pixels (N, s, s, 3), as `Engine.extract` does."""
+        check_images(images, self._weights.preprocess)
+        features = {
+            cut: np.empty((len(images), *shape), np.float32) for cut, shape in self._shapes.items()
+        }
+        self._on_device(lambda: self._ready().run(images, features))
+        return features
+
+    def _ready(self) -> Passes:
+        """Return what runs the network; load it, and compile it if it is to be."""
+        if self._passes is None:
+            forward = self._forward()
+            if self._device == "cpu":
+                self._passes = ProcessorPasses(forward, self._per_pass)
+            else:
+                size = self._weights.preprocess.size
+                self._passes = GpuPasses(forward, self._per_pass, size, self._shapes, self._device)
+        return self._passes
+
+    def _forward(self) -> Forward:
+        facts = self._weights, self._cuts, self._device, self._precision
+        if self._compiled:
+            self._on_note("PyTorch compiles the network for many images, for tens of seconds")
+            try:
+                forward = Forward(*facts, compiled=True)
+                self._warm_up(forward)
+                return forward
+            except Exception as error:  # whatever a compiler's absence may raise
+                if _is_out_of_memory(error):
+                    raise
+                self._on_note(
+                    "PyTorch could not compile the network, and runs it layer by layer: "
+                    f"{_first_line(error)}"
+                )
+                self._compiled = False
+        return Forward(*facts, compiled=False)
+
+    def _warm_up(self, forward: Forward) -> None:
+        size = self._weights.preprocess.size
+        shape = (self._per_pass, size, size, 3)
+        pixels = self._torch.zeros(shape, dtype=self._torch.uint8, device=self._device)
+        with self._torch.inference_mode():
+            forward(pixels)
+
+    def _on_device(self, work: Callable[[], object]) -> None:
+        """Do some work; where the memory is too small, halve the images per pass and do it again.
+
+        That is told once, and it changes features by rounding at most.
+        """
+        while True:
+            try:
+                work()
+                return
+            except RuntimeError as error:
+                little = _is_out_of_memory(error)
+                if not little and self._device == "cpu":
+                    raise
+                if not little or self._per_pass == 1:
+                    raise EngineUnavailableError(
+                        f"engine torch: expected {self._device} to compute, found "
+                        f"{type(error).__name__}: {_first_line(error)}; run featcache doctor, or "
+                        "use --device cpu"
+                    ) from error
+            if not self._told:
+                self._on_note(
+                    f"{self._device}: too little memory for {self._per_pass} images at once; "
+                    "going on with half as many, or fewer"
+                )
+            self._told = True
+            self._per_pass //= 2
+            self._passes = None
+            if self._device == "cuda":
+                self._torch.cuda.empty_cache()
+
+
+def _is_to_compile(device: str, n_pixels: int) -> bool:
+    wish = os.environ.get(COMPILE_VARIABLE, "").strip()
+    if wish not in ("", "0", "1"):
+        raise RecipeError(f"{COMPILE_VARIABLE}: expected 0 or 1, found {wish!r}; unset it")
+    if device == "cpu":
+        return False  # its layers are joined as they are
+    return wish == "1" if wish else device == "cuda" and n_pixels >= _COMPILE_PIXELS
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Tell a memory that is too small from other failures: CUDA's error, MPS's by its text."""
+    return type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error)
+
+
+torch = import_torch()
+nn: Any = torch.nn
+
+
+class Forward:
+    """Uint8 pixels in, features at every cut out, all on one device.
+
+    Parameters
+    ----------
+    weights : Weights
+        The checkpoint; its preprocessing is the input's.
+    cuts : tuple of str
+        Where features are taken; stages after the last one do not run.
+    device, precision : str
+        Where, and what the convolutions compute in. Pixels are enlarged and normalised in
+        float32, and features pooled in it.
+    compiled : bool
+        Whether `torch.compile` joins the layers, for one number of images.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        cuts: tuple[str, ...],
+        device: str,
+        precision: str,
+        *,
+        compiled: bool,
+    ) -> None:
+        backbone = get_backbone(weights.backbone)
+        network = build_backbone(backbone)
+        load_backbone(network, weights.state)
+        self._dtype = dtype_of(precision)
+        joined = device == "cpu" and not compiled and joins_convolutions(self._dtype)
+        folded = Folded(network.eval(), cuts, joined=joined).requires_grad_(False)
+        folded.to(device, self._dtype, memory_format=torch.channels_last)
+        if joined:
+            folded.pack()
+        self._normalise = Normaliser(weights.preprocess, device)
+        self._network = torch.compile(folded, dynamic=False) if compiled else folded
+
+    def __call__(self, pixels: Any) -> list[Any]:
+        """Return float32 (N, D) or (N, C, H, W) per cut of uint8 (N, s, s, 3)."""
+        results: list[Any] = self._network(self._normalise(pixels).to(self._dtype))
+        return results
+
+
+def dtype_of(precision: str) -> Any:
+    """Return torch's name of a precision."""
+    return {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[precision]
+
+
+@cache
+def joins_convolutions(dtype: Any) -> bool:
+    """Try whether oneDNN's joined convolution is in this build, and right.
+
+    It is what `torch.compile` calls, but no promise of PyTorch's.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    conv = nn.Conv2d(4, 4, 3, padding=1).to(dtype).requires_grad_(False)
+    x = torch.linspace(-1, 1, 512, dtype=dtype).reshape(2, 8, 8, 4).permute(0, 3, 1, 2)
+    expected = _separate(x, conv, True, x.clone())
+    try:
+        _pack(conv)
+        found = _joined(x, conv, True, x.clone())
+    except (RuntimeError, AttributeError, TypeError):
+        return False
+    return bool(torch.allclose(found.float(), expected.float(), rtol=0.05, atol=0.05))
+
+
+class Folded(nn.Module):
+    """The network without BatchNorm: normalised pixels in, float32 features at every cut out."""
+
+    def __init__(self, network: Any, cuts: tuple[str, ...], *, joined: bool) -> None:
+        super().__init__()
+        self._cuts = cuts
+        self._convolve = _joined if joined else _separate
+        self.stem = _fold(network.conv1, network.bn1)
+        deepest = max(CUTS.index(cut) for cut in cuts)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(_folded_block(block) for block in getattr(network, stage))
+            for stage in CUTS[:-1][: deepest + 1]
+        )
+
+    def pack(self) -> None:
+        """Lay every kernel out as oneDNN's joined convolution wants it."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                _pack(module)
+
+    def forward(self, x: Any) -> list[Any]:
+        """Return the cuts asked for, in order, as float32."""
+        x = nn.functional.max_pool2d(self._convolve(x, self.stem, True, None), 3, 2, 1)
+        taken = {}
+        for stage, blocks in zip(CUTS, self.stages, strict=False):
+            for block in blocks:
+                x = self._block(x, block)
+            taken[stage] = x.to(torch.float32)
+        if "avgpool" in self._cuts:
+            taken["avgpool"] = x.to(torch.float32).mean((2, 3))
+        return [taken[cut] for cut in self._cuts]
+
+    def _block(self, x: Any, block: Any) -> Any:
+        """Run a block. The shortcut's tensor becomes the result's.
+
+        No cut is lost by that: a stage's first block never has its input as the shortcut,
+        layer1's of ResNet-18 and 34 aside, before which there is no cut.
+        """
+        *first, last = block["convs"]
+        shortcut = self._convolve(x, block["down"], False, None) if "down" in block else x
+        for conv in first:
+            x = self._convolve(x, conv, True, None)
+        return self._convolve(x, last, True, shortcut)
+
+
+def _folded_block(block: Any) -> Any:
+    pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+    if block.bottleneck:
+        pairs.append((block.conv3, block.bn3))
+    parts = {"convs": nn.ModuleList(_fold(*pair) for pair in pairs)}
+    if block.downsample is not None:
+        parts["down"] = _fold(*block.downsample)
+    return nn.ModuleDict(parts)
+
+
+def _fold(conv: Any, norm: Any) -> Any:
+    """Return the convolution with the BatchNorm after it in its kernel and bias."""
+    return nn.utils.fuse_conv_bn_eval(conv.double(), norm.double()).float()
+
+
+def _pack(conv: Any) -> None:
+    where = conv.padding, conv.stride, conv.dilation, conv.groups
+    packed = torch.ops.mkldnn._reorder_convolution_weight(conv.weight, *where)
+    conv.weight = nn.Parameter(packed, requires_grad=False)
+
+
+def _separate(x: Any, conv: Any, relu: bool, shortcut: Any) -> Any:
+    """Convolve, add the shortcut if there is one, and apply ReLU if so asked: layer by layer."""
+    x = conv(x)
+    if shortcut is not None:
+        x = x.add_(shortcut)
+    return x.relu_() if relu else x
+
+
+def _joined(x: Any, conv: Any, relu: bool, shortcut: Any) -> Any:
+    """Do the same in one call of oneDNN, in place of the shortcut."""
+    where = conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups
+    if shortcut is None:
+        kind = "relu" if relu else "none"
+        return torch.ops.mkldnn._convolution_pointwise(x, *where, kind, [], "")
+    add_and_relu: Any = ("add", 1.0, "relu", [], "")
+    return torch.ops.mkldnn._convolution_pointwise_.binary(shortcut, x, *where, *add_and_relu)
+
+
+Shape = tuple[int, ...]
+Arrays = dict[str, np.ndarray]
+Network = Callable[[Any], list[Any]]
+
+
+class Passes(Protocol):
+    """Runs a network over any number of images."""
+
+    def run(self, images: np.ndarray, features: Arrays) -> None:
+        """Fill features (N, ...) by cut from uint8 images (N, s, s, 3)."""
+
+
+class ProcessorPasses:
+    """A pass at a time on each core, each by a thread of its own.
+
+    Parameters
+    ----------
+    network : callable
+        uint8 tensor (per_pass, s, s, 3) -> float32 tensors, one per cut.
+    per_pass : int
+        Images per pass.
+    """
+
+    def __init__(self, network: Network, per_pass: int) -> None:
+        self._network = network
+        self._per_pass = per_pass
+        self._threads = _single_threads(usable_cores())
+
+    def run(self, images: np.ndarray, features: Arrays) -> None:
+        """Fill features (N, ...) by cut from uint8 images (N, s, s, 3)."""
+        passes = [
+            self._threads.submit(self._pass, images, features, start)
+            for start in range(0, len(images), self._per_pass)
+        ]
+        try:
+            for done in passes:
+                done.result()
+        finally:
+            for waiting in passes:
+                waiting.cancel()
+            wait(passes)  # after Ctrl-C too: nothing may be under way when this returns
+
+    def _pass(self, images: np.ndarray, features: Arrays, start: int) -> None:
+        chunk = images[start : start + self._per_pass]
+        filled = np.zeros((self._per_pass, *images.shape[1:]), np.uint8)
+        filled[: len(chunk)] = chunk
+        with torch.inference_mode():
+            results = self._network(torch.from_numpy(filled))
+        for array, result in zip(features.values(), results, strict=True):
+            array[start : start + len(chunk)] = result[: len(chunk)].numpy()
+
+
+def _single_threads(count: int) -> ThreadPoolExecutor:
+    """Return so many threads in each of which PyTorch uses no other."""
+    before = torch.get_num_threads()
+    all_here = Barrier(count + 1)
+
+    def begin() -> None:
+        torch.get_num_threads()  # a thread takes over the process's number when it first asks
+        torch.set_num_threads(1)
+        all_here.wait()
+
+    threads = ThreadPoolExecutor(count, "featcache-torch", initializer=begin)
+    try:
+        for _ in range(count):
+            threads.submit(int)
+        all_here.wait()
+    except BaseException:
+        all_here.abort()  # nobody waits for ever for a main thread that Ctrl-C took away
+        raise
+    torch.set_num_threads(before)  # it is the number of threads to come as well
+    return threads
+
+
+class GpuPasses:
+    """Two passes under way: one computes while the other's pixels travel.
+
+    Parameters
+    ----------
+    network : callable
+        uint8 tensor (per_pass, s, s, 3) -> float32 tensors, one per cut.
+    per_pass : int
+        Images per pass.
+    size : int
+        The largest side of an image.
+    shapes : mapping
+        Cut -> the shape of one image's features.
+    device : str
+        ``"cuda"`` or ``"mps"``. On the second, passes do not overlap.
+    """
+
+    def __init__(
+        self, network: Network, per_pass: int, size: int, shapes: Mapping[str, Shape], device: str
+    ) -> None:
+        lanes = 2 if device == "cuda" else 1
+        self._per_pass = per_pass
+        self._lanes = [_Lane(network, per_pass, size, shapes, device) for _ in range(lanes)]
+
+    def run(self, images: np.ndarray, features: Arrays) -> None:
+        """Fill features (N, ...) by cut from uint8 images (N, s, s, 3)."""
+        backends = torch.backends.cudnn
+        try:
+            # TensorFloat-32 would be a fourth precision; timing kernels, a draw of lots.
+            with torch.inference_mode(), backends.flags(enabled=True, allow_tf32=False):
+                for number, start in enumerate(range(0, len(images), self._per_pass)):
+                    lane = self._lanes[number % len(self._lanes)]
+                    lane.collect()
+                    lane.launch(images[start : start + self._per_pass], features, start)
+                for lane in self._lanes:
+                    lane.collect()
+        finally:
+            for lane in self._lanes:
+                lane.give_up()
+
+
+class _Lane:
+    """One pass on its way: pixels to the GPU, through the network, features back."""
+
+    def __init__(
+        self, network: Network, per_pass: int, size: int, shapes: Mapping[str, Shape], device: str
+    ) -> None:
+        self._network = network
+        self._device = device
+        self._cuda = cuda = device == "cuda"
+        if cuda:
+            torch.cuda.synchronize()  # the weights are there before another stream reads them
+        self._stream = torch.cuda.Stream() if cuda else None
+        # Memory that the system cannot move, so that copies need no processor.
+        self._pixels = torch.empty(per_pass * size * size * 3, dtype=torch.uint8, pin_memory=cuda)
+        self._results = [
+            torch.empty((per_pass, *shape), dtype=torch.float32, pin_memory=cuda)
+            for shape in shapes.values()
+        ]
+        self._per_pass = per_pass
+        self._rows: list[np.ndarray] | None = None
+
+    def launch(self, chunk: np.ndarray, features: Arrays, start: int) -> None:
+        """Send a pass on its way; its rows are filled by `collect`."""
+        shape = (self._per_pass, *chunk.shape[1:])
+        pixels = self._pixels[: int(np.prod(shape))].view(shape)
+        pixels.numpy()[: len(chunk)] = chunk
+        pixels[len(chunk) :] = 0
+        with self._in_stream():
+            results = self._network(pixels.to(self._device, non_blocking=self._cuda))
+            for kept, result in zip(self._results, results, strict=True):
+                kept.copy_(result, non_blocking=self._cuda)
+        self._rows = [array[start : start + len(chunk)] for array in features.values()]
+
+    def collect(self) -> None:
+        """Wait for the pass under way, if any, and fill its rows."""
+        if self._rows is None:
+            return
+        if self._stream is not None:
+            self._stream.synchronize()
+        for rows, result in zip(self._rows, self._results, strict=True):
+            rows[...] = result[: len(rows)].numpy()
+        self._rows = None
+
+    def give_up(self) -> None:
+        """Let the pass under way, if any, end for nothing."""
+        if self._rows is not None and self._stream is not None:
+            self._stream.synchronize()
+        self._rows = None
+
+    def _in_stream(self) -> AbstractContextManager[Any]:
+        if self._stream is None:
+            return nullcontext()
+        context: AbstractContextManager[Any] = torch.cuda.stream(self._stream)
+        return context

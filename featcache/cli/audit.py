@@ -1,0 +1,213 @@
+"""The command `audit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from . import output as out
+from .options import CacheArgument, JsonOption, MmapOption, SeedOption, app
+from .output import name as name_of
+
+if TYPE_CHECKING:
+    from ..auditing.findings import AuditResult, DuplicateGroup
+
+
+@app.command()
+def audit(
+    cache: CacheArgument = None,
+    duplicates: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Cosine from which on two images count as near-duplicates."
+        ),
+    ] = 0.95,
+    folds: Annotated[
+        int, typer.Option(min=2, help="Heads that training labels are judged by.")
+    ] = 5,
+    neighbours: Annotated[
+        int, typer.Option(min=1, help="Nearest images that are looked at, for each image.")
+    ] = 10,
+    outliers: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="List what lies further out than all but this share of train."
+        ),
+    ] = 0.01,
+    top: Annotated[int, typer.Option(min=0, help="Lines of each list that are shown.")] = 10,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for the whole lists: duplicates, groups, mislabelled, outliers.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+    mmap: MmapOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Look for near-duplicates, likely wrong labels and outliers in a data set.
+
+    Example: [bold]featcache audit --csv health[/bold]
+    """
+    from ..auditing.audit import audit as run
+    from ..auditing.findings import table_paths, write_tables
+    from ..files import check_writable, user_path
+
+    folder = None if csv is None else user_path(csv)
+    if folder is not None:
+        for path in table_paths(folder).values():
+            check_writable(path)
+    with out.progress() as report:
+        result = run(
+            cache,
+            duplicates=duplicates,
+            folds=folds,
+            neighbours=neighbours,
+            outliers=outliers,
+            seed=seed,
+            mmap=mmap,
+            on_progress=report,
+        )
+    if folder is not None:
+        write_tables(result, folder)
+    out.show(result, json, lambda item: audit_summary(item, top, folder))
+
+
+_NAMED = 2  # images of a group
+_LABELS = 3  # of a group
+_LONG = 60  # characters of a name; all of it is in the lists
+
+
+def audit_summary(result: AuditResult, top: int, folder: Path | None) -> list[Any]:
+    """Return what was found in sentences, and the first lines of each list."""
+    shown: list[Any] = [_duplicates(result)]
+    if top and result.groups:
+        shown.append(_groups_table(result, top))
+    shown.append(_labels(result))
+    if top and result.mislabelled:
+        shown.append(_suspects_table(result, top))
+    shown.append(_outliers(result))
+    if top and result.outliers:
+        shown.append(_outliers_table(result, top))
+    shown += [name_of(f"note: {note}") for note in result.notes]
+    if folder is not None:
+        shown.append(name_of(f"whole lists: {folder}/*.csv"))
+    else:
+        shown.append("whole lists: --csv FOLDER, or --json")
+    shown.append(
+        f"neighbours {result.neighbours_s:.1f} s, heads {result.heads_s:.1f} s, "
+        f"in all {result.wall_s:.1f} s"
+    )
+    return shown
+
+
+def _duplicates(result: AuditResult) -> str:
+    n_images = sum(len(group.images) for group in result.groups)
+    said = (
+        f"Near-duplicates: {result.n_test_with_duplicate:,} of {result.n_test:,} test images have "
+        f"one in train (cosine {result.threshold:g} or more)."
+    )
+    if result.top1 is not None and result.top1_without_duplicates is not None:
+        said += (
+            f" A head's top-1 is {100 * result.top1:.2f} % on all labelled test images and "
+            f"{100 * result.top1_without_duplicates:.2f} % on the "
+            f"{result.n_test_without_duplicates:,} without one."
+        )
+    mixed = sum(group.same_label is False for group in result.groups)
+    return (
+        f"{said} Images in groups of near-duplicates: {n_images:,}; groups: "
+        f"{len(result.groups):,}, with different labels: {mixed:,}."
+    )
+
+
+def _labels(result: AuditResult) -> str:
+    if result.C is None:
+        return "Likely wrong labels: none was judged."
+    return (
+        f"Likely wrong labels: {len(result.mislabelled):,} of {result.n_judged:,} images, which a "
+        "head that never saw them takes for another class. Ranked; for a person to look at."
+    )
+
+
+def _outliers(result: AuditResult) -> str:
+    if result.outlier_score is None:
+        return "Outliers: none, for train has no two images to compare."
+    return (
+        f"Outliers: {len(result.outliers):,} of {result.n_train + result.n_test:,} images, further "
+        f"than {result.outlier_score:.3f} from their {result.n_neighbours} nearest training images "
+        "(1 - mean cosine)."
+    )
+
+
+def _groups_table(result: AuditResult, top: int) -> Table:
+    closest: dict[int, float] = {}
+    for pair in result.duplicates:
+        closest[pair.group] = max(pair.similarity, closest.get(pair.group, -1.0))
+    table = _table(("group",), ("train", "test", "cosine"), ("label", "images"))
+    for group in result.groups[:top]:
+        table.add_row(
+            str(group.number),
+            f"{group.n_train:,}",
+            f"{group.n_test:,}",
+            f"{closest[group.number]:.3f}",
+            name_of(_labels_of(group)),
+            name_of(_images_of(group)),
+        )
+    return table
+
+
+def _labels_of(group: DuplicateGroup) -> str:
+    labels = list(dict.fromkeys(image.label or "none" for image in group.images))
+    more = len(labels) - _LABELS
+    shown = " / ".join(map(_cut, labels[:_LABELS]))
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def _images_of(group: DuplicateGroup) -> str:
+    # One of each split says most, where both are there.
+    images = (group.images[0], group.images[-1])
+    more = len(group.images) - _NAMED
+    return ", ".join(_cut(image.id) for image in images) + (f" and {more:,} more" if more else "")
+
+
+def _suspects_table(result: AuditResult, top: int) -> Table:
+    columns = ("p(label)", "p(suggested)")
+    table = _table(("split", "image", "label", "suggested"), columns)
+    for suspect in result.mislabelled[:top]:
+        table.add_row(
+            suspect.split,
+            name_of(_cut(suspect.id)),
+            name_of(_cut(suspect.label or "")),
+            name_of(_cut(suspect.suggested)),
+            f"{suspect.self_confidence:.4f}",
+            f"{suspect.confidence:.4f}",
+        )
+    return table
+
+
+def _outliers_table(result: AuditResult, top: int) -> Table:
+    table = _table(("split", "image", "label"), ("distance",))
+    for outlier in result.outliers[:top]:
+        label = name_of(_cut(outlier.label or "none"))
+        table.add_row(outlier.split, name_of(_cut(outlier.id)), label, f"{outlier.score:.3f}")
+    return table
+
+
+def _cut(name: str) -> str:
+    """Return a name of a bearable length: of a path the end says most."""
+    return name if len(name) <= _LONG else f"{name[: _LONG // 3]}…{name[1 + _LONG // 3 - _LONG :]}"
+
+
+def _table(*columns: tuple[str, ...]) -> Table:
+    """Return an empty table: columns of text, then of numbers, then of text again."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, names in enumerate(columns):
+        for column in names:
+            numeric = number == 1
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    return table

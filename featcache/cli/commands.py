@@ -1,0 +1,318 @@
+"""The commands. Each is the library function of the same name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+# Importing these adds their commands to the app.
+from . import audit as _audit  # noqa: F401
+from . import output as out
+from . import plot as _plot
+from . import report as _report  # noqa: F401
+from . import store as _store  # noqa: F401
+from .finetune import finetune
+from .options import (
+    BackboneOption,
+    CacheArgument,
+    DataRootOption,
+    DatasetArgument,
+    DeviceOption,
+    EngineOption,
+    JsonOption,
+    OnErrorOption,
+    PlotOption,
+    PrecisionOption,
+    RunsOption,
+    SizeOption,
+    TestLimitOption,
+    TrainLimitOption,
+    WeightsOption,
+    place,
+)
+from .options import (
+    app as app,
+)
+from .output import encoding, name, sparkline, width
+from .pack import AddressOption, ExecutorOption, ShardOption, WorkersOption, share_of, share_summary
+from .probe import probe
+
+DEMO_WEIGHTS = "tinyimagenet32"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from ..version import __version__
+
+        print(f"featcache {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Take the options that belong to no command."""
+
+
+@app.command()
+def extract(
+    dataset: DatasetArgument = "cifar10",
+    backbone: BackboneOption = "resnet18",
+    weights: WeightsOption = "imagenet",
+    size: SizeOption = None,
+    engine: EngineOption = "auto",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "f32",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images per forward pass.", show_default="what suits the engine"),
+    ] = None,
+    cut: Annotated[
+        str,
+        typer.Option(
+            help="Where features are taken: avgpool (vectors), layer1 to layer4 (maps), or several "
+            "with commas between."
+        ),
+    ] = "avgpool",
+    views: Annotated[
+        Literal["none", "flips"],
+        typer.Option(help="flips: also the flipped views of the training images."),
+    ] = "none",
+    dtype: Annotated[
+        Literal["float32", "float16"],
+        typer.Option(help="What features are kept as; float16 takes half the space."),
+    ] = "float32",
+    on_error: OnErrorOption = "fail",
+    train_limit: TrainLimitOption = None,
+    test_limit: TestLimitOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A .h5 file, or a folder for it; either may be a URL.",
+            metavar="PATH",
+            parser=place,
+        ),
+    ] = None,
+    shards: Annotated[
+        bool,
+        typer.Option("--shards", help="Leave a folder of shards, whatever the size."),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Make it again if it is there.")] = False,
+    shard: ShardOption = None,
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    workers: WorkersOption = None,
+    data_root: DataRootOption = None,
+    json: JsonOption = False,
+) -> Path | str:
+    """Run the backbone once over a data set and cache its features.
+
+    Example: [bold]featcache extract digits --weights tinyimagenet32[/bold]
+    """
+    from ..extraction.extract import extract as run
+    from ..extraction.extract import extract_share
+
+    options: dict[str, Any] = {
+        "backbone": backbone,
+        "weights": weights,
+        "size": size,
+        "cut": cut,
+        "engine": engine,
+        "device": device,
+        "precision": precision,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "views": views,
+        "on_error": on_error,
+        "train_limit": train_limit,
+        "test_limit": test_limit,
+        "output": output,
+        "pack": False if shards else None,
+        "data_root": data_root,
+    }
+    share = None if shard is None else share_of(shard, force=force, executor=executor)
+    with out.progress() as report:
+        if share:
+            part = extract_share(
+                dataset, share=share, on_progress=report, on_note=out.note, **options
+            )
+        else:
+            result = run(
+                dataset,
+                force=force,
+                executor=executor,
+                address=address,
+                workers=workers,
+                on_progress=report,
+                on_note=out.note,
+                **options,
+            )
+    if share:
+        out.show(part, json, share_summary)
+        return part.output
+    out.show(result, json, out.extract_summary)
+    return result.cache
+
+
+@app.command()
+def compare(
+    dataset: Annotated[
+        str | None, typer.Argument(help="Only this data set's runs.", metavar="DATASET")
+    ] = None,
+    runs: RunsOption = None,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show every run on the same data side by side.
+
+    Example: [bold]featcache compare digits[/bold]
+    """
+    from ..runs import compare as run
+
+    _plot.checked(plot)
+    records = run(dataset, runs=runs, on_note=out.note)
+    out.show(records, json, comparison_tables)
+
+    def draw() -> Any:
+        from ..reporting.comparison_figure import accuracy_over_time
+
+        return accuracy_over_time(records)
+
+    _plot.save(plot, draw)
+
+
+@app.command()
+def info(
+    cache: CacheArgument = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what a cache holds and how it was made.
+
+    Example: [bold]featcache info[/bold]
+    """
+    from ..store.cache import load, newest_cache
+
+    out.show(load(cache or newest_cache()), json, out.cache_summary, out.cache_facts)
+
+
+@app.command()
+def doctor(
+    network: Annotated[bool, typer.Option(help="Try the hosts of weights and data sets.")] = True,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Measure every engine and precision that runs here.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Say which engines, GPU, cores and network this machine has, and what it lacks.
+
+    Example: [bold]featcache doctor --no-network[/bold]
+    """
+    from ..doctor import examine
+
+    findings = examine(urls=None if network else (), bench=bench)
+    out.show(findings, json, out.findings_table, lambda items: [asdict(item) for item in items])
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    dataset: DatasetArgument = "digits",
+    train_limit: TrainLimitOption = None,
+    test_limit: TestLimitOption = None,
+    data_root: DataRootOption = None,
+    runs: RunsOption = None,
+) -> None:
+    """Do the whole job offline: extract, probe, fine-tune, compare.
+
+    Example: [bold]featcache demo[/bold]
+    """
+    from ..store.cache import load
+
+    def words(**options: object) -> list[object]:
+        given = {name.replace("_", "-"): value for name, value in options.items() if value}
+        return [word for name, value in given.items() for word in (f"--{name}", value)]
+
+    weights: dict[str, Any] = {"weights": DEMO_WEIGHTS, "data_root": data_root}
+    kept: dict[str, Any] = {"train_limit": train_limit, "test_limit": test_limit, "runs": runs}
+    out.command("extract", dataset, *words(**weights))
+    cache = Path(extract(dataset, **weights))
+    out.command("probe", cache, *words(**kept))
+    probe(context, cache, **kept)
+    out.command("finetune", dataset, *words(method="split", **weights, **kept))
+    finetune(dataset, method="split", **weights, **kept)
+    name = load(cache).meta["dataset"]
+    out.command("compare", name, *words(runs=runs))
+    compare(name, runs)
+
+
+_WIDE = 120  # columns of a terminal on which the names of runs have room
+_ROOMY = 96  # on which curves have
+_CURVE = 10
+
+
+def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
+    """Return one table per data set: accuracies on different data are never side by side."""
+    from ..runs import epochs_of, run_label
+
+    tables: list[Any] = []
+    for (dataset, digest), group in groupby(
+        records, key=lambda record: (record["dataset"], record["dataset_digest"])
+    ):
+        rows = list(group)
+        weights = [f"{record['weights']} {record['size']} px" for record in rows]
+        # What is the same in every row goes above them: 80 columns are soon full.
+        shared = f", {weights[0]}" if len(set(weights)) == 1 else ""
+        columns = ["method", "top-1 % (95 %)", "train", "test", "ep", "wall s", "img/s", "s/point"]
+        curves = [[epoch["top1"] for epoch in epochs_of(record)] for record in rows]
+        columns += ["curve"] * (width() >= _ROOMY and max(map(len, curves)) > 1)
+        columns += ["weights"] * (not shared) + ["run"] * (width() >= _WIDE)
+        title = Text(f"{dataset} ({digest[:8]}){shared}")
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in columns:
+            figures = column in columns[1:8]
+            table.add_column(column, justify="right" if figures else "left", no_wrap=figures)
+        for record, checkpoint, curve in zip(rows, weights, curves, strict=True):
+            low, high = record["top1_interval"]
+            wall = _short(record["wall_s"])
+            if record.get("features_wall_s"):
+                wall = f"{_short(record['features_wall_s'])} + {wall}"
+            price = record["s_per_point"]
+            cells = [
+                run_label(record),
+                f"{100 * record['top1']:.2f} ({100 * low:.1f}-{100 * high:.1f})",
+                f"{record['n_train']:,}",
+                f"{record['n_test']:,}",
+                str(record["n_epochs"]),
+                wall,
+                f"{record['images_per_s']:,.0f}",
+                "-" if price is None else _short(price),
+            ]
+            cells += [sparkline(curve, encoding(), _CURVE)] * ("curve" in columns)
+            cells += [checkpoint] * ("weights" in columns) + [record["run"]] * ("run" in columns)
+            table.add_row(*(name(cell) for cell in cells))
+        tables.append(table)
+    said = (
+        "ep: epochs; wall: features once + training; img/s: training images; "
+        "s/point: wall for each percentage point over the best probe on the same images, - of a "
+        "probe, without one, and where nothing was gained"
+    )
+    tables.append(Text(said, style="dim"))
+    return tables
+
+
+def _short(seconds: float) -> str:
+    """Return seconds with a decimal as long as it means something."""
+    return f"{seconds:.1f}" if seconds < 100 else f"{seconds:,.0f}"

@@ -1,0 +1,333 @@
+"""What commands print: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..progress import OnProgress, Progress
+
+if TYPE_CHECKING:
+    from ..doctor import Finding
+    from ..extraction.result import ExtractResult
+    from ..finetuning.fit import FitResult
+    from ..store.cache import Cache
+
+
+T = TypeVar("T")
+
+_LINE_EVERY_S = 5.0
+_BRIEF_S = 1.0  # a stage that is over so soon needs no line in a log
+_READABLE = 100  # columns up to which text is easy to read
+
+
+class _Results(Console):
+    """Standard output, whose reader may go away: main ends quietly then."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to main, and not to an exit code of rich's."""
+        raise BrokenPipeError
+
+
+# Names of files and classes are data: square brackets and colons in them mean nothing. Into a
+# pipe, tables are as wide as they need, unless somebody said how wide.
+_plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+_said = sys.stdout.isatty() or "COLUMNS" in os.environ
+_results = _Results(width=None if _said else 160, **_plain)
+_messages = Console(stderr=True, **_plain)
+
+
+def width() -> int:
+    """Return the columns that results may fill."""
+    return _results.width
+
+
+def encoding() -> str:
+    """Return what results are encoded in."""
+    return _results.encoding
+
+
+def show(
+    result: T, as_json: bool, view: Callable[[T], Any], facts: Callable[[T], Any] | None = None
+) -> None:
+    """Print a result: as JSON (its fields, or ``facts`` of it), or as ``view`` shows it."""
+    if as_json:
+        plain = facts(result) if facts else result
+        if is_dataclass(plain) and not isinstance(plain, type):
+            plain = asdict(plain)
+        print(json.dumps(plain, default=str))
+        return
+    shown = view(result)
+    for item in shown if isinstance(shown, list) else [shown]:
+        _results.print(item, soft_wrap=isinstance(item, str))
+
+
+def counted(n: int, noun: str) -> str:
+    """Return ``1 image``, ``2,000 images``."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
+def name(text: str) -> Text:
+    """Return a name from a data set as cell text: a control character would move the cursor."""
+    return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+
+
+def note(text: str) -> None:
+    """Say something on the side; a warning is not to be overlooked."""
+    style = "bold yellow" if text.startswith("warning: ") else "dim"
+    _messages.print(Text(text, style=style), soft_wrap=True)
+
+
+def command(*words: object) -> None:
+    """Show a command as one would type it."""
+    typed = shlex.join(["featcache", *(str(word) for word in words)])
+    _results.print(Text(f"\n$ {typed}", style="bold"), soft_wrap=True)
+
+
+@contextmanager
+def progress() -> Iterator[OnProgress]:
+    """Yield a listener that draws bars on a terminal, and writes a line now and then elsewhere."""
+    if not _messages.is_terminal or _messages.is_dumb_terminal:
+        yield _Lines()
+        return
+    from rich import progress as bars
+
+    columns = (
+        bars.TextColumn("{task.description:>14}"),
+        bars.BarColumn(bar_width=30),
+        bars.TextColumn("{task.fields[count]:>15}"),
+        bars.TextColumn("{task.fields[rate]:>12}"),
+        bars.TimeRemainingColumn(compact=True),
+        bars.TextColumn("{task.fields[note]}"),
+    )
+    with bars.Progress(*columns, console=_messages, transient=True) as shown:
+        tasks: dict[str, Any] = {}
+        paces: dict[str, _Pace] = {}
+        reached: dict[str, int] = {}
+
+        def report(message: Progress) -> None:
+            stage = message.stage
+            if message.done < reached.get(stage, message.done + 1):
+                if stage in tasks:
+                    shown.remove_task(tasks.pop(stage))
+                tasks[stage] = shown.add_task(
+                    stage, total=message.total, count="", rate="", note=""
+                )
+                paces[stage] = _Pace(message)
+            reached[stage] = message.done
+            shown.update(
+                tasks[stage],
+                completed=message.done,
+                total=message.total,
+                count=_count(message),
+                rate=paces[stage].shown(message),
+                note=message.note,
+            )
+
+        yield report
+
+
+class _Lines:
+    """Progress for a log file: one line every few seconds, and one where a long stage ends."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._begun = self._last = 0.0
+        self._done = 0
+
+    def __call__(self, message: Progress) -> None:
+        now = time.monotonic()
+        if message.stage != self._stage or message.done < self._done:
+            self._stage, self._begun, self._last = message.stage, now, now
+            self._pace = _Pace(message)
+        self._done = message.done
+        if message.total is not None and message.total // _scale(message)[0] < 2:
+            return  # "1/1" tells nobody anything
+        finished = message.done == message.total
+        worth_an_end = finished and now - self._begun >= _BRIEF_S
+        if now - self._last < _LINE_EVERY_S and not worth_an_end:
+            return
+        self._last = now
+        facts = [_count(message)]
+        facts.append(self._pace.shown(message))
+        if message.total and not finished and self._pace.per_s(message):
+            facts.append(f"{(message.total - message.done) / self._pace.per_s(message):.0f} s left")
+        facts.append(message.note)
+        print(f"{message.stage}: {', '.join(filter(None, facts))}", file=sys.stderr)
+
+
+def _count(message: Progress) -> str:
+    """Return how far a stage is: ``1280/50000``, ``41/125 MB``."""
+    scale, unit = _scale(message)
+    done = f"{message.done // scale}"
+    return f"{done}/{message.total // scale}{unit}" if message.total else f"{done}{unit}"
+
+
+def _scale(message: Progress) -> tuple[int, str]:
+    """Return what a stage is counted in, and its name where it needs one."""
+    return (1_000_000, " MB") if message.unit == "B" else (1, "")
+
+
+class _Pace:
+    """The speed of a stage, measured from its first message on."""
+
+    def __init__(self, first: Progress) -> None:
+        self._done = first.done
+        self._begun = time.monotonic()
+
+    def per_s(self, message: Progress) -> float:
+        """Return units per second; 0 where nobody can tell yet."""
+        spent = time.monotonic() - self._begun
+        return (message.done - self._done) / spent if spent > 0 else 0.0
+
+    def shown(self, message: Progress) -> str:
+        """Return the speed for a person."""
+        rate = self.per_s(message)
+        if not rate or not message.unit:
+            return ""
+        if message.unit == "B":
+            return f"{rate / 1e6:.1f} MB/s"
+        return f"{rate:.{0 if rate >= 10 else 1}f} {message.unit}/s"
+
+
+def percent(top1: float, interval: Sequence[float]) -> str:
+    """Return ``97.2 % (95.0 to 98.5)``."""
+    low, high = interval
+    return f"{100 * top1:.2f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def extract_summary(result: ExtractResult) -> Any:
+    """Say where the cache is and what it cost."""
+    what = f"{result.n_rows:,} x {result.feature_dim} features"
+    if result.reused:
+        how = f"already there (made at {result.images_per_s:.0f} img/s)"
+    else:
+        how = (
+            f"in {result.wall_s:.1f} s, {result.images_per_s:.0f} img/s, "
+            f"bottleneck: {result.bottleneck}"
+        )
+    left_out = f"; {counted(result.n_skipped, 'image')} left out" if result.n_skipped else ""
+    return f"{result.cache}: {what} {how}{left_out}"
+
+
+def fit_summary(result: FitResult) -> list[Any]:
+    """Return what was tried, what won, and what the next step would cost."""
+    table = Table(title=f"target {100 * result.target:.2f} %", title_justify="left")
+    for column in ("tried", "status", "val top-1", "expected", "took"):
+        table.add_column(column, justify="left" if column in ("tried", "status") else "right")
+    for attempt in result.attempts:
+        found = attempt.outcome
+        table.add_row(
+            attempt.name,
+            attempt.status,
+            f"{100 * found.val_top1:.2f} %" if found else "",
+            f"{attempt.estimated_s:,.0f} s",
+            "" if attempt.wall_s is None else f"{attempt.wall_s:,.1f} s",
+        )
+    verdict = "reached" if result.reached else "not reached"
+    lines = [
+        table,
+        f"{verdict}: {result.winner}, {100 * result.val_top1:.2f} % on "
+        f"{counted(result.n_val, 'validation image')}; top-1 "
+        f"{percent(result.top1, result.top1_interval)} on {counted(result.n_test, 'test image')}",
+        f"model: {result.head}",
+    ]
+    if not result.reached:
+        lines.append(f"next: {result.next_step or 'nothing is left to try'}")
+    return lines
+
+
+def cache_facts(cache: Cache) -> dict[str, Any]:
+    """Return everything a cache says about itself."""
+    return {
+        "cache": cache.path,
+        "n_train": len(cache.train),
+        "n_test": len(cache.test),
+        "feature_dim": cache.feature_dim,
+        "size_bytes": cache.size_bytes,
+        "skipped": [*cache.train.skipped, *cache.test.skipped],
+        **cache.meta,
+    }
+
+
+def cache_summary(cache: Cache) -> Any:
+    """Return the provenance as a table."""
+    facts = cache_facts(cache)
+    table = Table(show_header=False, box=None)
+    table.add_column()
+    room = min(width(), _READABLE) - max(map(len, facts)) - 4
+    table.add_column(overflow="fold", max_width=room)  # a digest is there to be copied
+    for name, value in facts.items():
+        if isinstance(value, float):
+            value = round(value, 2)
+        shown = str(value) if isinstance(value, (str, Path)) else json.dumps(value, default=str)
+        table.add_row(Text(name, style="bold"), Text(shown))
+    return table
+
+
+def findings_table(findings: list[Finding]) -> Any:
+    """Return one line per fact about the machine."""
+    table = Table(show_header=False, box=None)
+    for finding in findings:
+        mark = Text("yes", style="green") if finding.usable else Text("no", style="yellow")
+        table.add_row(Text(finding.topic, style="bold"), mark, Text(finding.detail))
+    return table
+
+
+_BARS = "▁▂▃▄▅▆▇█"
+_DIGITS = "0123456789"  # for a terminal that cannot show the bars
+
+
+def sparkline(values: Sequence[float], encoding: str, most: int = 40) -> str:
+    """Return one character per value: the lowest bar for the least, the highest for the most.
+
+    Parameters
+    ----------
+    values : sequence of float
+        In order; one that is not finite is a space.
+    encoding : str
+        Of what the line is written to; where it has no bars, digits stand in for them.
+    most : int
+        Characters; of more values some are left out evenly, never the first and the last.
+    """
+    shown = [values[index] for index in _evenly(len(values), most)]
+    finite = [value for value in shown if math.isfinite(value)]
+    if not finite:
+        return ""
+    steps = _BARS if shows(_BARS, encoding) else _DIGITS
+    low, span = min(finite), max(finite) - min(finite)
+    return "".join(
+        steps[int((value - low) / span * (len(steps) - 1)) if span else 0]
+        if math.isfinite(value)
+        else " "
+        for value in shown
+    )
+
+
+def shows(text: str, encoding: str) -> bool:
+    """Return whether a text can be written in an encoding."""
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """Return at most so many of the first ``count`` numbers, the first and the last included."""
+    if count <= most:
+        return list(range(count))
+    return [round(place * (count - 1) / (most - 1)) for place in range(most)]

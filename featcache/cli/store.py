@@ -1,0 +1,280 @@
+"""The commands on caches themselves: verify, diff, merge, export."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from . import output as out
+from .options import CacheArgument, JsonOption, app, cache_place
+from .output import counted
+from .output import name as name_of
+
+if TYPE_CHECKING:
+    from ..store.diff import DiffReport, FieldDiff, SplitDiff
+    from ..store.export import ExportResult
+    from ..store.merge import MergeResult
+    from ..store.verify import VerifyReport
+
+
+_ForceOption = Annotated[bool, typer.Option("--force", help="Replace the output if it is there.")]
+
+
+@app.command()
+def verify(
+    cache: CacheArgument = None,
+    json: JsonOption = False,
+) -> None:
+    """Read a cache whole and check every block of it; exit 1 with the first bad one named.
+
+    Example: [bold]featcache verify cache/digits-resnet18.h5[/bold]
+    """
+    from ..store.cache import newest_cache
+    from ..store.verify import verify as run
+
+    with out.progress() as report:
+        result = run(cache or newest_cache(), on_progress=report)
+    out.show(result, json, verify_summary)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="A cache.", metavar="A", parser=cache_place)],
+    b: Annotated[Path, typer.Argument(help="Another.", metavar="B", parser=cache_place)],
+    json: JsonOption = False,
+) -> None:
+    """Compare two caches: ingredients, images, labels, features.
+
+    Exits 0 if one can stand for the other, and 1 if they differ.
+
+    Example: [bold]featcache diff before.h5 after.h5[/bold]
+    """
+    from ..store.diff import diff as run
+
+    with out.progress() as report:
+        result = run(a, b, on_progress=report)
+    out.show(result, json, diff_summary)
+    if not result.same:
+        raise typer.Exit(1)
+
+
+@app.command()
+def merge(
+    caches: Annotated[
+        list[Path],
+        typer.Argument(help="Two caches at least.", metavar="CACHE", parser=cache_place),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .h5 file.")],
+    name: Annotated[
+        str | None,
+        typer.Option(help="Of the data set they make.", show_default="their names with +"),
+    ] = None,
+    prefix: Annotated[
+        bool,
+        typer.Option("--prefix", help="Put the data set's name in front of every id."),
+    ] = False,
+    force: _ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Put the images of several caches of the same ingredients into one.
+
+    Example: [bold]featcache merge a.h5 b.h5 -o both.h5[/bold]
+    """
+    from ..store.merge import merge as run
+
+    if len(caches) < 2:
+        raise typer.BadParameter("expected two caches at least", param_hint="CACHE")
+    with out.progress() as report:
+        result = run(caches, output, name=name, prefix=prefix, force=force, on_progress=report)
+    out.show(result, json, merge_summary)
+
+
+@app.command()
+def export(
+    cache: CacheArgument = None,
+    to: Annotated[
+        Literal["npz", "parquet", "safetensors", "tensorboard"],
+        typer.Option(
+            help="npz, parquet, safetensors, or tensorboard: a folder for its projector.",
+            metavar="FORMAT",
+        ),
+    ] = "npz",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="A file, or a folder for it.", show_default="beside the cache"
+        ),
+    ] = None,
+    split: Annotated[Literal["all", "train", "test"], typer.Option(help="Which images.")] = "all",
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of tensorboard: images at most, the proportions of classes kept.",
+            show_default="10,000",
+        ),
+    ] = None,
+    force: _ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Write a cache in another format.
+
+    Example: [bold]featcache export --to parquet -o digits.parquet[/bold]
+    """
+    from ..store.export import export as run
+
+    if limit is not None and to != "tensorboard":
+        raise typer.BadParameter("is of --to tensorboard alone", param_hint="--limit")
+    with out.progress() as report:
+        result = run(cache, to, output, split=split, limit=limit, force=force, on_progress=report)
+    out.show(result, json, export_summary)
+
+
+_LONG = 60  # characters of a field's value; all of it is in --json
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def verify_summary(report: VerifyReport) -> list[Any]:
+    """Say that a cache is whole, and what was looked at."""
+    table = Table(show_header=False, box=None)
+    for check in report.checks:
+        table.add_row(Text("yes", style="green"), Text(check))
+    for note in report.notes:
+        table.add_row(Text("note", style="yellow"), name_of(note))
+    return [
+        f"{report.path} is whole: {report.n_train:,} train and "
+        f"{counted(report.n_test, 'test image')}",
+        table,
+        f"{counted(report.n_blocks, 'block')} of {counted(report.n_arrays, 'array')}, "
+        f"{_size(report.size_bytes)} in "
+        f"{report.wall_s:.1f} s",
+    ]
+
+
+def merge_summary(result: MergeResult) -> str:
+    """Say what was made."""
+    return (
+        f"{result.cache}: {result.n_train:,} train and {counted(result.n_test, 'test image')} of "
+        f"{result.n_parts} caches, {_size(result.size_bytes)} in {result.wall_s:.1f} s"
+    )
+
+
+def export_summary(result: ExportResult) -> list[str]:
+    """Say what was written, and what to type to see it."""
+    said = [
+        f"{result.output}: {result.n_rows:,} x {result.feature_dim} features, "
+        f"{_size(result.size_bytes)} in {result.wall_s:.1f} s"
+    ]
+    if result.to == "tensorboard":
+        said.append(f"see it: tensorboard --logdir {shlex.quote(str(result.output))}")
+    return said
+
+
+def diff_summary(report: DiffReport) -> list[Any]:
+    """Return what differs as tables, and the verdict."""
+    shown: list[Any] = [f"a: {report.a}", f"b: {report.b}"]
+    if report.fields:
+        shown.append(_fields("ingredients that differ", report.fields))
+    if report.other_fields:
+        shown.append(
+            _fields("other fields that differ: they change no feature", report.other_fields)
+        )
+    shown += [_images((report.train, report.test)), _features((report.train, report.test))]
+    for split in (report.train, report.test):
+        shown += _named(split)
+    if report.same:
+        shown.append("Same: one can stand for the other, to the bit.")
+    else:
+        shown.append("They differ.")
+    return shown
+
+
+def _fields(title: str, fields: Iterable[FieldDiff]) -> Table:
+    table = _table(title, ("field", "a", "b"))
+    for field in fields:
+        table.add_row(field.name, *(name_of(_value(value)) for value in (field.a, field.b)))
+    return table
+
+
+def _value(value: Any) -> str:
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    if _DIGEST.fullmatch(text):
+        return f"{text[:16]}…"
+    return text if len(text) <= _LONG else f"{text[: _LONG - 1]}…"
+
+
+def _images(splits: Iterable[SplitDiff]) -> Table:
+    table = _table("images", ("split",), ("in a", "in b", "in both", "relabelled", "order"))
+    for split in splits:
+        table.add_row(
+            split.role,
+            f"{split.n_a:,}",
+            f"{split.n_b:,}",
+            f"{split.n_both:,}",
+            f"{split.n_relabelled:,}",
+            "same" if split.same_order else "another",
+        )
+    return table
+
+
+def _features(splits: Iterable[SplitDiff]) -> Table:
+    table = _table(
+        "features of the same images",
+        ("split", "cut", "view"),
+        ("differ", "max |a - b|", "mean cosine", "min cosine"),
+    )
+    for split in splits:
+        for found in split.features:
+            cells = [f"{found.n_different:,}", "", "", ""]
+            if found.shape_a != found.shape_b:
+                shapes = (found.shape_a, found.shape_b)
+                cells[0] = " and ".join(" x ".join(map(str, shape)) or "none" for shape in shapes)
+            elif found.n_rows:
+                cells[1:] = [
+                    f"{found.max_abs:.3g}",
+                    f"{found.mean_cosine:.8f}",
+                    f"{found.min_cosine:.8f}",
+                ]
+            table.add_row(split.role, found.cut, found.view, *cells)
+    return table
+
+
+def _named(split: SplitDiff) -> list[Text]:
+    """Name the first images of each kind."""
+    lines = [
+        f"only in {where}, {split.role}: {', '.join(ids)}{_more(count, len(ids))}"
+        for where, ids, count in (
+            ("a", split.only_a, split.n_a - split.n_both),
+            ("b", split.only_b, split.n_b - split.n_both),
+        )
+        if ids
+    ]
+    lines += [f"{split.role} {id_}: {a} in a, {b} in b" for id_, a, b in split.relabelled]
+    return [name_of(line) for line in lines]
+
+
+def _more(count: int, shown: int) -> str:
+    return f" and {count - shown:,} more" if count > shown else ""
+
+
+def _table(title: str, left: Iterable[str], right: Iterable[str] = ()) -> Table:
+    """Return an empty table: columns of text, then columns of numbers."""
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in left:
+        table.add_column(column)
+    for column in right:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.1f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:,.1f} kB"

@@ -1,0 +1,349 @@
+"""Images on demand: from arrays in memory, or decoded from files and archives."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
+
+import numpy as np
+
+from ..cores import usable_cores
+from ..errors import DatasetChangedError, DatasetError
+from ..process import Stop, work_ahead
+from ..progress import silent
+from .decoding import decode_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+OnHashed = Callable[[int], None]  # hears how many images are hashed
+OnError = Literal["fail", "skip"]  # what to do about an image that cannot be read or decoded
+
+_TASK_FILES = 64  # per task of hashing: handing it to a thread then costs nothing beside it
+HASH_BYTES = hashlib.sha256().digest_size
+# Threads that wait for a store, rather than compute: of a core, and at the least. An image
+# takes a store some 30 ms, and a core 2.
+_WAITING, _LEAST_WAITING = 4, 8
+
+
+class ReadableImages(Protocol):
+    """N images that are decoded one at a time."""
+
+    def __len__(self) -> int:
+        """Return N."""
+
+    def read(self, index: int, side: int | None = None) -> Image.Image:
+        """Return one image, or its centre square of ``side`` pixels where that is faster."""
+
+
+class Images(ReadableImages, Protocol):
+    """Those of a split."""
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """Return one image, upright, mode RGB."""
+
+    def take(self, rows: np.ndarray) -> Images:
+        """Return the images of these rows, in this order."""
+
+    def update_digest(
+        self, digest: hashlib._Hash, on_hashed: OnHashed = ..., on_error: OnError = ...
+    ) -> None:
+        """Feed everything that the pixels follow from to a hash; "skip" what cannot be read."""
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images of one size in memory.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        uint8 (N, H, W, 3).
+    """
+
+    array: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Check dtype and shape."""
+        if self.array.dtype != np.uint8 or self.array.ndim != 4 or self.array.shape[3] != 3:
+            raise DatasetError(
+                "images: expected an array of uint8 (N, H, W, 3), found "
+                f"{self.array.dtype} {self.array.shape}"
+            )
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.array)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """Return one image."""
+        return self.read(index)
+
+    def read(self, index: int, side: int | None = None) -> Image.Image:
+        """Return one image; there is nothing to decode, and so nothing to hasten."""
+        from PIL import Image
+
+        return Image.fromarray(self.array[index])
+
+    def take(self, rows: np.ndarray) -> ArrayImages:
+        """Return the images of these rows, in this order."""
+        return ArrayImages(self.array[rows])
+
+    def update_digest(
+        self,
+        digest: hashlib._Hash,
+        on_hashed: OnHashed = silent,
+        on_error: OnError = "fail",
+    ) -> None:
+        """Feed shape and pixels."""
+        digest.update(str(self.array.shape).encode())
+        digest.update(np.ascontiguousarray(self.array).data)
+        on_hashed(len(self))
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Images in files of a folder or archive.
+
+    Once `update_digest` has seen the files, every one that is read must still be the same:
+    features of another image would be kept under the old digest for good.
+
+    Parameters
+    ----------
+    files : Files
+        Where they are.
+    names : sequence of str
+        N names inside it.
+    hashes : bytearray
+        The files' SHA-256, 32 bytes each, or empty while nobody has made them.
+    """
+
+    files: Files
+    names: Sequence[str]
+    hashes: bytearray = field(default_factory=bytearray, repr=False, compare=False)
+
+    @property
+    def remote(self) -> bool:
+        """Whether each read waits for a network, and is paid for."""
+        return self.files.remote
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """Read and decode one image."""
+        return self.read(index)
+
+    def read(self, index: int, side: int | None = None) -> Image.Image:
+        """Read and decode one image, as `decode_image` does.
+
+        Raises
+        ------
+        DatasetError
+            It cannot be read or decoded.
+        DatasetChangedError
+            It is not the file that was hashed.
+        """
+        name = self.names[index]
+        return decode_image(self._bytes(index, name), self.files.where(name), side)
+
+    def take(self, rows: np.ndarray) -> FileImages:
+        """Return the images of these rows, in this order."""
+        hashes = bytearray()
+        if self.hashes:
+            hashes += np.frombuffer(self.hashes, np.uint8).reshape(-1, HASH_BYTES)[rows].tobytes()
+        return FileImages(self.files, [self.names[row] for row in rows], hashes)
+
+    def update_digest(
+        self,
+        digest: hashlib._Hash,
+        on_hashed: OnHashed = silent,
+        on_error: OnError = "fail",
+    ) -> None:
+        """Feed every file's own SHA-256, so that the same files count the same anywhere.
+
+        A file that cannot be read is an error, or counts by its name where it is to be
+        skipped.
+        """
+
+        def hash_files(names: Sequence[str], stop: Stop) -> bytes:
+            hashes = []
+            for name in names:
+                if stop.is_set():
+                    break
+                try:
+                    hashes.append(hashlib.sha256(self.files.read(name)).digest())
+                except DatasetError:
+                    if on_error == "fail":
+                        raise
+                    hashes.append(unreadable_hash(name))
+            return b"".join(hashes)
+
+        starts = range(0, len(self.names), _TASK_FILES)
+        tasks = (self.names[start : start + _TASK_FILES] for start in starts)
+        workers = reading_threads(self)
+        hashes = bytearray()
+        with closing(work_ahead(hash_files, tasks, workers=workers, ahead=2 * workers)) as hashed:
+            for start, part in zip(starts, hashed, strict=True):
+                digest.update(part)
+                hashes += part
+                on_hashed(min(start + _TASK_FILES, len(self.names)))
+        self.hashes[:] = hashes
+
+    def _bytes(self, index: int, name: str) -> bytes:
+        """Return a file's bytes, if they are those that were hashed."""
+        if not self.hashes:
+            return self.files.read(name)
+        start = range(len(self))[index] * HASH_BYTES
+        expected = bytes(self.hashes[start : start + HASH_BYTES])
+        try:
+            data = self.files.read(name)
+        except DatasetError as error:
+            if expected == unreadable_hash(name):
+                raise
+            raise DatasetChangedError(f"{error}; it was readable a moment ago") from None
+        if hashlib.sha256(data).digest() != expected:
+            raise DatasetChangedError(
+                f"{self.files.where(name)}: expected the file as it was when the data set was "
+                "hashed, found that it changed while it was being read; run it again"
+            )
+        return data
+
+
+def is_remote(images: ReadableImages) -> bool:
+    """Tell whether each read of an image waits for a network, and is paid for."""
+    return getattr(images, "remote", False)
+
+
+def reading_threads(images: ReadableImages) -> int:
+    """Return how many threads should read and decode images at once: more than cores for a store.
+
+    Raises
+    ------
+    RecipeError
+        As `featcache.cores.usable_cores`.
+    """
+    cores = usable_cores()
+    return max(_LEAST_WAITING, _WAITING * cores) if is_remote(images) else cores
+
+
+def unreadable_hash(name: str) -> bytes:
+    """Return what stands for the hash of a file that cannot be read."""
+    text = f"featcache: cannot be read\0{name}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+# No image of any use is larger; what is, by mistake or by malice, must not fill the memory.
+MAX_FILE_BYTES = 1 << 30
+
+HIDDEN = (".", "__MACOSX")  # how names begin that nobody meant
+
+
+class Files(Protocol):
+    """Files that are known by paths with ``/``; reading is safe from several threads."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether every read waits for a network, and is paid for."""
+
+    def names(self) -> list[str]:
+        """List every file, in order of the names."""
+
+    def folders(self) -> list[str]:
+        """List the folders, so that an empty one, somebody's mistake, can be told of."""
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes, or raise `DatasetError`."""
+
+    def where(self, name: str) -> str:
+        """Say where a file is, for a message."""
+
+
+class Folder:
+    """Files below a folder, which is looked through once somebody asks for their names.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    """
+
+    remote = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        """Go to another machine by name alone."""
+        return Folder, (self.path.absolute(),)
+
+    def names(self) -> list[str]:
+        """List every file below, but for those in hidden folders.
+
+        Raises
+        ------
+        DatasetError
+            A folder cannot be listed.
+        """
+        return self._listing[0]
+
+    def folders(self) -> list[str]:
+        """List every folder below that is not hidden; raises as `names` does."""
+        return self._listing[1]
+
+    @cached_property
+    def _listing(self) -> tuple[list[str], list[str]]:
+        root = str(self.path)
+        found: list[str] = []
+        folders: list[str] = []
+        seen = set()
+        # Links to folders are followed, as a person would, but into each folder once.
+        for folder, below, files in os.walk(root, onerror=_cannot_be_listed, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in seen:
+                below.clear()
+                continue
+            seen.add(real)
+            below[:] = [name for name in below if not name.startswith(HIDDEN)]
+            inside = os.path.relpath(folder, root).replace(os.sep, "/")
+            prefix = "" if folder == root else f"{inside}/"
+            folders += [prefix + name for name in below]
+            found += [prefix + name for name in files]
+        return sorted(found), sorted(folders)
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes."""
+        path = self.where(name)
+        try:
+            found = os.stat(path)
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(None, "it is a pipe or a device")
+            if found.st_size > MAX_FILE_BYTES:
+                raise OSError(None, f"{found.st_size} bytes are more than an image has")
+            with open(path, "rb", buffering=0) as stream:
+                return stream.read()
+        except OSError as error:
+            raise DatasetError(
+                f"{path}: cannot be read: {error.strerror}; restore or remove it"
+            ) from None
+
+    def where(self, name: str) -> str:
+        """Say where a file is, for a message."""
+        return os.path.join(self.path, name)
+
+
+def _cannot_be_listed(error: OSError) -> NoReturn:
+    """Stop, where `os.walk` would leave a folder out without a word."""
+    raise DatasetError(
+        f"{error.filename}: cannot be listed: {error.strerror}; make it readable (chmod u+rx) or "
+        "take it out of the data set"
+    ) from None

@@ -1,0 +1,257 @@
+"""Data sets behind a URL: a folder in an object store, or a ``.zip``, read in place by ranges.
+
+A folder is listed once and each image is one request; of an archive, its directory is read
+first, and then each image by its own range. Nothing is kept on this machine.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import cached_property, lru_cache
+from typing import IO, Any, cast
+
+from ..errors import DatasetError, RemoteError
+from ..remote import RemotePlace
+from .dataset import Dataset
+from .folders import load_files
+from .images import MAX_FILE_BYTES, Files
+from .zip import ZipArchive
+
+# The end of an archive: its directory's own end, of up to 65,557 bytes with a comment, what
+# ZIP64 has in front of it, and of a small archive the whole directory.
+_TAIL_BYTES = 1 << 17
+_LAYOUT = "expected a folder of class folders or a .zip of one"
+
+
+class RemoteFolder:
+    """Files below a folder of an object store.
+
+    Parameters
+    ----------
+    place : RemotePlace
+        The folder.
+    """
+
+    remote = True
+
+    def __init__(self, place: RemotePlace) -> None:
+        self.place = place
+
+    def __reduce__(self) -> Any:
+        """Go to another machine by name alone; of the listing, what may not be read goes too."""
+        return _folder, (self.place, self._too_large if "_listing" in self.__dict__ else None)
+
+    def names(self) -> list[str]:
+        """List every file below.
+
+        Raises
+        ------
+        DatasetError
+            There is none, or one with a name that no folder would have.
+        RemoteError
+            The store cannot be reached, or refuses.
+        """
+        return self._listing[0]
+
+    def folders(self) -> list[str]:
+        """List the folders that the store knows of; raises as `names` does."""
+        return self._listing[1]
+
+    @cached_property
+    def _listing(self) -> tuple[list[str], list[str]]:
+        try:
+            files, folders = self.place.list_files()
+        except FileNotFoundError:
+            files, folders = {}, []
+        if not files and not folders:
+            raise DatasetError(
+                f"{self.place}: {_LAYOUT}, found nothing there; check the URL, or try featcache "
+                "extract digits"
+            )
+        for name in files:
+            if name.startswith("/") or "//" in name:
+                raise DatasetError(
+                    f"{self.place}: expected names with something between two slashes, found "
+                    f"{name!r}; rename or remove it"
+                )
+        self._too_large = {
+            name: size for name, size in files.items() if size and size > MAX_FILE_BYTES
+        }
+        return sorted(files), sorted(folders)
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes, in one request.
+
+        Raises
+        ------
+        DatasetError
+            It is gone, or larger than an image is.
+        RemoteError
+            The store cannot be reached, or refuses: that says nothing about the image.
+        """
+        size = self._too_large.get(name)
+        if size:
+            raise DatasetError(
+                f"{self.where(name)}: cannot be read: {size} bytes are more than an image has; "
+                "remove it"
+            )
+        try:
+            return self.place.read(name, MAX_FILE_BYTES)
+        except FileNotFoundError:
+            raise DatasetError(
+                f"{self.where(name)}: cannot be read: it is not there any more; restore it, or "
+                "run it again"
+            ) from None
+
+    def where(self, name: str) -> str:
+        """Say where a file is, for a message."""
+        return f"{str(self.place).rstrip('/')}/{name}"
+
+    @cached_property
+    def _too_large(self) -> dict[str, int]:
+        """What is larger than an image is; nothing is known before the folder is listed."""
+        return {}
+
+
+class RemoteZip(ZipArchive):
+    """Files inside a ``.zip`` behind a URL; no more of it is read than is asked for.
+
+    Parameters
+    ----------
+    place : RemotePlace
+        The archive.
+
+    Raises
+    ------
+    DatasetError
+        Nothing there, not a zip archive, or one whose directory is damaged.
+    RemoteError
+        The server cannot be reached, refuses, or cannot send a part of a file.
+    """
+
+    remote = True
+
+    def __init__(self, place: RemotePlace) -> None:
+        self.path = self._place = place
+        found = place.find()
+        if found is None:
+            raise DatasetError(f"{place}: {_LAYOUT}, found nothing there; check the URL")
+        if found.size_bytes is None:
+            raise RemoteError(
+                f"{place}: expected a server that says how long the archive is, found one that "
+                "does not; download it first and name the file"
+            )
+        self._size = found.size_bytes
+        self._look_through(cast(IO[bytes], _Ranges(place, self._size)))
+
+    def __reduce__(self) -> Any:
+        """Go to another machine by name alone, and be opened once there."""
+        return _opened, (self._place,)
+
+    def _read_at(self, length: int, start: int) -> bytes:
+        length = min(length, self._size - start)
+        try:
+            return self._place.read_range(start, length) if length > 0 else b""
+        except FileNotFoundError:
+            raise DatasetError(
+                f"{self._place}: cannot be read: it is not there any more; restore it"
+            ) from None
+
+
+class _Ranges(io.RawIOBase):
+    """A file behind a URL as zipfile wants one: its end is read once, the rest as it is asked for.
+
+    Parameters
+    ----------
+    place : RemotePlace
+        The file.
+    size : int
+        Its bytes.
+    """
+
+    def __init__(self, place: RemotePlace, size: int) -> None:
+        super().__init__()
+        self._place = place
+        self._size = size
+        self._at = 0
+        self._tail_start = max(0, size - _TAIL_BYTES)
+        self._tail = place.read_range(self._tail_start, size - self._tail_start) if size else b""
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place; before the beginning there is none."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise OSError(None, "it is too short")
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        """Return so many bytes, in one request at most."""
+        left = max(0, self._size - self._at)
+        length = left if size is None or size < 0 else min(size, left)
+        if self._at >= self._tail_start:
+            begin = self._at - self._tail_start
+            data = self._tail[begin : begin + length]
+        else:
+            data = self._place.read_range(self._at, length) if length else b""
+        self._at += len(data)
+        return data
+
+
+def load_url(place: RemotePlace) -> Dataset:
+    """Open a folder or zip of class folders behind a URL.
+
+    Raises
+    ------
+    DatasetError
+        As `load_path`.
+    RemoteError
+        The store cannot be reached, or refuses.
+    """
+    files, is_folder = open_url(place)
+    name = place.name
+    if not is_folder:
+        name = name.rpartition(".")[0] or name
+    return load_files(files, place, name, is_folder=is_folder)
+
+
+def open_url(place: RemotePlace) -> tuple[Files, bool]:
+    """Return what is behind a URL, and whether it is a folder rather than an archive.
+
+    Raises
+    ------
+    DatasetError, RemoteError
+        As `RemoteFolder` and `RemoteZip`.
+    """
+    if place.suffix == ".zip":
+        found = place.find()
+        if found is None or not found.is_folder:
+            return RemoteZip(place), False
+    folder = RemoteFolder(place)
+    if folder.names() == [""]:  # a file, whatever it is called
+        return RemoteZip(place), False
+    return folder, True
+
+
+def _folder(place: RemotePlace, too_large: dict[str, int] | None) -> RemoteFolder:
+    folder = RemoteFolder(place)
+    if too_large is not None:
+        folder._too_large = too_large
+    return folder
+
+
+@lru_cache(maxsize=4)
+def _opened(place: RemotePlace) -> RemoteZip:
+    return RemoteZip(place)

@@ -1,0 +1,511 @@
+"""From a data set and a target to a model: the probe first, fine-tuning where it is not enough.
+
+Everything is decided on a validation split of the training images, the same for all
+that is tried; the test split is read when an option is done, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backbones.architectures import get_backbone
+from ..datasets.dataset import Dataset, Split
+from ..datasets.loading import load_dataset
+from ..errors import DatasetError, EngineUnavailableError, RecipeError
+from ..extraction.extract import extract
+from ..extraction.result import ExtractResult
+from ..metrics import top1, wilson_interval
+from ..notebook import ShownAsTable
+from ..probes.head import Head
+from ..probes.ingredients import feature_ingredients
+from ..probes.probe import ProbeResult, probe
+from ..probes.solving import Job
+from ..progress import OnNote, OnProgress, silent
+from ..runs import runs_folder
+from ..sampling import validation_rows
+from ..store.cache import Cache
+from .engine import choose_trainer
+from .finetune import finetune
+from .framework import TRAINERS
+from .recipes import FINETUNE_RECIPES
+from .run import FinetuneResult
+
+_LEAST_OF_A_CLASS = 3
+
+
+@dataclass(frozen=True)
+class FitResult(ShownAsTable):
+    """What was tried, and what came out of it.
+
+    Parameters
+    ----------
+    target : float
+        As asked for.
+    reached : bool
+        Whether the winner's accuracy on the validation split is at least the target.
+    winner : str
+        The attempt with the best accuracy on the validation split.
+    val_top1 : float
+        That accuracy.
+    top1 : float
+        The winner's accuracy on the test split.
+    top1_interval : tuple of 2 floats
+        Wilson's 95 % interval of it.
+    n_train, n_val, n_test : int
+        Images; the validation split is a part of the training images.
+    head : Path
+        The model: what `featcache.predict` takes. A fine-tuned network lies beside its head.
+    attempts : tuple of Attempt
+        Everything that was considered, the probe first, then by cost.
+    next_step : str
+        What could still be tried, and what it would cost; empty where nothing is left.
+    wall_s : float
+        All in all.
+    """
+
+    target: float
+    reached: bool
+    winner: str
+    val_top1: float
+    top1: float
+    top1_interval: tuple[float, float]
+    n_train: int
+    n_val: int
+    n_test: int
+    head: Path
+    attempts: tuple[Attempt, ...]
+    next_step: str
+    wall_s: float
+
+
+def fit(
+    dataset: str | Path | Dataset = "cifar10",
+    target: float = 0.9,
+    *,
+    budget_s: float | None = None,
+    backbone: str = "resnet18",
+    weights: str | Path = "imagenet",
+    size: int | None = None,
+    engine: str = "auto",
+    device: str = "auto",
+    precision: str = "f32",
+    epochs: int | None = None,
+    seed: int = 0,
+    data_root: str | Path | None = None,
+    runs: str | Path | None = None,
+    on_progress: OnProgress = silent,
+    on_note: OnNote = silent,
+) -> FitResult:
+    """Reach an accuracy at the least cost.
+
+    Extracts features (or reuses a cache) and probes them. Where the target is missed,
+    what each fine-tune would cost here is estimated from a few timed steps, and they are
+    tried by cost: the last stage from a cache of the cut before it, then the whole
+    network at split rates, then at one rate; each begins with the probe's head.
+
+    Parameters
+    ----------
+    dataset, backbone, weights, size, engine, device, precision, data_root
+        As in `featcache.extract`. An engine that trains (``"oneflow"``, ``"torch"``) does the
+        fine-tunes too; else they choose as `featcache.finetune` does.
+    target : float
+        Accuracy on the validation split, above 0 and at most 1.
+    budget_s : float, optional
+        Seconds that everything may take. What is expected to go beyond is not begun; what
+        is begun is finished.
+    epochs : int, optional
+        Of each fine-tune; the tutorial's 3 by default.
+    seed : int
+        Of every draw.
+    runs : str or Path, optional
+        Folder for records and models; ``cache/runs`` by default.
+    on_progress, on_note : callable
+        Hear of the work, and of each decision with its reason.
+
+    Returns
+    -------
+    FitResult
+
+    Raises
+    ------
+    RecipeError
+        A target outside 0 to 1, or a budget that is not positive.
+    DatasetError
+        A class of fewer than 3 training images.
+    FeatcacheError
+        As `featcache.extract`, `featcache.probe` and `featcache.finetune`.
+    """
+    started = time.monotonic()
+    if not 0 < target <= 1:
+        raise RecipeError(f"target: expected a fraction above 0 and up to 1, found {target}")
+    if budget_s is not None and not budget_s > 0:
+        raise RecipeError(f"budget: expected seconds above 0, found {budget_s}")
+    if not isinstance(dataset, Dataset):
+        dataset = load_dataset(dataset, data_root=data_root, on_progress=on_progress)
+    _check_classes(dataset)
+    made: dict[str, Any] = {"backbone": backbone, "weights": weights, "size": size}
+    extracting = {**made, "engine": engine, "device": device, "precision": precision}
+    heard: dict[str, Any] = {"on_progress": on_progress, "on_note": on_note}
+    extracted = extract(dataset, **extracting, **heard)
+    cache = extracted.load()
+    recipe = FINETUNE_RECIPES["split"]
+    # What a fine-tune holds out too, so that all are measured on the same images.
+    held = validation_rows(dataset.train.labels, recipe.val_fraction, seed)
+    work = Work(dataset, cache, held, seed, runs_folder(runs), on_progress)
+    head, outcome = work.probe()
+    probe_s = time.monotonic() - started
+    first = Attempt("probe", "done", "the cheapest of all", probe_s, probe_s, outcome)
+    on_note(f"probe: {100 * outcome.val_top1:.2f} % on {len(held):,} validation images")
+    options: list[Option] = []
+    if outcome.val_top1 < target:
+        training: dict[str, Any] = {
+            **made,
+            "engine": engine if engine in TRAINERS else "auto",
+            "device": device,
+            "epochs": epochs or recipe.epochs,
+        }
+        try:
+            on_note(choose_trainer(training["engine"], device).why)
+        except EngineUnavailableError as error:
+            options = [_impossible(f"{error}")]
+        else:
+            options = work.options(head, extracted, extracting, training)
+
+    def told(attempt: Attempt) -> None:
+        found = f"{100 * attempt.outcome.val_top1:.2f} %: " if attempt.outcome else ""
+        on_note(f"{attempt.name}: {attempt.status}, {found}{attempt.why}")
+
+    spent_s = time.monotonic() - started
+    attempts = climb(first, options, target, budget_s, spent_s, on_attempt=told)
+    winner = best_of(attempts)
+    won = winner.outcome
+    assert won is not None
+    test_top1, model = won.top1, won.head
+    if test_top1 is None or model is None:  # of the probe
+        refitted = work.refit()
+        test_top1, model = refitted.top1, refitted.head
+    left = [attempt for attempt in attempts if attempt.status == "over budget"]
+    return FitResult(
+        target=target,
+        reached=won.val_top1 >= target,
+        winner=winner.name,
+        val_top1=won.val_top1,
+        top1=test_top1,
+        top1_interval=wilson_interval(test_top1, len(dataset.test)),
+        n_train=len(dataset.train),
+        n_val=len(held),
+        n_test=len(dataset.test),
+        head=model,
+        attempts=tuple(attempts),
+        next_step=f"{left[0].name}, about {left[0].estimated_s:,.0f} s" if left else "",
+        wall_s=time.monotonic() - started,
+    )
+
+
+def _check_classes(dataset: Dataset) -> None:
+    """Refuse a class that is too small to be learnt from, chosen by and measured on."""
+    counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
+    least = int(counts.argmin())
+    if counts[least] < _LEAST_OF_A_CLASS:
+        raise DatasetError(
+            f"{dataset.name} train: expected at least {_LEAST_OF_A_CLASS} images of every class "
+            "(one to learn from, one to choose the penalty by, one to measure on), found "
+            f"{counts[least]} of {dataset.class_names[least]!r}; add some, or leave that class out"
+        )
+
+
+def _impossible(why: str) -> Option:
+    """Return what stands for all fine-tunes where nothing can train."""
+
+    def run() -> Outcome:
+        raise EngineUnavailableError(why)
+
+    return Option("fine-tuning", 0.0, run, why)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What trying an option gave.
+
+    Parameters
+    ----------
+    val_top1 : float
+        Accuracy on the validation split.
+    top1 : float or None
+        Accuracy on the test split, read once, when the option was done; None of the probe,
+        which is fitted anew to all training images, and measured, if it wins.
+    head : Path or None
+        What `featcache.predict` takes; None of the probe, as ``top1``.
+    run : Path or None
+        Folder of the record; None of the probe, as ``top1``.
+    """
+
+    val_top1: float
+    top1: float | None = None
+    head: Path | None = None
+    run: Path | None = None
+
+
+@dataclass(frozen=True)
+class Option:
+    """Something to try.
+
+    Parameters
+    ----------
+    name : str
+        For people and records.
+    estimated_s : float
+        What it is expected to take here.
+    run : callable
+        Does it.
+    obstacle : str
+        Why it cannot be tried at all; empty where it can.
+    """
+
+    name: str
+    estimated_s: float
+    run: Callable[[], Outcome]
+    obstacle: str = ""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What became of an option.
+
+    Parameters
+    ----------
+    name : str
+        The option's.
+    status : str
+        ``"done"``, ``"not needed"``, ``"over budget"`` or ``"not possible"``.
+    why : str
+        The reason, in a sentence.
+    estimated_s : float
+        What it was expected to take, in seconds.
+    wall_s : float or None
+        What it took.
+    outcome : Outcome or None
+        What it gave; None where it was not tried.
+    """
+
+    name: str
+    status: str
+    why: str
+    estimated_s: float
+    wall_s: float | None = None
+    outcome: Outcome | None = None
+
+
+def climb(
+    first: Attempt,
+    options: Sequence[Option],
+    target: float,
+    budget_s: float | None,
+    spent_s: float,
+    *,
+    on_attempt: Callable[[Attempt], None] = lambda attempt: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Attempt]:
+    """Try options by increasing cost; return what became of each, ``first`` in front.
+
+    Parameters
+    ----------
+    first : Attempt
+        What was done already: the probe.
+    options : sequence of Option
+        In any order; of equal cost the earlier goes first.
+    target : float
+        Accuracy on the validation split at which to stop.
+    budget_s : float or None
+        Seconds that everything may take; what is expected to go beyond is not begun.
+    spent_s : float
+        Seconds gone already.
+    on_attempt : callable
+        Hears of each as it is decided.
+    clock : callable
+        Seconds.
+    """
+    begun = clock() - spent_s
+    attempts = [first]
+    for option in sorted(options, key=lambda option: option.estimated_s):
+        best = best_of(attempts)
+        reached = best.outcome is not None and best.outcome.val_top1 >= target
+        left_s = float("inf") if budget_s is None else budget_s - (clock() - begun)
+        attempt = Attempt(option.name, "done", "", option.estimated_s)
+        if reached:
+            attempt = replace(attempt, status="not needed", why=f"{best.name} reached the target")
+        elif option.obstacle:
+            attempt = replace(attempt, status="not possible", why=option.obstacle)
+        elif option.estimated_s > left_s:
+            attempt = replace(
+                attempt,
+                status="over budget",
+                why=f"about {option.estimated_s:,.0f} s, and {max(left_s, 0):,.0f} s are left",
+            )
+        else:
+            started = clock()
+            outcome = option.run()
+            attempt = replace(
+                attempt,
+                why=f"the cheapest left, {best.name} stopped at {100 * _val(best):.2f} %",
+                wall_s=clock() - started,
+                outcome=outcome,
+            )
+        attempts.append(attempt)
+        on_attempt(attempt)
+    return attempts
+
+
+def best_of(attempts: Sequence[Attempt]) -> Attempt:
+    """Return the attempt with the highest accuracy on the validation split; of equals the first."""
+    return max((attempt for attempt in attempts if attempt.outcome), key=_val)
+
+
+def _val(attempt: Attempt) -> float:
+    return attempt.outcome.val_top1 if attempt.outcome else 0.0
+
+
+FREEZE = "layer3"
+# From a probe's head on, gentle steps: at the tutorial's rates, or with BatchNorm's statistics
+# moving, the first epochs undo what the probe found (Kumar et al., ICLR 2022, have the reason).
+GENTLY = {"lr": 1e-4, "bn": "eval", "schedule": "cosine", "patience": 2}
+_TIMED_IMAGES = 192  # three of the tutorial's batches: some seconds
+# A forward pass alone against one with its gradients: 80 and 30 images per second at 64 px.
+_EVALUATION_SPEED = 2.5
+_DISK_SHARE = 0.5  # of the free space, that a cache of feature maps may take
+
+
+class Work:
+    """What the options share: the data, its validation split, and how each is done."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        cache: Cache,
+        held: np.ndarray,
+        seed: int,
+        runs: Path,
+        on_progress: OnProgress,
+    ) -> None:
+        self._dataset = dataset
+        self._cache = cache
+        self._held = held
+        self._seed = seed
+        self._runs = runs
+        self._on_progress = on_progress
+
+    def probe(self) -> tuple[Head, Outcome]:
+        """Fit the head to all but the validation split, and measure it there."""
+        features = np.asarray(self._cache.train.features, np.float32)
+        labels = self._cache.train.labels
+        fitted = np.delete(np.arange(len(labels)), self._held)
+        n_classes = len(self._cache.class_names)
+        job = Job.of()
+        views = [features[fitted]]
+        more = (views, labels[fitted], n_classes, self._seed, self._on_progress)
+        job, _ = job.with_penalty(*more)
+        solution = job.train(*more)
+        head = Head(
+            solution.weight,
+            solution.bias,
+            self._cache.class_names,
+            self._cache.fingerprint,
+            "none",
+            feature_ingredients(self._cache.meta),
+        )
+        return head, Outcome(top1(head.predict(features[self._held]), labels[self._held]))
+
+    def refit(self) -> ProbeResult:
+        """Fit the head to all training images, now that it won; read the test split."""
+        return probe(self._cache, seed=self._seed, runs=self._runs, on_progress=self._on_progress)
+
+    def options(
+        self,
+        head: Head,
+        extracted: ExtractResult,
+        extracting: dict[str, Any],
+        training: dict[str, Any],
+    ) -> list[Option]:
+        """Time a few steps of each kind; return what can be tried and its expected cost."""
+        n_train = len(self._dataset.train) - len(self._held)
+        n_seen = training["epochs"] * (n_train + len(self._held) / _EVALUATION_SPEED)
+        n_seen += len(self._dataset.test) / _EVALUATION_SPEED
+        common = {**training, **GENTLY, "init_head": head, "seed": self._seed}
+        cutting = {**extracting, "cut": FREEZE, "views": "flips"}
+        rates = self._rates(cutting, training)
+        passes = 4 * len(self._dataset.train) + len(self._dataset.test)
+        cut_s = passes / max(extracted.images_per_s, 1e-9) + n_seen / rates["cut"]
+
+        def train_cut() -> FinetuneResult:
+            maps = extract(self._dataset, **cutting, on_progress=self._on_progress)
+            return self._finetune("split", cache=maps.cache, freeze_until=FREEZE, **common)
+
+        whole_s = n_seen / rates["whole"]
+        return [
+            Option(
+                f"layer4 from cached {FREEZE}",
+                cut_s,
+                lambda: self._outcome(train_cut()),
+                self._obstacle(passes),
+            ),
+            Option("split", whole_s, lambda: self._outcome(self._finetune("split", **common))),
+            Option("full", whole_s, lambda: self._outcome(self._finetune("full", **common))),
+        ]
+
+    def _obstacle(self, passes: int) -> str:
+        """Say why the maps cannot be cached, if they cannot."""
+        meta = self._cache.meta
+        shape = get_backbone(meta["backbone"]).cut_shape(FREEZE, meta["preprocess"]["size"])
+        wanted = passes * int(np.prod(shape)) * 4
+        free = shutil.disk_usage(self._cache.path.parent).free
+        if wanted <= _DISK_SHARE * free:
+            return ""
+        return (
+            f"a cache of {FREEZE} would take {wanted / 1e9:,.1f} GB of the {free / 1e9:,.1f} GB "
+            "that are free"
+        )
+
+    def _rates(self, cutting: dict[str, Any], training: dict[str, Any]) -> dict[str, float]:
+        """Return images per second of a few steps: of the whole network, and above the cut."""
+        part = self._part()
+        with tempfile.TemporaryDirectory() as folder:
+            timed = {**training, "epochs": 1, "runs": folder, "on_progress": self._on_progress}
+            whole = finetune(part, "split", **timed)
+            maps = extract(part, output=folder, **cutting)
+            cut = finetune(part, "split", cache=maps.cache, freeze_until=FREEZE, **timed)
+        return {"whole": whole.images_per_s, "cut": cut.images_per_s}
+
+    def _part(self) -> Dataset:
+        """Return a few images to time the steps on."""
+
+        def some(split: Split, count: int) -> Split:
+            drawn = np.random.default_rng(self._seed).permutation(len(split))[:count]
+            return split.take(np.sort(drawn))
+
+        count = max(_TIMED_IMAGES, len(self._dataset.class_names))
+        train, test = some(self._dataset.train, count), some(self._dataset.test, 1)
+        return Dataset(self._dataset.name, train, test, "a few images")
+
+    def _finetune(self, method: str, **arguments: Any) -> FinetuneResult:
+        try:
+            return finetune(
+                self._dataset,
+                method,
+                runs=self._runs,
+                on_progress=self._on_progress,
+                **arguments,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None  # what it says of --resume holds for finetune alone
+
+    def _outcome(self, result: FinetuneResult) -> Outcome:
+        val = result.epochs[result.best_epoch - 1].top1
+        return Outcome(val, result.top1, result.run / "head.safetensors", result.run)

@@ -1,0 +1,435 @@
+"""What a run leaves: its curve and its result."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EngineUnavailableError, FeatcacheError, RecipeError
+from ..metrics import top1
+from ..notebook import ShownAsTable
+from ..progress import OnProgress, Progress
+from .batches import Source
+from .folder import RunFolder
+from .ranks import Stopped
+from .recipes import FinetuneRecipe
+from .trainer import Step, Trainer
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training images.
+
+    Parameters
+    ----------
+    epoch : int
+        From 1.
+    train_loss : float
+        Mean cross-entropy over the batches, as they were trained on.
+    top1 : float
+        Accuracy after the epoch, on the split that `FinetuneResult.curve_split` names.
+    wall_s : float
+        Training and evaluation.
+    """
+
+    epoch: int
+    train_loss: float
+    top1: float
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class FinetuneResult(ShownAsTable):
+    """A trained network, and how good it is.
+
+    Parameters
+    ----------
+    method : str
+        ``"full"``, ``"split"``, ``"frozen"`` or ``"scratch"``.
+    top1 : float
+        Accuracy on the test split, in [0, 1]: after the last epoch, or with ``patience`` of
+        the best epoch on the validation split.
+    top1_interval : tuple of 2 floats
+        Wilson's 95 % interval.
+    epochs : tuple of Epoch
+        The curve.
+    curve_split : str
+        ``"test"``, or with ``patience`` ``"val"``: a part of the training images.
+    best_epoch : int
+        The epoch, from 1, whose network this is.
+    images_per_s : float
+        Training images per second, evaluation not counted.
+    wall_s : float
+        Training and evaluation together.
+    checkpoint : Path
+        The network as safetensors with torchvision's names: usable as ``--weights``.
+    n_train, n_val, n_test : int
+        Images.
+    seed : int
+        Of the order of images, the views, the head, the validation split, and a random
+        backbone.
+    recipe : FinetuneRecipe
+        The hyperparameters used.
+    engine, device, precision : str
+        What trained, such as ``"torch"``, ``"cpu"``, ``"f32"``.
+    cache : Path or None
+        Where features were read instead of images.
+    init_head : str or None
+        The probe's head that the run began with.
+    resumed : bool
+        Whether an earlier run was gone on with.
+    run : Path
+        Folder of the record.
+    """
+
+    method: str
+    top1: float
+    top1_interval: tuple[float, float]
+    epochs: tuple[Epoch, ...]
+    curve_split: str
+    best_epoch: int
+    images_per_s: float
+    wall_s: float
+    checkpoint: Path
+    n_train: int
+    n_val: int
+    n_test: int
+    seed: int
+    recipe: FinetuneRecipe
+    engine: str
+    device: str
+    precision: str
+    cache: Path | None
+    init_head: str | None
+    resumed: bool
+    run: Path
+
+
+# A checkpoint is written at the end of each epoch but the last, and this long after the one before.
+CHECKPOINT_EVERY_S = 180.0
+
+_BEST = "best."
+
+
+class Run:
+    """One training, from its first step or from a checkpoint to its last.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        The network and its optimizer.
+    recipe : FinetuneRecipe
+        Epochs and patience.
+    folder : RunFolder
+        For checkpoints and the log.
+    train : Source
+        The training images.
+    measured : Source
+        What the curve is measured on: the validation split, or test.
+    measured_name : str
+        ``"val"`` or ``"test"``.
+    on_progress : callable
+        Hears of images, with the running loss.
+    events : EventLog, optional
+        TensorBoard's.
+
+    Attributes
+    ----------
+    curve : list of Epoch
+        The epochs that are done.
+    trained_s, wall_s : float
+        Seconds of training alone, and of everything, all sittings of the run together.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        recipe: FinetuneRecipe,
+        folder: RunFolder,
+        train: Source,
+        measured: Source,
+        measured_name: str,
+        on_progress: OnProgress,
+        events: EventLog | None = None,
+    ) -> None:
+        self._trainer = trainer
+        self._recipe = recipe
+        self._folder = folder
+        self._train = train
+        self._measured = measured
+        self._measured_name = measured_name
+        self._on_progress = on_progress
+        self._events = events
+        self._n_batches = trainer.n_batches(len(train))
+        self.curve: list[Epoch] = []
+        self.trained_s = 0.0
+        self.wall_s = 0.0
+        self._batch = 0
+        self._loss_sum = 0.0
+        self._epoch_s = 0.0
+        self._best: dict[str, np.ndarray] = {}
+        self._whole = True  # whether no update is half done
+        self._unread: deque[Step] = deque()  # steps whose loss may not be there yet
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return len(self.curve) * self._n_batches + self._batch
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of all epochs."""
+        return self._recipe.epochs * self._n_batches
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch, from 1, that counts: with patience the first of the best, else the last."""
+        if self._recipe.patience is None:
+            return len(self.curve)
+        return 1 + int(np.argmax([epoch.top1 for epoch in self.curve])) if self.curve else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no epoch left, or no patience."""
+        done, patience = len(self.curve), self._recipe.patience
+        return done >= self._recipe.epochs or (
+            patience is not None and done - self.best_epoch >= patience
+        )
+
+    def go_on(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> None:
+        """Take over the state that a checkpoint holds."""
+        self._trainer.load_arrays(
+            {name: value for name, value in arrays.items() if not name.startswith(_BEST)}
+        )
+        self._best = {
+            name.removeprefix(_BEST): value
+            for name, value in arrays.items()
+            if name.startswith(_BEST)
+        }
+        self.curve = [Epoch(**epoch) for epoch in progress["curve"]]
+        for name in ("batch", "loss_sum", "epoch_s"):
+            setattr(self, f"_{name}", progress[name])
+        self.trained_s, self.wall_s = progress["trained_s"], progress["wall_s"]
+
+    def train(self) -> None:
+        """Run every epoch that is left; end with the network of the one that counts.
+
+        Raises
+        ------
+        RecipeError
+            The loss, or a parameter, is not finite any more.
+        KeyboardInterrupt
+            Ctrl-C; the state is saved, and the text says where.
+        """
+        try:
+            while not self.finished:
+                self._epoch()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self._stopped()) from None
+        if self._best:
+            self._trainer.network.load(self._best)
+
+    def _epoch(self) -> None:
+        number = len(self.curve) + 1
+        n = len(self._train)
+        stage = f"epoch {number}/{self._recipe.epochs}"
+        earlier_s, earlier_wall_s, earlier_trained_s = self._epoch_s, self.wall_s, self.trained_s
+        begun = saved = time.perf_counter()
+
+        def clock() -> None:
+            spent = time.perf_counter() - begun
+            self._epoch_s, self.wall_s = earlier_s + spent, earlier_wall_s + spent
+
+        self._on_progress(Progress(stage, min(self._batch * self._recipe.batch_size, n), n))
+        with closing(self._trainer.steps(self._train, number - 1, self._batch)) as steps:
+            while step := self._next(steps):
+                clock()
+                self.trained_s = earlier_trained_s + time.perf_counter() - begun
+                self._settle(self._trainer.behind)
+                if time.perf_counter() - saved > CHECKPOINT_EVERY_S:
+                    self._save()
+                    saved = time.perf_counter()
+                seen = step.n_seen - sum(one.n_images for one in self._unread)
+                note = f"loss {self._loss_sum / seen:.3f}" if seen else ""
+                self._on_progress(Progress(stage, step.n_seen, n, note=note))
+        self._settle(0)
+        clock()
+        self.trained_s = earlier_trained_s + time.perf_counter() - begun
+        stage = f"{self._measured_name} images"
+        predicted = self._trainer.predict(self._measured, self._on_progress, stage)
+        accuracy = top1(predicted, self._measured.labels)
+        clock()
+        loss = self._loss_sum / n
+        self.curve.append(Epoch(number, loss, accuracy, self._epoch_s))
+        self._batch, self._loss_sum, self._epoch_s = 0, 0.0, 0.0
+        if self._recipe.patience is not None and self.best_epoch == number:
+            self._best = self._trainer.network.state()
+        self._log(
+            self.step,
+            {"train_loss": loss, f"{self._measured_name}_top1": accuracy},
+            epoch=number,
+        )
+        if not self.finished or self._best:  # else the network itself is written at once
+            self._save()
+
+    def _next(self, steps: Iterator[Step]) -> Step | None:
+        """Take a step; None at the end of the epoch."""
+        self._whole = False
+        try:
+            step = next(steps, None)
+        except Stopped:
+            self._whole = True
+            raise
+        except RecipeError as error:
+            raise RecipeError(f"{error}; {self._folder.kept}") from None
+        if step is not None:
+            self._batch += 1
+            self._unread.append(step)
+        self._whole = True
+        return step
+
+    def _settle(self, behind: int) -> None:
+        """Read and log the losses of all steps but the last few, which a device may be at."""
+        while len(self._unread) > behind:
+            step = self._unread.popleft()
+            try:
+                loss = step.loss
+            except RecipeError as error:
+                raise RecipeError(f"{error}; {self._folder.kept}") from None
+            self._loss_sum += loss * step.n_images
+            number = len(self.curve) + 1
+            self._log(step.step, {"loss": loss}, epoch=number, lr=dict(step.rates))
+
+    def _log(self, step: int, values: dict[str, float], **more: Any) -> None:
+        self._folder.log(step=step, **more, **values, wall_s=round(self.wall_s, 3))
+        if self._events is not None:
+            rates = {f"lr/{name}": rate for name, rate in more.get("lr", {}).items()}
+            self._events.add(step, {**values, **rates})
+
+    def _save(self) -> bool:
+        self._settle(0)
+        best = {_BEST + name: value for name, value in self._best.items()}
+        progress = {
+            "step": self.step,
+            "curve": [asdict(epoch) for epoch in self.curve],
+            "batch": self._batch,
+            "loss_sum": self._loss_sum,
+            "epoch_s": self._epoch_s,
+            "trained_s": self.trained_s,
+            "wall_s": self.wall_s,
+        }
+        try:
+            return self._folder.save({**self._trainer.arrays(), **best}, progress)
+        except FeatcacheError as error:
+            raise RecipeError(
+                f"step {self.step} of {self.n_steps}: {error}: training diverged; "
+                f"{self._folder.kept}; use a smaller --lr, or --warmup"
+            ) from None
+
+    def advice(self) -> str:
+        """Say what there is to go on from, and how."""
+        return f"step {self.step} of {self.n_steps}: {self._folder.advice}"
+
+    def _stopped(self) -> str:
+        """Save the state if it is whole, and say what there is to go on from."""
+        if self._whole and self.step:
+            self._save()
+        return self.advice()
+
+
+class EventLog:
+    """Scalars by step, in files that ``tensorboard --logdir`` shows.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the event file goes.
+
+    Raises
+    ------
+    EngineUnavailableError
+        The package ``tensorboard`` is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        event, summary, writer = _modules()
+        self._event, self._summary = event.Event, summary.Summary
+        self._writer: Any = writer.EventFileWriter(str(folder))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the values of a step."""
+        value = [self._summary.Value(tag=tag, simple_value=one) for tag, one in values.items()]
+        summary = self._summary(value=value)
+        self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        self._writer.close()
+
+
+def check_tensorboard() -> None:
+    """Find out before the long work whether events can be written."""
+    _modules()
+
+
+def _modules() -> tuple[Any, Any, Any]:
+    try:
+        return (
+            importlib.import_module("tensorboard.compat.proto.event_pb2"),
+            importlib.import_module("tensorboard.compat.proto.summary_pb2"),
+            importlib.import_module("tensorboard.summary.writer.event_file_writer"),
+        )
+    except ImportError as error:
+        raise EngineUnavailableError(
+            f"tensorboard: expected the package tensorboard, found: {error}; run pip install "
+            "tensorboard, or leave out --tensorboard (metrics.jsonl has the same numbers)"
+        ) from None
+
+
+# A launcher passes Ctrl-C on as a signal of its own, to processes that a terminal told as well.
+_ECHO_S = 2.0
+
+
+@contextmanager
+def ctrl_c_noted(*, launched: bool = False) -> Iterator[Callable[[], bool]]:
+    """Note the first Ctrl-C instead of raising it in the middle of an update.
+
+    Parameters
+    ----------
+    launched : bool
+        A launcher started this process: SIGTERM counts too, and what comes within two seconds
+        counts once.
+
+    Yields
+    ------
+    callable
+        Tells whether Ctrl-C was pressed. The second one is raised at once.
+    """
+    heard: list[float] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # signals, and their handlers, are the main thread's alone
+        return
+
+    def note(*_: Any) -> None:
+        now = time.monotonic()
+        if heard and not (launched and now - heard[0] < _ECHO_S):
+            raise KeyboardInterrupt
+        heard.append(now)
+
+    signals = (signal.SIGINT, signal.SIGTERM) if launched else (signal.SIGINT,)
+    before = {one: signal.signal(one, note) for one in signals}
+    try:
+        yield lambda: bool(heard)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler or signal.default_int_handler)

@@ -1,0 +1,397 @@
+"""OneFlow and flowvision: whether they work here, and importing them without their manners."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import json
+import platform
+import re
+import signal
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .errors import EngineUnavailableError
+from .process import (
+    LAUNCH_VARIABLES,
+    ctrl_c_later,
+    last_words,
+    openblas_core_type,
+    process_environment,
+    processor_flags,
+    run_in_child,
+    silenced_stderr,
+)
+
+# Its processes speak to each other by gRPC, which would ask a proxy for them.
+_PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "grpc_proxy", "GRPC_PROXY")
+_CUDA_TIMEOUT_S = 120
+
+# Runs in a child: an operation that the GPU has no kernel for aborts the process.
+_CUDA_TRIAL = """
+import oneflow as flow
+x = flow.ones(2, 3, 8, 8, device="cuda")
+conv = flow.nn.Conv2d(3, 4, 3).to("cuda")
+print("sum", float((conv(x) * 0 + 1).sum().numpy()))
+"""
+
+
+def oneflow_status() -> tuple[str | None, str]:
+    """Say, without importing it, whether OneFlow can be expected to work here.
+
+    Returns
+    -------
+    version : str or None
+        The installed version; None where OneFlow cannot be used.
+    why : str
+        The reason and what to do, for a person.
+    """
+    here = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64") or sys.version_info >= (
+        3,
+        11,
+    ):
+        return None, (
+            f"OneFlow 0.9.0 needs Python 3.10 on Linux x86_64, this is {here}; "
+            "install featcache with Python 3.10 (in a clone: make setup)"
+        )
+    for package in ("oneflow", "flowvision", "nvidia-cudnn-cu11", "nvidia-cublas-cu11"):
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None, f"the package {package} is not installed; run pip install featcache"
+    return importlib.metadata.version("oneflow"), here
+
+
+@cache
+def import_oneflow(*, join: bool = False) -> ModuleType:
+    """Import OneFlow and leave the process as it was.
+
+    Parameters
+    ----------
+    join : bool
+        Where a launcher started several processes: become one of theirs, which waits for all
+        of them to import it. Otherwise OneFlow does not hear of the launcher.
+
+    Raises
+    ------
+    EngineUnavailableError
+        It is not installed, or its import fails; the message has the reason.
+    """
+    version, why = oneflow_status()
+    if version is None:
+        raise EngineUnavailableError(f"engine oneflow: not available: {why}")
+    # Of several processes OneFlow aborts those that are left once one has ended, with a trace of
+    # its C++ code. Whoever joins tells what happened: above the severest level, 3, it is silent.
+    wanted = {"GLOG_minloglevel": "4" if join else "2"}
+    core_type = openblas_core_type()
+    if core_type:
+        wanted["OPENBLAS_CORETYPE"] = core_type
+    hidden = _PROXIES if join else LAUNCH_VARIABLES
+    with (
+        ctrl_c_later(),
+        process_environment(wanted, (*LAUNCH_VARIABLES, "CUDA_MODULE_LOADING"), hidden),
+        silenced_stderr() as complaints,
+    ):
+        try:
+            import oneflow
+        except Exception as error:
+            said = complaints().strip().splitlines()
+            raise EngineUnavailableError(
+                f"engine oneflow: expected version {version} to import, found "
+                f"{type(error).__name__}: {error}{' | ' + said[-1] if said else ''}; "
+                "run featcache doctor"
+            ) from error
+    if join:
+        _put_aborts_off()
+    module: ModuleType = oneflow
+    return module
+
+
+def _put_aborts_off() -> None:
+    """Leave this process some seconds to speak between OneFlow's decision to abort and its end.
+
+    The signal goes to the thread that aborts, one of OneFlow's own. Its handler, C's ``sleep``,
+    is given the signal's number, 6, for the seconds; once it returns, the process ends.
+    """
+    c = ctypes.CDLL(None)
+    c.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    c.signal(signal.SIGABRT, ctypes.cast(c.sleep, ctypes.c_void_p))
+
+
+@cache
+def import_flowvision() -> ModuleType:
+    """Import flowvision with its ``models`` and ``datasets``, after OneFlow.
+
+    Raises
+    ------
+    EngineUnavailableError
+        OneFlow or flowvision cannot be imported here.
+    """
+    import_oneflow()
+    try:
+        with ctrl_c_later():
+            import flowvision
+            import flowvision.datasets
+            import flowvision.models
+    except Exception as error:
+        raise EngineUnavailableError(
+            f"flowvision: expected version 0.2.1 to import, found {type(error).__name__}: {error}; "
+            "run pip install flowvision==0.2.1"
+        ) from error
+    module: ModuleType = flowvision
+    return module
+
+
+@cache
+def cuda_status() -> tuple[bool, str]:
+    """Try OneFlow on the GPU in a child process.
+
+    Returns
+    -------
+    usable : bool
+        A convolution ran on the GPU.
+    why : str
+        The GPU's name, or why it cannot be used.
+    """
+    version, why = oneflow_status()
+    if version is None:
+        return False, why
+    if not Path("/dev/nvidiactl").exists():
+        return False, "no NVIDIA driver on this machine (/dev/nvidiactl does not exist)"
+    name = _gpu_name()
+    child = run_in_child(_CUDA_TRIAL, timeout_s=_CUDA_TIMEOUT_S)
+    if child is None:
+        return False, f"{name}: OneFlow {version} did not answer within {_CUDA_TIMEOUT_S} s"
+    if child.returncode == 0 and "sum 288.0" in child.stdout:
+        return True, name
+    if "no kernel image" in child.stderr:
+        return False, (
+            f"{name}: OneFlow {version} has no kernels for it (its wheel covers compute "
+            "capability 6.0 to 8.9)"
+        )
+    return False, f"{name}: OneFlow {version} failed on it with {last_words(child)}"
+
+
+def _gpu_name() -> str:
+    try:
+        query = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return "NVIDIA GPU"
+    return listed.strip().splitlines()[0] if listed.strip() else "NVIDIA GPU"
+
+
+_INSTALL_OPENVINO = "pip install 'featcache[openvino]'"
+_TELEMETRY = "openvino_telemetry"
+_CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}  # our name: OpenVINO's
+
+
+def openvino_status() -> tuple[str | None, str]:
+    """Say, without importing it, whether OpenVINO is installed.
+
+    Returns
+    -------
+    version : str or None
+        The installed version; None where there is none.
+    why : str
+        The reason and what to do, for a person.
+    """
+    try:
+        version = importlib.metadata.version("openvino")
+    except importlib.metadata.PackageNotFoundError:
+        return None, f"the package openvino is not installed; run {_INSTALL_OPENVINO}"
+    return version, f"version {version}"
+
+
+@cache
+def import_openvino() -> ModuleType:
+    """Import OpenVINO without its telemetry.
+
+    Raises
+    ------
+    EngineUnavailableError
+        It is not installed, or its import fails; the message has the reason.
+    """
+    version, why = openvino_status()
+    if version is None:
+        raise EngineUnavailableError(f"engine openvino: not available: {why}")
+    # What is None in sys.modules cannot be imported; OpenVINO then takes a stand-in that does
+    # nothing. Otherwise its import sends an event and writes a file into the home folder.
+    keep_out = _TELEMETRY not in sys.modules
+    if keep_out:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        with ctrl_c_later():
+            import openvino
+    except Exception as error:
+        raise EngineUnavailableError(
+            f"engine openvino: expected version {version} to import, found "
+            f"{type(error).__name__}: {error}; run {_INSTALL_OPENVINO}"
+        ) from error
+    finally:
+        if keep_out:
+            del sys.modules[_TELEMETRY]
+    module: ModuleType = openvino
+    return module
+
+
+@cache
+def openvino_precisions() -> tuple[str, ...]:
+    """Return the precisions that OpenVINO runs natively on this processor, ``"f32"`` first.
+
+    Raises
+    ------
+    EngineUnavailableError
+        As `import_openvino`.
+    """
+    capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("f32", *(ours for ours, its in _CAPABILITIES.items() if its in capabilities))
+
+
+_INSTALL_TORCH = "pip install 'featcache[torch]'"
+_OLDEST = (2, 4)
+_TRIAL_TIMEOUT_S = 120
+# One of these is there where a driver is: NVIDIA's, on Jetson, in WSL, AMD's.
+_DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
+
+# Runs in a child: a driver that does not fit its GPU may end the process, and a context on a GPU
+# takes hundreds of MB that a process may never give back.
+_TRIAL = """
+import json, torch
+found = {"build": "CUDA " + torch.version.cuda if torch.version.cuda else
+         "ROCm " + torch.version.hip if torch.version.hip else "no CUDA and no ROCm",
+         "device": None, "gpus": [], "precisions": [], "problem": ""}
+capable = True
+if torch.cuda.is_available():
+    found["device"] = "cuda"
+    for index in range(torch.cuda.device_count()):
+        capability = "%d.%d" % torch.cuda.get_device_capability(index)
+        found["gpus"].append(torch.cuda.get_device_name(index) + ", " + capability)
+    # Before Ampere, CUDA computes bfloat16 by way of float32.
+    capable = bool(torch.version.hip) or torch.cuda.get_device_capability() >= (8, 0)
+elif torch.backends.mps.is_available():
+    found["device"], found["gpus"] = "mps", ["Apple's GPU"]
+elif torch.version.cuda or torch.version.hip:
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        found["problem"] = str(error).strip().splitlines()[0]
+if found["device"]:
+    for name, dtype in ("f32", torch.float32), ("bf16", torch.bfloat16), ("f16", torch.float16):
+        try:
+            x = torch.ones(2, 3, 8, 8, device=found["device"], dtype=dtype)
+            y = torch.nn.functional.conv2d(x, torch.ones_like(x)[:, :, :3, :3])
+            if y.sum().item() == 2 * 2 * 36 * 27 and (name != "bf16" or capable):
+                found["precisions"].append(name)
+        except Exception as error:
+            found["problem"] = found["problem"] or str(error).strip().splitlines()[0]
+print("found", json.dumps(found))
+"""
+
+
+def torch_status() -> tuple[str | None, str]:
+    """Say, without importing it, whether PyTorch is installed.
+
+    Returns
+    -------
+    version : str or None
+        The installed version; None where there is none, or one that is too old.
+    why : str
+        The reason and what to do, for a person.
+    """
+    try:
+        version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None, f"the package torch is not installed; run {_INSTALL_TORCH}"
+    numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    if numbers < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        return None, f"expected torch {oldest} or newer, found {version}; run {_INSTALL_TORCH}"
+    return version, f"version {version}"
+
+
+@cache
+def import_torch() -> ModuleType:
+    """Import PyTorch.
+
+    Raises
+    ------
+    EngineUnavailableError
+        It is not installed, or its import fails; the message has the reason.
+    """
+    version, why = torch_status()
+    if version is None:
+        raise EngineUnavailableError(f"engine torch: not available: {why}")
+    try:
+        with ctrl_c_later():
+            import torch
+    except Exception as error:
+        raise EngineUnavailableError(
+            f"engine torch: expected version {version} to import, found "
+            f"{type(error).__name__}: {error}; run {_INSTALL_TORCH}"
+        ) from error
+    module: ModuleType = torch
+    return module
+
+
+def may_have_gpu() -> bool:
+    """Say, at no cost, whether a driver is there, so that to look for a GPU may be worth it."""
+    if platform.system() == "Darwin":
+        return platform.machine() == "arm64"
+    return any(Path(driver).exists() for driver in _DRIVERS)
+
+
+def torch_gpu_status() -> tuple[str | None, str]:
+    """Try PyTorch on the GPU in a child process.
+
+    Returns
+    -------
+    device : str or None
+        ``"cuda"`` (NVIDIA's, and AMD's by ROCm), ``"mps"`` (Apple's), or None where a
+        convolution ran on neither.
+    why : str
+        The GPUs with their compute capability, or why none can be used.
+    """
+    version, why = torch_status()
+    if version is None:
+        return None, why
+    if not may_have_gpu():
+        return None, "no GPU driver on this machine"
+    found = _found()
+    gpus = "; ".join(found["gpus"])
+    if found["precisions"]:
+        return found["device"], gpus
+    problem = found["problem"] or "it sees no GPU"
+    return None, f"{gpus + ': ' if gpus else ''}torch {version} ({found['build']}): {problem}"
+
+
+def torch_precisions(device: str) -> tuple[str, ...]:
+    """Return the precisions that PyTorch computes natively in on a device, ``"f32"`` first.
+
+    Parameters
+    ----------
+    device : str
+        ``"cpu"``, or what `torch_gpu_status` found.
+    """
+    if device != "cpu":
+        return tuple(_found()["precisions"])
+    flags = processor_flags()
+    return ("f32", "bf16") if {"avx512_bf16", "amx_bf16"} & flags else ("f32",)
+
+
+@cache
+def _found() -> dict[str, Any]:
+    child = run_in_child(_TRIAL, timeout_s=_TRIAL_TIMEOUT_S)
+    nothing: dict[str, Any] = {"build": "no build", "device": None, "gpus": [], "precisions": []}
+    if child is None:
+        return {**nothing, "problem": f"no answer within {_TRIAL_TIMEOUT_S} s"}
+    _, said, found = child.stdout.rpartition("found ")
+    if child.returncode or not said:
+        return {**nothing, "problem": f"it failed with {last_words(child)}"}
+    answer: dict[str, Any] = json.loads(found)
+    return answer

@@ -1,0 +1,445 @@
+"""A saved head at work: classes of new images, and accuracy on another cache.
+
+Whatever the head is used on must have been made as its own features were. Of a cache,
+its provenance says so. Of new images it is arranged: the backbone, the weights and the
+size that the head recorded are loaded again, and compared with the record before any
+image is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .backbones.architectures import BACKBONES
+from .backbones.choice import choose_engine
+from .backbones.engine import build_engine, computed_by
+from .backbones.weights import WEIGHT_NAMES, Weights, load_weights
+from .datasets.batches import decoded_batches
+from .datasets.decoding import SUFFIXES, decode_image
+from .datasets.images import HIDDEN, Files, Folder, OnError, reading_threads
+from .datasets.urls import RemoteFolder, open_url
+from .datasets.zip import ZipArchive
+from .errors import CacheMismatchError, DatasetError, FeatcacheError, RecipeError, WeightsError
+from .extraction.extract import CUT
+from .files import csv_line
+from .metrics import top1, wilson_interval
+from .preprocess import MAX_SIZE, MIN_SIZE
+from .probes.head import Head, load_head
+from .probes.ingredients import class_differences, feature_differences, rounding_differences
+from .probes.labelled import labelled
+from .progress import OnNote, OnProgress, Progress, silent
+from .remote import RemotePlace, located
+from .store.cache import Cache, load
+from .store.format import fingerprint, fingerprint_fields
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a head says about one image.
+
+    Parameters
+    ----------
+    path : str
+        The image file; ``archive.zip!name`` inside an archive.
+    class_name : str
+        The class with the highest score.
+    probability : float
+        Its share of the softmax, in [0, 1].
+    top : tuple of (str, float)
+        The likeliest classes with their probabilities, the first one included.
+    """
+
+    path: str
+    class_name: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+
+
+def predict(
+    paths: str | Path | Sequence[str | Path],
+    head: str | Path | Head,
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = _BATCH_SIZE,
+    top: int = 1,
+    on_error: OnError = "fail",
+    on_progress: OnProgress = silent,
+    on_note: OnNote = silent,
+) -> list[Prediction]:
+    """Name the class of images, with a head that `featcache.probe` saved.
+
+    Threads decode the next images while a batch is computed; what is in memory does not grow
+    with their number.
+
+    Parameters
+    ----------
+    paths : str, Path or sequence of them
+        Image files, folders and ``.zip`` archives. The last two are searched for image
+        files at any depth, hidden ones left out; their order is that of the names.
+    head : str, Path or Head
+        The head, or its file.
+    weights : str or Path, optional
+        The backbone's checkpoint; by default the one whose name the head recorded.
+    device : str
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    batch_size : int
+        Images per forward pass.
+    top : int
+        How many classes per image `Prediction.top` names, K at most.
+    on_error : str
+        ``"fail"`` raises at the first file that is not a readable image, ``"skip"``
+        leaves it out and tells ``on_note``.
+    on_progress : callable
+        Hears of downloads and images.
+    on_note : callable
+        Hears, as one text each, of files that were skipped, and of another engine,
+        device or version than the head's features were made with.
+
+    Returns
+    -------
+    list of Prediction
+        One per image, in the order of ``paths``.
+
+    Raises
+    ------
+    WeightsError
+        Not a head, weights that cannot be had, or ingredients that differ from the head's.
+    DatasetError
+        Nothing at a path, no image there, an unreadable one, or not one readable.
+    EngineUnavailableError
+        The engine or the device cannot run here.
+    ShapeMismatchError
+        A head for features of another length than the backbone's.
+    RecipeError
+        An option out of range.
+    """
+    for name, value in (("batch size", batch_size), ("top", top)):
+        if value < 1:
+            raise RecipeError(f"{name}: expected at least 1, found {value}")
+    if on_error not in ("fail", "skip"):
+        raise RecipeError(f"on error: expected fail or skip, found {on_error!r}")
+    head, where = checked_head(head)
+    images = PlacedImages(find_places([paths] if isinstance(paths, (str, Path)) else paths))
+    choice = choose_engine(device=device)
+    loaded = _load_weights(head, where, weights, on_progress)
+    here = {**computed_by(choice, loaded), "cuts": [CUT], "dtype": "float32"}
+    differing = feature_differences(head.ingredients, here)
+    if differing:
+        raise WeightsError(
+            f"{where}: expected features made as those that it was trained on, found others: "
+            f"{'; '.join(differing)}; name the checkpoint that it was trained on with --weights, "
+            "or train another head"
+        )
+    rounding = rounding_differences(head.ingredients, here)
+    if rounding:
+        on_note(f"{where}: expect rounding differences: {'; '.join(rounding)}")
+    engine = build_engine(choice, loaded, (CUT,), on_note=on_note)
+
+    predictions: list[Prediction] = []
+    n = len(images)
+    batches = (range(start, min(start + batch_size, n)) for start in range(0, n, batch_size))
+    threads, done = reading_threads(images), 0
+    on_progress(Progress("images", 0, n))
+    with closing(
+        decoded_batches(images, batches, loaded.preprocess, workers=threads, on_error=on_error)
+    ) as decoded:
+        for batch in decoded:
+            for _, why in batch.failures:
+                on_note(f"skipped: {why}")
+            if batch.rows.size:
+                names = [images.where(row) for row in batch.rows]
+                features = engine.extract(batch.pixels)[CUT]
+                _check_finite(features, names)
+                predictions += _named(head, features, names, top)
+            done += batch.rows.size + len(batch.failures)
+            on_progress(Progress("images", done, n))
+    if not predictions:
+        raise DatasetError(
+            f"images: expected at least one that can be read, found none among {n}; "
+            "name other files"
+        )
+    return predictions
+
+
+def _load_weights(
+    head: Head, where: str, weights: str | Path | None, on_progress: OnProgress
+) -> Weights:
+    """Load the checkpoint that the head recorded, or the one that was named, at its size.
+
+    A fine-tuned network lies beside its head; whether it is the one shows its digest.
+    """
+    backbone, preprocess = head.ingredients["backbone"], head.ingredients["preprocess"]
+    size = preprocess.get("size") if isinstance(preprocess, Mapping) else None
+    if not isinstance(backbone, str) or backbone not in BACKBONES:
+        raise WeightsError(
+            f"{where}: expected a head on {', '.join(BACKBONES)}, found one on {backbone!r:.80}"
+        )
+    if type(size) is not int or not MIN_SIZE <= size <= MAX_SIZE:
+        raise WeightsError(
+            f"{where}: expected a head on images of {MIN_SIZE} to {MAX_SIZE} pixels a side, found "
+            f"{size!r:.80}"
+        )
+    if weights is None:
+        weights = head.ingredients.get("weights")
+        beside = Path(where).with_name(Path(str(weights)).name or "none")
+        if weights not in WEIGHT_NAMES and beside.suffix == ".safetensors" and beside.is_file():
+            weights = beside
+        elif weights not in WEIGHT_NAMES:
+            raise WeightsError(
+                f"{where}: expected the checkpoint that its features were made with, "
+                f"{weights!r:.80}, which is not one of {', '.join(WEIGHT_NAMES)}; name it with "
+                f"--weights (its SHA-256 is {head.ingredients['weights_sha256']!r:.80})"
+            )
+    return load_weights(weights, backbone, size=size, on_progress=on_progress)
+
+
+def _check_finite(features: np.ndarray, names: Sequence[str]) -> None:
+    broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if broken.size:
+        raise FeatcacheError(
+            f"{names[broken[0]]}: expected finite features, found NaN or infinity; the weights do "
+            "not suit these images"
+        )
+
+
+def _named(
+    head: Head, features: np.ndarray, names: Sequence[str], top: int
+) -> Iterator[Prediction]:
+    # Ordered by score and not by probability, which may round to the same number for two.
+    order = np.argsort(-head.scores(features), axis=1, kind="stable")[:, :top]
+    likely = np.take_along_axis(head.probabilities(features), order, axis=1)
+    for name, classes, shares in zip(names, order.tolist(), likely.tolist(), strict=True):
+        pairs = tuple(zip((head.class_names[index] for index in classes), shares, strict=True))
+        yield Prediction(name, *pairs[0], pairs)
+
+
+Place = tuple[Files, str]  # where an image file is, and its name there
+
+
+class PlacedImages:
+    """The image files at places of any kind, as `decoded_batches` reads them.
+
+    Parameters
+    ----------
+    places : sequence of Place
+        As `find_places` finds them.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = places
+        self.remote = any(files.remote for files, _ in places)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._places)
+
+    def read(self, index: int, side: int | None = None) -> Image.Image:
+        """Read and decode one image, as `decode_image` does; raises `DatasetError`."""
+        files, name = self._places[index]
+        return decode_image(files.read(name), files.where(name), side)
+
+    def where(self, index: int) -> str:
+        """Say where an image is."""
+        files, name = self._places[index]
+        return files.where(name)
+
+
+def find_places(paths: Sequence[str | Path]) -> list[Place]:
+    """Find the image files.
+
+    Parameters
+    ----------
+    paths : sequence of str or Path
+        Files, taken whatever their suffix; folders and ``.zip`` archives, searched at any
+        depth for names that end as images do, hidden ones left out. Or the URL of any.
+
+    Returns
+    -------
+    list of Place
+        In the order of ``paths``; inside a folder or archive, of the names.
+
+    Raises
+    ------
+    DatasetError
+        Nothing at a path, no image inside it, an archive that cannot be opened, no path.
+    RemoteError
+        A URL that cannot be reached, or is refused.
+    """
+    places: list[Place] = []
+    for path in map(located, paths):
+        if not isinstance(path, Path):
+            places += _behind(path)
+            continue
+        # os.path says no, where pathlib raises, of a path that nobody may look at.
+        folder = os.path.isdir(path)
+        if not folder and not os.path.isfile(path):
+            found = "something else" if os.path.exists(path) else "nothing"
+            raise DatasetError(
+                f"{path}: expected an image, a folder or a .zip of images, found {found}; check "
+                "the path"
+            )
+        if not folder and path.suffix.lower() != ".zip":
+            places.append((Folder(path.parent), path.name))
+            continue
+        files: Files = Folder(path) if folder else ZipArchive(path)
+        places += _inside(files, path)
+    if not places:
+        raise DatasetError("images: expected the path of at least one, found none")
+    return places
+
+
+def _behind(place: RemotePlace) -> list[Place]:
+    """Return the image files behind a URL."""
+    if place.suffix in SUFFIXES:
+        return [(RemoteFolder(place.parent), place.name)]
+    return _inside(open_url(place)[0], place)
+
+
+def _inside(files: Files, path: Path | RemotePlace) -> list[Place]:
+    inside = [(files, name) for name in files.names() if _is_image(name)]
+    if not inside:
+        raise DatasetError(
+            f"{path}: expected images (names that end in {', '.join(sorted(SUFFIXES))}), "
+            "found none; name another folder, or the files themselves"
+        )
+    return inside
+
+
+def _is_image(name: str) -> bool:
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(HIDDEN) for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and not hidden
+
+
+_AGAIN = "train it again with featcache probe --save-head"
+
+
+@dataclass(frozen=True, eq=False)
+class HeadResult:
+    """How good a saved head is on the test split of a cache.
+
+    Parameters
+    ----------
+    top1 : float
+        Accuracy, in [0, 1].
+    top1_interval : tuple of 2 floats
+        Wilson's 95 % interval.
+    n_test : int
+        Images that have a label.
+    predicted : numpy.ndarray
+        int64 (n_test,), the class of each.
+    cache : Path
+        The features.
+    own_cache : bool
+        Whether this is the cache whose training split the head was trained on.
+    notes : tuple of str
+        What computed these features differs from what computed the head's.
+    """
+
+    top1: float
+    top1_interval: tuple[float, float]
+    n_test: int
+    predicted: np.ndarray
+    cache: Path
+    own_cache: bool
+    notes: tuple[str, ...]
+
+
+def evaluate_head(head: str | Path | Head, cache: str | Path | Cache) -> HeadResult:
+    """Measure a saved head on the test split of a cache.
+
+    Parameters
+    ----------
+    head : str, Path or Head
+        The head, or its file.
+    cache : str, Path or Cache
+        The features; not necessarily those that the head was trained on.
+
+    Raises
+    ------
+    WeightsError
+        Not a head, or one that does not say what made its features.
+    CacheMismatchError
+        Features made otherwise or of another length, other classes or another order of
+        them, no test images; the message says which.
+    CacheError
+        A cache that cannot be read.
+    """
+    head, where = checked_head(head)
+    if not isinstance(cache, Cache):
+        cache = load(cache)
+    cache.check_vectors()
+    differing = feature_differences(head.ingredients, cache.meta)
+    if head.weight.shape[1] != cache.feature_dim:
+        differing.append(f"length: head {head.weight.shape[1]}, here {cache.feature_dim}")
+    differing += class_differences(head.class_names, cache.class_names)
+    if differing or not len(cache.test):
+        raise CacheMismatchError(
+            f"{cache.path}: expected test images with the features and classes of {where}, found "
+            f"{'; '.join(differing) or 'no test images'}; name the cache that the head was "
+            "trained on, or one made alike"
+        )
+    test = labelled(cache, "test")
+    predicted = head.predict(test.views[0])
+    accuracy = top1(predicted, test.labels)
+    return HeadResult(
+        top1=accuracy,
+        top1_interval=wilson_interval(accuracy, len(predicted)),
+        n_test=len(predicted),
+        predicted=predicted,
+        cache=cache.path,
+        own_cache=head.fingerprint == cache.fingerprint,
+        notes=tuple(rounding_differences(head.ingredients, cache.meta)),
+    )
+
+
+def checked_head(head: str | Path | Head) -> tuple[Head, str]:
+    """Return a head that says what its features are made of, and its name for messages."""
+    where = "head" if isinstance(head, Head) else str(head)
+    if not isinstance(head, Head):
+        head = load_head(head)
+    missing = [
+        name for name in fingerprint_fields(head.ingredients) if name not in head.ingredients
+    ]
+    if missing:
+        raise WeightsError(
+            f"{where}: expected a head that says what made its features, found no "
+            f"{', '.join(missing)}; {_AGAIN}"
+        )
+    if fingerprint(head.ingredients) != head.fingerprint:
+        raise WeightsError(
+            f"{where}: expected ingredients that hash to its fingerprint "
+            f"{head.fingerprint[:8]!r}, found others: someone edited them; {_AGAIN}"
+        )
+    return head, where
+
+
+def as_csv(predictions: Sequence[Prediction]) -> str:
+    r"""Return a table of comma-separated values, one line per image, a header first.
+
+    The columns are ``path,class,probability``; where more classes were asked for, ``class_2``,
+    ``probability_2`` and so on follow. Text is quoted where it holds a comma, a quote or a line
+    break, and otherwise as it is: names that a spreadsheet takes for a formula stay names.
+    Lines end in ``\n``.
+    """
+    width = max((len(prediction.top) for prediction in predictions), default=1)
+    ends = ["", *(f"_{number}" for number in range(2, width + 1))]
+    lines = [["path", *(f"{column}{end}" for end in ends for column in ("class", "probability"))]]
+    for prediction in predictions:
+        pairs = ((name, f"{probability:.6g}") for name, probability in prediction.top)
+        lines.append([prediction.path, *(text for pair in pairs for text in pair)])
+    return "".join(csv_line(line) for line in lines)

@@ -1,0 +1,205 @@
+"""What a linear head minimises, whoever minimises it.
+
+The objective, over N features x of D numbers, labels y and K classes, is ::
+
+    f(W, b) = 1/N * sum_i -log softmax(W x_i + b)[y_i]  +  lambda/2 * ||W||^2
+
+With V flip views the mean runs over all V * N of them: SGD draws one view per
+image and epoch, which has that mean as its expectation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from .blocks import Features, each_block
+
+# OpenBLAS multiplies small matrices without copying them into another layout first, which for
+# few classes takes longer than the product. These are its bounds for the product of scores
+# (kernel/x86_64/sgemm_small_kernel_permit_skylakex.c): elements of the result, multiplications.
+_SMALL_RESULT = 1200
+_SMALL_PRODUCT = 1_000_000
+_LEAST_TILE, _MOST_TILE = 32, 64  # rows: fewer cost more in calls than the copy did
+
+
+class Penalty(Protocol):
+    """What the objective needs to know of a recipe."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Lambda."""
+
+    @property
+    def decay_bias(self) -> bool:
+        """Whether the bias is in the penalty too."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The objective at one head.
+
+    Parameters
+    ----------
+    value : float
+        f(W, b).
+    weight_gradient, bias_gradient : numpy.ndarray
+        float64 (K, D) and (K,).
+    curvature : float
+        p (1 - p), averaged over features and classes: how much the softmax curves here.
+    """
+
+    value: float
+    weight_gradient: np.ndarray
+    bias_gradient: np.ndarray
+    curvature: float
+
+    @property
+    def gradient_norm(self) -> float:
+        """Euclidean norm of the gradient with respect to W and b."""
+        parts = self.weight_gradient, self.bias_gradient
+        return math.sqrt(sum(float(np.square(part).sum()) for part in parts))
+
+
+def objective(
+    weight: np.ndarray,
+    bias: np.ndarray,
+    views: Sequence[Features],
+    labels: np.ndarray,
+    penalty: Penalty,
+) -> Objective:
+    """Return the value of f, its gradient and mean curvature.
+
+    One pass over the features, in blocks, in their own precision (float16 in
+    float32); sums over blocks are float64. Needs a few megabytes whatever N.
+
+    Parameters
+    ----------
+    weight, bias : numpy.ndarray
+        (K, D) and (K,).
+    views : sequence of numpy.ndarray or Rows
+        Features (N, D) of each view; float16, float32 or float64, memory-mapped or not.
+    labels : numpy.ndarray
+        int64 (N,).
+    penalty : ProbeRecipe, or anything with ``weight_decay`` and ``decay_bias``
+        The penalty's strength and reach.
+
+    Returns
+    -------
+    Objective
+    """
+    n, dim = views[0].shape
+    total = len(views) * n
+    dtype = np.result_type(views[0].dtype, np.float32)
+    head = np.asarray(weight, dtype), np.asarray(bias, dtype)
+    tile = _tile_rows(len(bias), dim)
+
+    def of_block(features: Features, rows: slice) -> _Sums:
+        x, y = np.asarray(features[rows], dtype), labels[rows]
+        whole = len(x) // tile * tile if tile else 0
+        sums = _Sums(weight.shape)
+        if whole:
+            sums.add(*head, x[:whole].reshape(-1, tile, dim), y[:whole].reshape(-1, tile))
+        if whole < len(x):
+            sums.add(*head, x[None, whole:], y[None, whole:])
+        return sums
+
+    loss = curvature = 0.0
+    weight_gradient = np.zeros(weight.shape)
+    bias_gradient = np.zeros(bias.shape)
+    for sums in each_block(views, of_block, dim + len(bias)):
+        loss += sums.loss
+        curvature += sums.curvature
+        weight_gradient += sums.weight_gradient
+        bias_gradient += sums.bias_gradient
+    decay = penalty.weight_decay
+    value = loss / total + decay / 2 * float(np.square(weight, dtype=np.float64).sum())
+    weight_gradient = weight_gradient / total + decay * weight
+    bias_gradient = bias_gradient / total
+    if penalty.decay_bias:
+        value += decay / 2 * float(np.square(bias, dtype=np.float64).sum())
+        bias_gradient += decay * bias
+    return Objective(value, weight_gradient, bias_gradient, curvature / (total * len(bias)))
+
+
+def predict(features: Features, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Return the class of highest score of features (N, D): int64 (N,), block by block."""
+    transposed = weight.T.astype(np.float32)
+
+    def of_block(features: Features, rows: slice) -> np.ndarray:
+        scores = np.asarray(features[rows], np.float32) @ transposed
+        classes: np.ndarray = (scores + bias.astype(np.float32)).argmax(axis=1)
+        return classes
+
+    predicted = each_block([features], of_block, sum(weight.shape) + len(bias))
+    return np.concatenate([np.empty(0, np.int64), *predicted])
+
+
+def _tile_rows(n_classes: int, dim: int) -> int:
+    """Return how many rows make a product small, or 0 where too few would."""
+    rows = min(_SMALL_RESULT // n_classes, _SMALL_PRODUCT // (n_classes * dim), _MOST_TILE)
+    return rows if rows >= _LEAST_TILE else 0
+
+
+class _Sums:
+    """Loss, gradients and curvature, summed over rows."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.loss = self.curvature = 0.0
+        self.weight_gradient = np.zeros(shape)
+        self.bias_gradient = np.zeros(shape[0])
+
+    def add(self, weight: np.ndarray, bias: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
+        """Add tiles of rows: features (T, R, D) and labels (T, R)."""
+        # Rows last: the maximum and the sum over classes then run along memory.
+        scores = np.matmul(weight, x.transpose(0, 2, 1))  # (T, K, R)
+        scores += bias[:, None]
+        scores -= scores.max(axis=1, keepdims=True)
+        own = y[:, None]
+        self.loss -= float(np.take_along_axis(scores, own, axis=1).sum(dtype=np.float64))
+        p = np.exp(scores, out=scores)
+        norms = p.sum(axis=1, keepdims=True)
+        self.loss += float(np.log(norms).sum(dtype=np.float64))
+        p /= norms
+        self.curvature += y.size - float(np.vdot(p, p))  # sum of p (1 - p)
+        np.put_along_axis(p, own, np.take_along_axis(p, own, axis=1) - 1, axis=1)
+        residual = p
+        self.weight_gradient += np.matmul(residual, x).sum(axis=0)
+        self.bias_gradient += residual.sum(axis=(0, 2), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A trained head and how far the training got.
+
+    Parameters
+    ----------
+    weight : numpy.ndarray
+        float32 (K, D), for features as they are cached.
+    bias : numpy.ndarray
+        float32 (K,).
+    epochs, steps : int
+        Passes over the training features, and updates of the head.
+    converged : bool or None
+        Whether the recipe's tolerance was reached; None where it asks for a number of
+        epochs and not for the optimum.
+    objective : float
+        f at the end, over every view.
+    gradient_norm : float
+        Euclidean norm of its gradient with respect to W and b.
+    wall_s : float
+        Duration of the training.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    epochs: int
+    steps: int
+    converged: bool | None
+    objective: float
+    gradient_norm: float
+    wall_s: float

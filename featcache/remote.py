@@ -1,0 +1,596 @@
+"""What is a URL and what a path, and how a URL is shown without its secrets."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import re
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from .errors import FeatcacheError, RemoteError
+from .files import user_path
+from .process import Stop, work_ahead
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C: is a drive
+_CUT_SHORT = re.compile(r"[a-z][a-z0-9+.-]+:/[^/]")  # what pathlib makes of a URL
+_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+://)(?:[^\s/'\"]*@)?([^\s/?#'\")]*)[^\s'\")]*")
+_WEB = ("http", "https")
+
+
+def is_url(text: object) -> bool:
+    """Tell whether this is a URL, ``file://`` too, and no path."""
+    return isinstance(text, str) and bool(_URL.match(text))
+
+
+def located(text: str | Path) -> Path | RemotePlace:
+    """Return a path, or the place behind a URL; ``file://`` is a path.
+
+    Raises
+    ------
+    RemoteError
+        A URL with a password in it, or one that pathlib has damaged.
+    """
+    if not is_url(text):
+        path = user_path(text)
+        if isinstance(text, Path) and _CUT_SHORT.match(str(text)) and not path.exists():
+            raise RemoteError(
+                f"{text}: expected a URL as text, found a pathlib.Path, which makes one slash of "
+                "two; give it as a str"
+            )
+        return path
+    assert isinstance(text, str)
+    parts = urlsplit(text)
+    if parts.scheme.lower() == "file":
+        return Path(unquote(parts.path))
+    check_no_secret(text)
+
+    return RemotePlace(text)
+
+
+def check_no_secret(url: str) -> None:
+    """Refuse a URL with a password: it would stay in histories, records and logs.
+
+    Raises
+    ------
+    RemoteError
+        Which does not repeat it.
+    """
+    who, at, _ = _host(url).rpartition("@")
+    if at and ":" in who:
+        protocol = url.partition("://")[0].lower()
+        names = (
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            if protocol in ("s3", "s3a")
+            else f"FSSPEC_{protocol.upper()}_USERNAME and FSSPEC_{protocol.upper()}_PASSWORD"
+        )
+        raise RemoteError(
+            f"{shown(url)}: expected a URL without credentials, found a name and a password in "
+            f"it, which would end up in histories and logs; set {names} instead"
+        )
+
+
+def shown(url: str | Path) -> str:
+    """Return a URL as it may be told, kept and printed; a path as it is.
+
+    Without a password before the host, and without the query of a web address, which is where
+    signed ones have their signature.
+    """
+    if not isinstance(url, str) or not is_url(url):
+        return str(url)
+    protocol, _, rest = url.partition("://")
+    host = _host(url)
+    who, at, name = host.rpartition("@")
+    if at and ":" in who:
+        rest = name + rest[len(host) :]
+    if protocol.lower() in _WEB:
+        rest = re.split(r"[?#]", rest, maxsplit=1)[0]
+    return f"{protocol}://{rest}"
+
+
+def without_secrets(text: str) -> str:
+    """Return what somebody else's message says, of each URL in it no more than the host."""
+    return _IN_TEXT.sub(r"\1\2", text)
+
+
+def _host(url: str) -> str:
+    return re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
+
+
+# An S3 client keeps 10 connections; one thread each is what reading images waits for.
+_CONNECTIONS = 64
+# What stores call the mark that changes with a file's content, the best first.
+_MARKS = (
+    "ETag",
+    "etag",
+    "content_md5",
+    "md5Hash",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "created",
+)
+_CHUNK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a store says of a file without sending it.
+
+    Parameters
+    ----------
+    is_folder : bool
+        It is a folder, and the rest means nothing.
+    size_bytes : int or None
+        Its length, where the store says so.
+    mark : str
+        What tells it from another file that takes its place: an ETag, or when it was changed;
+        empty where the store says neither.
+    """
+
+    is_folder: bool
+    size_bytes: int | None
+    mark: str
+
+
+class RemotePlace:
+    """A file or a folder behind a URL. Safe to use from several threads.
+
+    Parameters
+    ----------
+    url : str
+        As fsspec takes it, but for chains of protocols; ``located`` refuses passwords in it.
+
+    Raises
+    ------
+    RemoteError
+        From every method: no package for the protocol, no such bucket, no credentials, no
+        permission, no answer.
+    FileNotFoundError
+        From every method that reads: nothing of that name.
+    """
+
+    def __init__(self, url: str) -> None:
+        check_no_secret(url)
+        self.url = url
+        self.protocol = url.partition("://")[0].lower()
+        if self.protocol in AWS and not url.partition("://")[2].partition("/")[0]:
+            raise RemoteError(f"{url}: expected a bucket, found none; try s3://BUCKET/FOLDER")
+
+    def __reduce__(self) -> Any:
+        """Go to another machine by name alone: that one has credentials of its own."""
+        return RemotePlace, (self.url,)
+
+    def __eq__(self, other: object) -> bool:
+        """Two are the same whose URLs are."""
+        return isinstance(other, RemotePlace) and self.url == other.url
+
+    def __hash__(self) -> int:
+        """Go with equality."""
+        return hash(self.url)
+
+    def __str__(self) -> str:
+        """Return the URL without its secrets."""
+        return shown(self.url)
+
+    def __repr__(self) -> str:
+        """Name it."""
+        return f"<RemotePlace {self}>"
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return str(self).partition("://")[2].rstrip("/").rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        """The end of its name, lower case: ``".zip"``."""
+        return os.path.splitext(self.name)[1].lower()
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether nothing can be put there: a web server."""
+        return self.protocol in _WEB
+
+    def within(self, name: str) -> RemotePlace:
+        """Return the place of a file inside this folder."""
+        place = RemotePlace(f"{self.url.rstrip('/')}/{name}")
+        if "_system" in self.__dict__:
+            place.__dict__["_system"] = self._system  # one connection is enough
+        return place
+
+    @property
+    def parent(self) -> RemotePlace:
+        """The folder that it is in."""
+        return RemotePlace(str(self).rstrip("/").rpartition("/")[0])
+
+    def find(self) -> Found | None:
+        """Return what the store says of it; None where there is nothing."""
+        try:
+            with translated(str(self), self.protocol, "read"):
+                info = self._system.info(self._path)
+        except FileNotFoundError:
+            return None
+        marks = (str(info[name]) for name in _MARKS if info.get(name) is not None)
+        size = info.get("size")
+        return Found(
+            info.get("type") == "directory", None if size is None else int(size), next(marks, "")
+        )
+
+    def names(self) -> list[str]:
+        """Return what is directly inside a folder; nothing where there is none."""
+        try:
+            with translated(str(self), self.protocol, "listed"):
+                found = self._system.ls(self._path, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+
+    def list_files(self) -> tuple[dict[str, int | None], list[str]]:
+        """List everything below a folder, in as few requests as the store's pages allow.
+
+        Returns
+        -------
+        files : dict of str to int or None
+            Path inside it, with ``/`` -> size in bytes. A file that is no folder is listed
+            under the empty name.
+        folders : list of str
+            Paths of the folders inside, as far as the store knows any.
+        """
+        root = self._path.rstrip("/")
+        files: dict[str, int | None] = {}
+        folders: list[str] = []
+        with translated(str(self), self.protocol, "listed"):
+            for key, size, is_folder in below(self._system, self.protocol, root):
+                if key.rstrip("/") == root:
+                    if not is_folder:
+                        files[""] = size
+                elif key.startswith(f"{root}/"):
+                    inside = key[len(root) + 1 :]
+                    if is_folder:
+                        folders.append(inside.rstrip("/"))
+                    else:
+                        files[inside] = size
+        return files, folders
+
+    def read(self, name: str, most: int) -> bytes:
+        """Return the bytes of a file inside this folder, but no more than ``most``, in one request.
+
+        A range is asked for, whatever the file's length: without one, s3fs asks for that first.
+        """
+        path = f"{self._path.rstrip('/')}/{name}"
+        with translated(f"{str(self).rstrip('/')}/{name}", self.protocol, "read"):
+            try:
+                data: bytes = self._system.cat_file(path, start=0, end=most)
+            except OSError as error:
+                if is_beyond_the_end(error):
+                    return b""
+                raise
+        return data[:most]
+
+    def read_range(self, start: int, length: int) -> bytes:
+        """Return so many bytes of this file from ``start`` on, fewer at its end."""
+        with translated(str(self), self.protocol, "read"):
+            data: bytes = self._system.cat_file(self._path, start=start, end=start + length)
+        if len(data) > length:
+            raise RemoteError(
+                f"{self}: expected a server that sends parts of a file, found one that sends all "
+                "of it; download it first and name the file"
+            )
+        return data
+
+    def chunks(self, size_bytes: int, threads: int = 4) -> Generator[bytes, None, None]:
+        """Yield the bytes of this file in order, read ahead by threads; close it to end them."""
+        starts = range(0, size_bytes, _CHUNK_BYTES)
+
+        def read(start: int, stop: Stop) -> bytes:
+            length = min(_CHUNK_BYTES, size_bytes - start)
+            data = b"" if stop.is_set() else self.read_range(start, length)
+            if len(data) < length and not stop.is_set():
+                raise RemoteError(
+                    f"{self}: expected {size_bytes} bytes, found that it ends early: it changed "
+                    "meanwhile; run it again"
+                )
+            return data
+
+        if threads > 1:
+            yield from work_ahead(read, starts, workers=threads, ahead=threads)
+        else:
+            yield from (read(start, Stop()) for start in starts)
+
+    def send(self, path: Path, on_bytes: Callable[[int], None]) -> None:
+        """Put a file here, in the place of what is here; ``on_bytes`` hears how far that is."""
+        with translated(str(self), self.protocol, "written"):
+            self._system.put_file(str(path), self._path, callback=_heard_by(on_bytes))
+
+    def remove(self) -> None:
+        """Remove this file, if it is there."""
+        with (
+            suppress(FileNotFoundError),
+            translated(str(self), self.protocol, "removed"),
+        ):
+            self._system.rm_file(self._path)
+
+    def check_writable(self) -> None:
+        """Find out before hours of work, not after, that nothing can be put here.
+
+        Raises
+        ------
+        RemoteError
+            As said above, or a protocol that only reads.
+        """
+        if self.is_read_only:
+            raise RemoteError(
+                f"{self}: expected a place that can be written, found a web server; name a path, "
+                "or an object store such as s3://"
+            )
+        trial = self.parent.within(f".{self.name}.test")
+        try:
+            with translated(str(self), self.protocol, "written"):
+                self._system.pipe_file(trial._path, b"")
+        except FileNotFoundError:
+            raise RemoteError(
+                f"{self}: cannot be written: expected the folder {self.parent}, found none; make "
+                "it or name another"
+            ) from None
+        with suppress(RemoteError):  # who may write need not be allowed to remove
+            trial.remove()
+
+    def as_file_name(self) -> str:
+        """Return a name for a local folder that a person knows again and nothing else has."""
+        text = str(self).rstrip("/")
+        plain = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return f"{plain[-60:].lstrip('-')}-{digest[:12]}"
+
+    @cached_property
+    def _system(self) -> Any:
+        """Fsspec's object for the store."""
+        from .process import deaf_threads
+
+        kind = system_class(self.protocol, str(self))
+        with translated(str(self), self.protocol, "opened"):
+            options = dict(kind._get_kwargs_from_urls(self.url))
+            if self.protocol in AWS:
+                given = importlib.import_module("fsspec.config").conf.get("s3", {})
+                options["config_kwargs"] = {
+                    "max_pool_connections": _CONNECTIONS,
+                    **given.get("config_kwargs", {}),
+                }
+            with deaf_threads():
+                # A list that is kept would hide what is put there while this process lives.
+                return kind(use_listings_cache=False, **options)
+
+    @cached_property
+    def _path(self) -> str:
+        """The path as fsspec's object knows it."""
+        return str(self._system._strip_protocol(self.url))
+
+
+def _heard_by(on_bytes: Callable[[int], None]) -> Any:
+    callbacks = importlib.import_module("fsspec.callbacks")
+    return callbacks.Callback(hooks={"bytes": lambda size, value, **_: on_bytes(value or 0)})
+
+
+AWS = ("s3", "s3a")
+
+
+def below(system: Any, protocol: str, root: str) -> Iterator[tuple[str, int | None, bool]]:
+    """Yield path, size and whether it is a folder of everything below a folder.
+
+    fsspec returns a dict for each file, 1.7 kB of them together, so that a million would take
+    2 GB. An S3 client is asked for one page of names after the other instead.
+
+    Parameters
+    ----------
+    system : object
+        Fsspec's, of the store.
+    protocol : str
+        Its protocol.
+    root : str
+        The folder, without a ``/`` at its end; of a file that is no folder, it alone is yielded.
+    """
+    if protocol not in AWS:
+        for key, info in system.find(root, withdirs=True, detail=True).items():
+            yield key, info.get("size"), info.get("type") == "directory" or key.endswith("/")
+        return
+    bucket, _, prefix = root.partition("/")
+    asked = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
+    nothing = True
+    while True:
+        page = system.call_s3("list_objects_v2", **asked)
+        for item in page.get("Contents", ()):
+            nothing = False
+            key = item["Key"]
+            yield f"{bucket}/{key}", item["Size"], key.endswith("/")
+        if not page.get("IsTruncated"):
+            break
+        asked["ContinuationToken"] = page["NextContinuationToken"]
+    if nothing and prefix:
+        info = system.info(root)
+        if info["type"] != "directory":
+            yield root, info["size"], False
+
+
+_EXTRA = {"s3": "'featcache[s3]'", "s3a": "'featcache[s3]'"}
+_PACKAGES = {
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "az": "adlfs",
+    "gcs": "gcsfs",
+    "gs": "gcsfs",
+    "hf": "huggingface_hub",
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "sftp": "paramiko",
+    "ssh": "paramiko",
+}
+# By name, since the packages that define them need not be installed.
+_NO_CREDENTIALS = frozenset(
+    (
+        "ClientAuthenticationError",
+        "CredentialRetrievalError",
+        "DefaultCredentialsError",
+        "NoAuthTokenError",
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "ProfileNotFound",
+        "SSOTokenLoadError",
+        "TokenRetrievalError",
+        "UnauthorizedSSOTokenError",
+    )
+)
+_REFUSED = frozenset(
+    (
+        "401",
+        "403",
+        "AccessDenied",
+        "AllAccessDisabled",
+        "ExpiredToken",
+        "Forbidden",
+        "InvalidAccessKeyId",
+        "InvalidToken",
+        "SignatureDoesNotMatch",
+        "Unauthorized",
+    )
+)
+_MAX_REASON = 200
+
+
+def system_class(protocol: str, where: str) -> Any:
+    """Return fsspec's class for a protocol.
+
+    Raises
+    ------
+    RemoteError
+        There is none of that name, or its package is not installed.
+    """
+    package = _EXTRA.get(protocol, _PACKAGES.get(protocol, ""))
+    try:
+        fsspec = importlib.import_module("fsspec")
+        return fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        missing = package or "the package that fsspec names for it"
+        also = "" if protocol in _EXTRA or not _is_missing("fsspec") else "fsspec "
+        raise RemoteError(
+            f"{where}: cannot be opened: {_reason(error)}; run pip install {also}{missing}"
+        ) from None
+    except ValueError:
+        raise RemoteError(
+            f"{where}: expected a URL of a protocol that fsspec knows (s3, gs, az, https, sftp, …),"
+            f" found {protocol!r}; correct it, or name a path"
+        ) from None
+
+
+@contextmanager
+def translated(where: str, protocol: str, done: str) -> Iterator[None]:
+    """Turn whatever a request ends in into one line.
+
+    ``FileNotFoundError`` passes, so that callers can say what they had expected; a bucket
+    that is not there does not.
+
+    Parameters
+    ----------
+    where : str
+        The URL, without its secrets.
+    protocol : str
+        Its protocol.
+    done : str
+        What was being done: ``"read"``, ``"listed"``, ``"written"``.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is nothing of that name.
+    RemoteError
+        Everything else.
+    """
+    try:
+        yield
+    except FeatcacheError:
+        raise
+    except Exception as error:  # every package raises errors of its own
+        causes = _causes(error)
+        codes = {code for cause in causes for code in _codes(cause)}
+        if "NoSuchBucket" in codes or "bucket does not exist" in str(error):
+            advice = f"check its name{_endpoint(protocol)}"
+            raise RemoteError(
+                f"{where}: cannot be {done}: expected a bucket of that name, found none; {advice}"
+            ) from None
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(where) from None
+        kinds = {type(cause).__name__ for cause in causes}
+        if kinds & _NO_CREDENTIALS:
+            raise RemoteError(
+                f"{where}: cannot be {done}: expected credentials, found none that can be used "
+                f"({_reason(error)}); {_how_to_log_in(protocol)}"
+            ) from None
+        if codes & _REFUSED or isinstance(error, PermissionError):
+            raise RemoteError(
+                f"{where}: cannot be {done}: expected the right to do so, found that the server "
+                f"refuses it ({_reason(error)}); {_how_to_log_in(protocol)}"
+            ) from None
+        raise RemoteError(
+            f"{where}: cannot be {done}: {_reason(error)}; check the URL and the network"
+            f"{_endpoint(protocol)}, and run it again"
+        ) from None
+
+
+def is_beyond_the_end(error: BaseException) -> bool:
+    """Tell whether a range was refused since the file, an empty one, has none of it."""
+    codes = {code for cause in _causes(error) for code in _codes(cause)}
+    return bool(codes & {"416", "InvalidRange"})
+
+
+def _how_to_log_in(protocol: str) -> str:
+    if protocol in _EXTRA:
+        return (
+            "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (FSSPEC_S3_ANON=true "
+            "for a public bucket), and AWS_ENDPOINT_URL for another store than Amazon's"
+        )
+    return (
+        "log in the way its package wants it, or set its options as "
+        f"FSSPEC_{protocol.upper()}_OPTION=value"
+    )
+
+
+def _endpoint(protocol: str) -> str:
+    return ", or AWS_ENDPOINT_URL for another store than Amazon's" if protocol in _EXTRA else ""
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _codes(error: BaseException) -> list[str]:
+    """Return what a server called it: botocore keeps it in a response, aiohttp in a status."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return [str(response.get("Error", {}).get("Code", ""))]
+    return [str(getattr(error, "status", ""))]
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = without_secrets(lines[0]) if lines else ""
+    name = type(error).__name__
+    text = said if isinstance(error, (OSError, ImportError)) and said else f"{name}: {said}"
+    return text[:_MAX_REASON].rstrip(" .:")
+
+
+def _is_missing(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return True
+    return False

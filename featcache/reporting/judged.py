@@ -1,0 +1,213 @@
+"""The probe of a report: which of the runs it is, how good its head is, and where it errs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..auditing.findings import AuditResult, DuplicatePair, Outlier, Suspect
+from ..errors import FeatcacheError
+from ..metrics import confusion_matrix, per_class_accuracy, softmax
+from ..probes.head import Evaluation, Head, evaluate_scores, load_head
+from ..probes.ingredients import feature_differences
+from ..probes.labelled import labelled
+from ..store.cache import Cache
+from .selection import Group, Run
+
+MISTAKES = 24
+_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A run, and its head where it fits the cache.
+
+    Parameters
+    ----------
+    run : Run
+        Of kind ``"probe"``.
+    head : Head or None
+        What it saved.
+    why : str
+        Why there is none.
+    n_others : int
+        Probes of the same group that are not shown.
+    """
+
+    run: Run
+    head: Head | None
+    why: str
+    n_others: int
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the softmax of its scores is a probability."""
+        return self.run.record.get("solver") != "ridge"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test image that the head takes for another class.
+
+    Parameters
+    ----------
+    row : int
+        In the test split.
+    id : str
+        Its name.
+    label, predicted : int
+        Classes.
+    confidence : float
+        The prediction's share of the softmax.
+    """
+
+    row: int
+    id: str
+    label: int
+    predicted: int
+    confidence: float
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A head on the test split of the cache.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+        What it scores.
+    confusion, recalls : numpy.ndarray
+        int64 (K, K) and float64 (K,), however many classes there are.
+    mistakes : list of Mistake
+        Those that it was surest of.
+    n_wrong, n_test : int
+        Images.
+    """
+
+    evaluation: Evaluation
+    confusion: np.ndarray
+    recalls: np.ndarray
+    mistakes: list[Mistake]
+    n_wrong: int
+    n_test: int
+
+
+def choose_probe(group: Group) -> Probe | None:
+    """Return the newest probe of a group; those with a head that fits the cache come first.
+
+    Of these, one on the very features of the cache comes before one on features that differ by
+    rounding, and one that chose its C before one that was given it.
+    """
+    runs = [run for run in group.runs if run.record["kind"] == "probe"]
+    if not runs:
+        return None
+    heads = {run.name: _head_of(run, group.cache) for run in runs}
+
+    def rank(run: Run) -> tuple[bool, bool, bool, str]:
+        head, _ = heads[run.name]
+        same = head is not None and group.cache is not None
+        same = same and head.fingerprint == group.cache.fingerprint  # type: ignore[union-attr]
+        return head is not None, same, bool(run.record.get("sweep")), run.name
+
+    run = max(runs, key=rank)
+    return Probe(run, *heads[run.name], n_others=len(runs) - 1)
+
+
+def _head_of(run: Run, cache: Cache | None) -> tuple[Head | None, str]:
+    """Return the head of a run if it fits the cache, or why there is none."""
+    if cache is None:
+        return None, "there is no cache to use its head on"
+    path = run.saved("head")
+    if path is None:
+        return None, "its head is not there any more"
+    try:
+        head = load_head(path)
+        differing = feature_differences(head.ingredients, cache.meta)
+    except FeatcacheError as error:
+        return None, str(error)
+    if head.weight.shape[1] != cache.feature_dim or head.class_names != cache.class_names:
+        differing = [*differing, "the length of features, or the classes"]
+    if differing:
+        return None, f"its head is of other features than the cache: {'; '.join(differing)}"
+    return head, ""
+
+
+def judge(head: Head, cache: Cache, *, calibrated: bool) -> Judged | None:
+    """Use a head on the labelled test images of a cache; None where it has none."""
+    if not (cache.test.labels >= 0).any():
+        return None
+    test = labelled(cache, "test")
+    scores = head.scores(test.views[0])
+    predicted, labels = scores.argmax(axis=1), test.labels
+    confidence = np.concatenate(
+        [softmax(scores[at : at + _ROWS]).max(axis=1) for at in range(0, len(scores), _ROWS)]
+    )
+    wrong = np.flatnonzero(predicted != labels)
+    surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
+    rows = np.flatnonzero(cache.test.labels >= 0)
+    n_classes = len(cache.class_names)
+    return Judged(
+        evaluation=evaluate_scores(scores, labels, calibrated=calibrated),
+        confusion=confusion_matrix(predicted, labels, n_classes),
+        recalls=per_class_accuracy(predicted, labels, n_classes),
+        mistakes=[
+            Mistake(
+                int(rows[at]),
+                cache.test.ids[rows[at]],
+                int(labels[at]),
+                int(predicted[at]),
+                float(confidence[at]),
+            )
+            for at in surest.tolist()
+        ],
+        n_wrong=len(wrong),
+        n_test=len(labels),
+    )
+
+
+def tested_elsewhere(record: Mapping[str, Any]) -> bool:
+    """Return whether a probe was tested on another cache than it was trained on."""
+    other = record.get("test_cache")
+    return isinstance(other, str) and other != record.get("cache")
+
+
+_LISTED = 24
+
+
+@dataclass(frozen=True)
+class Health:
+    """The heads of an audit's three lists.
+
+    Parameters
+    ----------
+    audit : AuditResult
+        The whole.
+    duplicates, mislabelled, outliers : tuple
+        The first of each.
+    """
+
+    audit: AuditResult
+    duplicates: tuple[DuplicatePair, ...]
+    mislabelled: tuple[Suspect, ...]
+    outliers: tuple[Outlier, ...]
+
+    def places(self) -> Iterator[tuple[str, int]]:
+        """Yield split and row of every image in the lists."""
+        for pair in self.duplicates:
+            for image in (pair.first, pair.second):
+                yield image.split, image.row
+        for one in (*self.mislabelled, *self.outliers):
+            yield one.split, one.row
+
+
+def listed(audit: AuditResult) -> Health:
+    """Return what is put on the page."""
+    return Health(
+        audit,
+        audit.duplicates[:_LISTED],
+        audit.mislabelled[:_LISTED],
+        audit.outliers[:_LISTED],
+    )

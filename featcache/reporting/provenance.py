@@ -1,0 +1,188 @@
+"""Where everything came from, and what to type to have it again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..backbones.weights import WEIGHT_NAMES
+from ..finetuning.recipes import FINETUNE_RECIPES
+from ..probes.recipes import PROBE_RECIPES
+from ..store.cache import Cache
+from .pictures import dataset_place
+
+_LISTED = 20  # names of skipped images
+_SOMEWHERE = "DATASET"  # where the cache does not say where its images are
+
+
+def facts(cache: Cache) -> list[tuple[str, list[str]]]:
+    """Return everything that a cache says about itself, name by name: texts, one or several."""
+    skipped = [*cache.train.skipped, *cache.test.skipped]
+    listed = skipped[:_LISTED]
+    if len(skipped) > _LISTED:
+        listed.append(f"… and {len(skipped) - _LISTED:,} more")
+    values: dict[str, Any] = {
+        "cache": str(cache.path),
+        "n_train": len(cache.train),
+        "n_test": len(cache.test),
+        "feature_dim": cache.feature_dim,
+        "size_bytes": cache.size_bytes,
+        "skipped": listed,
+        **cache.meta,
+    }
+    return [(name, _texts(value)) for name, value in values.items()]
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return value or ["none"]
+    return [value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)]
+
+
+def shell(*words: object) -> str:
+    """Return a command as one would type it."""
+    return shlex.join(str(word) for word in words)
+
+
+def extract_command(meta: Mapping[str, Any], output: Path) -> str:
+    """Return what makes a cache again."""
+    words: list[object] = ["featcache", "extract", dataset_place(meta) or _SOMEWHERE]
+    words += ["--backbone", meta["backbone"], "--weights", _weights(meta)]
+    words += ["--size", meta["preprocess"]["size"], "--engine", meta["engine"]]
+    for option, value, default in (
+        ("--precision", meta.get("precision"), "f32"),
+        ("--cut", ",".join(meta["cuts"]), "avgpool"),
+        ("--dtype", meta.get("dtype"), "float32"),
+        ("--views", "flips" if len(meta["views"]) > 1 else "none", "none"),
+    ):
+        if value is not None and value != default:
+            words += [option, value]
+    return shell(*words, "--output", output)
+
+
+def run_command(record: Mapping[str, Any], cache: Cache | None) -> str | None:
+    """Return what makes a run again; None of a kind that is not known."""
+    at = str(cache.path) if cache is not None else str(record.get("cache", "CACHE"))
+    kind = record["kind"]
+    if kind == "probe":
+        return _probe_command(record, at, cache)
+    if kind == "knn":
+        return shell("featcache", "probe", at, "--knn", record.get("k", ""))
+    if kind == "few-shot":
+        # Where a point has no number of shots, all images were taken.
+        shots = [point.get("shots") or "full" for point in record["points"]]
+        words = ["--shots", ",".join(map(str, shots)), "--seeds", record.get("seeds", 5)]
+        return shell("featcache", "probe", at, *words, "--metric", record["metric"])
+    if kind == "learning-curve":
+        words = ["--learning-curve", "--seeds", record.get("seeds", 5)]
+        return shell("featcache", "probe", at, *words, "--metric", record["metric"])
+    if kind == "finetune":
+        return _finetune_command(record, cache)
+    return None
+
+
+def _probe_command(record: Mapping[str, Any], at: str, cache: Cache | None) -> str:
+    solver = record.get("solver", "lbfgs")
+    words: list[object] = ["featcache", "probe", at, "--solver", solver]
+    recipe = record.get("recipe")
+    if solver == "sgd" and isinstance(recipe, Mapping):
+        tutorial = asdict(PROBE_RECIPES["tutorial"])
+        name = "tutorial" if _close(recipe, tutorial, "whiten") else "default"
+        words += ["--recipe", name]
+        words += _changed(recipe, asdict(PROBE_RECIPES[name]), _OF_SGD)
+    if record.get("sweep"):
+        words += ["--sweep"]
+    elif solver != "sgd" and "C" in record:
+        words += ["--C", f"{record['C']:.6g}"]
+    for name, default in (("scale", "none"), ("metric", "top1"), ("seed", 0)):
+        if record.get(name, default) != default:
+            words += [f"--{name}", record[name]]
+    words += _limits(record, cache)
+    if record.get("test_cache") not in (None, record.get("cache")):
+        words += ["--test-cache", record["test_cache"]]
+    return shell(*words)
+
+
+def _finetune_command(record: Mapping[str, Any], cache: Cache | None) -> str:
+    place = dataset_place(cache.meta) if cache is not None else None
+    words: list[object] = ["featcache", "finetune", place or _SOMEWHERE]
+    words += ["--method", record["method"]]
+    if record.get("backbone"):
+        words += ["--backbone", record["backbone"]]
+    words += ["--weights", record["weights"], "--size", record["size"]]
+    recipe = record.get("recipe")
+    if isinstance(recipe, Mapping) and record["method"] in FINETUNE_RECIPES:
+        words += _changed(recipe, asdict(FINETUNE_RECIPES[record["method"]]), _OF_FINETUNE)
+    if record.get("cache"):
+        words += ["--cache", record["cache"]]
+    if record.get("init_head"):
+        words += ["--init-head", record["init_head"]]
+    if record.get("seed"):
+        words += ["--seed", record["seed"]]
+    return shell(*words, *_limits(record, cache))
+
+
+_OF_SGD = {
+    "epochs": "--epochs",
+    "batch_size": "--batch-size",
+    "lr": "--lr",
+    "momentum": "--momentum",
+    "schedule": "--schedule",
+    "weight_decay": "--weight-decay",
+}
+_OF_FINETUNE = {
+    "epochs": "--epochs",
+    "batch_size": "--batch-size",
+    "head_lr": "--lr",
+    "backbone_lr": "--backbone-lr",
+    "layer_decay": "--layer-decay",
+    "freeze_until": "--freeze-until",
+    "bn": "--bn",
+    "augment": "--augment",
+    "schedule": "--schedule",
+    "warmup": "--warmup",
+    "label_smoothing": "--label-smoothing",
+    "patience": "--patience",
+    "val_fraction": "--val-fraction",
+}
+
+
+def _changed(
+    recipe: Mapping[str, Any], default: Mapping[str, Any], options: Mapping[str, str]
+) -> list[object]:
+    """Return the options for what a recipe has otherwise than its default."""
+    words: list[object] = []
+    for name, option in options.items():
+        value = recipe.get(name, default[name])
+        if value is not None and value != default[name]:
+            words += [option, f"{value:.6g}" if isinstance(value, float) else value]
+    return words
+
+
+def _close(recipe: Mapping[str, Any], other: Mapping[str, Any], name: str) -> bool:
+    return bool(recipe.get(name) == other[name])
+
+
+def _limits(record: Mapping[str, Any], cache: Cache | None) -> list[object]:
+    """Return the options of a run on fewer images than the cache has."""
+    if cache is None:
+        return []
+    words: list[object] = []
+    seen = record["n_train"] + (record.get("n_val") or 0)
+    for option, used, split in (
+        ("--train-limit", seen, cache.train),
+        ("--test-limit", record["n_test"], cache.test),
+    ):
+        if used < int((split.labels >= 0).sum()):
+            words += [option, used]
+    return words
+
+
+def _weights(meta: Mapping[str, Any]) -> str:
+    """Return a checkpoint's name, or the path that it came from."""
+    name = str(meta.get("weights", "unnamed"))
+    return name if name in WEIGHT_NAMES else str(meta.get("weights_source", name))

@@ -1,0 +1,221 @@
+"""Which runs and which caches a report is about, grouped by data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import CacheMissError, FeatcacheError
+from ..files import user_path
+from ..progress import OnNote
+from ..runs import RECORD, load_runs, runs_folder
+from ..store.cache import Cache, load, newest_cache
+from ..store.index import default_folder, is_shards
+
+_MAPPED_BYTES = 4 << 30  # features of a larger cache stay on the disk
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's record, and the folder that it is in."""
+
+    record: dict[str, Any]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.folder.name
+
+    def saved(self, name: str) -> Path | None:
+        """Return the file that the record names, or one of its name in the run's folder."""
+        value = self.record.get(name)
+        if not isinstance(value, str):
+            return None
+        path = user_path(value)
+        return next((at for at in (path, self.folder / path.name) if at.is_file()), None)
+
+
+@dataclass
+class Group:
+    """What there is on one data set.
+
+    Parameters
+    ----------
+    dataset, digest : str
+        Its name, and SHA-256 of its images and labels.
+    runs : list of Run
+        The oldest first.
+    cache : Cache or None
+        Features of its images.
+    why : str
+        Why there is none.
+    """
+
+    dataset: str
+    digest: str
+    runs: list[Run] = field(default_factory=list)
+    cache: Cache | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was asked for.
+
+    Parameters
+    ----------
+    groups : list of Group
+        By name of the data set; at least one.
+    folder : Path
+        Where its report belongs: beside the cache, or beside the folder of runs.
+    """
+
+    groups: list[Group]
+    folder: Path
+
+
+def select(sources: Sequence[str | Path], runs: str | Path | None, on_note: OnNote) -> Selection:
+    """Find what was asked for.
+
+    Parameters
+    ----------
+    sources : sequence of str or Path
+        Runs, by name or folder, and caches; the newest cache if there is none.
+    runs : str or Path, optional
+        The folder of runs; ``runs`` beside the cache by default, else ``cache/runs``.
+    on_note : callable
+        Hears of records that cannot be read.
+
+    Raises
+    ------
+    FeatcacheError
+        Something that is neither, or nothing at all.
+    """
+    caches: list[Cache] = []
+    named: list[Run] = []
+    found: dict[Path, list[Run]] = {}
+
+    def known(folder: Path) -> list[Run]:
+        if folder not in found:
+            found[folder] = _runs_in(folder, on_note)
+        return found[folder]
+
+    if not sources:
+        try:
+            caches.append(_open(newest_cache()))
+        except CacheMissError:
+            folder = runs_folder(runs)
+            named = known(folder)
+            if not named:
+                raise FeatcacheError(
+                    f"{default_folder()}: expected a cache or runs to report on, found neither; "
+                    "make some with featcache demo, or featcache extract and featcache probe"
+                ) from None
+    for source in sources:
+        path = user_path(source)
+        if path.is_file() or is_shards(path):
+            caches.append(_open(path))
+        else:
+            named.append(_named_run(path, runs_folder(runs), known))
+    groups: dict[tuple[str, str], Group] = {}
+    for run in sorted(named, key=lambda run: run.name):
+        mine = _group(groups, run.record["dataset"], run.record["dataset_digest"])
+        if run.folder not in [other.folder for other in mine.runs]:
+            mine.runs.append(run)
+    for cache in caches:
+        _add_cache(groups, cache, known, runs, wanted=not named)
+    for group in groups.values():
+        if group.cache is None:
+            _find_cache(group)
+    ordered = sorted(groups.values(), key=lambda group: (group.dataset, group.digest))
+    if caches:
+        return Selection(ordered, caches[0].path.parent)
+    return Selection(ordered, named[0].folder.parent.parent)
+
+
+def _add_cache(
+    groups: dict[tuple[str, str], Group],
+    cache: Cache,
+    known: Any,
+    runs: str | Path | None,
+    *,
+    wanted: bool,
+) -> None:
+    """Put a cache into its group, with the runs on its data set where none were named."""
+    meta = cache.meta
+    group = _group(groups, meta.get("dataset", "unnamed"), meta["dataset_digest"])
+    if group.cache is not None and group.cache.path != cache.path:
+        raise FeatcacheError(
+            f"{cache.path}: expected one cache of each data set, found {group.cache.path} of the "
+            "same; make a report of each"
+        )
+    group.cache = cache
+    beside = cache.path.parent / "runs"
+    folder = runs_folder(runs) if runs or not beside.is_dir() else beside
+    if wanted:
+        group.runs = [run for run in known(folder) if _key(run) == (group.dataset, group.digest)]
+
+
+def _group(groups: dict[tuple[str, str], Group], dataset: str, digest: str) -> Group:
+    return groups.setdefault((dataset, digest), Group(dataset, digest))
+
+
+def _key(run: Run) -> tuple[str, str]:
+    return run.record["dataset"], run.record["dataset_digest"]
+
+
+def _open(path: Path) -> Cache:
+    cache = load(path)
+    size = sum(array.size_bytes for array in cache.index.arrays.values())
+    return cache if size <= _MAPPED_BYTES else load(path, mmap=True)
+
+
+def _runs_in(folder: Path, on_note: OnNote) -> list[Run]:
+    records, problems = load_runs(folder)
+    for problem in problems:
+        on_note(problem)
+    return [Run(record, folder / Path(record["run"]).name) for record in records]
+
+
+def _named_run(path: Path, folder: Path, known: Any) -> Run:
+    """Return the run in a folder, or of a name."""
+    at = next((at for at in (path, folder / path.name) if (at / RECORD).is_file()), None)
+    if at is None:
+        there = "nothing there" if not path.exists() else "something else"
+        raise FeatcacheError(
+            f"{path}: expected a run (its folder, or its name in {folder}) or a cache, found "
+            f"{there}; see featcache compare --json for the names of runs"
+        )
+    at = at.absolute()
+    run = next((run for run in known(at.parent) if run.name == at.name), None)
+    if run is None:
+        raise FeatcacheError(
+            f"{at / RECORD}: expected the record of a run, found something else; name another run"
+        )
+    return run
+
+
+def _find_cache(group: Group) -> None:
+    """Open the newest cache that a run of the group names, if it still is that one."""
+    tried: list[str] = []
+    for run in reversed(group.runs):
+        for path in _cache_places(run):
+            if str(path) in tried or not (path.is_file() or is_shards(path)):
+                continue
+            tried.append(str(path))
+            cache = _open(path)
+            if cache.meta["dataset_digest"] == group.digest:
+                group.cache = cache
+                return
+    group.why = "no cache of these runs is there any more: name one beside them"
+
+
+def _cache_places(run: Run) -> Iterable[Path]:
+    value = run.record.get("cache")
+    if not isinstance(value, str):
+        return ()
+    path = user_path(value)
+    return (path, run.folder.parent.parent / path.name)

@@ -1,0 +1,359 @@
+"""The feature cache: one HDF5 file, written whole, verified when read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CacheCorruptError, CacheMismatchError, CacheMissError, EngineUnavailableError
+from ..files import user_path
+from ..notebook import facts_table
+from .format import (
+    UNLABELLED,
+    Index,
+    StoredArray,
+    array_name,
+    decode_id,
+    label_names,
+)
+from .index import AGAIN, default_folder, file_stamp, is_shards, open_index
+from .reader import map_array, read_array
+from .remote_caches import (
+    cache_file,
+)
+
+
+def newest_cache(folder: str | Path | None = None) -> Path:
+    """Return the cache that was written last.
+
+    Raises
+    ------
+    CacheMissError
+        The folder holds none.
+    """
+    folder = default_folder() if folder is None else user_path(folder)
+    found = (
+        path
+        for path in folder.glob("*")
+        # What is hidden is not finished.
+        if not path.name.startswith(".") and (path.suffix == ".h5" or is_shards(path))
+    )
+    caches = sorted(found, key=lambda path: path.stat().st_mtime_ns)
+    if not caches:
+        raise CacheMissError(
+            f"{folder}: expected a feature cache (*.h5 or *.shards), found none; make one with "
+            "featcache extract digits --weights tinyimagenet32"
+        )
+    return caches[-1]
+
+
+class CachedSplit:
+    """Features, labels and ids of one split, read and verified when first asked for.
+
+    Attributes
+    ----------
+    features : numpy.ndarray
+        float32 or float16 (N, D), of the images as they are; read-only. (N, C, H, W)
+        where the cache was cut in the middle of the backbone alone.
+    labels : numpy.ndarray
+        int64 (N,), in [0, number of classes), or -1 for an image without one; read-only.
+    ids : tuple of str
+        One name per image.
+    skipped : tuple of str
+        Names of images that could not be decoded and were left out.
+    """
+
+    def __init__(self, index: Index, role: str, *, mmap: bool) -> None:
+        self._path = index.path
+        self._index = index
+        self._role = role
+        self._mmap = mmap
+        self._class_names: list[str] = index.meta["class_names"]
+        self._main_cut: str = index.meta["cuts"][0]
+        self._arrays: Mapping[str, StoredArray] = {
+            name.removeprefix(f"{role}/"): array
+            for name, array in index.arrays.items()
+            if name.startswith(f"{role}/")
+        }
+
+    def __len__(self) -> int:
+        """Return N."""
+        return self._arrays["labels"].shape[0]
+
+    def __repr__(self) -> str:
+        """Name the file, the role and the shape."""
+        shape = " x ".join(str(length) for length in self._arrays["features"].shape)
+        return f"<{self._path}/{self._role}: {shape}>"
+
+    @property
+    def feature_dim(self) -> int:
+        """Numbers per feature: D, or C x H x W."""
+        return int(np.prod(self._arrays["features"].row_shape))
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """Features of the identity view."""
+        return self.cut(self._main_cut)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Label of each image."""
+        labels = self._read(self._arrays["labels"])
+        highest = len(self._class_names) - 1
+        if labels.size and not UNLABELLED <= labels.min() <= labels.max() <= highest:
+            raise CacheCorruptError(
+                f"{self._path}: expected labels of {self._role} from 0 to {highest}, found "
+                f"{labels.min()} to {labels.max()} (-1 would be an image without one); {AGAIN}"
+            )
+        return labels
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """Name of each image."""
+        return tuple(decode_id(name) for name in self._read(self._arrays["ids"]).tolist())
+
+    @cached_property
+    def skipped(self) -> tuple[str, ...]:
+        """Name of each image that was left out."""
+        if "skipped" not in self._arrays:
+            return ()
+        return tuple(decode_id(name) for name in self._read(self._arrays["skipped"]).tolist())
+
+    def _read(self, stored: StoredArray) -> np.ndarray:
+        self._check_unchanged()
+        return read_array(stored)
+
+    def _check_unchanged(self) -> None:
+        """Refuse offsets that were another file's."""
+        try:
+            same = file_stamp(self._path, self._index.form) == self._index.stamp
+        except OSError:
+            same = False
+        if not same:
+            raise CacheMismatchError(
+                f"{self._path}: expected the cache that was opened, found that it was replaced or "
+                "removed since; load it again"
+            )
+
+    def view(self, name: str) -> np.ndarray:
+        """Return the features (N, D) of a flip view.
+
+        Raises
+        ------
+        CacheMissError
+            The cache has no such view.
+        """
+        return self.features if name == "identity" else self.cut(self._main_cut, name)
+
+    def cut(self, name: str, view: str = "identity") -> np.ndarray:
+        """Return the features of a cut: (N, D) of ``"avgpool"``, (N, C, H, W) of a stage.
+
+        Raises
+        ------
+        CacheMissError
+            The cache has no such cut or view.
+        """
+        stored = self._arrays.get(array_name(name, view, self._main_cut))
+        if stored is None:
+            raise CacheMissError(
+                f"{self._path}: expected the cut {name!r} in the view {view!r}, found "
+                f"{', '.join(sorted(self._arrays))} in {self._role}; extract it with --cut and "
+                "--views"
+            )
+        if self._mmap:
+            self._check_unchanged()
+            mapped: np.ndarray = map_array(stored)
+            return mapped
+        return self._read(stored)
+
+    def to_pandas(self) -> Any:
+        """Return a `pandas.DataFrame` of the features.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per image, its id as the index; columns ``label`` (int64), ``class``
+            (its name), ``f0`` to ``f<D-1>`` (of the features' dtype, maps flattened).
+
+        Raises
+        ------
+        EngineUnavailableError
+            pandas is not installed.
+        """
+        return as_frame(self.features, self.labels, self.ids, self._class_names)
+
+    def to_torch(self) -> tuple[Any, Any]:
+        """Return the features and labels as tensors of PyTorch, on the CPU.
+
+        Returns
+        -------
+        features : torch.Tensor
+            float32 or float16 (N, D).
+        labels : torch.Tensor
+            int64 (N,); together ``torch.utils.data.TensorDataset(*split.to_torch())``.
+
+        Raises
+        ------
+        EngineUnavailableError
+            torch is not installed.
+        """
+        return as_tensors(self.features, self.labels)
+
+
+class Cache:
+    """A feature cache on disk.
+
+    Attributes
+    ----------
+    path : Path
+        The file, or the folder of shards.
+    meta : dict
+        Its provenance: backbone, weights, preprocessing, data set, engine, rates.
+    class_names : tuple of str
+        In label order.
+    fingerprint : str
+        SHA-256 (hex) of everything that changes a feature.
+    train, test : CachedSplit
+        The splits.
+    """
+
+    def __init__(self, index: Index, *, mmap: bool = False) -> None:
+        self.path = index.path
+        self.index = index
+        self.meta = index.meta
+        self.class_names: tuple[str, ...] = tuple(self.meta["class_names"])
+        self.fingerprint: str = self.meta["fingerprint"]
+        self.train = CachedSplit(index, "train", mmap=mmap)
+        self.test = CachedSplit(index, "test", mmap=mmap)
+
+    @property
+    def feature_dim(self) -> int:
+        """Numbers per feature."""
+        return self.train.feature_dim
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on the disk."""
+        if self.path.is_dir():
+            return sum(file.stat().st_size for file in self.path.iterdir())
+        return self.path.stat().st_size
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Where in the backbone the features were taken; the first is ``features``."""
+        return tuple(self.meta["cuts"])
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The flip views of the training split, ``"identity"`` first."""
+        return tuple(self.meta["views"])
+
+    def check_vectors(self) -> None:
+        """Refuse feature maps where a linear head or a neighbour search needs vectors.
+
+        Raises
+        ------
+        CacheMismatchError
+            ``features`` is (N, C, H, W).
+        """
+        row_shape = self.index.arrays["train/features"].row_shape
+        if len(row_shape) != 1:
+            raise CacheMismatchError(
+                f"{self.path}: expected features (N, D), found maps (N, "
+                f"{', '.join(map(str, row_shape))}) of the cut {self.cuts[0]}; extract the vectors "
+                f"first: --cut avgpool,{self.cuts[0]}"
+            )
+
+    def __repr__(self) -> str:
+        """Name the file and the sizes."""
+        return (
+            f"<Cache {self.path}: {len(self.train)} train, {len(self.test)} test, "
+            f"{self.feature_dim}-d, {len(self.class_names)} classes>"
+        )
+
+    def _repr_html_(self) -> str:
+        """Show a notebook what is in the file and how it was made."""
+        facts = {
+            "images": f"{len(self.train):,} train, {len(self.test):,} test",
+            "feature_dim": self.feature_dim,
+            "n_classes": len(self.class_names),
+            **{name: value for name, value in self.meta.items() if name != "class_names"},
+        }
+        return facts_table(f"Cache {self.path}", facts)
+
+
+def load(path: str | Path, *, mmap: bool = False) -> Cache:
+    """Open a cache: its provenance now, its arrays when they are asked for.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file or a folder of shards that `featcache.extract` wrote, or the URL of one: of that,
+        a copy is taken into ``remote/`` in the cache folder, once.
+    mmap : bool
+        Map the features into memory instead of reading them: for a cache larger than
+        the memory, or for a few rows of it. Mapped features are *not* verified;
+        `featcache.verify` does that.
+
+    Raises
+    ------
+    CacheMissError
+        No such file.
+    RemoteError
+        A URL that cannot be reached, or is refused.
+    CacheMismatchError
+        Written by another version of the format.
+    CacheCorruptError
+        Not a cache, damaged, or built to read outside itself.
+    """
+    return Cache(open_index(cache_file(path)), mmap=mmap)
+
+
+def as_frame(
+    features: np.ndarray, labels: np.ndarray, ids: Sequence[str], class_names: Sequence[str]
+) -> Any:
+    """Return a `pandas.DataFrame`: ids as the index, label, class, and f0 to f(D-1).
+
+    Raises
+    ------
+    EngineUnavailableError
+        pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise EngineUnavailableError(
+            f"to_pandas: expected the package pandas, found: {error}; type: pip install "
+            "'featcache[pandas]'"
+        ) from None
+    flat = np.asarray(features).reshape(len(labels), int(np.prod(features.shape[1:])))
+    index = pd.Index(list(ids), name="id", dtype=object)
+    columns = [f"f{number}" for number in range(flat.shape[1])]
+    frame = pd.DataFrame(flat, index=index, columns=columns, copy=True)
+    names = np.array(label_names(class_names), dtype=object)
+    frame.insert(0, "label", labels)
+    frame.insert(1, "class", names[labels])
+    return frame
+
+
+def as_tensors(features: np.ndarray, labels: np.ndarray) -> tuple[Any, Any]:
+    """Return features and labels as torch's tensors, which share no memory with the cache.
+
+    Raises
+    ------
+    EngineUnavailableError
+        torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise EngineUnavailableError(
+            f"to_torch: expected the package torch, found: {error}; see "
+            "https://pytorch.org/get-started/locally"
+        ) from None
+    # A copy: torch has no tensors that cannot be written to, and a cache's arrays are such.
+    return torch.from_numpy(np.array(features)), torch.from_numpy(np.array(labels))

@@ -1,0 +1,578 @@
+"""A cache in the formats of other tools: npz, Parquet, safetensors, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EngineUnavailableError, OutputError, RecipeError
+from ..files import check_writable, replace_folder, replaced_file, user_path, write_atomically
+from ..progress import OnProgress, Progress, silent
+from .cache import Cache, load, newest_cache
+from .format import decode_id, label_names
+from .reader import iterate_rows
+
+
+class Reading:
+    """The arrays of a cache that are exported, and how far they have been read.
+
+    Parameters
+    ----------
+    cache : Cache
+        Where they are read from.
+    roles : tuple of str
+        The splits.
+    wanted : callable
+        Tells whether the array of a split is exported, by its name: ``"features"``.
+    on_progress : callable
+        Hears of bytes.
+
+    Attributes
+    ----------
+    arrays : dict of str to StoredArray
+        ``"train_features"``, ``"train_views_hflip"`` …: the names in the cache with
+        underscores.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        roles: tuple[str, ...],
+        wanted: Callable[[str], bool],
+        on_progress: OnProgress,
+    ) -> None:
+        self.cache = cache
+        self.roles = roles
+        self.arrays = {
+            name.replace("/", "_"): array
+            for name, array in cache.index.arrays.items()
+            if name.partition("/")[0] in roles and wanted(name.partition("/")[2])
+        }
+        self._on_progress = on_progress
+        self._done = 0
+
+    @property
+    def n_rows(self) -> int:
+        """Images, all splits together."""
+        return sum(self.arrays[f"{role}_labels"].shape[0] for role in self.roles)
+
+    def pieces(self, name: str) -> Iterator[np.ndarray]:
+        """Yield the rows of an array, each block of them verified, as `iterate_rows`."""
+        total = sum(array.size_bytes for array in self.arrays.values())
+        for piece in iterate_rows(self.arrays[name]):
+            yield piece
+            self._done += piece.nbytes
+            self._on_progress(Progress("exporting", self._done, total, "B"))
+
+    def whole(self, name: str) -> np.ndarray:
+        """Return a small array: ids or labels."""
+        array = self.arrays[name]
+        return np.concatenate([np.empty((0, *array.row_shape), array.dtype), *self.pieces(name)])
+
+    def batches(self, name: str, n_rows: int) -> Iterator[np.ndarray]:
+        """Yield the rows of an array, ``n_rows`` at a time; fewer in the end."""
+        held: list[np.ndarray] = []
+        for piece in self.pieces(name):
+            while len(piece):
+                room = n_rows - sum(map(len, held))
+                held.append(piece[:room])
+                piece = piece[room:]
+                if sum(map(len, held)) == n_rows:
+                    yield np.concatenate(held)
+                    held = []
+        if held:
+            yield np.concatenate(held)
+
+
+def text_of(value: Any) -> str:
+    """Return text that any encoding takes: what of a file name is no text is spelt out."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+_ANY_DATE = (1980, 1, 1, 0, 0, 0)  # the same cache makes the same bytes
+
+
+def write_npz(path: Path, reading: Reading) -> None:
+    """Write every array under its name, with ``class_names`` and ``meta`` (JSON text).
+
+    Ids are fixed-width unicode (N,); arrays are stored uncompressed, as `numpy.savez`
+    does.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written.
+    """
+    meta = json.dumps(reading.cache.meta)
+    with (
+        replaced_file(path) as descriptor,
+        os.fdopen(os.dup(descriptor), "wb") as stream,
+        zipfile.ZipFile(stream, "w") as archive,
+    ):
+        for name, array in reading.arrays.items():
+            if array.dtype.kind == "S":
+                ids = [decode_id(encoded) for encoded in reading.whole(name).tolist()]
+                texts = np.array(ids, dtype=f"<U{max(map(len, ids), default=1) or 1}")
+                _write(archive, name, texts.dtype, texts.shape, iter((texts,)))
+            else:
+                _write(archive, name, array.dtype, array.shape, reading.pieces(name))
+        for name, texts in (
+            ("class_names", np.array(reading.cache.class_names, dtype=str)),
+            ("meta", np.array(meta)),
+        ):
+            _write(archive, name, texts.dtype, texts.shape, iter((texts,)))
+
+
+def _write(
+    archive: zipfile.ZipFile,
+    name: str,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    pieces: Iterator[np.ndarray],
+) -> None:
+    member = zipfile.ZipInfo(f"{name}.npy", _ANY_DATE)
+    member.external_attr = 0o644 << 16
+    with archive.open(member, "w", force_zip64=True) as stream:
+        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for piece in pieces:
+            stream.write(piece.reshape(-1).view(np.uint8).data)
+
+
+_GROUP_BYTES = 64 << 20
+_GROUP_ROWS = 1 << 16
+_REPEATED = ["split", "class"]  # columns of few values; a dictionary of features helps nobody
+
+
+def write_parquet(path: Path, reading: Reading) -> None:
+    """Write the columns split, id, label, class, features, and one per view and cut.
+
+    Features are fixed_size_list<float32>, flattened where they are maps. A view that a
+    split lacks is null there, and a list<float32>: pyarrow up to 25 does not read nulls
+    among lists of a fixed size. The schema's metadata has ``featcache``, the
+    provenance as JSON.
+
+    Raises
+    ------
+    EngineUnavailableError
+        pyarrow is not installed.
+    OutputError
+        It cannot be written.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise EngineUnavailableError(
+            f"parquet: expected the package pyarrow, found: {error}; type: pip install "
+            "'featcache[parquet]'"
+        ) from None
+
+    widths = _widths(reading)
+    group = max(1, min(_GROUP_ROWS, _GROUP_BYTES // (4 * sum(widths.values()))))
+    schema = pyarrow.schema(
+        [
+            pyarrow.field("split", pyarrow.string()),
+            pyarrow.field("id", pyarrow.string()),
+            pyarrow.field("label", pyarrow.int64()),
+            pyarrow.field("class", pyarrow.string()),
+            *(
+                pyarrow.field(name, _list_type(pyarrow, reading, name, width))
+                for name, width in widths.items()
+            ),
+        ],
+        metadata={"featcache": json.dumps(reading.cache.meta)},
+    )
+    with ExitStack() as stack:
+        descriptor = stack.enter_context(replaced_file(path))
+        stream = stack.enter_context(os.fdopen(os.dup(descriptor), "wb"))
+        writer = stack.enter_context(
+            parquet.ParquetWriter(stream, schema, use_dictionary=_REPEATED)
+        )
+        for role in reading.roles:
+            for columns in _groups(reading, role, widths, group):
+                arrays = [_column(pyarrow, columns[field.name], field.type) for field in schema]
+                writer.write_table(pyarrow.table(arrays, schema=schema))
+
+
+def _widths(reading: Reading) -> dict[str, int]:
+    """Return the columns of features, and how many numbers each has per image."""
+    return {
+        name.partition("_")[2]: int(np.prod(array.row_shape))
+        for name, array in reading.arrays.items()
+        if array.dtype.kind == "f"
+    }
+
+
+def _groups(
+    reading: Reading, role: str, widths: dict[str, int], n_rows: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the columns of some rows: text, numbers, or (n, width) of features."""
+    present = [name for name in ("ids", "labels", *widths) if f"{role}_{name}" in reading.arrays]
+    classes = label_names(reading.cache.class_names)
+    walks = [reading.batches(f"{role}_{name}", n_rows) for name in present]
+    for batch in zip(*walks, strict=True):
+        found: dict[str, Any] = dict(zip(present, batch, strict=True))
+        labels = found.pop("labels")
+        rows = len(labels)
+        yield {
+            "split": [role] * rows,
+            "id": [text_of(decode_id(name)) for name in found.pop("ids").tolist()],
+            "label": labels,
+            "class": [text_of(classes[label]) for label in labels],
+            **{name: (rows, found.get(name)) for name in widths},
+        }
+
+
+def _list_type(pyarrow: Any, reading: Reading, name: str, width: int) -> Any:
+    everywhere = all(f"{role}_{name}" in reading.arrays for role in reading.roles)
+    return pyarrow.list_(pyarrow.float32(), width if everywhere else -1)
+
+
+def _column(pyarrow: Any, values: Any, kind: Any) -> Any:
+    if not isinstance(values, tuple):
+        return pyarrow.array(values, kind)
+    n_rows, features = values
+    if features is None:
+        return pyarrow.nulls(n_rows, kind)
+    numbers = pyarrow.array(features.reshape(-1).astype(np.float32, copy=False))
+    if pyarrow.types.is_fixed_size_list(kind):
+        return pyarrow.FixedSizeListArray.from_arrays(numbers, kind.list_size)
+    starts = np.arange(0, len(numbers) + 1, len(numbers) // n_rows, np.int32)
+    return pyarrow.ListArray.from_arrays(pyarrow.array(starts), numbers)
+
+
+_DTYPES = {"<f4": "F32", "<f2": "F16", "<i8": "I64"}
+_ALIGNMENT_BYTES = 8
+
+
+def write_safetensors(path: Path, reading: Reading) -> None:
+    """Write every array under its name.
+
+    The format knows no text. Ids are uint8 (N, W): each row is UTF-8, filled up with
+    zeros, and ``ids.numpy().view(f"S{ids.shape[1]}")[:, 0]`` are the names. The
+    header's metadata has ``class_names`` (a JSON list) and ``meta`` (a JSON object).
+
+    Raises
+    ------
+    OutputError
+        It cannot be written.
+    """
+    # Wide numbers first, so that each array is aligned.
+    names = sorted(reading.arrays, key=lambda name: -_item_bytes(reading, name))
+    header: dict[str, object] = {
+        "__metadata__": {
+            "class_names": json.dumps(reading.cache.class_names),
+            "meta": json.dumps(reading.cache.meta),
+        }
+    }
+    end = 0
+    for name in names:
+        array = reading.arrays[name]
+        start, end = end, end + array.size_bytes
+        header[name] = {
+            "dtype": _DTYPES.get(array.dtype.str, "U8"),
+            "shape": [*array.shape, *[array.dtype.itemsize] * (array.dtype.kind == "S")],
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNMENT_BYTES)
+    with replaced_file(path) as descriptor, os.fdopen(os.dup(descriptor), "wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            for piece in reading.pieces(name):
+                stream.write(piece.reshape(-1).view("u1").data)
+
+
+def _item_bytes(reading: Reading, name: str) -> int:
+    dtype = reading.arrays[name].dtype
+    return 1 if dtype.kind == "S" else dtype.itemsize
+
+
+PROJECTOR_ROWS = 10_000  # what a browser can do t-SNE on
+_CONFIG = "projector_config.pbtxt"
+_TENSORS = "tensors.tsv"
+_METADATA = "metadata.tsv"
+_LIMIT_SEED = 0
+
+
+def write_projector(folder: Path, reading: Reading, limit: int) -> int:
+    """Write ``tensors.tsv``, ``metadata.tsv`` and ``projector_config.pbtxt``.
+
+    One line per image: its features (7 digits), and id, class, label and split.
+
+    Parameters
+    ----------
+    folder : Path
+        Seen under this name when it is complete; replaced if it is there.
+    reading : Reading
+        The cache.
+    limit : int
+        Images at most: a draw with the proportions of splits and classes, always the same.
+
+    Returns
+    -------
+    int
+        How many images.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written.
+    """
+    labels = {role: reading.whole(f"{role}_labels") for role in reading.roles}
+    chosen = _draw(labels, limit)
+    with _replaced_folder(folder) as hidden:
+        _write_lines(hidden / _TENSORS, _tensor_lines(reading, chosen))
+        _write_lines(hidden / _METADATA, _metadata_lines(reading, chosen, labels))
+        config = (
+            f'embeddings {{\n  tensor_name: "features"\n  tensor_path: "{_TENSORS}"\n'
+            f'  metadata_path: "{_METADATA}"\n}}\n'
+        )
+        write_atomically(hidden / _CONFIG, config.encode())
+    return sum(map(len, chosen.values()))
+
+
+def is_projector(folder: Path) -> bool:
+    """Tell whether a folder is one that this module wrote, and holds nothing else."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {
+        _CONFIG,
+        _TENSORS,
+        _METADATA,
+    }
+
+
+def _draw(labels: dict[str, np.ndarray], limit: int) -> dict[str, np.ndarray]:
+    """Return rows of each split, sorted: every so-many-th of all, ordered by split and class.
+
+    Within a class the order is drawn. So every class has its share to within one
+    image, however small it is.
+    """
+    splits = np.repeat(np.arange(len(labels)), [len(values) for values in labels.values()])
+    rows = np.concatenate([np.arange(len(values)) for values in labels.values()])
+    classes = np.concatenate(list(labels.values()))
+    order = np.lexsort((np.random.default_rng(_LIMIT_SEED).random(len(rows)), classes, splits))
+    n_chosen = min(limit, len(rows))
+    taken = order[(2 * np.arange(n_chosen) + 1) * len(rows) // max(2 * n_chosen, 1)]
+    return {
+        role: np.sort(rows[taken[splits[taken] == number]]) for number, role in enumerate(labels)
+    }
+
+
+def _tensor_lines(reading: Reading, chosen: dict[str, np.ndarray]) -> Iterator[str]:
+    for role, rows in chosen.items():
+        start = 0
+        for piece in reading.pieces(f"{role}_features"):
+            here = rows[(rows >= start) & (rows < start + len(piece))] - start
+            for features in piece[here]:
+                yield "\t".join(f"{number:.7g}" for number in features.ravel().tolist())
+            start += len(piece)
+
+
+def _metadata_lines(
+    reading: Reading, chosen: dict[str, np.ndarray], labels: dict[str, np.ndarray]
+) -> Iterator[str]:
+    yield "id\tclass\tlabel\tsplit"
+    names = label_names(reading.cache.class_names)
+    for role, rows in chosen.items():
+        ids = reading.whole(f"{role}_ids")[rows]
+        for name, label in zip(ids.tolist(), labels[role][rows].tolist(), strict=True):
+            yield "\t".join((_cell(decode_id(name)), _cell(names[label]), str(label), role))
+
+
+def _cell(text: str) -> str:
+    """Return a name without the characters that end a cell or a line: they are spelt out."""
+    return text_of("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with (
+        replaced_file(path) as descriptor,
+        os.fdopen(os.dup(descriptor), "w", encoding="utf-8", newline="\n") as stream,
+    ):
+        stream.writelines(f"{line}\n" for line in lines)
+
+
+@contextmanager
+def _replaced_folder(folder: Path) -> Iterator[Path]:
+    """Show a folder under its final name when everything in it is on the disk."""
+    hidden = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        hidden.mkdir()
+        yield hidden
+        replace_folder(hidden, folder)
+    except OSError as error:
+        if isinstance(error, OutputError):  # of a file in it, by the name that nobody will see
+            raise OutputError(str(error).replace(str(hidden), str(folder))) from None
+        raise OutputError(
+            f"{folder}: cannot be written: {error.strerror or error}; free space or name another "
+            "output"
+        ) from None
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+# Each format, and how the name of its file ends; TensorBoard wants a folder.
+FORMATS = {
+    "npz": ".npz",
+    "parquet": ".parquet",
+    "safetensors": ".safetensors",
+    "tensorboard": "-projector",
+}
+SPLITS = {"all": ("train", "test"), "train": ("train",), "test": ("test",)}
+_WRITERS = {"npz": write_npz, "parquet": write_parquet, "safetensors": write_safetensors}
+# Arrays that a format has a place for; the others have one for all.
+_WANTED: dict[str, Callable[[str], bool]] = {
+    "parquet": lambda name: name != "skipped",
+    "tensorboard": lambda name: name in ("features", "ids", "labels"),
+}
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export wrote.
+
+    Parameters
+    ----------
+    output : Path
+        The file, or TensorBoard's folder.
+    to : str
+        The format.
+    n_rows : int
+        Images in it.
+    feature_dim : int
+        Numbers per image and view.
+    size_bytes : int
+        On the disk.
+    wall_s : float
+        Duration.
+    """
+
+    output: Path
+    to: str
+    n_rows: int
+    feature_dim: int
+    size_bytes: int
+    wall_s: float
+
+
+def export(
+    cache: str | Path | Cache | None = None,
+    to: str = "npz",
+    output: str | Path | None = None,
+    *,
+    split: str = "all",
+    limit: int | None = None,
+    force: bool = False,
+    on_progress: OnProgress = silent,
+) -> ExportResult:
+    """Write a cache in another format, verified on the way.
+
+    Memory stays the same however large the cache is, but for ids and labels.
+
+    Parameters
+    ----------
+    cache : str, Path or Cache, optional
+        The newest in ``cache/`` by default.
+    to : str
+        ``"npz"``: arrays ``train_features``, ``train_labels``, ``train_ids``, …,
+        ``class_names`` and ``meta``, which `numpy.load` opens without pickle.
+        ``"safetensors"``: the same arrays, ids as bytes (N, W).
+        ``"parquet"``: one row per image; needs pyarrow.
+        ``"tensorboard"``: a folder for its projector.
+    output : str or Path, optional
+        A file, or a folder for it; for TensorBoard the folder itself. Beside the cache
+        by default.
+    split : str
+        ``"all"``, ``"train"`` or ``"test"``.
+    limit : int, optional
+        For TensorBoard: images at most, drawn with the proportions of the classes;
+        10,000 by default.
+    force : bool
+        Replace ``output`` if it is there.
+    on_progress : callable
+        Hears of bytes.
+
+    Returns
+    -------
+    ExportResult
+
+    Raises
+    ------
+    RecipeError
+        A format, split or limit that there is not.
+    CacheError
+        The cache is missing or damaged; nothing is written.
+    OutputError
+        The output is there already, or cannot be written.
+    EngineUnavailableError
+        The format needs a package that is not installed; the message names it.
+    """
+    started = time.perf_counter()
+    for what, value, known in (("to", to, FORMATS), ("split", split, SPLITS)):
+        if value not in known:
+            raise RecipeError(f"{what}: expected one of {', '.join(known)}, found {value!r}")
+    if limit is not None and (to != "tensorboard" or limit < 1):
+        raise RecipeError(
+            f"limit: expected 1 image or more, and only for tensorboard, found {limit} for {to}"
+        )
+    if not isinstance(cache, Cache):
+        cache = load(cache if cache is not None else newest_cache())
+    path = _output_path(cache, to, output)
+    _check_output(path, cache, to, force)
+    for role in SPLITS[split]:
+        getattr(cache, role).labels  # noqa: B018 -- of a class each, or refused here
+    reading = Reading(cache, SPLITS[split], _WANTED.get(to, lambda name: True), on_progress)
+    n_rows = reading.n_rows
+    if to == "tensorboard":
+        n_rows = write_projector(path, reading, limit or PROJECTOR_ROWS)
+    else:
+        _WRITERS[to](path, reading)
+    files = path.iterdir() if path.is_dir() else (path,)
+    return ExportResult(
+        output=path,
+        to=to,
+        n_rows=n_rows,
+        feature_dim=cache.feature_dim,
+        size_bytes=sum(file.stat().st_size for file in files),
+        wall_s=time.perf_counter() - started,
+    )
+
+
+def _output_path(cache: Cache, to: str, output: str | Path | None) -> Path:
+    beside = cache.path.with_name(cache.path.stem + FORMATS[to])
+    if output is None:
+        return beside
+    path = user_path(output)
+    if not path.name:  # "." is a folder with a name like any other
+        path = Path(os.path.abspath(path))
+    return path / beside.name if path.is_dir() and to != "tensorboard" else path
+
+
+def _check_output(path: Path, cache: Cache, to: str, force: bool) -> None:
+    if os.path.realpath(path) == os.path.realpath(cache.path):
+        raise OutputError(f"{path}: is the cache itself; name another output")
+    if os.path.lexists(path) and not force:
+        raise OutputError(
+            f"{path}: is there already; use --force to replace it, or name another output"
+        )
+    if to != "tensorboard":
+        check_writable(path)
+    elif os.path.lexists(path) and (path.is_symlink() or not is_projector(path)):
+        # A folder is replaced whole: never one that holds something else.
+        raise OutputError(
+            f"{path}: expected a folder with TensorBoard's files alone to replace, found other "
+            "things; name another output"
+        )

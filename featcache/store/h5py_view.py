@@ -1,0 +1,299 @@
+"""What h5py shows of a file, asked of a child process: libhdf5 can crash on a damaged one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CacheCorruptError, CacheError, CacheMismatchError, CacheMissError
+from .format import BLOCK_ROWS, Index, decode_id, encode_id, seal, unseal
+from .index import AGAIN
+from .writer import attributes
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open a file with h5py, and say in our words what h5py finds in a damaged one.
+
+    Raises
+    ------
+    CacheCorruptError
+        It cannot be read.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except CacheError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        # h5py turns whatever libhdf5 finds in a damaged file into any of these.
+        raise CacheCorruptError(
+            f"{path}: expected a readable HDF5 file, found: {error}; {AGAIN}"
+        ) from None
+
+
+def plain_attribute(file: Any, name: str, path: Path) -> str | int | float:
+    """Return an attribute of the root that is text or a number.
+
+    Raises
+    ------
+    CacheCorruptError
+        It is anything else.
+    """
+    value = file.attrs[name]
+    if isinstance(value, bytes):
+        value = value.decode()
+    value = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(value, (str, int, float)):
+        raise CacheCorruptError(
+            f"{path}: expected text or a number in attribute {name!r}, found "
+            f"{type(value).__name__}; {AGAIN}"
+        )
+    return value
+
+
+def plain_dataset(file: Any, name: str, path: Path) -> Any:
+    """Return a data set that lies in this file, unfiltered, reached by hard links alone.
+
+    HDF5 can be told to read any file of the machine through links, external
+    storage and virtual data sets, and to decompress a few bytes into terabytes.
+
+    Raises
+    ------
+    CacheMissError
+        There is none.
+    CacheCorruptError
+        It is one of these.
+    """
+    import h5py
+
+    node = file
+    for part in name.split("/"):
+        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
+        if link is None:
+            raise CacheMissError(f"{path}: expected {name}, found none in this file; {AGAIN}")
+        if not isinstance(link, h5py.HardLink):
+            raise CacheCorruptError(
+                f"{path}: expected {name} in the file itself, found a "
+                f"{type(link).__name__} to elsewhere; do not use this file"
+            )
+        node = node[part]
+    if not isinstance(node, h5py.Dataset):
+        raise CacheCorruptError(f"{path}: expected an array at {name}, found a group; {AGAIN}")
+    if node.external or node.is_virtual or node.chunks or node.dtype.kind not in "fiuS":
+        raise CacheCorruptError(
+            f"{path}: expected {name} as plain contiguous numbers or text, found external, "
+            "virtual, filtered or other storage; do not use this file"
+        )
+    if node.nbytes > path.stat().st_size:
+        raise CacheCorruptError(
+            f"{path}: expected {name} to fit into the file, found {node.nbytes:,} bytes declared "
+            f"in a file of {path.stat().st_size:,}; {AGAIN}"
+        )
+    return node
+
+
+def block_digests(file: Any, name: str, n_blocks: int, path: Path) -> list[str]:
+    """Return the SHA-256 (hex) that stand beside an array, one per block of rows.
+
+    Raises
+    ------
+    CacheCorruptError
+        There are not so many.
+    """
+    digests = plain_dataset(file, f"{name}_sha256", path)
+    if digests.shape != (n_blocks, 32) or digests.dtype != np.uint8:
+        raise CacheCorruptError(
+            f"{path}: expected {n_blocks} SHA-256 beside {name}, found {digests.dtype} "
+            f"{digests.shape}; {AGAIN}"
+        )
+    return [digest.tobytes().hex() for digest in digests[...]]
+
+
+# As ``python -m`` does, but without the folder that one happens to be in: what lies there, beside
+# a file from a stranger perhaps, is not to be imported.
+_RUN = (
+    "import sys; sys.path[:] = filter(None, sys.path); import runpy; "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__')"
+)
+_TIMEOUT_S = 60
+_MEMORY_BYTES = 4 << 30
+_ERRORS = {kind.__name__: kind for kind in (CacheCorruptError, CacheMismatchError, CacheMissError)}
+
+
+def run_in_child(module: str, path: Path) -> dict[str, Any]:
+    """Run a module of this package on a file; return the JSON object that it prints.
+
+    Raises
+    ------
+    CacheError
+        As the child says; `CacheCorruptError` where it died or hung.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    before = os.environ.get("PYTHONPATH")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{root}{os.pathsep}{before}" if before else root,
+        # Each thread of a BLAS reserves memory, which is limited in the child.
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", _RUN, module, os.fspath(path)],
+            capture_output=True,
+            timeout=_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+        answer = unseal(child.stdout)
+    except subprocess.TimeoutExpired:
+        found = f"one that libhdf5 was not done with after {_TIMEOUT_S} s"
+    except ValueError:
+        last = (child.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
+        found = f"one that ended libhdf5 with exit code {child.returncode} ({last})"
+    else:
+        if "error" in answer:
+            raise _ERRORS[answer["error"]](answer["message"])
+        return answer
+    raise CacheCorruptError(f"{path}: expected a readable HDF5 file, found {found}; {AGAIN}")
+
+
+def answer_parent(describe: Any) -> None:
+    """Be the child: print what ``describe(path)`` returns, or its error, sealed."""
+    _limit_this_process()
+    try:
+        answer: dict[str, Any] = describe(Path(sys.argv[1]))
+    except CacheError as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    sys.stdout.buffer.write(seal(answer))
+
+
+def _limit_this_process() -> None:
+    """Bound the memory and time that a rigged file can take, where the system can."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    for limit, value in (
+        (resource.RLIMIT_AS, _MEMORY_BYTES),
+        (resource.RLIMIT_CPU, _TIMEOUT_S),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        with suppress(OSError, ValueError):  # macOS refuses some
+            _, hard = resource.getrlimit(limit)
+            resource.setrlimit(limit, (value if hard == -1 else min(value, hard), hard))
+
+
+_DEEPEST = 4  # train/cuts/layer3/identity
+_DIGESTS = "_sha256"
+
+
+def check_view(index: Index) -> None:
+    """Compare what h5py sees in a packed file with its index.
+
+    Raises
+    ------
+    CacheCorruptError
+        They differ; the first difference is named.
+    """
+    try:
+        found = run_in_child(__name__, index.path)
+    except CacheMissError as error:  # an array whose way is broken
+        raise CacheCorruptError(str(error)) from None
+    names = {"class_names", *index.arrays, *(f"{name}{_DIGESTS}" for name in index.arrays)}
+    for name in sorted(names.symmetric_difference(found["names"])):
+        where = "its index alone" if name in names else "HDF5 alone, and not in its index"
+        raise CacheCorruptError(
+            f"{index.path}: expected the same arrays in HDF5 and in its index, found {name} in "
+            f"{where}; do not use this file, or {AGAIN}"
+        )
+    for name, (wanted, seen) in _pairs(index, found):
+        if wanted != seen:
+            raise CacheCorruptError(
+                f"{index.path}: expected h5py to see {name} as {wanted!r:.200}, as its index says, "
+                f"found {seen!r:.200}; do not use this file, or {AGAIN}"
+            )
+
+
+def _pairs(index: Index, found: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Yield what is compared: its name, what the index says, and what the child saw."""
+    wanted = attributes(index.meta)
+    for name in sorted({*wanted, *found["attributes"]}):
+        yield f"attribute {name!r}", (wanted.get(name), found["attributes"].get(name))
+    # Where the bytes of a name end, HDF5 has zeros.
+    class_names = [decode_id(encode_id(name).rstrip(b"\0")) for name in index.meta["class_names"]]
+    yield "class_names", (class_names, found["class_names"])
+    for name, array in index.arrays.items():
+        offset = array.blocks[0].offset if array.size_bytes else None
+        yield name, ([array.dtype.str, list(array.shape), offset], found["arrays"][name][:3])
+        digests = [block.sha256 for block in array.blocks]
+        yield f"{name}{_DIGESTS}", (digests, found["arrays"][name][3])
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return what h5py sees in a packed file: names, attributes, and where arrays lie.
+
+    Raises
+    ------
+    CacheCorruptError
+        It is damaged, or built to read outside itself.
+    """
+    with opened(path) as file:
+        names = sorted(_walk(file, "", path))
+        arrays = [name for name in names if f"{name}{_DIGESTS}" in names]
+        class_names = []
+        if "class_names" in names:
+            class_names = plain_dataset(file, "class_names", path)[...].tolist()
+        return {
+            "names": names,
+            "attributes": {name: plain_attribute(file, name, path) for name in file.attrs},
+            "class_names": [decode_id(name) for name in class_names],
+            "arrays": {name: _array(file, name, path) for name in arrays},
+        }
+
+
+def _walk(group: Any, prefix: str, path: Path) -> Iterator[str]:
+    """Yield the names of all data sets, and of groups without one; no link is followed."""
+    import h5py
+
+    if prefix.count("/") >= _DEEPEST:
+        raise CacheCorruptError(
+            f"{path}: expected arrays at most {_DEEPEST} groups deep, found {prefix}; do not use "
+            "this file"
+        )
+    names = list(group)
+    if prefix and not names:
+        yield prefix
+    for name in names:
+        link = group.get(name, getlink=True)
+        # A link that is not hard is left for plain_dataset to refuse.
+        hard = isinstance(link, h5py.HardLink)
+        if hard and group.get(name, getclass=True) is h5py.Group:
+            yield from _walk(group[name], f"{prefix}{name}/", path)
+        else:
+            yield f"{prefix}{name}"
+
+
+def _array(file: Any, name: str, path: Path) -> list[Any]:
+    array = plain_dataset(file, name, path)
+    n_rows = array.shape[0] if array.shape else 0
+    offset = array.id.get_offset() if array.nbytes else None
+    return [
+        array.dtype.str,
+        list(array.shape or ()),
+        offset,
+        block_digests(file, name, -(-n_rows // BLOCK_ROWS), path),
+    ]
+
+
+if __name__ == "__main__":
+    answer_parent(describe)

@@ -1,0 +1,308 @@
+"""Reading arrays through the index: whole and verified, or mapped and left on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..cores import usable_cores
+from ..errors import CacheCorruptError
+from .checksums import PIECE_BYTES, Digests, Sums
+from .format import Block, StoredArray
+from .index import AGAIN
+
+_MAX_MAPS = 4096  # of one array at a time: Linux allows a process 65,530 in all
+_THREADS = 4  # reading and summing leave Python's lock free; more would wait for the memory
+
+
+def reading_threads() -> int:
+    """Return how many threads read and check blocks at once."""
+    return min(_THREADS, usable_cores())
+
+
+def read_array(array: StoredArray) -> np.ndarray:
+    """Read an array whole and verify every block by its sums.
+
+    Returns
+    -------
+    numpy.ndarray
+        Read-only, of the array's shape.
+
+    Raises
+    ------
+    CacheCorruptError
+        A block is not what was written; the first such is named.
+    """
+    whole = np.empty(array.shape, array.dtype)
+    starts = np.cumsum([0, *(block.n_rows for block in array.blocks)])
+    with ThreadPoolExecutor(reading_threads()) as pool:
+        jobs = [
+            pool.submit(_is_sound, block, whole[start : start + block.n_rows])
+            for block, start in zip(array.blocks, starts[:-1], strict=True)
+        ]
+        try:
+            for number, job in enumerate(jobs):
+                if not job.result():
+                    raise bad_block(array, number)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    whole.setflags(write=False)
+    return whole
+
+
+def bad_block(array: StoredArray, number: int) -> CacheCorruptError:
+    """Return the error for a block that is not what was written."""
+    block = array.blocks[number]
+    first = sum(earlier.n_rows for earlier in array.blocks[:number])
+    return CacheCorruptError(
+        f"{block.path}: expected the checksum in its index for {array.name}, found another in "
+        f"block {number} (rows {first} to {first + block.n_rows - 1}, byte {block.offset} on): the "
+        f"file was damaged; {AGAIN}"
+    )
+
+
+def _is_sound(block: Block, rows: np.ndarray) -> bool:
+    """Read a block into ``rows``, and tell whether it is what was written."""
+    if block.sums:
+        return _read_block(block, rows, Sums()) == block.sums
+    return _read_block(block, rows, hashlib.sha256()) == block.sha256
+
+
+def _read_block(block: Block, rows: np.ndarray, digest: Any) -> str:
+    """Read a block into ``rows`` and return the digest (hex) of what was read."""
+    target = rows.reshape(-1).view(np.uint8).data
+    try:
+        with open(block.path, "rb", buffering=0) as stream:
+            stream.seek(block.offset)
+            for start in range(0, len(target), PIECE_BYTES):
+                # Taken in while it is in the processor's cache.
+                piece = target[start : start + PIECE_BYTES]
+                read_into(piece, stream, block.path)
+                digest.update(piece)
+    except OSError as error:
+        raise unreadable(block.path, error) from None
+    return str(digest.hexdigest())
+
+
+def read_into(target: memoryview, stream: FileIO, path: Path) -> None:
+    """Read as many bytes as the target has, or say that the file ends before."""
+    while target:
+        count = stream.readinto(target)
+        if not count:
+            raise CacheCorruptError(
+                f"{path}: expected {len(target):,} bytes more than it has: it was cut short; "
+                f"{AGAIN}"
+            )
+        target = target[count:]
+
+
+def unreadable(path: Path, error: Exception) -> CacheCorruptError:
+    """Return the error for a file that the disk does not give."""
+    why = getattr(error, "strerror", None) or error
+    return CacheCorruptError(
+        f"{path}: expected a cache that can be read, found: {why}; see to the disk, or {AGAIN}"
+    )
+
+
+def map_array(array: StoredArray) -> Any:
+    """Map an array into memory without reading it: nothing is verified.
+
+    Returns
+    -------
+    numpy.ndarray or ShardedArray
+        Read-only; the first of a packed file, the second of shards.
+    """
+    if not array.size_bytes:
+        return np.empty(array.shape, array.dtype)
+    files = {block.path for block in array.blocks}
+    if len(files) > 1:
+        return ShardedArray(array)
+    return _map(files.pop(), array, array.blocks[0].offset, array.shape)
+
+
+def _map(path: Path, array: StoredArray, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        return np.memmap(path, array.dtype, "r", offset, shape)
+    except (OSError, ValueError) as error:  # gone, or cut short, since the index was read
+        raise unreadable(path, error) from None
+
+
+class ShardedArray:
+    """An array whose rows lie in several files; reading from it gives NumPy arrays.
+
+    It is indexed as a NumPy array is, except that ``None`` is not taken and booleans
+    choose rows alone. ``numpy.asarray`` reads it whole.
+
+    Parameters
+    ----------
+    array : StoredArray
+        Where its blocks lie.
+    """
+
+    def __init__(self, array: StoredArray) -> None:
+        self.dtype = array.dtype
+        self.shape = array.shape
+        self._array = array
+        self._blocks = [block for block in array.blocks if block.n_rows]
+        self._starts = np.cumsum([0, *(block.n_rows for block in self._blocks)])
+        self._part = lru_cache(_MAX_MAPS)(self._map_part)
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Read what an index of NumPy's chooses."""
+        first, *inside = self._spelt_out(index)
+        if isinstance(first, slice):
+            start, stop, step = first.indices(len(self))
+            rows = (
+                self._range(start, max(start, stop))
+                if step == 1
+                else self._take(np.arange(start, stop, step))
+            )
+            every = (slice(None), *inside)
+            return rows[every] if inside else rows
+        numbers = self._row_numbers(first)
+        rows = self._take(numbers.reshape(-1))
+        if not inside:
+            return rows.reshape(*numbers.shape, *self.shape[1:])
+        # The rows again, by their places: so that further indices pair up with them as NumPy's do.
+        places = (np.arange(numbers.size).reshape(numbers.shape), *inside)
+        chosen: np.ndarray = rows[places]
+        return chosen
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Read everything."""
+        whole = self._range(0, len(self))
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    def _spelt_out(self, index: Any) -> tuple[Any, ...]:
+        """Return an index as a tuple that begins with the rows."""
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(part is None for part in parts):
+            raise IndexError("expected no None in an index of mapped shards; read the rows first")
+        for at, part in enumerate(parts):
+            if part is Ellipsis:
+                every = (slice(None),) * (self.ndim - len(parts) + 1)
+                return self._spelt_out((*parts[:at], *every, *parts[at + 1 :]))
+        return parts or (slice(None),)
+
+    def _row_numbers(self, index: Any) -> np.ndarray:
+        """Return numbers of rows, from 0 on, for integers or booleans."""
+        rows = np.asarray(index)
+        if rows.dtype == bool:
+            if rows.shape != self.shape[:1]:
+                raise IndexError(f"expected {len(self)} booleans, found shape {rows.shape}")
+            return np.flatnonzero(rows)
+        if not rows.size:
+            return rows.astype(np.int64)
+        if not np.issubdtype(rows.dtype, np.integer):
+            raise IndexError(f"expected integers, booleans or a slice, found {rows.dtype}")
+        if not -len(self) <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"expected rows from {-len(self)} to {len(self) - 1}")
+        return np.where(rows < 0, rows + len(self), rows).astype(np.int64)
+
+    def _take(self, rows: np.ndarray) -> np.ndarray:
+        """Copy rows by their numbers (n,)."""
+        taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        homes = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(homes):
+            here = homes == number
+            taken[here] = self._part(int(number))[rows[here] - self._starts[number]]
+        return taken
+
+    def _range(self, start: int, stop: int) -> np.ndarray:
+        """Return rows that follow one another: a view of the file where one has them all."""
+        if start >= stop:
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        behind = int(np.searchsorted(self._starts, stop, side="left"))
+        pieces = [
+            self._part(number)[max(0, start - begin) : stop - begin]
+            for number, begin in enumerate(self._starts[first:behind].tolist(), start=first)
+        ]
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces)
+
+    def _map_part(self, number: int) -> np.ndarray:
+        block = self._blocks[number]
+        shape = (block.n_rows, *self._array.row_shape)
+        return _map(block.path, self._array, block.offset, shape)
+
+
+WALK_BYTES = 4 << 20
+
+
+def iterate_rows(array: StoredArray, piece_bytes: int = WALK_BYTES) -> Iterator[np.ndarray]:
+    """Read an array from its first row to its last, in pieces.
+
+    Whatever is made of the rows must not count before the walk is over: a block's
+    checksums are known, and compared, when its last piece is at hand.
+
+    Parameters
+    ----------
+    array : StoredArray
+        Where its blocks lie.
+    piece_bytes : int
+        About how much is in memory at a time; a row at least.
+
+    Yields
+    ------
+    numpy.ndarray
+        (rows of the piece, …), of the array's dtype; the memory is the caller's.
+
+    Raises
+    ------
+    CacheCorruptError
+        A block is not what was written, or cannot be read.
+    """
+    for number in range(len(array.blocks)):
+        yield from iterate_block(array, number, piece_bytes)
+
+
+def iterate_block(
+    array: StoredArray, number: int, piece_bytes: int = WALK_BYTES
+) -> Iterator[np.ndarray]:
+    """Read one block of an array, as `iterate_rows` does."""
+    block = array.blocks[number]
+    piece_rows = max(1, piece_bytes // max(1, array.row_bytes))
+    digests = Digests()
+    try:
+        with open(block.path, "rb", buffering=0) as stream:
+            stream.seek(block.offset)
+            for start in range(0, max(1, block.n_rows), piece_rows):
+                n_rows = min(piece_rows, block.n_rows - start)
+                rows = np.empty((n_rows, *array.row_shape), array.dtype)
+                data = rows.reshape(-1).view(np.uint8).data
+                read_into(data, stream, block.path)
+                digests.update(data)
+                if start + n_rows == block.n_rows and not _is_right(block, digests):
+                    raise bad_block(array, number)
+                if n_rows:
+                    yield rows
+    except OSError as error:
+        raise unreadable(block.path, error) from None
+
+
+def _is_right(block: Block, digests: Digests) -> bool:
+    sha256, sums = digests.hexdigests()
+    return sha256 == block.sha256 and block.sums in ("", sums)

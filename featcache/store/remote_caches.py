@@ -1,0 +1,471 @@
+"""Caches behind a URL: read through a copy on this machine, and put there whole or not at all.
+
+The copy is taken once, and again when the store says that its file is another. So whatever
+reads a cache reads a file, verifies it and maps it as ever. A cache that was made for a URL
+is its own copy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import threading
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CacheCorruptError, CacheError, CacheMissError, OutputError
+from ..files import (
+    check_writable,
+    remove_leftovers,
+    replace_folder,
+    replaced_file,
+    write_atomically,
+)
+from ..process import Stop, work_ahead
+from ..progress import OnNote, OnProgress, Progress, silent
+from ..remote import Found, RemotePlace, located
+from .format import FORMAT, fingerprint
+from .index import (
+    AGAIN,
+    COMMITS,
+    HDF5_SIGNATURE,
+    MANIFEST,
+    default_folder,
+    is_shards,
+    sealed_content,
+)
+from .shards import INGREDIENTS, ShardRange, ShardWriter, commit_path, single_writer
+
+_THREADS = 8  # that wait for the store
+_BEGINNINGS = (FORMAT.encode(), HDF5_SIGNATURE)
+
+
+@dataclass(frozen=True)
+class RemoteCache:
+    """What a cache behind a URL says of itself; its arrays have not been looked at.
+
+    Parameters
+    ----------
+    place : RemotePlace
+        Where it is.
+    meta : dict
+        Its provenance, which hashes to its fingerprint.
+    n_rows : int
+        Images in it, both splits together.
+    skipped : int
+        Images that were left out.
+    feature_dim : int
+        Numbers per feature.
+    """
+
+    place: RemotePlace
+    meta: dict[str, Any]
+    n_rows: int
+    skipped: int
+    feature_dim: int
+
+
+def cache_file(
+    path: str | Path, on_progress: OnProgress = silent, on_note: OnNote = silent
+) -> Path:
+    """Return where a cache can be read: its path, or that of a copy of what is behind a URL.
+
+    Parameters
+    ----------
+    path : str or Path
+        As `load` takes it.
+    on_progress : callable
+        Hears of the bytes that are copied.
+    on_note : callable
+        Told where the copy is.
+
+    Raises
+    ------
+    CacheMissError
+        There is nothing behind the URL.
+    RemoteError
+        It cannot be reached, or is refused.
+    OutputError
+        The copy cannot be written.
+    """
+    place = located(path)
+    if isinstance(place, Path):
+        return place
+    found, is_folder = _find(place)
+    if found is None:
+        raise CacheMissError(
+            f"{place}: expected a feature cache, found nothing there; make one with featcache "
+            f"extract DATASET --output {place}"
+        )
+    copy = copies_folder(place.parent) / place.name
+    if _is_copy(copy, place, found):
+        return copy
+    check_writable(_source_file(copy))
+    with ExitStack() as stack:
+        # Two at once do the same work twice, and no harm.
+        with suppress(CacheError, OutputError):
+            stack.enter_context(single_writer(copy))
+            remove_leftovers(copy)
+        if is_folder:
+            _fetch_folder(place, copy, on_progress)
+        else:
+            _fetch_file(place, found, copy, on_progress)
+        _note_source(copy, place, found)
+    on_note(f"{place}: copied to {copy}, and read there while the store has the same")
+    return copy
+
+
+def copies_folder(place: RemotePlace) -> Path:
+    """Return the folder that stands on this machine for a folder of a store."""
+    return default_folder() / "remote" / place.as_file_name()
+
+
+def find_remote_cache(place: RemotePlace) -> RemoteCache | None:
+    """Read what a cache behind a URL says of itself, in a few requests, whatever its size.
+
+    Returns
+    -------
+    RemoteCache or None
+        None where there is nothing.
+
+    Raises
+    ------
+    CacheCorruptError, CacheMismatchError
+        Something else is there, or a cache of another version.
+    RemoteError
+        It cannot be reached, or is refused.
+    """
+    found, is_folder = _find(place)
+    if found is None:
+        return None
+    described = place.within(MANIFEST) if is_folder else place
+    content = sealed_content(described.read_range, found.size_bytes or 0, place)
+    try:
+        meta, arrays = content["meta"], content["arrays"]
+        if fingerprint(meta) != meta["fingerprint"]:
+            raise ValueError("fields that do not hash to its fingerprint")
+        if not is_folder and content["size_bytes"] != found.size_bytes:
+            raise ValueError(
+                f"{content['size_bytes']:,} bytes in its index and {found.size_bytes:,} there"
+            )
+        roles = ("train", "test")
+        return RemoteCache(
+            place,
+            meta,
+            sum(_rows(arrays[f"{role}/labels"]) for role in roles),
+            sum(_rows(arrays[f"{role}/skipped"]) for role in roles if f"{role}/skipped" in arrays),
+            math.prod(arrays["train/features"]["row_shape"]),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        why = f"none of {error}" if isinstance(error, KeyError) else str(error)
+        raise CacheCorruptError(f"{place}: expected a whole cache, found {why}; {AGAIN}") from None
+
+
+def send_cache(path: Path, place: RemotePlace, on_progress: OnProgress) -> None:
+    """Put a cache behind a URL, so that nobody ever sees half of it.
+
+    A file is there when all of it is; of a folder of shards, the manifest comes last, and one
+    that is in its place goes first.
+
+    Raises
+    ------
+    RemoteError
+        It cannot be sent; the cache stays where it is.
+    OutputError
+        What arrived is not what was sent.
+    """
+    files = sorted(path.glob("*.npy")) if is_shards(path) else [path]
+    total = sum(file.stat().st_size for file in files)
+    told = _Told("upload", total, on_progress)
+    if is_shards(path):
+        place.within(MANIFEST).remove()
+
+        def send(file: Path, stop: Stop) -> None:
+            if not stop.is_set():
+                place.within(file.name).send(file, told.of(file.name))
+
+        with closing(work_ahead(send, files, workers=_THREADS, ahead=_THREADS)) as sent:
+            for _ in sent:
+                pass
+        place.within(MANIFEST).send(path / MANIFEST, silent)
+    else:
+        place.send(path, told.of(path.name))
+    on_progress(Progress("upload", total, total, "B"))
+    found, _ = _find(place)
+    wanted = (path / MANIFEST if is_shards(path) else path).stat().st_size
+    if found is None or found.size_bytes != wanted:
+        arrived = "nothing" if found is None else f"{found.size_bytes} bytes"
+        raise OutputError(
+            f"{place}: expected the {wanted} bytes that were sent, found {arrived}; run it again"
+        )
+    if path.parent == copies_folder(place.parent):
+        _note_source(path, place, found)
+
+
+class _Told:
+    """Adds up what several threads have copied."""
+
+    def __init__(self, stage: str, total: int, on_progress: OnProgress) -> None:
+        self._stage, self._total, self._on_progress = stage, total, on_progress
+        self._done: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def of(self, name: str) -> Any:
+        """Return what hears of one file's bytes so far."""
+
+        def heard(done: int) -> None:
+            with self._lock:
+                self._done[name] = done
+                self._on_progress(Progress(self._stage, sum(self._done.values()), self._total, "B"))
+
+        return heard
+
+
+def _find(place: RemotePlace) -> tuple[Found | None, bool]:
+    """Return what the store says of a cache's file, or of its manifest, and which it is."""
+    found = place.find()
+    if found is None or not found.is_folder:
+        return found, False
+    return place.within(MANIFEST).find(), True
+
+
+def _rows(array: Mapping[str, Any]) -> int:
+    return sum(int(block[0]) for block in array["blocks"])
+
+
+def _source_file(copy: Path) -> Path:
+    return copy.with_name(f".{copy.name}.source")
+
+
+def _is_copy(copy: Path, place: RemotePlace, found: Found) -> bool:
+    """Tell whether a copy is of what the store has now."""
+    try:
+        source = json.loads(_source_file(copy).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(found.mark) and copy.exists() and source == _source(place, found)
+
+
+def _source(place: RemotePlace, found: Found) -> dict[str, Any]:
+    return {"url": str(place), "size_bytes": found.size_bytes, "mark": found.mark}
+
+
+def _note_source(copy: Path, place: RemotePlace, found: Found) -> None:
+    write_atomically(_source_file(copy), json.dumps(_source(place, found)).encode())
+
+
+def _fetch_file(place: RemotePlace, found: Found, copy: Path, on_progress: OnProgress) -> None:
+    size = found.size_bytes or 0
+    on_progress(Progress("download", 0, size, "B"))
+    _source_file(copy).unlink(missing_ok=True)
+    with replaced_file(copy) as descriptor, closing(place.chunks(size)) as chunks:
+        done = 0
+        for chunk in chunks:
+            if not done and not chunk.startswith(_BEGINNINGS):
+                raise CacheCorruptError(
+                    f"{place}: expected a file that featcache extract wrote, found no featcache "
+                    "index at its start; name another"
+                )
+            write_chunk(descriptor, chunk)
+            done += len(chunk)
+            on_progress(Progress("download", done, size, "B"))
+
+
+def write_chunk(descriptor: int, data: bytes) -> None:
+    """Write all of this."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def _fetch_folder(place: RemotePlace, copy: Path, on_progress: OnProgress) -> None:
+    listed, _ = place.list_files()
+    names = [name for name in listed if name == MANIFEST or name.endswith(".npy")]
+    names = [name for name in names if "/" not in name]
+    told = _Told("download", sum(listed[name] or 0 for name in names), on_progress)
+    half = copy.with_name(f".{copy.name}.{os.urandom(4).hex()}.part")
+
+    def fetch(name: str, stop: Stop) -> None:
+        heard, done = told.of(name), 0
+        with replaced_file(half / name) as descriptor:
+            for chunk in place.within(name).chunks(listed[name] or 0, threads=1):
+                if stop.is_set():
+                    break
+                write_chunk(descriptor, chunk)
+                done += len(chunk)
+                heard(done)
+
+    try:
+        with closing(work_ahead(fetch, names, workers=_THREADS, ahead=_THREADS)) as fetched:
+            for _ in fetched:
+                pass
+        _source_file(copy).unlink(missing_ok=True)
+        replace_folder(half, copy)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"{copy}: cannot be written: {error.strerror or error}; free space or set FEATCACHE_DIR"
+        ) from None
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+_Key = tuple[str, int]
+
+_ARRAY = re.compile(rf"(?:{re.escape(COMMITS)}/)?(train|test)-([0-9]{{12}})-[a-z0-9-]+\.npy")
+_COMMIT = re.compile(rf"{re.escape(COMMITS)}/(train|test)-([0-9]{{12}})\.json")
+
+
+class RemoteParts:
+    """The unfinished shards of a cache behind a URL, and where they lie on this machine.
+
+    Parameters
+    ----------
+    place : RemotePlace
+        The hidden folder in the store.
+    folder : Path
+        The one on this machine.
+    """
+
+    def __init__(self, place: RemotePlace, folder: Path) -> None:
+        self.place = place
+        self.folder = folder
+
+    def committed(self) -> set[_Key]:
+        """Return role and start of each shard that is there.
+
+        Raises
+        ------
+        RemoteError
+            The store cannot be reached, or refuses.
+        """
+        found = (_COMMIT.fullmatch(name) for name in self._list())
+        return {(match[1], int(match[2])) for match in found if match}
+
+    def fetch(self, share: Collection[_Key] | None, on_progress: OnProgress) -> bool:
+        """Fetch what is there of a share, or of all, and is not here; tell whether anything is.
+
+        Parameters
+        ----------
+        share : collection of (str, int), optional
+            Role and start of each shard that is wanted.
+        on_progress : callable
+            Hears of the shards.
+
+        Raises
+        ------
+        RemoteError, OutputError
+            It cannot be read, or not be written here.
+        """
+        listed = self._list()
+        ingredients = f"{COMMITS}/{INGREDIENTS}"
+        if ingredients not in listed:
+            return False
+        self._fetch(ingredients, listed)
+        arrays: dict[_Key, list[str]] = {}
+        for name in listed:
+            if match := _ARRAY.fullmatch(name):
+                arrays.setdefault((match[1], int(match[2])), []).append(name)
+        there = [(match[1], int(match[2])) for match in map(_COMMIT.fullmatch, listed) if match]
+        wanted = [
+            key
+            for key in sorted(there)
+            if (share is None or key in share) and not commit_path(self.folder, *key).exists()
+        ]
+
+        def fetch(key: _Key, stop: Stop) -> None:
+            commit = commit_path(self.folder, *key).relative_to(self.folder).as_posix()
+            for name in (*arrays.get(key, ()), commit):
+                if stop.is_set():
+                    return
+                self._fetch(name, listed)
+
+        with closing(work_ahead(fetch, wanted, workers=_THREADS, ahead=_THREADS)) as fetched:
+            for number, _ in enumerate(fetched, start=1):
+                on_progress(Progress("download shards", number, len(wanted), "shard"))
+        return True
+
+    def send_ingredients(self) -> None:
+        """Say in the store what is being made."""
+        self._send(f"{COMMITS}/{INGREDIENTS}")
+
+    def send(self, commit: Mapping[str, Any]) -> None:
+        """Put a shard into the store, and then what says that it is there."""
+        specs = [*commit["arrays"].values(), *([commit["hashes"]] if "hashes" in commit else [])]
+        for spec in specs:
+            self._send(spec["block"][-1])
+        path = commit_path(self.folder, commit["role"], commit["start"])
+        self._send(path.relative_to(self.folder).as_posix())
+
+    def remove(self) -> None:
+        """Delete what is there, first of all what says that something is."""
+        listed = self._list()
+        ingredients = f"{COMMITS}/{INGREDIENTS}"
+        for name in sorted(listed, key=lambda name: (name != ingredients, name)):
+            if name == ingredients or _COMMIT.fullmatch(name) or _ARRAY.fullmatch(name):
+                self.place.within(name).remove()
+
+    def _list(self) -> dict[str, int | None]:
+        try:
+            return self.place.list_files()[0]
+        except FileNotFoundError:
+            return {}
+
+    def _send(self, name: str) -> None:
+        self.place.within(name).send(self.folder / name, lambda done: None)
+
+    def _fetch(self, name: str, listed: Mapping[str, int | None]) -> None:
+        with replaced_file(self.folder / name) as descriptor:
+            for chunk in self.place.within(name).chunks(listed[name] or 0, threads=1):
+                write_chunk(descriptor, chunk)
+
+
+class MirroredWriter(ShardWriter):
+    """A `ShardWriter` of a share, whose shards lie in a store too.
+
+    Parameters
+    ----------
+    path, meta, jobs, share, on_progress
+        As `ShardWriter` takes them.
+    parts : RemoteParts
+        Where in the store.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        meta: Mapping[str, Any],
+        parts: RemoteParts,
+        *,
+        jobs: Mapping[str, Any],
+        share: Collection[ShardRange],
+        on_progress: OnProgress,
+    ) -> None:
+        parts.fetch({(one.role, one.start) for one in share}, on_progress)
+        super().__init__(path, meta, jobs=jobs, share=share, on_progress=on_progress)
+        self._parts = parts
+        parts.send_ingredients()
+        there = parts.committed()
+        for commit in self.commits:  # made before, and not sent
+            if (commit["role"], commit["start"]) not in there:
+                parts.send(commit)
+
+    def commit(self, role: str, start: int, stop: int, *arguments: Any, **options: Any) -> None:
+        """Put one shard on the disk, and then into the store.
+
+        Raises
+        ------
+        OutputError
+            As `ShardWriter.commit`.
+        RemoteError
+            It cannot be sent; it stays on the disk.
+        """
+        super().commit(role, start, stop, *arguments, **options)
+        self._parts.send(self._commits[role, start])

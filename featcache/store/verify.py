@@ -1,0 +1,392 @@
+"""Reading a cache to its last byte, to know that it is what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from ..errors import CacheCorruptError, CacheError
+from ..progress import OnProgress, Progress, silent
+from .format import UNLABELLED, Index, StoredArray, decode_id
+from .index import AGAIN, HDF5_SIGNATURE, MANIFEST, open_index
+from .reader import iterate_block, reading_threads, unreadable
+from .remote_caches import cache_file
+
+_PIECE_BYTES = 1 << 20  # hashed and looked at while it is in the processor's cache
+_REPORT_EVERY_S = 0.1
+_ROLES = ("train", "test")
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was checked of a cache that is whole.
+
+    Parameters
+    ----------
+    path : Path
+        The file, or the folder of shards.
+    form : str
+        ``"hdf5"`` or ``"shards"``.
+    format_version : int
+        Of the format that it is written in.
+    fingerprint : str
+        SHA-256 (hex) of everything that changes a feature.
+    n_train, n_test : int
+        Rows of each split.
+    n_arrays, n_blocks : int
+        Arrays, and blocks of rows with a checksum of their own.
+    size_bytes : int
+        Of the arrays.
+    wall_s : float
+        Duration.
+    checks : tuple of str
+        What holds.
+    notes : tuple of str
+        What is no damage, and worth knowing.
+    """
+
+    path: Path
+    form: str
+    format_version: int
+    fingerprint: str
+    n_train: int
+    n_test: int
+    n_arrays: int
+    n_blocks: int
+    size_bytes: int
+    wall_s: float
+    checks: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def verify(path: str | Path, on_progress: OnProgress = silent) -> VerifyReport:
+    """Read a cache whole and check everything about it that can be checked.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file or a folder of shards that `featcache.extract` wrote.
+    on_progress : callable
+        Hears of bytes.
+
+    Returns
+    -------
+    VerifyReport
+        Returned for a whole cache alone.
+
+    Raises
+    ------
+    CacheCorruptError
+        The first thing found that is not as it was written: a block of rows, by its
+        number and place, or what else.
+    CacheMissError, CacheMismatchError
+        As `featcache.load`.
+    """
+    started = time.perf_counter()
+    index = open_index(cache_file(path))
+    try:
+        checks, notes = _check_around(index)
+    except OSError as error:
+        if isinstance(error, CacheError):
+            raise
+        raise unreadable(index.path, error) from None
+    ids = _check_blocks(index, on_progress)
+    notes += _check_ids(index, ids)
+    checks += (
+        "every block of rows has its checksums",
+        "features are finite",
+        f"labels lie between 0 and {len(index.meta['class_names']) - 1}, or are -1 for none",
+        "ids are unique in each split",
+    )
+    return VerifyReport(
+        path=index.path,
+        form=index.form,
+        format_version=index.meta["format_version"],
+        fingerprint=index.meta["fingerprint"],
+        n_train=index.arrays["train/labels"].shape[0],
+        n_test=index.arrays["test/labels"].shape[0],
+        n_arrays=len(index.arrays),
+        n_blocks=sum(len(array.blocks) for array in index.arrays.values()),
+        size_bytes=sum(array.size_bytes for array in index.arrays.values()),
+        wall_s=time.perf_counter() - started,
+        checks=checks,
+        notes=notes,
+    )
+
+
+def _check_around(index: Index) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Check all but the arrays; return what holds, and what to note."""
+    if index.form == "shards":
+        notes = check_folder(index)
+        return ("manifest", "header of every shard", "no other file"), notes
+    if index.meta["format_version"] == 1:
+        return ("HDF5 opens, nothing in it leads elsewhere",), (
+            "format version 1 has no checksum of its attributes and class names",
+        )
+    from .h5py_view import check_view
+
+    check_file(index)
+    check_view(index)
+    return ("index", "HDF5's own bytes", "h5py sees what the index says"), ()
+
+
+class _Tally:
+    """How far the threads have come, and whether they shall go on."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self.size_bytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, size_bytes: int) -> None:
+        """Count bytes that were read."""
+        with self._lock:
+            self.size_bytes += size_bytes
+
+
+def _check_blocks(index: Index, on_progress: OnProgress) -> dict[str, list[np.ndarray]]:
+    """Check every block of every array; return the ids, piece by piece.
+
+    Several threads read; the first bad block in the order of the index is the one
+    that is named, whichever was found first.
+    """
+    total = sum(array.size_bytes for array in index.arrays.values())
+    tally = _Tally()
+    ids: dict[str, list[np.ndarray]] = {f"{role}/ids": [] for role in _ROLES}
+    on_progress(Progress("verifying", 0, total, "B"))
+    with ThreadPoolExecutor(reading_threads(), "featcache-verify") as pool:
+        try:
+            jobs = [
+                (array.name, pool.submit(_check_block, index, array, number, first, tally))
+                for array in index.arrays.values()
+                for number, first in enumerate(_first_rows(array))
+            ]
+            for name, job in jobs:
+                while not wait([job], _REPORT_EVERY_S).done:
+                    on_progress(Progress("verifying", tally.size_bytes, total, "B"))
+                if name in ids:
+                    ids[name] += job.result()
+                job.result()
+        finally:
+            tally.stopped = True
+            pool.shutdown(cancel_futures=True)
+    on_progress(Progress("verifying", total, total, "B"))
+    return ids
+
+
+def _first_rows(array: StoredArray) -> list[int]:
+    """Return the number of the first row of each block."""
+    return [*accumulate((block.n_rows for block in array.blocks[:-1]), initial=0)][
+        : len(array.blocks)
+    ]
+
+
+def _check_block(
+    index: Index, array: StoredArray, number: int, first: int, tally: _Tally
+) -> list[np.ndarray]:
+    """Check one block's bytes and what they mean; return it, in pieces, if it is ids."""
+    kind = array.name.rpartition("/")[2]
+    n_classes = len(index.meta["class_names"])
+    kept, wrong, row = [], [], first
+    for piece in iterate_block(array, number, _PIECE_BYTES):
+        if tally.stopped:
+            break
+        if kind == "ids":
+            kept.append(piece)
+        elif kind == "labels":
+            outside = (piece < UNLABELLED) | (piece >= n_classes)
+            wrong += (row + np.flatnonzero(outside)[:1]).tolist()
+        elif kind != "skipped" and not np.isfinite(piece).all():
+            wrong.append(row + _first_row_not_finite(piece))
+        row += len(piece)
+        tally.add(piece.nbytes)
+    # The last piece came, so the checksum is right: this was written so.
+    if wrong:
+        what = f"labels from 0 to {n_classes - 1}" if kind == "labels" else "finite numbers"
+        raise CacheCorruptError(
+            f"{index.path}: expected {what} in {array.name}, found others in block {number}, row "
+            f"{wrong[0]}; {AGAIN}"
+        )
+    return kept
+
+
+def _first_row_not_finite(rows: np.ndarray) -> int:
+    return int(np.isfinite(rows).reshape(len(rows), -1).all(axis=1).argmin())
+
+
+def _check_ids(index: Index, pieces: dict[str, list[np.ndarray]]) -> tuple[str, ...]:
+    """Check that no id names two images of a split; return a note on those in both splits."""
+    unique = {}
+    for name, parts in pieces.items():
+        ids = np.concatenate(parts) if parts else np.empty(0, "S1")
+        unique[name], counts = np.unique(ids, return_counts=True)
+        if len(unique[name]) < len(ids):
+            twice = unique[name][counts > 1]
+            raise CacheCorruptError(
+                f"{index.path}: expected an id of its own for every image, found "
+                f"{decode_id(twice[0])!r} {counts.max()} times in {name} ({len(twice)} such); "
+                f"{AGAIN}"
+            )
+    both = np.intersect1d(unique["train/ids"], unique["test/ids"], assume_unique=True)
+    if not len(both):
+        return ()
+    return (f"{len(both):,} ids are in both splits ({decode_id(both[0])!r} …): the same images?",)
+
+
+_SMALLEST_USER_BLOCK_BYTES = 512  # or twice, four times … as much: where libhdf5 looks
+
+
+def check_file(index: Index) -> None:
+    """Check the bytes of a packed file that lie in no array.
+
+    Behind the sealed index there are line feeds alone up to where HDF5 begins. From
+    there on, what is no array's is libhdf5's, and has a SHA-256 in the index.
+
+    Raises
+    ------
+    CacheCorruptError
+        They are not what was written, or an array lies where it cannot.
+    """
+    with index.path.open("rb") as stream:
+        start = _user_block_bytes(stream, index.path)
+        digest = hashlib.sha256()
+        for offset, size_bytes in _gaps(index, start):
+            stream.seek(offset)
+            while size_bytes:
+                piece = _read(stream, size_bytes, index.path)
+                digest.update(piece)
+                size_bytes -= len(piece)
+    if digest.hexdigest() != index.structure_sha256:
+        raise CacheCorruptError(
+            f"{index.path}: expected the structure_sha256 of its index for HDF5's own bytes, found "
+            f"another (they lie between the arrays, from byte {start} on): the file was damaged; "
+            f"{AGAIN}"
+        )
+
+
+def check_folder(index: Index) -> tuple[str, ...]:
+    """Check what is in a folder of shards besides the arrays' bytes.
+
+    Returns
+    -------
+    tuple of str
+        A note on files that do no harm.
+
+    Raises
+    ------
+    CacheCorruptError
+        A shard does not begin as its array must, or a file is there that the manifest
+        does not name.
+    """
+    manifest = index.path / MANIFEST
+    with manifest.open("rb") as stream:
+        sealed = _sealed_bytes(stream)
+    if manifest.stat().st_size != sealed:
+        raise CacheCorruptError(
+            f"{manifest}: expected {sealed:,} bytes, found {manifest.stat().st_size:,}: it was "
+            f"added to; {AGAIN}"
+        )
+    named = {MANIFEST}
+    for array in index.arrays.values():
+        for number, block in enumerate(array.blocks):
+            named.add(block.path.name)
+            _check_header(array, number)
+    others = sorted(path.name for path in index.path.iterdir() if path.name not in named)
+    strangers = [name for name in others if not name.startswith(".")]
+    if strangers:
+        raise CacheCorruptError(
+            f"{index.path}: expected the shards that its {MANIFEST} names, found {strangers[0]!r} "
+            f"besides; move it out of the folder, or {AGAIN}"
+        )
+    if others:  # a killed writer's, or a file manager's
+        return (f"{len(others)} hidden files that are no part of it ({others[0]} …)",)
+    return ()
+
+
+def _sealed_bytes(stream: BinaryIO) -> int:
+    """Return the length of the sealed index, its first line included."""
+    line = stream.readline(200)
+    return len(line) + int(line.split(b" ")[2])
+
+
+def _user_block_bytes(stream: BinaryIO, path: Path) -> int:
+    """Return where HDF5 begins; there are line feeds alone between the index and there."""
+    at, start = _sealed_bytes(stream), _SMALLEST_USER_BLOCK_BYTES
+    while start < at or not _begins_at(stream, start):
+        start *= 2
+        if start > path.stat().st_size:
+            raise CacheCorruptError(
+                f"{path}: expected HDF5 behind its index, found none: the file was damaged; {AGAIN}"
+            )
+    stream.seek(at)
+    while at < start:
+        padding = _read(stream, start - at, path)
+        wrong = len(padding) - len(padding.lstrip(b"\n"))
+        if wrong < len(padding):
+            raise CacheCorruptError(
+                f"{path}: expected a line feed at byte {at + wrong}, behind its index, found "
+                f"{padding[wrong : wrong + 1]!r}: the file was damaged; {AGAIN}"
+            )
+        at += len(padding)
+    return start
+
+
+def _read(stream: BinaryIO, size_bytes: int, path: Path) -> bytes:
+    """Return some of the bytes that come next, one at least."""
+    piece = stream.read(min(_PIECE_BYTES, size_bytes))
+    if not piece:
+        raise CacheCorruptError(
+            f"{path}: expected {size_bytes:,} bytes more than it has: it was cut short; {AGAIN}"
+        )
+    return piece
+
+
+def _begins_at(stream: BinaryIO, offset: int) -> bool:
+    stream.seek(offset)
+    return stream.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
+
+
+def _gaps(index: Index, start: int) -> Iterator[tuple[int, int]]:
+    """Yield (offset, bytes) of what lies in no array, from ``start`` to the end."""
+    at = start
+    arrays = [array for array in index.arrays.values() if array.size_bytes]
+    for array in sorted(arrays, key=lambda array: array.blocks[0].offset):
+        offset = array.blocks[0].offset
+        if offset < at:
+            raise CacheCorruptError(
+                f"{index.path}: expected {array.name} at byte {at} or later, found it at "
+                f"{offset}, where something else lies; do not use this file"
+            )
+        yield at, offset - at
+        at = offset + array.size_bytes
+    yield at, index.path.stat().st_size - at
+
+
+def _check_header(array: StoredArray, number: int) -> None:
+    """Compare what a shard says about itself with its array.
+
+    The text is compared and not parsed: there is one way to write it.
+    """
+    block = array.blocks[number]
+    shape = (block.n_rows, *array.row_shape)
+    said = f"{{'descr': {array.dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}"
+    with block.path.open("rb") as stream:
+        header = stream.read(min(block.offset, 1 << 16))
+    length = (block.offset - 10).to_bytes(2, "little") if 10 <= block.offset < 1 << 16 else b""
+    # NumPy fills up with spaces to a length that differs between its releases.
+    if header[:10] != b"\x93NUMPY\x01\x00" + length or (
+        header[10:].rstrip(b" \n") != said.encode() or header[-1:] != b"\n"
+    ):
+        raise CacheCorruptError(
+            f"{block.path}: expected the header of a .npy file with {said}, found "
+            f"{header[:10]!r} and {header[10:110]!r}: the file was damaged; {AGAIN}"
+        )

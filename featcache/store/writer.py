@@ -1,0 +1,424 @@
+"""What is to be written into a cache: arrays in memory, or rows that come one after another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ShapeMismatchError
+from ..files import replaced_file
+from .checksums import Digests
+from .format import BLOCK_ROWS, DTYPES, FORMAT, FORMAT_VERSION, encode_id, fingerprint, seal
+
+
+@dataclass(frozen=True)
+class Source:
+    """An array to be written.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+        Little-endian.
+    shape : tuple of int
+        Rows first.
+    blocks : callable
+        Returns the rows as arrays, one after the other.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterable[np.ndarray]]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the whole array."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Source:
+        """Return the source of an array in memory."""
+        array = np.ascontiguousarray(array)
+        return cls(array.dtype, array.shape, lambda: (array,))
+
+
+@dataclass(frozen=True)
+class SplitArrays:
+    """What a cache keeps of one split.
+
+    Parameters
+    ----------
+    features : numpy.ndarray
+        float32 or float16 (N, …), of the identity view.
+    labels : numpy.ndarray
+        int64 (N,).
+    ids : tuple of str
+        N names.
+    views : mapping of str to numpy.ndarray
+        Features (N, D) of further flip views.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    ids: tuple[str, ...]
+    views: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not belong together."""
+        n = len(self.labels)
+        for name, array in {"features": self.features, **self.views}.items():
+            if (
+                array.dtype != self.features.dtype
+                or array.dtype.str not in DTYPES.values()
+                or array.shape != (n, *self.features.shape[1:])
+                or array.ndim < 2
+            ):
+                raise ShapeMismatchError(
+                    f"{name}: expected float32 or float16 ({n}, D) for {n} labels, found "
+                    f"{array.dtype} {array.shape}"
+                )
+        if self.labels.dtype != np.int64 or len(self.ids) != n:
+            raise ShapeMismatchError(
+                f"labels: expected int64 ({n},) and {n} ids, found {self.labels.dtype} "
+                f"and {len(self.ids)} ids"
+            )
+
+
+def split_sources(role: str, split: SplitArrays) -> dict[str, Source]:
+    """Return the sources of a split's arrays, by their names in the file."""
+    return {
+        f"{role}/features": Source.of(split.features),
+        f"{role}/labels": Source.of(split.labels),
+        f"{role}/ids": Source.of(encoded_ids(split.ids)),
+        **{f"{role}/views/{view}": Source.of(array) for view, array in split.views.items()},
+    }
+
+
+def encoded_ids(ids: Iterable[str]) -> np.ndarray:
+    """Return names as bytes of one length (N,)."""
+    encoded = [encode_id(name) for name in ids]
+    return np.array(encoded, dtype=f"S{max(map(len, encoded), default=1) or 1}")
+
+
+_USER_BLOCK_BYTES = 512  # HDF5 wants this, or twice, four times … as much
+_ALIGNMENT_BYTES = 64  # a mapped array begins on a cache line
+_PAGE_BYTES = 4096
+_MAX_ATTRIBUTE_BYTES = 60_000  # libhdf5's limit is 64 KiB
+
+
+class Layout:
+    """An HDF5 file whose arrays are placed and not yet written.
+
+    Parameters
+    ----------
+    sources : mapping of str to Source
+        The arrays, by name.
+    meta : mapping
+        Becomes the root's attributes.
+
+    Attributes
+    ----------
+    offsets : dict of str to int
+        Where each array's bytes go, from the start of the file.
+    size_bytes : int
+        Of the whole file.
+    """
+
+    def __init__(self, sources: Mapping[str, Source], meta: Mapping[str, Any]) -> None:
+        import h5py
+
+        self._sources = sources
+        self._meta = meta
+        self._memory = _SparseFile()
+        self._checksums: dict[str, int] = {}
+        self.offsets: dict[str, int] = {}
+        self._start = self._user_block_bytes()
+        with h5py.File(
+            self._memory,
+            "w",
+            userblock_size=self._start,
+            alignment_threshold=_ALIGNMENT_BYTES,
+            alignment_interval=_ALIGNMENT_BYTES,
+        ) as file:
+            for name, value in attributes(meta).items():
+                file.attrs[name] = value
+            file.create_dataset("class_names", data=encoded_ids(meta["class_names"]))
+            for name, source in sources.items():
+                self.offsets[name] = _place(file, name, source.dtype, source.shape)
+                n_blocks = -(-source.shape[0] // BLOCK_ROWS)
+                self._checksums[name] = _place(
+                    file, f"{name}_sha256", np.dtype(np.uint8), (n_blocks, 32)
+                )
+        self.size_bytes = self._memory.end
+
+    def _user_block_bytes(self) -> int:
+        """Return a size that the index fits into wherever libhdf5 puts the arrays."""
+        self.size_bytes = farthest = 10**15
+        longest = {
+            name: [[BLOCK_ROWS, farthest, "0" * 64, "0" * 64]] * -(-source.shape[0] // BLOCK_ROWS)
+            for name, source in self._sources.items()
+        }
+        size = _USER_BLOCK_BYTES
+        while size < len(seal(self._content(longest, "0" * 64))):
+            size *= 2
+        return size
+
+    def put_checksums(self, blocks: Mapping[str, list[list[Any]]]) -> None:
+        """Fill in the SHA-256 of every block, for those who read with h5py alone."""
+        for name, offset in self._checksums.items():
+            digests = b"".join(bytes.fromhex(sha256) for _, _, sha256, _ in blocks[name])
+            self._memory.write_at(offset, digests)
+
+    def structure(self) -> Iterator[tuple[int, bytes]]:
+        """Yield (offset, bytes) of everything behind the user block that is in no array."""
+        at = self._start
+        for name in sorted(self._sources, key=self.offsets.__getitem__):
+            source = self._sources[name]
+            if source.size_bytes:
+                yield at, self._memory.read_at(at, self.offsets[name] - at)
+                at = self.offsets[name] + source.size_bytes
+        yield at, self._memory.read_at(at, self.size_bytes - at)
+
+    def user_block(self, blocks: Mapping[str, list[list[Any]]]) -> bytes:
+        """Return what stands in front of HDF5: the sealed index, padded."""
+        digest = hashlib.sha256()
+        for _, piece in self.structure():
+            digest.update(piece)
+        return seal(self._content(blocks, digest.hexdigest())).ljust(self._start, b"\n")
+
+    def _content(
+        self, blocks: Mapping[str, list[list[Any]]], structure_sha256: str
+    ) -> dict[str, Any]:
+        return {
+            "meta": self._meta,
+            "arrays": {
+                name: {
+                    "dtype": source.dtype.str,
+                    "row_shape": list(source.shape[1:]),
+                    "blocks": blocks[name],
+                }
+                for name, source in self._sources.items()
+            },
+            "size_bytes": self.size_bytes,
+            "structure_sha256": structure_sha256,
+        }
+
+
+def attributes(meta: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """Return the provenance as attributes of the root: numbers, text, and JSON as text."""
+    found = {
+        name: value if isinstance(value, (int, float)) else _text(value)
+        for name, value in meta.items()
+    }
+    # What is too long the index has alone; the class names are an array besides.
+    return {
+        name: value
+        for name, value in found.items()
+        if not isinstance(value, str) or len(value.encode()) <= _MAX_ATTRIBUTE_BYTES
+    }
+
+
+def _text(value: Any) -> str:
+    """Return text as HDF5 takes it, or JSON text of what it has no plain type for."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _place(file: Any, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> int:
+    """Have libhdf5 reserve room for an array, and write nothing there; return the offset."""
+    import h5py
+
+    group, _, last = name.rpartition("/")
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)
+    created = h5py.h5d.create(
+        file.require_group(group).id,
+        last.encode(),
+        h5py.h5t.py_create(dtype, logical=True),
+        h5py.h5s.create_simple(shape),
+        properties,
+    )
+    # An array without a byte has no place; any will do.
+    offset: int = created.get_offset() if created.get_storage_size() else 0
+    return offset
+
+
+class _SparseFile:
+    """A file in memory that keeps only the pages that were written to."""
+
+    def __init__(self) -> None:
+        self._pages: dict[int, bytearray] = {}
+        self._at = 0
+        self.end = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move, as `io.RawIOBase.seek`."""
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.end}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._at
+
+    def write(self, data: Any) -> int:
+        """Write at the position."""
+        rest = memoryview(data).cast("B")
+        written = len(rest)
+        while rest:
+            number, inside = divmod(self._at, _PAGE_BYTES)
+            count = min(len(rest), _PAGE_BYTES - inside)
+            page = self._pages.setdefault(number, bytearray(_PAGE_BYTES))
+            page[inside : inside + count] = rest[:count]
+            rest = rest[count:]
+            self._at += count
+        self.end = max(self.end, self._at)
+        return written
+
+    def readinto(self, target: Any) -> int:
+        """Read from the position."""
+        view = memoryview(target).cast("B")
+        data = self.read_at(self._at, min(len(view), max(0, self.end - self._at)))
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def read(self, count: int = -1) -> bytes:
+        """Read from the position."""
+        buffer = bytearray(max(0, self.end - self._at) if count < 0 else count)
+        return bytes(buffer[: self.readinto(buffer)])
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set where the file ends."""
+        self.end = self._at if size is None else size
+        return self.end
+
+    def flush(self) -> None:
+        """Do nothing: this is memory."""
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        """Write at an offset."""
+        self.seek(offset)
+        self.write(data)
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Return bytes; what was never written is zero."""
+        data = bytearray()
+        while count > 0:
+            number, inside = divmod(offset, _PAGE_BYTES)
+            taken = min(count, _PAGE_BYTES - inside)
+            page = self._pages.get(number)
+            data += page[inside : inside + taken] if page else bytes(taken)
+            offset += taken
+            count -= taken
+        return bytes(data)
+
+
+def pack(path: Path, sources: Mapping[str, Source], meta: Mapping[str, Any]) -> None:
+    """Write one file under its final name, when every byte of it is on the disk.
+
+    Parameters
+    ----------
+    path : Path
+        The ``.h5`` file; replaced if it exists.
+    sources : mapping of str to Source
+        By the array's name in the file.
+    meta : mapping
+        Every field of the provenance.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be written; the old one, if any, is untouched.
+    """
+    meta = complete_meta(meta)
+    with replaced_file(path) as descriptor:
+        layout = Layout(sources, meta)
+        blocks = {
+            name: _write_array(descriptor, layout.offsets[name], source)
+            for name, source in sources.items()
+        }
+        layout.put_checksums(blocks)
+        for offset, piece in layout.structure():
+            _write(descriptor, memoryview(piece), offset)
+        os.truncate(descriptor, layout.size_bytes)
+        _write(descriptor, memoryview(layout.user_block(blocks)), 0)
+
+
+def write_cache(path: Path, splits: Mapping[str, SplitArrays], meta: Mapping[str, Any]) -> None:
+    """Write a cache of arrays in memory.
+
+    Parameters
+    ----------
+    path : Path
+        The ``.h5`` file; replaced if it exists.
+    splits : mapping of str to SplitArrays
+        ``"train"`` and ``"test"``.
+    meta : mapping
+        Every field of the provenance; those of the fingerprint must be there.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be written.
+    """
+    sources = {
+        name: source
+        for role, split in splits.items()
+        for name, source in split_sources(role, split).items()
+    }
+    pack(path, sources, meta)
+
+
+def complete_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the provenance with the fields that belong to the format, in front."""
+    own = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "fingerprint": fingerprint({**meta, "format_version": FORMAT_VERSION}),
+    }
+    return {**own, **{name: value for name, value in meta.items() if name not in own}}
+
+
+def _write_array(descriptor: int, offset: int, source: Source) -> list[list[Any]]:
+    """Write an array's rows and return its blocks: rows, offset, SHA-256 and sums of each."""
+    row_bytes = int(np.prod(source.shape[1:], dtype=np.int64)) * source.dtype.itemsize
+    blocks: list[list[Any]] = []
+    digests, filled, at = Digests(), 0, offset
+    for part in source.blocks():
+        if part.dtype != source.dtype or part.shape[1:] != source.shape[1:]:
+            raise ShapeMismatchError(
+                f"expected rows of {source.dtype} {source.shape[1:]}, found {part.dtype} "
+                f"{part.shape[1:]}"
+            )
+        start = 0
+        while start < len(part):
+            rows = np.ascontiguousarray(part[start : start + BLOCK_ROWS - filled])
+            data = rows.reshape(-1).view(np.uint8).data
+            digests.update(data)
+            _write(descriptor, data, at)
+            at += len(data)
+            start += len(rows)
+            filled += len(rows)
+            if filled == BLOCK_ROWS:
+                blocks.append([filled, at - filled * row_bytes, *digests.hexdigests()])
+                digests, filled = Digests(), 0
+    if filled:
+        blocks.append([filled, at - filled * row_bytes, *digests.hexdigests()])
+    if sum(block[0] for block in blocks) != source.shape[0]:
+        raise ShapeMismatchError(f"expected {source.shape[0]} rows, found another number")
+    return blocks
+
+
+def _write(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
