@@ -79,7 +79,7 @@ def test_public_names_are_sorted_complete_and_resolve():
 
 
 # Each room and the rooms of ours that it may import: a floor a row, the ground floor first.
-GROUND = {"errors", "progress", "notebook", "version", "metrics"}
+GROUND = {"errors", "progress", "notebook", "options", "version", "metrics"}
 MAY_IMPORT = {
     **{room: set() for room in GROUND},
     **{room: {"errors"} for room in ("cores", "files", "preprocess", "process", "sampling")},

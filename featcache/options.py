@@ -1,0 +1,60 @@
+"""Options of a verb are written down once, as the fields of a frozen dataclass."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from functools import wraps
+from typing import Any, TypeVar
+
+R = TypeVar("R")
+
+
+def with_options(kind: type[Any]) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Let a function's callers give its ``options``, a dataclass, as keyword arguments.
+
+    ``verb(subject, size=64)`` then calls the function with ``options=Options(size=64)``, and
+    ``verb(subject, options=Options(size=64))`` is the same. The dataclass checks its own values
+    when it is made; `inspect.signature` and `help` show its fields among the parameters.
+
+    Raises
+    ------
+    TypeError
+        On a call with a name that is no option, or with options in both forms.
+    """
+    names = {field.name: field for field in fields(kind) if field.init}
+
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        own = inspect.signature(function)
+
+        @wraps(function)
+        def verb(*args: Any, options: Any = None, **keywords: Any) -> R:
+            given = {name: keywords.pop(name) for name in list(keywords) if name in names}
+            if options is not None and given:
+                raise TypeError(
+                    f"{function.__name__}(): expected options or {', '.join(given)}, found both"
+                )
+            options = kind(**given) if options is None else options
+            return function(*args, options=options, **keywords)
+
+        parameters = [one for one in own.parameters.values() if one.name != "options"]
+        listed = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty
+                if field.default is field.default_factory is MISSING
+                else field.default,
+                annotation=field.type,
+            )
+            for name, field in names.items()
+        ]
+        positional = [one for one in parameters if one.kind is not one.KEYWORD_ONLY]
+        keyword = [one for one in parameters if one.kind is one.KEYWORD_ONLY]
+        verb.__signature__ = own.replace(  # type: ignore[attr-defined]
+            parameters=[*positional, *listed, *keyword]
+        )
+        return verb
+
+    return decorate
