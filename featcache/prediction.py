@@ -37,7 +37,7 @@ from .probes.labelled import labelled
 from .progress import OnNote, OnProgress, Progress, silent
 from .remote import RemotePlace, located
 from .store.cache import Cache, load
-from .store.format import fingerprint, fingerprint_fields
+from .store.format import FINGERPRINT_FIELDS, fingerprint
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -412,9 +412,7 @@ def checked_head(head: str | Path | Head) -> tuple[Head, str]:
     where = "head" if isinstance(head, Head) else str(head)
     if not isinstance(head, Head):
         head = load_head(head)
-    missing = [
-        name for name in fingerprint_fields(head.ingredients) if name not in head.ingredients
-    ]
+    missing = [name for name in FINGERPRINT_FIELDS if name not in head.ingredients]
     if missing:
         raise WeightsError(
             f"{where}: expected a head that says what made its features, found no "

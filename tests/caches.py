@@ -43,6 +43,7 @@ def rows_of(role, n, *, meta, dim=5, skip=(), seed=0):
     arrays = {
         "labels": np.arange(n, dtype=np.int64) % len(meta["class_names"]),
         "ids": encoded_ids(f"{role}/{row:05d}.png" for row in range(n)),
+        "content_hashes": generator.integers(0, 256, (n, 32), np.uint8),
     }
     for cut in meta["cuts"]:
         for view in meta["views"] if role == "train" else ("identity",):
@@ -65,7 +66,7 @@ def commit_rows(writer, role, n, shard_rows, *, meta, skip=(), upto=None, **opti
         kept = np.setdiff1d(rows, lost)
         shard = {name: array[kept] for name, array in whole.items()}
         if not len(kept):  # no forward pass, hence no features
-            shard = {name: shard[name] for name in ("labels", "ids")}
+            shard = {name: shard[name] for name in ("labels", "ids", "content_hashes")}
         if len(lost):
             shard["skipped"] = whole["ids"][lost]
         writer.commit(role, start, int(rows[-1]) + 1, shard, {"wall_s": 1.0})
@@ -93,6 +94,8 @@ def everything(path, *, mmap=False):
         found[f"{role}/labels"] = split.labels
         found[f"{role}/ids"] = np.array(split.ids, dtype=object)
         found[f"{role}/skipped"] = np.array(split.skipped, dtype=object)
+        if split.content_hashes is not None:
+            found[f"{role}/content_hashes"] = split.content_hashes
         for cut in cache.cuts:
             for view in cache.views if role == "train" else ("identity",):
                 found[f"{role}/{cut}/{view}"] = np.asarray(split.cut(cut, view))
@@ -131,7 +134,7 @@ def index_file(path):
 
 def put_index(path, text):
     """Put JSON text (bytes) in the place of a cache's index, with a seal that fits."""
-    line = f"featcache 2 {len(text)} {hashlib.sha256(text).hexdigest()}\n".encode()
+    line = f"featcache 1 {len(text)} {hashlib.sha256(text).hexdigest()}\n".encode()
     sealed = line + text
     if path.is_dir():
         index_file(path).write_bytes(sealed)

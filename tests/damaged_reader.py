@@ -32,8 +32,6 @@ def regions(path):
     """Return what a cache's bytes are for: lists of (file, from, to) by name."""
     index = load(path).index
     blocks = [block for array in index.arrays.values() for block in array.blocks]
-    if index.meta["format_version"] == 1:
-        return {"HDF5": [(path, 0, path.stat().st_size)]}
     start = index_file(path)
     line = start.read_bytes().index(b"\n") + 1
     end = line + int(start.read_bytes().split(b" ")[2])

@@ -234,9 +234,9 @@ def test_bad_data_sets(capsys, tmp_path, image_folder, fake_engine, home):
 def test_bad_caches(capsys, tmp_path, small_cache):
     assert "expected a feature cache" in refused(capsys, "info", tmp_path / "none.h5")
     assert "found none; make one with" in refused(capsys, "info")
-    small_cache.write_bytes(small_cache.read_bytes().replace(b"featcache 2 ", b"featcache 9 ", 1))
+    small_cache.write_bytes(small_cache.read_bytes().replace(b"featcache 1 ", b"featcache 9 ", 1))
     said = refused(capsys, "probe", small_cache)
-    assert "expected format version 1 or 2, found 9" in said and str(small_cache) in said
+    assert "expected format version 1, found 9" in said and str(small_cache) in said
 
 
 def test_a_label_outside_the_classes(capsys, small_cache, tmp_path):

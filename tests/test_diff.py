@@ -182,13 +182,6 @@ def test_zeros_have_no_direction(tmp_path):
     assert diff(one, one).same
 
 
-def test_version_1_beside_version_2(tmp_path, small_cache):
-    from caches import DATA
-
-    report = diff(DATA / "format-1.h5", small_cache)
-    assert not report.same and report.train.n_a == 40
-
-
 def test_memory_does_not_grow_with_the_caches(tmp_path):
     """Of 2 x 25 MB of features, at most a few pieces are in memory at a time."""
     import tracemalloc

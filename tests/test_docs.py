@@ -124,10 +124,10 @@ def prepare(page: str, folder: Path) -> None:
     data = ROOT / "tests" / "data"
     if page == "docs/format.md":
         (folder / "cache").mkdir()
-        shutil.copytree(data / "format-2.shards", folder / "cache" / "big.shards")
+        shutil.copytree(data / "format-1.shards", folder / "cache" / "big.shards")
         for block in blocks(PAGES[page]):  # under the name that it says
             for name in re.findall(r"cache/[\w-]+\.h5", block.text):
-                shutil.copyfile(data / "format-2.h5", folder / name)
+                shutil.copyfile(data / "format-1.h5", folder / name)
     if page in ("docs/audit.md", "docs/report.md"):
         write_gaussian_cache(folder / "cache" / "gaussian.h5")
 

@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import pytest
 from caches import content
 
 from featcache.errors import OutputError
+from featcache.files import write_atomically
 from featcache.store.shards import discard_unfinished, single_writer
 
 SLOW_EXTRACT = Path(__file__).with_name("slow_extract.py")
@@ -138,6 +140,30 @@ def test_a_disk_without_locks_says_what_to_do(tmp_path, monkeypatch, number):
     said = rf"\.x\.h5\.lock: cannot be locked: {os.strerror(number)}; .* --output on a local disk"
     with pytest.raises(OutputError, match=said), single_writer(tmp_path / "x.h5"):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_flush_folders_keeps_the_file(tmp_path, monkeypatch, number):
+    flush = os.fsync
+
+    def refuse_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    write_atomically(tmp_path / "x.json", b"all of it")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+    assert (tmp_path / "x.json").read_bytes() == b"all of it"
+
+
+def test_a_disk_that_fails_to_flush_a_folder_is_an_error(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OutputError, match="Input/output error"):
+        write_atomically(tmp_path / "x.json", b"all of it")
 
 
 def test_an_error_in_the_work_is_not_taken_for_one_of_the_lock(tmp_path):

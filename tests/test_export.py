@@ -49,6 +49,8 @@ def expected(path):
         found[f"{role}_labels"], found[f"{role}_ids"] = split.labels, np.array(split.ids)
         if split.skipped:
             found[f"{role}_skipped"] = np.array(split.skipped)
+        if split.content_hashes is not None:
+            found[f"{role}_content_hashes"] = split.content_hashes
         for cut in cache.cuts:
             for view in cache.views if role == "train" else ("identity",):
                 main_cut = cut == cache.cuts[0]
@@ -101,7 +103,12 @@ def test_float16_and_one_split(tmp_path):
 
     path = write_shards(tmp_path / "half.h5", ingredients(dtype="float16"), pack=True)
     found = load_file(export(path, "safetensors", split="test").output)
-    assert set(found) == {"test_features", "test_ids", "test_labels"}
+    assert set(found) == {
+        "test_content_hashes",
+        "test_features",
+        "test_ids",
+        "test_labels",
+    }
     assert found["test_features"].dtype == np.float16
     with np.load(export(path, "npz", split="train").output) as arrays:
         assert arrays["train_features"].dtype == np.float16 and "test_features" not in arrays

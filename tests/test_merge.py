@@ -10,7 +10,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from caches import DATA, RICH, content, ingredients, rows_of, write_shards
+from caches import RICH, content, ingredients, rows_of, write_shards
 from conftest import write_gaussian_cache
 
 from featcache import merge, probe, verify
@@ -200,22 +200,6 @@ def test_a_full_disk_leaves_nothing(tmp_path, two):
     assert "cannot be written: File too large" in child.stdout and child.stderr == ""
     assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["a.h5", "b.h5"]
     assert list(tmp_path.glob(".*.part")) == []
-
-
-def test_version_1_joins_what_is_like_it(tmp_path):
-    old = load(DATA / "format-1.h5")
-    own = ("cut", "format", "format_version", "fingerprint")
-    meta = {name: value for name, value in old.meta.items() if name not in own}
-    splits = {}
-    for role, split in (("train", old.train), ("test", old.test)):
-        views = {view: split.view(view) for view in old.views[1:]} if role == "train" else {}
-        ids = tuple(f"new {name}" for name in split.ids)
-        splits[role] = SplitArrays(split.features, split.labels, ids, views)
-    write_cache(tmp_path / "new.h5", splits, {**meta, "dataset_digest": "5" * 64})
-    for parts in ((old, tmp_path / "new.h5"), (tmp_path / "new.h5", old)):
-        made = merge(parts, tmp_path / "both.h5", force=True)
-        assert verify(made.cache).format_version == 2 and made.n_train == 80
-        assert "cut" not in made.load().meta
 
 
 def test_memory_does_not_grow_with_the_parts(tmp_path):

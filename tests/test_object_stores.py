@@ -666,7 +666,7 @@ class TestOnS3:
         for name, data in {
             "big.h5": bytes(99),
             "empty.h5": b"",
-            "torn.h5": b"featcache 2 x",
+            "torn.h5": b"featcache 1 x",
         }.items():
             s3.bucket.put_object(Key=name, Body=data)
             with pytest.raises(CacheCorruptError, match=name):

@@ -186,7 +186,7 @@ for role, count in (("train", 8), ("test", 4)):
     if subprocess.run(
         [str(installed / "python"), "-c", can_extract], cwd=tmp_path, env=environment
     ).returncode:
-        cache = ROOT / "tests" / "data" / "format-2.h5"  # no engine here: reading is what there is
+        cache = ROOT / "tests" / "data" / "format-1.h5"  # no engine here: reading is what there is
         assert "fingerprint" in featcache_("info", cache)
         return
     featcache_("extract", "photos", "--weights", "tinyimagenet32", "--size", 32)

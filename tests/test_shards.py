@@ -313,7 +313,9 @@ def test_a_damaged_shard_is_not_packed(tmp_path):
 def test_an_unfinished_folder_is_no_cache(tmp_path):
     folder = begun(tmp_path / "x.h5")
     shutil.copytree(folder, tmp_path / "copied.shards")
-    with pytest.raises(CacheMissError, match=r"not finished; run the same featcache extract"):
+    with pytest.raises(
+        CacheMissError, match=r"unfinished extraction; run the same featcache extract"
+    ):
         load(tmp_path / "copied.shards")
 
 

@@ -26,7 +26,6 @@ from typing import Any
 # name, to find them by.
 INGREDIENTS = (
     "backbone",
-    "cut",  # of version 1 of the cache's format
     "cuts",
     "dataset_digest",
     "device",
@@ -94,9 +93,8 @@ def _differences(
 def _compared(ingredients: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is compared, by name: preprocessing field by field, the decoder in two."""
     facts = {name: ingredients.get(name) for name in (*_WHAT, *_WHO)}
-    if ingredients.get("format_version") != 1:  # a head stands on the first cut of its cache
-        cuts = ingredients.get("cuts")
-        facts["cut"] = cuts[0] if isinstance(cuts, list) and cuts else None
+    cuts = ingredients.get("cuts")  # a head uses the first cut of its cache
+    facts["cut"] = cuts[0] if isinstance(cuts, list) and cuts else None
     preprocess = ingredients.get("preprocess")
     if not isinstance(preprocess, Mapping):
         return {**facts, "preprocess size": None}

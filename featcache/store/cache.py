@@ -1,4 +1,4 @@
-"""The feature cache: one HDF5 file, written whole, verified when read."""
+"""The public face of a cache: open it, and read its splits, cuts and views."""
 
 from __future__ import annotations
 
@@ -12,19 +12,10 @@ import numpy as np
 from ..errors import CacheCorruptError, CacheMismatchError, CacheMissError, EngineUnavailableError
 from ..files import user_path
 from ..notebook import facts_table
-from .format import (
-    UNLABELLED,
-    Index,
-    StoredArray,
-    array_name,
-    decode_id,
-    label_names,
-)
+from .format import UNLABELLED, Index, StoredArray, array_name, decode_id, label_names
 from .index import AGAIN, default_folder, file_stamp, is_shards, open_index
 from .reader import map_array, read_array
-from .remote_caches import (
-    cache_file,
-)
+from .remote_caches import cache_file
 
 
 def newest_cache(folder: str | Path | None = None) -> Path:
@@ -36,13 +27,13 @@ def newest_cache(folder: str | Path | None = None) -> Path:
         The folder holds none.
     """
     folder = default_folder() if folder is None else user_path(folder)
-    found = (
+    paths = (
         path
         for path in folder.glob("*")
-        # What is hidden is not finished.
+        # Hidden files are unfinished.
         if not path.name.startswith(".") and (path.suffix == ".h5" or is_shards(path))
     )
-    caches = sorted(found, key=lambda path: path.stat().st_mtime_ns)
+    caches = sorted(paths, key=lambda path: path.stat().st_mtime_ns)
     if not caches:
         raise CacheMissError(
             f"{folder}: expected a feature cache (*.h5 or *.shards), found none; make one with "
@@ -63,6 +54,9 @@ class CachedSplit:
         int64 (N,), in [0, number of classes), or -1 for an image without one; read-only.
     ids : tuple of str
         One name per image.
+    content_hashes : numpy.ndarray or None
+        uint8 (N, 32): SHA-256 of each image's file, which finds an image under any name;
+        read-only. None where the cache has none.
     skipped : tuple of str
         Names of images that could not be decoded and were left out.
     """
@@ -117,6 +111,12 @@ class CachedSplit:
         return tuple(decode_id(name) for name in self._read(self._arrays["ids"]).tolist())
 
     @cached_property
+    def content_hashes(self) -> np.ndarray | None:
+        """SHA-256 of each image's file."""
+        stored = self._arrays.get("content_hashes")
+        return None if stored is None else self._read(stored)
+
+    @cached_property
     def skipped(self) -> tuple[str, ...]:
         """Name of each image that was left out."""
         if "skipped" not in self._arrays:
@@ -128,7 +128,7 @@ class CachedSplit:
         return read_array(stored)
 
     def _check_unchanged(self) -> None:
-        """Refuse offsets that were another file's."""
+        """Refuse to read where the file was replaced: the offsets are another file's."""
         try:
             same = file_stamp(self._path, self._index.form) == self._index.stamp
         except OSError:

@@ -1,4 +1,4 @@
-"""Two caches side by side: what they say about themselves, and the features of the same images."""
+"""Comparing two caches: provenance, images, labels, and the features of images in both."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import numpy as np
 from ..errors import CacheCorruptError
 from ..progress import OnProgress, Progress, silent
 from .cache import Cache, load
-from .format import FINGERPRINT_FIELDS, StoredArray, array_name, differing, label_names
+from .format import FINGERPRINT_FIELDS, ROLES, StoredArray, array_name, differing, label_names
 from .reader import iterate_rows, map_array
 
 _NAMED = 3  # ids that a report names of each kind
-_ROLES = ("train", "test")
-# Written by the format itself, or compared elsewhere.
-_NOT_COMPARED = frozenset(("class_names", "fingerprint", "format", "format_version", "cut"))
+# Fields of the format itself, or compared separately.
+_NOT_COMPARED = frozenset(("class_names", "fingerprint", "format", "format_version"))
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def diff(
     rest = sorted({*one.meta, *other.meta} - {*matters, *_NOT_COMPARED})
     fields = tuple(FieldDiff(*line) for line in differing(one.meta, other.meta, matters))
     count = _counter(one, other, on_progress)
-    splits = [_diff_split(one, other, role, count) for role in _ROLES]
+    splits = [_diff_split(one, other, role, count) for role in ROLES]
     return DiffReport(
         a=one.path,
         b=other.path,
@@ -150,7 +149,7 @@ def _is_same(split: SplitDiff) -> bool:
 
 def _counter(a: Cache, b: Cache, on_progress: OnProgress) -> Callable[[int], None]:
     """Return what is told of rows of a that have been compared, and tells of all."""
-    done, total = 0, sum(len(getattr(a, role)) * len(_features(a, b, role)) for role in _ROLES)
+    done, total = 0, sum(len(getattr(a, role)) * len(_features(a, b, role)) for role in ROLES)
 
     def count(n_rows: int) -> None:
         nonlocal done

@@ -435,7 +435,7 @@ SPLITS = {"all": ("train", "test"), "train": ("train",), "test": ("test",)}
 _WRITERS = {"npz": write_npz, "parquet": write_parquet, "safetensors": write_safetensors}
 # Arrays that a format has a place for; the others have one for all.
 _WANTED: dict[str, Callable[[str], bool]] = {
-    "parquet": lambda name: name != "skipped",
+    "parquet": lambda name: name not in ("skipped", "content_hashes"),
     "tensorboard": lambda name: name in ("features", "ids", "labels"),
 }
 

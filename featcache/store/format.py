@@ -1,10 +1,9 @@
-"""The cache's format, version 2: names, fields, fingerprint, and the sealed index.
+"""Format version 1: names, fields, fingerprint, checksums, and the sealed index.
 
-A cache is one HDF5 file that h5py alone opens, or a folder of shards. Both are
-described by an *index*: JSON that says where every block of rows lies and what its
-SHA-256 is. In the file it stands in the user block, before HDF5 begins; in a folder
-it is ``manifest.json``. This package reads through the index alone, so that no
-damaged or hostile file ever reaches libhdf5. ``docs/format.md`` has it in full.
+A cache is one HDF5 file that h5py alone opens, or a folder of shards. An *index* describes both:
+JSON that says where every block of rows lies and which checksums it has. This package reads
+through the index alone, so that no damaged or hostile file ever reaches libhdf5. See
+``docs/format.md``.
 """
 
 from __future__ import annotations
@@ -17,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 FORMAT = "featcache"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 1
+ROLES = ("train", "test")  # in the order in which a cache has them
 BLOCK_ROWS = 16_384  # rows under one checksum in a packed file
 UNLABELLED = -1  # the label of an image that has none
 
@@ -43,16 +44,9 @@ FINGERPRINT_FIELDS = (
 DTYPES = {"float32": "<f4", "float16": "<f2"}
 
 
-def fingerprint_fields(meta: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the fields that the fingerprint covers: version 1 knew one cut per cache."""
-    if meta.get("format_version", FORMAT_VERSION) == 1:
-        return tuple("cut" if name == "cuts" else name for name in FINGERPRINT_FIELDS)
-    return FINGERPRINT_FIELDS
-
-
 def fingerprint(meta: Mapping[str, Any]) -> str:
     """Return SHA-256 (hex) over canonical JSON of everything that changes a feature."""
-    fields = {name: meta[name] for name in fingerprint_fields(meta)}
+    fields = {name: meta[name] for name in FINGERPRINT_FIELDS}
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -60,7 +54,7 @@ def fingerprint(meta: Mapping[str, Any]) -> str:
 def differing(
     one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str] = FINGERPRINT_FIELDS
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the fields that differ, with both values; those of nested fields one by one."""
+    """Yield (name, value, other value) of the fields that differ; nested fields one by one."""
     for name in names:
         left, right = one.get(name), other.get(name)
         if isinstance(left, dict) and isinstance(right, dict):
@@ -82,49 +76,53 @@ def differences(
 
 
 def array_name(cut: str, view: str, main_cut: str) -> str:
-    """Return where the features of a cut and view lie inside a split's group."""
+    """Return the name of the features of a cut and view inside a split's group."""
     if cut != main_cut:
         return f"cuts/{cut}/{view}"
     return "features" if view == "identity" else f"views/{view}"
 
 
 def encode_id(name: str) -> bytes:
-    """Return an id as it is stored: UTF-8, and the bytes of a file name that is none."""
+    """Return an id as stored: UTF-8; bytes of a file name that is not UTF-8 stay as they are."""
     return name.encode("utf-8", "surrogateescape")
 
 
-def label_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names by label, ``""`` for `UNLABELLED`: -1 is Python's index of the last."""
-    return (*class_names, "")
-
-
 def decode_id(name: bytes) -> str:
-    """Return an id as it was given to `encode_id`."""
+    """Return an id as `encode_id` took it."""
     return name.decode("utf-8", "surrogateescape")
 
 
-def seal(content: Mapping[str, Any]) -> bytes:
-    """Return JSON behind a line with its format, version, length and SHA-256.
+def label_names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """Return class names indexed by label, with ``""`` last: `UNLABELLED` is -1."""
+    return (*class_names, "")
 
-    ``featcache 2 <bytes> <sha256>``, a line feed, the JSON: what is cut short or has
-    a bit flipped is told from what was written.
-    """
-    # What is no text (a path may be none) is spelt out, for it is only for people.
+
+class Checksums:
+    """Both checksums of a block: feed bytes with `update`, then ask for `hexdigests`."""
+
+    def __init__(self) -> None:
+        self._both = (hashlib.sha256(), xxhash.xxh3_128())
+
+    def update(self, data: memoryview) -> None:
+        """Add the bytes (contiguous) that come next."""
+        for digest in self._both:
+            digest.update(data)
+
+    def hexdigests(self) -> list[str]:
+        """Return SHA-256 and XXH3-128, in the order in which an index has them."""
+        return [digest.hexdigest() for digest in self._both]
+
+
+def seal(content: Mapping[str, Any]) -> bytes:
+    """Return JSON after a line ``featcache 1 <bytes> <sha256>``, which shows any damage to it."""
+    # Text that is not UTF-8 (a path may hold some) is escaped.
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=True).encode()
-    return (
-        f"{FORMAT} {FORMAT_VERSION} {len(text)} {hashlib.sha256(text).hexdigest()}\n".encode()
-        + text
-    )
+    line = f"{FORMAT} {FORMAT_VERSION} {len(text)} {hashlib.sha256(text).hexdigest()}\n"
+    return line.encode() + text
 
 
 def unseal(data: bytes) -> dict[str, Any]:
-    """Return what `seal` was given.
-
-    Raises
-    ------
-    ValueError
-        Not sealed, cut short, or changed since; the text says which.
-    """
+    """Return what `seal` was given, or raise a ValueError that says what is wrong."""
     line, _, text = data.partition(b"\n")
     words = line.split(b" ")
     if len(words) != 4 or words[0] != FORMAT.encode() or not words[2].isdigit():
@@ -134,50 +132,24 @@ def unseal(data: bytes) -> dict[str, Any]:
         raise ValueError("an index that was cut short or changed after it was written")
     content = json.loads(text)
     if not isinstance(content, dict):
-        raise ValueError("an index that is no JSON object")
+        raise ValueError("an index that is not a JSON object")
     return content
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that lie together under one checksum.
-
-    Parameters
-    ----------
-    path : Path
-        The file that they lie in.
-    offset : int
-        Of the first byte, from the start of the file.
-    n_rows : int
-        How many.
-    sha256 : str
-        Hex, of their bytes.
-    sums : str
-        Hex, as `_sums` makes them of their bytes; "" in version 1, which had none.
-    """
+    """Consecutive rows of an array: their file, first byte, number, and checksums (hex)."""
 
     path: Path
     offset: int
     n_rows: int
     sha256: str
-    sums: str = ""
+    xxh3: str
 
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array on disk: rows in C order, block after block.
-
-    Parameters
-    ----------
-    name : str
-        ``"train/features"``.
-    dtype : numpy.dtype
-        Little-endian.
-    row_shape : tuple of int
-        Shape of one row: () for labels, (D,) for features.
-    blocks : tuple of Block
-        In the order of the rows.
-    """
+    """An array on disk: rows in C order, block after block; ``row_shape`` is that of one row."""
 
     name: str
     dtype: np.dtype
@@ -205,22 +177,10 @@ class StoredArray:
 
 @dataclass(frozen=True)
 class Index:
-    """What a cache says about itself, checked.
+    """The checked index of a cache.
 
-    Parameters
-    ----------
-    path : Path
-        The file or folder.
-    form : str
-        ``"hdf5"`` or ``"shards"``.
-    meta : dict
-        Its provenance.
-    arrays : mapping of str to StoredArray
-        By name.
-    structure_sha256 : str
-        Of the bytes of an HDF5 file that belong to no array: libhdf5's own; "" for shards.
-    stamp : tuple of int
-        What tells the file from another that takes its place (`file_stamp`).
+    ``form`` is ``"hdf5"`` or ``"shards"``; ``structure_sha256`` covers the bytes of an HDF5 file
+    that belong to no array; ``stamp`` tells the file from one that replaces it (`file_stamp`).
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""What h5py shows of a file, asked of a child process: libhdf5 can crash on a damaged one."""
+"""What h5py sees in a file, read by a child process: a damaged file can crash libhdf5."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CacheCorruptError, CacheError, CacheMismatchError, CacheMissError
+from ..errors import CacheCorruptError, CacheError
 from .format import BLOCK_ROWS, Index, decode_id, encode_id, seal, unseal
 from .index import AGAIN
 from .writer import attributes
@@ -20,13 +20,7 @@ from .writer import attributes
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """Open a file with h5py, and say in our words what h5py finds in a damaged one.
-
-    Raises
-    ------
-    CacheCorruptError
-        It cannot be read.
-    """
+    """Open a file with h5py; turn h5py's errors into CacheCorruptError."""
     import h5py
 
     try:
@@ -35,20 +29,14 @@ def opened(path: Path) -> Iterator[Any]:
     except CacheError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        # h5py turns whatever libhdf5 finds in a damaged file into any of these.
+        # h5py raises any of these for a damaged file.
         raise CacheCorruptError(
             f"{path}: expected a readable HDF5 file, found: {error}; {AGAIN}"
         ) from None
 
 
 def plain_attribute(file: Any, name: str, path: Path) -> str | int | float:
-    """Return an attribute of the root that is text or a number.
-
-    Raises
-    ------
-    CacheCorruptError
-        It is anything else.
-    """
+    """Return an attribute of the root; raise where it is neither text nor a number."""
     value = file.attrs[name]
     if isinstance(value, bytes):
         value = value.decode()
@@ -62,17 +50,10 @@ def plain_attribute(file: Any, name: str, path: Path) -> str | int | float:
 
 
 def plain_dataset(file: Any, name: str, path: Path) -> Any:
-    """Return a data set that lies in this file, unfiltered, reached by hard links alone.
+    """Return a data set of this file, without filters, reached by hard links alone.
 
-    HDF5 can be told to read any file of the machine through links, external
-    storage and virtual data sets, and to decompress a few bytes into terabytes.
-
-    Raises
-    ------
-    CacheMissError
-        There is none.
-    CacheCorruptError
-        It is one of these.
+    Through links, external storage and virtual data sets HDF5 reads any file of the machine,
+    and filters turn a few bytes into terabytes.
     """
     import h5py
 
@@ -80,7 +61,7 @@ def plain_dataset(file: Any, name: str, path: Path) -> Any:
     for part in name.split("/"):
         link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
         if link is None:
-            raise CacheMissError(f"{path}: expected {name}, found none in this file; {AGAIN}")
+            raise CacheCorruptError(f"{path}: expected {name}, found none in this file; {AGAIN}")
         if not isinstance(link, h5py.HardLink):
             raise CacheCorruptError(
                 f"{path}: expected {name} in the file itself, found a "
@@ -103,13 +84,7 @@ def plain_dataset(file: Any, name: str, path: Path) -> Any:
 
 
 def block_digests(file: Any, name: str, n_blocks: int, path: Path) -> list[str]:
-    """Return the SHA-256 (hex) that stand beside an array, one per block of rows.
-
-    Raises
-    ------
-    CacheCorruptError
-        There are not so many.
-    """
+    """Return the SHA-256 (hex) beside an array, one per block of rows."""
     digests = plain_dataset(file, f"{name}_sha256", path)
     if digests.shape != (n_blocks, 32) or digests.dtype != np.uint8:
         raise CacheCorruptError(
@@ -119,25 +94,18 @@ def block_digests(file: Any, name: str, n_blocks: int, path: Path) -> list[str]:
     return [digest.tobytes().hex() for digest in digests[...]]
 
 
-# As ``python -m`` does, but without the folder that one happens to be in: what lies there, beside
-# a file from a stranger perhaps, is not to be imported.
+# Like ``python -m``, but without the current folder, which may hold a stranger's files: nothing
+# may be imported from there.
 _RUN = (
     "import sys; sys.path[:] = filter(None, sys.path); import runpy; "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__')"
 )
 _TIMEOUT_S = 60
 _MEMORY_BYTES = 4 << 30
-_ERRORS = {kind.__name__: kind for kind in (CacheCorruptError, CacheMismatchError, CacheMissError)}
 
 
-def run_in_child(module: str, path: Path) -> dict[str, Any]:
-    """Run a module of this package on a file; return the JSON object that it prints.
-
-    Raises
-    ------
-    CacheError
-        As the child says; `CacheCorruptError` where it died or hung.
-    """
+def _describe_in_child(path: Path) -> dict[str, Any]:
+    """Return `describe` of a file, made by a child; CacheCorruptError where it crashed or hung."""
     root = str(Path(__file__).resolve().parents[2])
     before = os.environ.get("PYTHONPATH")
     environment = {
@@ -148,7 +116,7 @@ def run_in_child(module: str, path: Path) -> dict[str, Any]:
     }
     try:
         child = subprocess.run(
-            [sys.executable, "-c", _RUN, module, os.fspath(path)],
+            [sys.executable, "-c", _RUN, __name__, os.fspath(path)],
             capture_output=True,
             timeout=_TIMEOUT_S,
             stdin=subprocess.DEVNULL,
@@ -156,29 +124,29 @@ def run_in_child(module: str, path: Path) -> dict[str, Any]:
         )
         answer = unseal(child.stdout)
     except subprocess.TimeoutExpired:
-        found = f"one that libhdf5 was not done with after {_TIMEOUT_S} s"
+        found = f"one that libhdf5 did not finish reading in {_TIMEOUT_S} s"
     except ValueError:
         last = (child.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
         found = f"one that ended libhdf5 with exit code {child.returncode} ({last})"
     else:
         if "error" in answer:
-            raise _ERRORS[answer["error"]](answer["message"])
+            raise CacheCorruptError(answer["error"])
         return answer
     raise CacheCorruptError(f"{path}: expected a readable HDF5 file, found {found}; {AGAIN}")
 
 
-def answer_parent(describe: Any) -> None:
-    """Be the child: print what ``describe(path)`` returns, or its error, sealed."""
+def _answer_parent() -> None:
+    """Print, in the child, what `describe` returns or raises, sealed."""
     _limit_this_process()
     try:
-        answer: dict[str, Any] = describe(Path(sys.argv[1]))
+        answer = describe(Path(sys.argv[1]))
     except CacheError as error:
-        answer = {"error": type(error).__name__, "message": str(error)}
+        answer = {"error": str(error)}
     sys.stdout.buffer.write(seal(answer))
 
 
 def _limit_this_process() -> None:
-    """Bound the memory and time that a rigged file can take, where the system can."""
+    """Limit the memory and time that a hostile file can take, where the system can."""
     try:
         import resource
     except ImportError:  # not on Windows
@@ -198,55 +166,42 @@ _DIGESTS = "_sha256"
 
 
 def check_view(index: Index) -> None:
-    """Compare what h5py sees in a packed file with its index.
-
-    Raises
-    ------
-    CacheCorruptError
-        They differ; the first difference is named.
-    """
-    try:
-        found = run_in_child(__name__, index.path)
-    except CacheMissError as error:  # an array whose way is broken
-        raise CacheCorruptError(str(error)) from None
+    """Compare what h5py sees in a packed file with its index; name the first difference."""
+    seen = _describe_in_child(index.path)
     names = {"class_names", *index.arrays, *(f"{name}{_DIGESTS}" for name in index.arrays)}
-    for name in sorted(names.symmetric_difference(found["names"])):
+    for name in sorted(names.symmetric_difference(seen["names"])):
         where = "its index alone" if name in names else "HDF5 alone, and not in its index"
         raise CacheCorruptError(
             f"{index.path}: expected the same arrays in HDF5 and in its index, found {name} in "
             f"{where}; do not use this file, or {AGAIN}"
         )
-    for name, (wanted, seen) in _pairs(index, found):
-        if wanted != seen:
+    for name, in_index, in_hdf5 in _compared(index, seen):
+        if in_index != in_hdf5:
             raise CacheCorruptError(
-                f"{index.path}: expected h5py to see {name} as {wanted!r:.200}, as its index says, "
-                f"found {seen!r:.200}; do not use this file, or {AGAIN}"
+                f"{index.path}: expected h5py to see {name} as {in_index!r:.200}, as its index "
+                f"says, found {in_hdf5!r:.200}; do not use this file, or {AGAIN}"
             )
 
 
-def _pairs(index: Index, found: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Yield what is compared: its name, what the index says, and what the child saw."""
-    wanted = attributes(index.meta)
-    for name in sorted({*wanted, *found["attributes"]}):
-        yield f"attribute {name!r}", (wanted.get(name), found["attributes"].get(name))
-    # Where the bytes of a name end, HDF5 has zeros.
+def _compared(index: Index, seen: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what is compared: its name, its value in the index, and the child's."""
+    in_index = attributes(index.meta)
+    for name in sorted({*in_index, *seen["attributes"]}):
+        yield f"attribute {name!r}", in_index.get(name), seen["attributes"].get(name)
+    # HDF5 fills up names with zeros.
     class_names = [decode_id(encode_id(name).rstrip(b"\0")) for name in index.meta["class_names"]]
-    yield "class_names", (class_names, found["class_names"])
+    yield "class_names", class_names, seen["class_names"]
     for name, array in index.arrays.items():
         offset = array.blocks[0].offset if array.size_bytes else None
-        yield name, ([array.dtype.str, list(array.shape), offset], found["arrays"][name][:3])
+        encoding = "utf-8" if array.dtype.kind == "S" else None
+        described = [array.dtype.str, encoding, list(array.shape), offset]
+        yield name, described, seen["arrays"][name][:4]
         digests = [block.sha256 for block in array.blocks]
-        yield f"{name}{_DIGESTS}", (digests, found["arrays"][name][3])
+        yield f"{name}{_DIGESTS}", digests, seen["arrays"][name][4]
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return what h5py sees in a packed file: names, attributes, and where arrays lie.
-
-    Raises
-    ------
-    CacheCorruptError
-        It is damaged, or built to read outside itself.
-    """
+    """Return what h5py sees in a packed file: names, attributes, and where the arrays are."""
     with opened(path) as file:
         names = sorted(_walk(file, "", path))
         arrays = [name for name in names if f"{name}{_DIGESTS}" in names]
@@ -262,7 +217,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _walk(group: Any, prefix: str, path: Path) -> Iterator[str]:
-    """Yield the names of all data sets, and of groups without one; no link is followed."""
+    """Yield the names of all data sets and of empty groups; follow no link."""
     import h5py
 
     if prefix.count("/") >= _DEEPEST:
@@ -284,11 +239,14 @@ def _walk(group: Any, prefix: str, path: Path) -> Iterator[str]:
 
 
 def _array(file: Any, name: str, path: Path) -> list[Any]:
+    import h5py
+
     array = plain_dataset(file, name, path)
     n_rows = array.shape[0] if array.shape else 0
     offset = array.id.get_offset() if array.nbytes else None
     return [
         array.dtype.str,
+        getattr(h5py.check_string_dtype(array.dtype), "encoding", None),
         list(array.shape or ()),
         offset,
         block_digests(file, name, -(-n_rows // BLOCK_ROWS), path),
@@ -296,4 +254,4 @@ def _array(file: Any, name: str, path: Path) -> list[Any]:
 
 
 if __name__ == "__main__":
-    answer_parent(describe)
+    _answer_parent()

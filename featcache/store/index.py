@@ -1,4 +1,4 @@
-"""Opening a cache: its index is found, checked, and nothing else is believed."""
+"""Opening a cache: read its index and check every field; nothing in it is trusted."""
 
 from __future__ import annotations
 
@@ -16,54 +16,48 @@ from ..errors import CacheCorruptError, CacheError, CacheMismatchError, CacheMis
 from ..files import user_path
 from .format import (
     DTYPES,
+    FINGERPRINT_FIELDS,
     FORMAT,
     FORMAT_VERSION,
+    ROLES,
     Block,
     Index,
     StoredArray,
     fingerprint,
-    fingerprint_fields,
     unseal,
 )
 
 AGAIN = "make it again with featcache extract --force, or restore a copy"
 MANIFEST = "manifest.json"
-COMMITS = ".commits"  # in a folder of shards that is not complete: what is there already
+COMMITS = ".commits"  # in an unfinished folder of shards: which shards are complete
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_MAX_LINE_BYTES = 200  # of the line in front of it
+_MAX_LINE_BYTES = 200  # of the line before the JSON
 _MAX_INDEX_BYTES = 1 << 26  # a hundred million rows need less; Python takes ten times as much
 _MAX_ROW_BYTES = 1 << 30
 _MAX_ROW_DIMENSIONS = 3  # channels, height, width
 _MAX_LEVELS = 4  # of lists and objects in a field
 _ARRAY_NAME = re.compile(
-    r"(train|test)/(features|labels|ids|skipped|views/[a-z]+|cuts/[a-z0-9]+/[a-z]+)"
+    r"(train|test)/"
+    r"(features|labels|ids|content_hashes|skipped|views/[a-z]+|cuts/[a-z0-9]+/[a-z]+)"
 )
 _SHARD_NAME = re.compile(r"[a-z0-9.-]+\.npy")
-_CHECKSUM = re.compile(r"[0-9a-f]{64}")
-# What the fields of the fingerprint are, and the class names; the others are text.
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_XXH3 = re.compile(r"[0-9a-f]{32}")
+_HASH_BYTES = 32  # of a content hash
+# The types of these fields; the others of the fingerprint are text.
 _KINDS = {"class_names": list, "cuts": list, "preprocess": dict, "views": list}
 _FEATURES = frozenset(DTYPES.values())
 
 
 def open_index(path: Path) -> Index:
-    """Read and check the index of a packed file, a folder of shards, or a version 1 file.
-
-    Raises
-    ------
-    CacheMissError
-        Nothing there.
-    CacheMismatchError
-        Written by another version of the format.
-    CacheCorruptError
-        No cache, damaged, or rigged.
-    """
+    """Read and check the index of a packed file or a folder of shards; raise a CacheError."""
     try:
         if is_shards(path):
             return checked_index(read_sealed(path / MANIFEST), path, "shards")
         if (path / COMMITS).is_dir():
             raise CacheMissError(
-                f"{path}: expected a feature cache, found an extraction that is not finished; "
-                "run the same featcache extract again, or featcache pack where jobs made it"
+                f"{path}: expected a feature cache, found an unfinished extraction; run "
+                "the same featcache extract again, or featcache pack where jobs made it"
             )
         if not path.is_file():
             found = "a folder without manifest.json" if path.is_dir() else "no such file"
@@ -71,40 +65,29 @@ def open_index(path: Path) -> Index:
                 f"{path}: expected a feature cache, found {found}; make one with featcache "
                 "extract, or name none to take the newest"
             )
-        with path.open("rb") as stream:
-            start = stream.read(len(HDF5_SIGNATURE))
+        path.open("rb").close()
     except CacheError:
         raise
     except OSError as error:
         raise CacheMissError(
             f"{path}: expected a feature cache, found: {error.strerror}; see to its permissions"
         ) from None
-    if start == HDF5_SIGNATURE:
-        from .version1 import index_in_child
-
-        return checked_index(index_in_child(path), path, "hdf5", version=1)
     return checked_index(read_sealed(path), path, "hdf5")
 
 
 def file_stamp(path: Path, form: str) -> tuple[int, ...]:
-    """Return what tells a cache from another that takes its place under the same name."""
-    found = (path / MANIFEST if form == "shards" else path).stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    """Return what tells a cache from one that replaces it under the same name."""
+    status = (path / MANIFEST if form == "shards" else path).stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def is_shards(path: Path) -> bool:
-    """Tell whether a path is a folder of shards that are complete."""
+    """Tell whether a path is a complete folder of shards."""
     return (path / MANIFEST).is_file()
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Return the sealed JSON at the start of a file.
-
-    Raises
-    ------
-    CacheCorruptError, CacheMismatchError
-        There is none, it was damaged, or it is of another version.
-    """
+    """Return the sealed JSON at the start of a file, or raise a CacheError."""
     try:
         with path.open("rb") as stream:
 
@@ -120,22 +103,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 def sealed_content(
     read_at: Callable[[int, int], bytes], size_bytes: int, where: object
 ) -> dict[str, Any]:
-    """Return the sealed JSON at the start of a file that is read by ranges.
-
-    Parameters
-    ----------
-    read_at : callable
-        Returns so many bytes from a place on: ``read_at(start, length)``.
-    size_bytes : int
-        Of the whole file.
-    where : object
-        The file, for messages.
-
-    Raises
-    ------
-    CacheCorruptError, CacheMismatchError
-        As `read_sealed`.
-    """
+    """Return the sealed JSON at the start of ``where``, read by ``read_at(start, length)``."""
     try:
         line = read_at(0, min(_MAX_LINE_BYTES, size_bytes)) if size_bytes else b""
         line = line[: line.find(b"\n") + 1 or None]
@@ -144,7 +112,7 @@ def sealed_content(
             raise ValueError("no featcache index at its start")
         if words[1] != str(FORMAT_VERSION).encode():
             raise CacheMismatchError(
-                f"{where}: expected format version 1 or {FORMAT_VERSION}, found "
+                f"{where}: expected format version {FORMAT_VERSION}, found "
                 f"{words[1][:20].decode('ascii', 'replace')}; use the featcache that wrote it, "
                 f"or {AGAIN}"
             )
@@ -165,28 +133,20 @@ def _not_ours(where: object, error: Exception) -> CacheCorruptError:
     )
 
 
-def checked_index(
-    content: Mapping[str, Any], path: Path, form: str, *, version: int = FORMAT_VERSION
-) -> Index:
-    """Turn an index's JSON, of a version of the format, into an `Index`, believing nothing.
-
-    Raises
-    ------
-    CacheCorruptError
-        A field or an array is missing, of another type, or lies outside the file.
-    """
+def checked_index(content: Mapping[str, Any], path: Path, form: str) -> Index:
+    """Turn an index's JSON into an `Index`; raise CacheCorruptError at anything unexpected."""
     try:
         index = Index(
             path=path,
             form=form,
-            meta=_meta(content, version),
+            meta=_meta(content),
             arrays={
                 name: _array(name, spec, path, form) for name, spec in content["arrays"].items()
             },
             structure_sha256=str(content.get("structure_sha256", "")),
             stamp=file_stamp(path, form),
         )
-        if form == "hdf5" and version > 1 and content["size_bytes"] != path.stat().st_size:
+        if form == "hdf5" and content["size_bytes"] != path.stat().st_size:
             raise ValueError(
                 f"{content['size_bytes']:,} bytes in its index and {path.stat().st_size:,} on "
                 "the disk: it was cut short or added to"
@@ -207,14 +167,16 @@ def checked_index(
     return index
 
 
-def _meta(content: Mapping[str, Any], version: int) -> dict[str, Any]:
+def _meta(content: Mapping[str, Any]) -> dict[str, Any]:
     meta = content["meta"]
-    if meta["format"] != FORMAT or meta["format_version"] != version:
+    if meta["format"] != FORMAT or meta["format_version"] != FORMAT_VERSION:
         raise ValueError(f"{meta['format']!r:.40} {meta['format_version']!r:.40} as its format")
     for name, value in meta.items():
-        if value is None or not _is_plain(value, _MAX_LEVELS):
+        if name == "dataset_path" and not isinstance(value, (str, type(None))):
+            raise ValueError(f"{value!r:.100} as dataset_path")
+        if (value is None and name != "dataset_path") or not _is_plain(value, _MAX_LEVELS):
             raise ValueError(f"{value!r:.100} in the field {name!r}")
-    for name in ("class_names", "fingerprint", *fingerprint_fields(meta)):
+    for name in ("class_names", "fingerprint", *FINGERPRINT_FIELDS):
         kind = _KINDS.get(name, str)
         if not isinstance(meta[name], kind):
             raise ValueError(f"{meta[name]!r:.100} in the field {name!r}")
@@ -225,13 +187,11 @@ def _meta(content: Mapping[str, Any], version: int) -> dict[str, Any]:
             f"fields that do not hash to its fingerprint {str(meta['fingerprint'])[:8]}: someone "
             "edited them"
         )
-    if meta.get("format_version") == 1:
-        meta["cuts"] = [meta["cut"]]
     return dict(meta)
 
 
 def _is_plain(value: Any, levels: int) -> bool:
-    """Tell whether a field is text, a finite number, or lists and objects of these."""
+    """Tell whether a field is text, a finite number, null, or lists and objects of these."""
     if isinstance(value, (list, dict)):
         parts = value.values() if isinstance(value, dict) else value
         return levels > 0 and all(_is_plain(part, levels - 1) for part in parts)
@@ -247,47 +207,51 @@ def _array(name: str, spec: Mapping[str, Any], path: Path, form: str) -> StoredA
     ):
         raise ValueError(f"rows of shape {row_shape} in {name}")
     text = spec["dtype"]
-    allowed = (
-        text == "<i8"
-        if name.endswith("labels")
-        else bool(re.fullmatch(r"\|S[1-9][0-9]{0,5}", text))
-        if name.endswith(("ids", "skipped"))
-        else text in _FEATURES
-    )
-    if not allowed:
+    if not _may_be(name.rpartition("/")[2], text):
         raise ValueError(f"{name} as {text}")
     dtype = np.dtype(text)
     row_bytes = dtype.itemsize * math.prod(row_shape)
     if row_bytes > _MAX_ROW_BYTES:
         raise ValueError(f"rows of {row_bytes:,} bytes in {name}")
     blocks = []
-    for n_rows, offset, sha256, sums, *rest in spec["blocks"]:
+    for n_rows, offset, sha256, xxh3, *rest in spec["blocks"]:
         if not (type(n_rows) is int and type(offset) is int and n_rows >= 0 and offset >= 0):
             raise ValueError(f"a block of {n_rows!r} rows at {offset!r} in {name}")
-        if not _CHECKSUM.fullmatch(sha256) or not (sums == "" or _CHECKSUM.fullmatch(sums)):
-            raise ValueError(f"checksums {sha256!r:.80} and {sums!r:.80} in {name}")
+        if not _SHA256.fullmatch(sha256) or not _XXH3.fullmatch(xxh3):
+            raise ValueError(f"checksums {sha256!r:.80} and {xxh3!r:.80} in {name}")
         where = path
         if form == "shards":
             (file,) = rest
             if not _SHARD_NAME.fullmatch(file):
                 raise ValueError(f"a shard named {file[:80]!r}")
             where = path / file
-        blocks.append(Block(where, offset, n_rows, sha256, sums))
+        blocks.append(Block(where, offset, n_rows, sha256, xxh3))
         _inside(blocks[-1], n_rows * row_bytes, form)
     return StoredArray(name, dtype, row_shape, tuple(blocks))
+
+
+def _may_be(kind: str, dtype: str) -> bool:
+    """Tell whether an array with this last part of its name may have this dtype."""
+    if kind == "labels":
+        return dtype == "<i8"
+    if kind == "content_hashes":
+        return dtype == "|u1"
+    if kind in ("ids", "skipped"):
+        return bool(re.fullmatch(r"\|S[1-9][0-9]{0,5}", dtype))
+    return dtype in _FEATURES
 
 
 def _inside(block: Block, size_bytes: int, form: str) -> None:
     if form == "shards":
         try:
-            found = os.lstat(block.path)  # once per shard: there may be 100,000, and a network
+            status = os.lstat(block.path)  # once per shard: there may be 100,000, on a network
         except FileNotFoundError:
-            found = None
-        if found is None or not stat.S_ISREG(found.st_mode):
+            status = None
+        if status is None or not stat.S_ISREG(status.st_mode):
             raise ValueError(f"no shard {block.path.name}: it was removed or moved")
-        if found.st_size != block.offset + size_bytes:
+        if status.st_size != block.offset + size_bytes:
             raise ValueError(
-                f"a shard {block.path.name} of {found.st_size:,} bytes instead of "
+                f"a shard {block.path.name} of {status.st_size:,} bytes instead of "
                 f"{block.offset + size_bytes:,}"
             )
     elif block.offset + size_bytes > block.path.stat().st_size:
@@ -298,8 +262,8 @@ def _inside(block: Block, size_bytes: int, form: str) -> None:
 
 
 def _belong_together(index: Index) -> None:
-    """Refuse a split without its arrays, and arrays of other shapes than the rest."""
-    for role in ("train", "test"):
+    """Refuse a split without its arrays, and arrays whose shapes do not fit the others."""
+    for role in ROLES:
         n_rows = index.arrays[f"{role}/labels"].shape[0]
         for name in (f"{role}/features", f"{role}/ids"):
             if name not in index.arrays:
@@ -312,13 +276,15 @@ def _belong_together(index: Index) -> None:
         is_list = name.endswith(("/labels", "/ids", "/skipped"))
         if bool(array.row_shape) == is_list:
             raise ValueError(f"{name} of shape {array.shape}")
+        if name.endswith("/content_hashes") and array.row_shape != (_HASH_BYTES,):
+            raise ValueError(f"{name} of shape {array.shape}")
         of_main_cut = name.endswith("/features") or "/views/" in name
         if of_main_cut and array.row_shape != index.arrays["train/features"].row_shape:
             raise ValueError(f"{name} of shape {array.shape}, and train/features of another")
 
 
 def _lie_apart(index: Index) -> None:
-    """Refuse blocks of an array that do not follow one another, and bytes of two arrays."""
+    """Refuse an array whose blocks do not follow one another, and arrays that overlap."""
     if index.form == "shards":
         shards = [block.path for array in index.arrays.values() for block in array.blocks]
         if len(set(shards)) < len(shards):

@@ -1,4 +1,4 @@
-"""Several caches of the same ingredients, and other images, made into one."""
+"""Merging caches of the same ingredients and different images into one."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ..files import check_writable, user_path
 from ..progress import OnProgress, Progress, silent
 from ..version import __version__
 from .cache import Cache, load
-from .format import FINGERPRINT_FIELDS, StoredArray, differing, fingerprint
+from .format import FINGERPRINT_FIELDS, ROLES, StoredArray, differing, fingerprint
 from .reader import iterate_rows
 from .shards import single_writer
 from .writer import Source, encoded_ids, pack
 
-_ROLES = ("train", "test")
-# Of the part alone: its format, and what only its own extraction can tell.
-_NOT_KEPT = frozenset(("bottleneck", "cut", "fingerprint", "format", "format_version", "stages_s"))
+_IN_SOME = ("/skipped", "/content_hashes")  # arrays that not every cache has
+# What describes the part alone: its format and its extraction.
+_NOT_KEPT = frozenset(("bottleneck", "fingerprint", "format", "format_version", "stages_s"))
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def merge(
     prefixes = [f"{part}/" if prefix else "" for part in names]
     meta = _meta(parts, name or "+".join(names), prefixes)
     sources: dict[str, Source] = {}
-    for role in _ROLES:
+    for role in ROLES:
         sources.update(_sources(parts, role, prefixes))
     check_writable(path)
     with single_writer(path):
@@ -157,14 +157,14 @@ def _check_parts(parts: Sequence[Cache]) -> None:
     matters = [*FINGERPRINT_FIELDS, "class_names"]
     matters.remove("dataset_digest")
     for other in parts[1:]:
-        found = list(differing(first.meta, other.meta, matters))
-        if not found:
+        fields = list(differing(first.meta, other.meta, matters))
+        if not fields:
             shapes = (_row_shapes(first), _row_shapes(other))
-            found = list(differing(*shapes, sorted({*shapes[0], *shapes[1]})))
-        if found:
-            lines = "; ".join(f"{name}: {a!r:.66} and {b!r:.66}" for name, a, b in found)
+            fields = list(differing(*shapes, sorted({*shapes[0], *shapes[1]})))
+        if fields:
+            lines = "; ".join(f"{name}: {a!r:.66} and {b!r:.66}" for name, a, b in fields)
             advice = "extract both with the same options"
-            if any(name.startswith("class_names") for name, _, _ in found):
+            if any(name.startswith("class_names") for name, _, _ in fields):
                 advice = "put the class folders of both into one data set, and extract that"
             raise CacheMismatchError(
                 f"{other.path}: expected the ingredients of {first.path} and other images, found "
@@ -186,8 +186,11 @@ def _check_images(parts: Sequence[Cache]) -> None:
 
 
 def _row_shapes(part: Cache) -> dict[str, tuple[int, ...]]:
-    arrays = part.index.arrays.items()
-    return {name: array.row_shape for name, array in arrays if not name.endswith("/skipped")}
+    return {
+        name: array.row_shape
+        for name, array in part.index.arrays.items()
+        if not name.endswith(_IN_SOME)
+    }
 
 
 def _names(parts: Sequence[Cache]) -> list[str]:
@@ -213,6 +216,7 @@ def _meta(parts: Sequence[Cache], name: str, prefixes: Sequence[str]) -> dict[st
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "dataset": name,
         "dataset_digest": hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest(),
+        "dataset_path": None,
         "dataset_source": f"merged from {len(parts)} caches",
         "featcache_version": __version__,
         "images_per_s": passes / sum(walls) if sum(walls) else 0.0,
@@ -237,9 +241,9 @@ def _number(part: Cache, field: str) -> float:
 
 
 def _sources(parts: Sequence[Cache], role: str, prefixes: Sequence[str]) -> dict[str, Source]:
-    """Return the arrays of a split, one part's rows after the other's."""
+    """Return the arrays of a split: the rows of the parts in order."""
     splits = [getattr(part, role) for part in parts]
-    found = {
+    sources = {
         f"{role}/labels": Source.of(np.concatenate([split.labels for split in splits])),
         f"{role}/ids": Source.of(encoded_ids(_ids(parts, role, prefixes))),
     }
@@ -249,13 +253,14 @@ def _sources(parts: Sequence[Cache], role: str, prefixes: Sequence[str]) -> dict
         for name in split.skipped
     ]
     if skipped:
-        found[f"{role}/skipped"] = Source.of(encoded_ids(skipped))
+        sources[f"{role}/skipped"] = Source.of(encoded_ids(skipped))
     for name, array in parts[0].index.arrays.items():
-        if name.startswith(f"{role}/") and name not in found and not name.endswith("/skipped"):
+        new = name.startswith(f"{role}/") and name not in sources and not name.endswith("/skipped")
+        if new and all(name in part.index.arrays for part in parts):
             arrays = [part.index.arrays[name] for part in parts]
             n_rows = sum(stored.shape[0] for stored in arrays)
-            found[name] = Source(array.dtype, (n_rows, *array.row_shape), partial(_rows, arrays))
-    return found
+            sources[name] = Source(array.dtype, (n_rows, *array.row_shape), partial(_rows, arrays))
+    return sources
 
 
 def _ids(parts: Sequence[Cache], role: str, prefixes: Sequence[str]) -> Iterator[str]:

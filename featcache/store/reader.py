@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -11,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from ..cores import usable_cores
 from ..errors import CacheCorruptError
-from .checksums import PIECE_BYTES, Digests, Sums
-from .format import Block, StoredArray
+from .format import Block, Checksums, StoredArray
 from .index import AGAIN
 
 _MAX_MAPS = 4096  # of one array at a time: Linux allows a process 65,530 in all
-_THREADS = 4  # reading and summing leave Python's lock free; more would wait for the memory
+_PIECE_BYTES = 512 << 10  # hashed while it is in the processor's cache
+_THREADS = 4  # reading and hashing release Python's lock; more would wait for the memory
 
 
 def reading_threads() -> int:
@@ -28,18 +28,7 @@ def reading_threads() -> int:
 
 
 def read_array(array: StoredArray) -> np.ndarray:
-    """Read an array whole and verify every block by its sums.
-
-    Returns
-    -------
-    numpy.ndarray
-        Read-only, of the array's shape.
-
-    Raises
-    ------
-    CacheCorruptError
-        A block is not what was written; the first such is named.
-    """
+    """Return a whole array, read-only, after a check of every block's XXH3-128."""
     whole = np.empty(array.shape, array.dtype)
     starts = np.cumsum([0, *(block.n_rows for block in array.blocks)])
     with ThreadPoolExecutor(reading_threads()) as pool:
@@ -69,30 +58,22 @@ def bad_block(array: StoredArray, number: int) -> CacheCorruptError:
 
 
 def _is_sound(block: Block, rows: np.ndarray) -> bool:
-    """Read a block into ``rows``, and tell whether it is what was written."""
-    if block.sums:
-        return _read_block(block, rows, Sums()) == block.sums
-    return _read_block(block, rows, hashlib.sha256()) == block.sha256
-
-
-def _read_block(block: Block, rows: np.ndarray, digest: Any) -> str:
-    """Read a block into ``rows`` and return the digest (hex) of what was read."""
-    target = rows.reshape(-1).view(np.uint8).data
+    """Read a block into ``rows``, and tell whether its XXH3-128 is right."""
+    digest, target = xxhash.xxh3_128(), rows.reshape(-1).view(np.uint8).data
     try:
         with open(block.path, "rb", buffering=0) as stream:
             stream.seek(block.offset)
-            for start in range(0, len(target), PIECE_BYTES):
-                # Taken in while it is in the processor's cache.
-                piece = target[start : start + PIECE_BYTES]
+            for start in range(0, len(target), _PIECE_BYTES):
+                piece = target[start : start + _PIECE_BYTES]
                 read_into(piece, stream, block.path)
                 digest.update(piece)
     except OSError as error:
         raise unreadable(block.path, error) from None
-    return str(digest.hexdigest())
+    return bool(digest.hexdigest() == block.xxh3)
 
 
 def read_into(target: memoryview, stream: FileIO, path: Path) -> None:
-    """Read as many bytes as the target has, or say that the file ends before."""
+    """Fill the target, or raise CacheCorruptError where the file ends before."""
     while target:
         count = stream.readinto(target)
         if not count:
@@ -104,7 +85,7 @@ def read_into(target: memoryview, stream: FileIO, path: Path) -> None:
 
 
 def unreadable(path: Path, error: Exception) -> CacheCorruptError:
-    """Return the error for a file that the disk does not give."""
+    """Return the error for a file that the disk cannot read."""
     why = getattr(error, "strerror", None) or error
     return CacheCorruptError(
         f"{path}: expected a cache that can be read, found: {why}; see to the disk, or {AGAIN}"
@@ -112,13 +93,7 @@ def unreadable(path: Path, error: Exception) -> CacheCorruptError:
 
 
 def map_array(array: StoredArray) -> Any:
-    """Map an array into memory without reading it: nothing is verified.
-
-    Returns
-    -------
-    numpy.ndarray or ShardedArray
-        Read-only; the first of a packed file, the second of shards.
-    """
+    """Map an array into memory, unverified and read-only: a `ShardedArray` where it has shards."""
     if not array.size_bytes:
         return np.empty(array.shape, array.dtype)
     files = {block.path for block in array.blocks}
@@ -137,13 +112,8 @@ def _map(path: Path, array: StoredArray, offset: int, shape: tuple[int, ...]) ->
 class ShardedArray:
     """An array whose rows lie in several files; reading from it gives NumPy arrays.
 
-    It is indexed as a NumPy array is, except that ``None`` is not taken and booleans
-    choose rows alone. ``numpy.asarray`` reads it whole.
-
-    Parameters
-    ----------
-    array : StoredArray
-        Where its blocks lie.
+    Indices work as NumPy's, except that ``None`` is refused and booleans choose rows only.
+    ``numpy.asarray`` reads it whole.
     """
 
     def __init__(self, array: StoredArray) -> None:
@@ -169,8 +139,8 @@ class ShardedArray:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """Read what an index of NumPy's chooses."""
-        first, *inside = self._spelt_out(index)
+        """Read what a NumPy index chooses."""
+        first, *inside = self._expanded(index)
         if isinstance(first, slice):
             start, stop, step = first.indices(len(self))
             rows = (
@@ -184,7 +154,7 @@ class ShardedArray:
         rows = self._take(numbers.reshape(-1))
         if not inside:
             return rows.reshape(*numbers.shape, *self.shape[1:])
-        # The rows again, by their places: so that further indices pair up with them as NumPy's do.
+        # Index rows by position, so that further indices broadcast with them as NumPy's do.
         places = (np.arange(numbers.size).reshape(numbers.shape), *inside)
         chosen: np.ndarray = rows[places]
         return chosen
@@ -194,7 +164,7 @@ class ShardedArray:
         whole = self._range(0, len(self))
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
-    def _spelt_out(self, index: Any) -> tuple[Any, ...]:
+    def _expanded(self, index: Any) -> tuple[Any, ...]:
         """Return an index as a tuple that begins with the rows."""
         parts = index if isinstance(index, tuple) else (index,)
         if any(part is None for part in parts):
@@ -202,7 +172,7 @@ class ShardedArray:
         for at, part in enumerate(parts):
             if part is Ellipsis:
                 every = (slice(None),) * (self.ndim - len(parts) + 1)
-                return self._spelt_out((*parts[:at], *every, *parts[at + 1 :]))
+                return self._expanded((*parts[:at], *every, *parts[at + 1 :]))
         return parts or (slice(None),)
 
     def _row_numbers(self, index: Any) -> np.ndarray:
@@ -253,27 +223,9 @@ WALK_BYTES = 4 << 20
 
 
 def iterate_rows(array: StoredArray, piece_bytes: int = WALK_BYTES) -> Iterator[np.ndarray]:
-    """Read an array from its first row to its last, in pieces.
+    """Yield an array in pieces of about so many bytes, and verify both checksums of every block.
 
-    Whatever is made of the rows must not count before the walk is over: a block's
-    checksums are known, and compared, when its last piece is at hand.
-
-    Parameters
-    ----------
-    array : StoredArray
-        Where its blocks lie.
-    piece_bytes : int
-        About how much is in memory at a time; a row at least.
-
-    Yields
-    ------
-    numpy.ndarray
-        (rows of the piece, …), of the array's dtype; the memory is the caller's.
-
-    Raises
-    ------
-    CacheCorruptError
-        A block is not what was written, or cannot be read.
+    A bad block raises at its last piece: use no result before the iteration ends.
     """
     for number in range(len(array.blocks)):
         yield from iterate_block(array, number, piece_bytes)
@@ -285,7 +237,7 @@ def iterate_block(
     """Read one block of an array, as `iterate_rows` does."""
     block = array.blocks[number]
     piece_rows = max(1, piece_bytes // max(1, array.row_bytes))
-    digests = Digests()
+    checksums = Checksums()
     try:
         with open(block.path, "rb", buffering=0) as stream:
             stream.seek(block.offset)
@@ -294,15 +246,11 @@ def iterate_block(
                 rows = np.empty((n_rows, *array.row_shape), array.dtype)
                 data = rows.reshape(-1).view(np.uint8).data
                 read_into(data, stream, block.path)
-                digests.update(data)
-                if start + n_rows == block.n_rows and not _is_right(block, digests):
+                checksums.update(data)
+                is_last = start + n_rows == block.n_rows
+                if is_last and checksums.hexdigests() != [block.sha256, block.xxh3]:
                     raise bad_block(array, number)
                 if n_rows:
                     yield rows
     except OSError as error:
         raise unreadable(block.path, error) from None
-
-
-def _is_right(block: Block, digests: Digests) -> bool:
-    sha256, sums = digests.hexdigests()
-    return sha256 == block.sha256 and block.sums in ("", sums)

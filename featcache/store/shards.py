@@ -1,4 +1,4 @@
-"""Extraction in progress: fixed ranges of rows, committed one by one, resumed, and packed."""
+"""An extraction in progress: shards of fixed ranges of rows, committed, resumed and packed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ import numpy as np
 from ..errors import CacheCorruptError, CacheError, CacheMismatchError, OutputError
 from ..files import remove_leftovers, replace_folder, write_atomically
 from ..progress import OnProgress, Progress, silent
-from .checksums import Digests
-from .format import Block, StoredArray, differences, seal
+from .format import ROLES, Block, Checksums, StoredArray, differences, seal
 from .index import COMMITS, MANIFEST, is_shards, read_sealed
 from .reader import iterate_rows, read_array
 from .writer import Source, complete_meta, pack
@@ -28,18 +27,12 @@ from .writer import Source, complete_meta, pack
 
 @contextmanager
 def single_writer(path: Path) -> Iterator[None]:
-    """Let one process at a time make a cache.
-
-    Raises
-    ------
-    CacheError
-        Another one is at it; the message names the process and its machine.
-    OutputError
-        The lock cannot be written, or the file system knows none.
-    """
+    """Let one process at a time write a cache; the error names the process that does."""
     from filelock import FileLock, Timeout
 
-    # The holder's name is beside the lock: on Windows a locked file cannot be read.
+    # The lock file stays. Where a network file system renames an open file that is deleted, its
+    # next holder would not see that the name is free, and two processes would hold two locks.
+    # The holder's name is in a file of its own: Windows does not let others read a locked one.
     lock, holder = (path.with_name(f".{path.name}.{end}") for end in ("lock", "holder"))
     held = FileLock(lock, timeout=0)
     try:
@@ -66,7 +59,7 @@ def single_writer(path: Path) -> Iterator[None]:
 def _named_in(holder: Path) -> str:
     try:
         return holder.read_text(encoding="utf-8") or "another process"
-    except (OSError, UnicodeDecodeError):  # it has just begun, or just ended
+    except (OSError, UnicodeDecodeError):  # it has just started, or just ended
         return "another process"
 
 
@@ -76,15 +69,7 @@ _COMMIT = re.compile(r"(train|test)-([0-9]{12})\.json")
 
 @dataclass(frozen=True)
 class ShardRange:
-    """The images of one shard.
-
-    Parameters
-    ----------
-    role : str
-        ``"train"`` or ``"test"``.
-    start, stop : int
-        The first image of the split, and the one behind the last.
-    """
+    """The images of one shard: from ``start`` up to but without ``stop``, of the split ``role``."""
 
     role: str
     start: int
@@ -95,39 +80,33 @@ class ShardRange:
         return self.stop - self.start
 
     def __str__(self) -> str:
-        """Name it as a person would."""
+        """Name it for a message."""
         return f"{self.role} images {self.start} to {self.stop - 1}"
 
 
 def unfinished_folder(path: Path) -> Path:
-    """Return the hidden folder in which a cache is put together."""
+    """Return the hidden folder that holds the shards of an unfinished cache."""
     return path.with_name(f".{path.name}.parts")
 
 
 def discard_unfinished(path: Path) -> None:
-    """Delete the shards of a cache that is complete, left by a run killed at its very end."""
+    """Delete the shards that a run left which was killed after it had completed the cache."""
     folder = unfinished_folder(path)
     if folder.exists():
-        # Somebody else may be making it anew, and then the folder is theirs.
+        # Another process may be writing the cache again: then the folder is in use.
         with suppress(CacheError), single_writer(path):
             remove_unfinished(folder)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete a folder of shards; killed on the way, what is left is nobody's."""
+    """Delete a folder of shards, first the file without which nobody resumes from it."""
     with suppress(OSError):
         (folder / COMMITS / INGREDIENTS).unlink()
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_ingredients(folder: Path) -> dict[str, Any] | None:
-    """Return what is being made in a folder; None where nothing is, or nobody can tell.
-
-    Returns
-    -------
-    dict or None
-        ``meta``, the provenance; ``forced``; and ``jobs`` where many writers share the work.
-    """
+    """Return the plan file of a folder (``meta``, ``forced``, maybe ``jobs``), None without one."""
     try:
         content = read_sealed(folder / COMMITS / INGREDIENTS)
     except CacheError:
@@ -137,15 +116,9 @@ def read_ingredients(folder: Path) -> dict[str, Any] | None:
 
 
 def claim(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Put down what is to be made in a folder, unless somebody has; return what stands there.
+    """Create the plan file unless it exists; return its content, the same for all writers.
 
-    Of several at once one succeeds, and all get the same answer: a file is linked to its
-    name whole, and never over another.
-
-    Raises
-    ------
-    OutputError
-        The folder cannot be written.
+    The file is written under another name and then linked, which fails where the name is taken.
     """
     target = folder / COMMITS / INGREDIENTS
     mine = target.with_name(f".{os.urandom(8).hex()}.json")
@@ -166,25 +139,19 @@ def claim(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
         ) from None
     finally:
         mine.unlink(missing_ok=True)
-    found = read_ingredients(folder)
-    if found is None:
+    written = read_ingredients(folder)
+    if written is None:
         raise OutputError(
-            f"{target}: expected to read what was just written, found something else; remove "
+            f"{target}: expected the plan that was just written, found something else; remove "
             f"{folder}, or name another output"
         )
-    return found
+    return written
 
 
 def check_same(
     path: Path, folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:
-    """Refuse to write shards among those of other ingredients, as `claim` gives them.
-
-    Raises
-    ------
-    CacheMismatchError
-        The fields that differ are in the text.
-    """
+    """Raise CacheMismatchError where a folder has shards of other ingredients than ours."""
     by_jobs = "jobs" in found
     again = f"remove {folder} to start over" if "jobs" in wanted else "use --force to start over"
     if by_jobs is not ("jobs" in wanted):
@@ -195,7 +162,7 @@ def check_same(
         )
         end = f"featcache pack {path}" if by_jobs else "the same command without --shard"
         raise CacheMismatchError(
-            f"{path}: expected nothing that is being made, found the shards of {kind} in {folder}; "
+            f"{path}: expected no unfinished shards, found those of {kind} in {folder}; "
             f"finish them with {end}, or {again}"
         )
     differing = differences(found["meta"], wanted["meta"])
@@ -204,28 +171,28 @@ def check_same(
         differing += differences(*agreed, sorted({*agreed[0], *agreed[1]}))
     if differing:
         raise CacheMismatchError(
-            f"{path}: expected the rest of an unfinished run of these ingredients, found one of "
-            f"others in {folder}: {'; '.join(differing)}; {again}, or name another --output"
+            f"{path}: expected an unfinished run with the same ingredients, found one with others "
+            f"in {folder}: {'; '.join(differing)}; {again}, or name another --output"
         )
 
 
 def commit_path(folder: Path, role: str, start: int) -> Path:
-    """Return the file that says that a shard is there."""
+    """Return the file that marks a shard as complete."""
     return folder / COMMITS / f"{role}-{start:012d}.json"
 
 
 def committed(folder: Path) -> set[tuple[str, int]]:
-    """Return (role, first image) of every shard that somebody says is there."""
+    """Return (role, first image) of every shard that is marked as complete."""
     try:
         names = os.listdir(folder / COMMITS)
     except OSError:
         return set()
-    found = (_COMMIT.fullmatch(name) for name in names)
-    return {(match[1], int(match[2])) for match in found if match}
+    matches = (_COMMIT.fullmatch(name) for name in names)
+    return {(match[1], int(match[2])) for match in matches if match}
 
 
 def read_commit(folder: Path, role: str, start: int, fingerprint: str) -> dict[str, Any] | None:
-    """Return what was put down of a shard; None where nothing sound of these ingredients is."""
+    """Return a shard's commit; None where there is no sound one with this fingerprint."""
     try:
         commit = read_sealed(commit_path(folder, role, start))
         same = (commit["role"], commit["start"], commit["fingerprint"]) == (
@@ -239,7 +206,7 @@ def read_commit(folder: Path, role: str, start: int, fingerprint: str) -> dict[s
 
 
 def first_harmed(folder: Path, commit: Mapping[str, Any]) -> str:
-    """Read a shard whole; return its first file that is not what was written, else ""."""
+    """Verify a whole shard; return the name of its first damaged file, or ""."""
     for name in (*commit["arrays"], *(("hashes",) if "hashes" in commit else ())):
         array = commit_array(folder, commit, name)
         try:
@@ -251,23 +218,23 @@ def first_harmed(folder: Path, commit: Mapping[str, Any]) -> str:
 
 
 def commit_array(folder: Path, commit: Mapping[str, Any], name: str) -> StoredArray:
-    """Return where an array of a shard, or its ``"hashes"``, lies."""
+    """Return where an array of a shard, or its ``"hashes"``, is stored."""
     spec = commit["hashes"] if name == "hashes" else commit["arrays"][name]
     dtype, row_shape = np.dtype(spec["dtype"]), tuple(spec["row_shape"])
     return StoredArray(name, dtype, row_shape, (shard_block(folder, spec),))
 
 
 def shard_block(folder: Path, spec: Mapping[str, Any]) -> Block:
-    """Return where the rows of one file of a shard lie."""
-    n_rows, offset, sha256, sums, file = spec["block"]
-    return Block(folder / file, offset, n_rows, sha256, sums)
+    """Return where the rows of one file of a shard are stored."""
+    n_rows, offset, sha256, xxh3, file = spec["block"]
+    return Block(folder / file, offset, n_rows, sha256, xxh3)
 
 
-PACK_LIMIT_BYTES = 8 << 30  # packing doubles the space on the disk for a while
+PACK_LIMIT_BYTES = 8 << 30  # packing needs twice the space until it is done
 
 
 def shards_path(path: Path) -> Path:
-    """Return the folder that stands for a cache too large to be packed into ``path``."""
+    """Return the folder that takes the place of ``path`` for a cache too large to be packed."""
     return path.with_suffix(".shards")
 
 
@@ -278,28 +245,7 @@ def finish(
     path: Path,
     pack_limit: int,
 ) -> Path:
-    """Turn shards into a cache, and return its path.
-
-    Parameters
-    ----------
-    folder : Path
-        Where they lie; it goes.
-    commits : sequence of mapping
-        As `ShardWriter.commits`.
-    meta : mapping
-        The whole provenance.
-    path : Path
-        The ``.h5`` file.
-    pack_limit : int
-        Bytes up to which shards are packed into one file.
-
-    Raises
-    ------
-    OutputError
-        The disk is full; the shards stay.
-    CacheCorruptError
-        A shard was damaged since it was written.
-    """
+    """Turn shards into a cache and return its path: one file up to ``pack_limit`` bytes."""
     arrays = _arrays(folder, commits)
     final, other = path, shards_path(path)
     if sum(array.size_bytes for array in arrays.values()) <= pack_limit:
@@ -314,9 +260,9 @@ def finish(
         described = {name: _described(array) for name, array in arrays.items()}
         write_atomically(folder / MANIFEST, seal({"meta": meta, "arrays": described}))
         _replace_folder(folder, final)
-        # Until here a killed run could go on from them.
+        # Until here a killed run could resume from them.
         shutil.rmtree(final / COMMITS, ignore_errors=True)
-    # One of the two forms is the cache; what --force replaced may have been the other.
+    # Only one of the two forms may stay; --force may have replaced the other.
     if is_shards(other):
         shutil.rmtree(other)
     elif other.is_file():
@@ -326,10 +272,10 @@ def finish(
 
 def _arrays(folder: Path, commits: Sequence[Mapping[str, Any]]) -> dict[str, StoredArray]:
     """Return every array, its shards in the order of the rows."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    specs_of: dict[str, list[dict[str, Any]]] = {}
     for commit in commits:
         for name, spec in commit["arrays"].items():
-            found.setdefault(f"{commit['role']}/{name}", []).append(spec)
+            specs_of.setdefault(f"{commit['role']}/{name}", []).append(spec)
     return {
         name: StoredArray(
             name,
@@ -337,17 +283,17 @@ def _arrays(folder: Path, commits: Sequence[Mapping[str, Any]]) -> dict[str, Sto
             tuple(specs[0]["row_shape"]),
             tuple(shard_block(folder, spec) for spec in specs),
         )
-        for name, specs in found.items()
+        for name, specs in specs_of.items()
     }
 
 
 def _described(array: StoredArray) -> dict[str, Any]:
-    """Return what the manifest says of an array."""
+    """Return an array's entry in the manifest."""
     return {
         "dtype": array.dtype.str,
         "row_shape": list(array.row_shape),
         "blocks": [
-            [block.n_rows, block.offset, block.sha256, block.sums, block.path.name]
+            [block.n_rows, block.offset, block.sha256, block.xxh3, block.path.name]
             for block in array.blocks
         ],
     }
@@ -364,44 +310,16 @@ def _replace_folder(folder: Path, final: Path) -> None:
         ) from None
 
 
-SHARD_ROWS = 1024  # what a kill can cost: 20 s of ResNet-18 at 224 px on two cores
-_ROLES = ("train", "test")  # as they lie in a cache
+SHARD_ROWS = 1024  # at most this is lost to a kill: 20 s of ResNet-18 at 224 px on two cores
 
 
 class ShardWriter:
-    """Collects the rows of a cache in a hidden folder beside it.
+    """Collects the shards of the cache ``path`` in a hidden folder beside it.
 
-    Parameters
-    ----------
-    path : Path
-        The ``.h5`` file that it shall become.
-    meta : mapping
-        The provenance; an unfinished folder of another fingerprint is refused.
-    force : bool
-        Throw away what an unfinished run left, unless that one was forced too: then this is
-        the command that goes on with it.
-    jobs : mapping, optional
-        What all the jobs must agree on that write into this folder at the same time, and what
-        puts their shards together; none of it is the cache's.
-    share : collection of ShardRange, optional
-        The shards that are this writer's, where others write too: it looks at no other.
-    on_progress : callable
-        Hears of the shards that are looked at.
-
-    Attributes
-    ----------
-    commits : list of dict
-        What is committed: role, the data set's rows (start, stop), arrays, and facts.
-    damaged : str
-        The first shard of an unfinished run that was no longer what was written and is to be
-        made again; empty where all were whole.
-
-    Raises
-    ------
-    CacheMismatchError
-        An unfinished run of other ingredients lies there.
-    OutputError
-        The folder cannot be made.
+    An unfinished folder with another fingerprint is refused. ``force`` deletes an unfinished run,
+    unless it was forced too: then this is the same command, which resumes it. ``jobs`` is what
+    all jobs that write into the folder must agree on, ``share`` the shards of this writer: it
+    reads no others. ``damaged`` names the first damaged shard of an unfinished run, or is "".
     """
 
     def __init__(
@@ -420,21 +338,21 @@ class ShardWriter:
         self._share = None if share is None else {(one.role, one.start) for one in share}
         self._begin(jobs, force)
         self.damaged = ""
-        self._commits = self._unharmed(on_progress)
+        self._commits = self._sound_commits(on_progress)
         self._sweep()
 
     @property
     def commits(self) -> list[dict[str, Any]]:
-        """What is committed, in the order of the rows."""
-        order = sorted(self._commits, key=lambda key: (_ROLES.index(key[0]), key[1]))
+        """The committed shards, in the order of the rows."""
+        order = sorted(self._commits, key=lambda key: (ROLES.index(key[0]), key[1]))
         return [self._commits[key] for key in order]
 
     def missing(self, shards: Iterable[ShardRange]) -> list[ShardRange]:
-        """Return those of these shards that have yet to be made."""
+        """Return those of these shards that are not committed yet."""
         return [shard for shard in shards if not self._has(shard)]
 
     def done(self, role: str) -> int:
-        """Return how many of a split's images are behind us, from the first without a gap."""
+        """Return how many images of a split are committed, from the first without a gap."""
         at = 0
         while (role, at) in self._commits:
             at = self._commits[role, at]["stop"]
@@ -442,18 +360,18 @@ class ShardWriter:
 
     @property
     def n_done(self) -> int:
-        """How many images are behind us, of both splits."""
+        """Number of committed images, of both splits."""
         return sum(commit["stop"] - commit["start"] for commit in self._commits.values())
 
     def skipped(self) -> int:
-        """Return how many images were left out so far, of both splits."""
+        """Return how many images were skipped so far, of both splits."""
         return sum(
             commit["stop"] - commit["start"] - commit["arrays"]["labels"]["block"][0]
             for commit in self._commits.values()
         )
 
     def rows(self, role: str) -> int:
-        """Return how many of these have features; the others were skipped."""
+        """Return how many committed images of a split have features; the rest was skipped."""
         return sum(
             commit["arrays"]["labels"]["block"][0]
             for commit in self._commits.values()
@@ -471,32 +389,19 @@ class ShardWriter:
         hashes: np.ndarray | None = None,
         left_out: Sequence[tuple[int, int]] = (),
     ) -> None:
-        """Put one shard on the disk; once this returns, no kill can lose it.
+        """Write one shard; once this returns, no kill can lose it.
 
-        Parameters
-        ----------
-        role : str
-            ``"train"`` or ``"test"``.
-        start, stop : int
-            The images of the split that it covers; the next shard begins at ``stop``.
-        arrays : mapping of str to numpy.ndarray
-            By name inside the split. Fewer rows than images where some were skipped.
-        facts : mapping of str to float
-            What it took; added up in `total`.
-        hashes : numpy.ndarray, optional
-            uint8 (stop - start, 32): SHA-256 of the images' files, where nobody had them
-            before; kept until the digest of the data set is made of them.
-        left_out : sequence of (int, int)
-            With hashes: row and label of each image that was skipped.
-
-        Raises
-        ------
-        OutputError
-            The disk is full, or the folder went away. Earlier shards stay.
+        ``arrays`` are named as inside the split, with fewer rows than images where some were
+        skipped. ``hashes``, uint8 (stop - start, 32), are the SHA-256 of the images' files:
+        those of the images with features become the array ``content_hashes``. ``left_out`` has
+        row and label of each skipped image. ``facts`` are added up by `total`.
         """
         stem = f"{role}-{start:012d}"
+        if hashes is not None:
+            kept = np.setdiff1d(np.arange(start, stop), [row for row, _ in left_out]) - start
+            arrays = {**arrays, "content_hashes": hashes[kept]}
         described = {
-            name: self._write(f"{stem}-{name.replace('/', '-')}.npy", array)
+            name: self._write(f"{stem}-{re.sub('[/_]', '-', name)}.npy", array)
             for name, array in arrays.items()
         }
         commit: dict[str, Any] = {
@@ -514,17 +419,11 @@ class ShardWriter:
         self._commits[role, start] = commit
 
     def read(self, commit: Mapping[str, Any], name: str) -> np.ndarray:
-        """Return an array of a shard, or its ``"hashes"``, whole and verified.
-
-        Raises
-        ------
-        CacheCorruptError
-            It was damaged since it was written.
-        """
+        """Return an array of a shard, or its ``"hashes"``, whole and verified."""
         return read_array(commit_array(self.folder, commit, name))
 
     def total(self, fact: str) -> float:
-        """Return the sum of a fact over all shards, of earlier runs too."""
+        """Return the sum of a fact over all shards, also those of earlier runs."""
         return sum(commit["facts"].get(fact, 0.0) for commit in self.commits)
 
     def finish(
@@ -534,24 +433,10 @@ class ShardWriter:
         pack_limit: int = PACK_LIMIT_BYTES,
         path: Path | None = None,
     ) -> Path:
-        """Turn the shards into a cache, and return its path.
+        """Turn the shards into a cache and return its path.
 
-        Parameters
-        ----------
-        facts : mapping
-            Added to the provenance, or in the place of a field of it.
-        pack_limit : int
-            Bytes up to which shards are packed into one HDF5 file; above, the folder of
-            shards becomes the cache, under the suffix ``.shards``.
-        path : Path, optional
-            Another name for the cache, where the right one was not known before.
-
-        Raises
-        ------
-        OutputError
-            The disk is full; the shards stay.
-        CacheCorruptError
-            A shard was damaged since it was written.
+        ``facts`` are added to the provenance or replace its fields. Above ``pack_limit`` bytes
+        the folder itself becomes the cache, with the suffix ``.shards``. ``path`` renames it.
         """
         meta = complete_meta({**self._meta, **facts})
         return finish(self.folder, self.commits, meta, path or self.path, pack_limit)
@@ -561,60 +446,57 @@ class ShardWriter:
         remove_unfinished(self.folder)
 
     def _begin(self, jobs: Mapping[str, Any] | None, force: bool) -> None:
-        """Find out whether the folder is ours to write into, and make it so where it is new."""
-        found = read_ingredients(self.folder)
-        if found and force and not (found.get("forced") and self._is_of(found)):
-            found = None
-        if found is None and self._share is None:
+        """Create the plan file, or check that the one that exists has our ingredients."""
+        plan = read_ingredients(self.folder)
+        if plan and force:
+            same = plan["meta"]["fingerprint"] == self._meta["fingerprint"]
+            plan = plan if plan.get("forced") and same else None
+        if plan is None and self._share is None:
             self.discard()
-        wanted = {"meta": self._meta, "forced": force, **({"jobs": dict(jobs)} if jobs else {})}
-        found = found or claim(self.folder, wanted)
-        check_same(self.path, self.folder, found, wanted)
+        ours = {"meta": self._meta, "forced": force, **({"jobs": dict(jobs)} if jobs else {})}
+        check_same(self.path, self.folder, plan or claim(self.folder, ours), ours)
 
-    def _is_of(self, found: Mapping[str, Any]) -> bool:
-        return bool(found["meta"]["fingerprint"] == self._meta["fingerprint"])
-
-    def _unharmed(self, on_progress: OnProgress) -> dict[tuple[str, int], dict[str, Any]]:
-        """Return what is committed and still what was written; forget the rest."""
-        there = committed(self.folder)
+    def _sound_commits(self, on_progress: OnProgress) -> dict[tuple[str, int], dict[str, Any]]:
+        """Return the committed shards that are sound; delete the commits of the others."""
+        keys = committed(self.folder)
         if self._share is not None:
-            there &= self._share
-        unharmed = {}
-        for number, (role, start) in enumerate(sorted(there, reverse=True), start=1):
+            keys &= self._share
+        sound = {}
+        for number, (role, start) in enumerate(sorted(keys, reverse=True), start=1):
             commit = read_commit(self.folder, role, start, self._meta["fingerprint"])
             harmed = first_harmed(self.folder, commit) if commit else ""
             if commit and not harmed:
-                unharmed[role, start] = commit
+                sound[role, start] = commit
             else:
                 self.damaged = harmed or self.damaged
                 with suppress(OSError):
                     commit_path(self.folder, role, start).unlink()
-            on_progress(Progress("checking shards", number, len(there), "shard"))
-        return unharmed
+            on_progress(Progress("checking shards", number, len(keys), "shard"))
+        return sound
 
     def _has(self, shard: ShardRange) -> bool:
         commit = self._commits.get((shard.role, shard.start))
         return commit is not None and commit["stop"] == shard.stop
 
     def _write(self, file: str, array: np.ndarray) -> dict[str, Any]:
-        """Write one ``.npy`` file of the folder, and say what is in it."""
+        """Write one ``.npy`` file of the folder and return its description."""
         array = np.ascontiguousarray(array)
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(
             header, np.lib.format.header_data_from_array_1_0(array)
         )
         data = array.reshape(-1).view(np.uint8).data
-        digests = Digests()
-        digests.update(data)
+        checksums = Checksums()
+        checksums.update(data)
         write_atomically(self.folder / file, header.getvalue(), data)
         return {
             "dtype": array.dtype.str,
             "row_shape": list(array.shape[1:]),
-            "block": [len(array), len(header.getvalue()), *digests.hexdigests(), file],
+            "block": [len(array), len(header.getvalue()), *checksums.hexdigests(), file],
         }
 
     def _sweep(self) -> None:
-        """Delete what killed runs left: half-written files, and shards that are not committed."""
+        """Delete what killed runs left: half-written files and shards without a commit."""
         if self._share is None:
             remove_leftovers(self.path)
         specs = [spec for commit in self._commits.values() for spec in commit["arrays"].values()]
@@ -625,7 +507,7 @@ class ShardWriter:
                     file.unlink()
 
     def _is_mine(self, file: str) -> bool:
-        """Tell whether a file of the folder is nobody else's."""
+        """Tell whether no other writer can own a file of the folder."""
         if self._share is None:
             return True
         role, _, rest = file.lstrip(".").partition("-")

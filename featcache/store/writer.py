@@ -1,4 +1,4 @@
-"""What is to be written into a cache: arrays in memory, or rows that come one after another."""
+"""Writing a packed cache: lay out HDF5 in memory, then stream the arrays to their places."""
 
 from __future__ import annotations
 
@@ -14,23 +14,21 @@ import numpy as np
 
 from ..errors import ShapeMismatchError
 from ..files import replaced_file
-from .checksums import Digests
-from .format import BLOCK_ROWS, DTYPES, FORMAT, FORMAT_VERSION, encode_id, fingerprint, seal
+from .format import (
+    BLOCK_ROWS,
+    DTYPES,
+    FORMAT,
+    FORMAT_VERSION,
+    Checksums,
+    encode_id,
+    fingerprint,
+    seal,
+)
 
 
 @dataclass(frozen=True)
 class Source:
-    """An array to be written.
-
-    Parameters
-    ----------
-    dtype : numpy.dtype
-        Little-endian.
-    shape : tuple of int
-        Rows first.
-    blocks : callable
-        Returns the rows as arrays, one after the other.
-    """
+    """An array to be written; ``blocks`` returns its rows as consecutive arrays."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -50,19 +48,7 @@ class Source:
 
 @dataclass(frozen=True)
 class SplitArrays:
-    """What a cache keeps of one split.
-
-    Parameters
-    ----------
-    features : numpy.ndarray
-        float32 or float16 (N, …), of the identity view.
-    labels : numpy.ndarray
-        int64 (N,).
-    ids : tuple of str
-        N names.
-    views : mapping of str to numpy.ndarray
-        Features (N, D) of further flip views.
-    """
+    """One split in memory: features (N, …), int64 labels (N,), N ids, features of more views."""
 
     features: np.ndarray
     labels: np.ndarray
@@ -70,7 +56,7 @@ class SplitArrays:
     views: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse arrays that do not belong together."""
+        """Refuse arrays of different lengths or of other dtypes."""
         n = len(self.labels)
         for name, array in {"features": self.features, **self.views}.items():
             if (
@@ -91,7 +77,7 @@ class SplitArrays:
 
 
 def split_sources(role: str, split: SplitArrays) -> dict[str, Source]:
-    """Return the sources of a split's arrays, by their names in the file."""
+    """Return the sources of a split's arrays by name."""
     return {
         f"{role}/features": Source.of(split.features),
         f"{role}/labels": Source.of(split.labels),
@@ -101,34 +87,19 @@ def split_sources(role: str, split: SplitArrays) -> dict[str, Source]:
 
 
 def encoded_ids(ids: Iterable[str]) -> np.ndarray:
-    """Return names as bytes of one length (N,)."""
+    """Return names as fixed-length UTF-8 bytes (N,)."""
     encoded = [encode_id(name) for name in ids]
     return np.array(encoded, dtype=f"S{max(map(len, encoded), default=1) or 1}")
 
 
-_USER_BLOCK_BYTES = 512  # HDF5 wants this, or twice, four times … as much
+_USER_BLOCK_BYTES = 512  # HDF5 takes this times a power of two
 _ALIGNMENT_BYTES = 64  # a mapped array begins on a cache line
 _PAGE_BYTES = 4096
 _MAX_ATTRIBUTE_BYTES = 60_000  # libhdf5's limit is 64 KiB
 
 
 class Layout:
-    """An HDF5 file whose arrays are placed and not yet written.
-
-    Parameters
-    ----------
-    sources : mapping of str to Source
-        The arrays, by name.
-    meta : mapping
-        Becomes the root's attributes.
-
-    Attributes
-    ----------
-    offsets : dict of str to int
-        Where each array's bytes go, from the start of the file.
-    size_bytes : int
-        Of the whole file.
-    """
+    """An HDF5 file whose arrays have their places (``offsets``) and no content yet."""
 
     def __init__(self, sources: Mapping[str, Source], meta: Mapping[str, Any]) -> None:
         import h5py
@@ -148,7 +119,8 @@ class Layout:
         ) as file:
             for name, value in attributes(meta).items():
                 file.attrs[name] = value
-            file.create_dataset("class_names", data=encoded_ids(meta["class_names"]))
+            names = encoded_ids(meta["class_names"])
+            file.create_dataset("class_names", data=names.astype(_hdf5_type(names.dtype)))
             for name, source in sources.items():
                 self.offsets[name] = _place(file, name, source.dtype, source.shape)
                 n_blocks = -(-source.shape[0] // BLOCK_ROWS)
@@ -158,10 +130,10 @@ class Layout:
         self.size_bytes = self._memory.end
 
     def _user_block_bytes(self) -> int:
-        """Return a size that the index fits into wherever libhdf5 puts the arrays."""
+        """Return a size that the index fits into, wherever libhdf5 places the arrays."""
         self.size_bytes = farthest = 10**15
         longest = {
-            name: [[BLOCK_ROWS, farthest, "0" * 64, "0" * 64]] * -(-source.shape[0] // BLOCK_ROWS)
+            name: [[BLOCK_ROWS, farthest, "0" * 64, "0" * 32]] * -(-source.shape[0] // BLOCK_ROWS)
             for name, source in self._sources.items()
         }
         size = _USER_BLOCK_BYTES
@@ -170,13 +142,13 @@ class Layout:
         return size
 
     def put_checksums(self, blocks: Mapping[str, list[list[Any]]]) -> None:
-        """Fill in the SHA-256 of every block, for those who read with h5py alone."""
+        """Fill in the SHA-256 of every block, for readers that use h5py alone."""
         for name, offset in self._checksums.items():
             digests = b"".join(bytes.fromhex(sha256) for _, _, sha256, _ in blocks[name])
             self._memory.write_at(offset, digests)
 
     def structure(self) -> Iterator[tuple[int, bytes]]:
-        """Yield (offset, bytes) of everything behind the user block that is in no array."""
+        """Yield (offset, bytes) of everything after the user block that belongs to no array."""
         at = self._start
         for name in sorted(self._sources, key=self.offsets.__getitem__):
             source = self._sources[name]
@@ -186,7 +158,7 @@ class Layout:
         yield at, self._memory.read_at(at, self.size_bytes - at)
 
     def user_block(self, blocks: Mapping[str, list[list[Any]]]) -> bytes:
-        """Return what stands in front of HDF5: the sealed index, padded."""
+        """Return what precedes HDF5: the sealed index, padded."""
         digest = hashlib.sha256()
         for _, piece in self.structure():
             digest.update(piece)
@@ -212,26 +184,34 @@ class Layout:
 
 def attributes(meta: Mapping[str, Any]) -> dict[str, str | int | float]:
     """Return the provenance as attributes of the root: numbers, text, and JSON as text."""
-    found = {
+    values = {
         name: value if isinstance(value, (int, float)) else _text(value)
         for name, value in meta.items()
+        if value is not None  # HDF5 has no null
     }
-    # What is too long the index has alone; the class names are an array besides.
+    # Only the index has longer fields; the class names are an array too.
     return {
         name: value
-        for name, value in found.items()
+        for name, value in values.items()
         if not isinstance(value, str) or len(value.encode()) <= _MAX_ATTRIBUTE_BYTES
     }
 
 
 def _text(value: Any) -> str:
-    """Return text as HDF5 takes it, or JSON text of what it has no plain type for."""
+    """Return text that HDF5 can store; values without a plain HDF5 type become JSON."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def _hdf5_type(dtype: np.dtype) -> Any:
+    """Return the dtype for h5py: bytes are UTF-8, so that ``asstr()`` decodes any alphabet."""
+    import h5py
+
+    return h5py.string_dtype("utf-8", dtype.itemsize) if dtype.kind == "S" else dtype
+
+
 def _place(file: Any, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> int:
-    """Have libhdf5 reserve room for an array, and write nothing there; return the offset."""
+    """Have libhdf5 reserve room for an array without writing it; return its offset."""
     import h5py
 
     group, _, last = name.rpartition("/")
@@ -243,17 +223,17 @@ def _place(file: Any, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> int
     created = h5py.h5d.create(
         file.require_group(group).id,
         last.encode(),
-        h5py.h5t.py_create(dtype, logical=True),
+        h5py.h5t.py_create(_hdf5_type(dtype), logical=True),
         h5py.h5s.create_simple(shape),
         properties,
     )
-    # An array without a byte has no place; any will do.
+    # An empty array has no place; any will do.
     offset: int = created.get_offset() if created.get_storage_size() else 0
     return offset
 
 
 class _SparseFile:
-    """A file in memory that keeps only the pages that were written to."""
+    """A file in memory that keeps only the pages that were written."""
 
     def __init__(self) -> None:
         self._pages: dict[int, bytearray] = {}
@@ -323,22 +303,7 @@ class _SparseFile:
 
 
 def pack(path: Path, sources: Mapping[str, Source], meta: Mapping[str, Any]) -> None:
-    """Write one file under its final name, when every byte of it is on the disk.
-
-    Parameters
-    ----------
-    path : Path
-        The ``.h5`` file; replaced if it exists.
-    sources : mapping of str to Source
-        By the array's name in the file.
-    meta : mapping
-        Every field of the provenance.
-
-    Raises
-    ------
-    OutputError
-        The file cannot be written; the old one, if any, is untouched.
-    """
+    """Write a ``.h5`` file of arrays by name; it gets its final name when it is complete."""
     meta = complete_meta(meta)
     with replaced_file(path) as descriptor:
         layout = Layout(sources, meta)
@@ -354,22 +319,7 @@ def pack(path: Path, sources: Mapping[str, Source], meta: Mapping[str, Any]) -> 
 
 
 def write_cache(path: Path, splits: Mapping[str, SplitArrays], meta: Mapping[str, Any]) -> None:
-    """Write a cache of arrays in memory.
-
-    Parameters
-    ----------
-    path : Path
-        The ``.h5`` file; replaced if it exists.
-    splits : mapping of str to SplitArrays
-        ``"train"`` and ``"test"``.
-    meta : mapping
-        Every field of the provenance; those of the fingerprint must be there.
-
-    Raises
-    ------
-    OutputError
-        The file cannot be written.
-    """
+    """Write a ``.h5`` file of a train and a test split in memory."""
     sources = {
         name: source
         for role, split in splits.items()
@@ -379,20 +329,20 @@ def write_cache(path: Path, splits: Mapping[str, SplitArrays], meta: Mapping[str
 
 
 def complete_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the provenance with the fields that belong to the format, in front."""
+    """Return the provenance with the fields of the format first."""
     own = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "fingerprint": fingerprint({**meta, "format_version": FORMAT_VERSION}),
+        "fingerprint": fingerprint(meta),
     }
     return {**own, **{name: value for name, value in meta.items() if name not in own}}
 
 
 def _write_array(descriptor: int, offset: int, source: Source) -> list[list[Any]]:
-    """Write an array's rows and return its blocks: rows, offset, SHA-256 and sums of each."""
+    """Write an array and return its blocks: rows, offset, SHA-256 and XXH3-128 of each."""
     row_bytes = int(np.prod(source.shape[1:], dtype=np.int64)) * source.dtype.itemsize
     blocks: list[list[Any]] = []
-    digests, filled, at = Digests(), 0, offset
+    checksums, filled, at = Checksums(), 0, offset
     for part in source.blocks():
         if part.dtype != source.dtype or part.shape[1:] != source.shape[1:]:
             raise ShapeMismatchError(
@@ -403,16 +353,16 @@ def _write_array(descriptor: int, offset: int, source: Source) -> list[list[Any]
         while start < len(part):
             rows = np.ascontiguousarray(part[start : start + BLOCK_ROWS - filled])
             data = rows.reshape(-1).view(np.uint8).data
-            digests.update(data)
+            checksums.update(data)
             _write(descriptor, data, at)
             at += len(data)
             start += len(rows)
             filled += len(rows)
             if filled == BLOCK_ROWS:
-                blocks.append([filled, at - filled * row_bytes, *digests.hexdigests()])
-                digests, filled = Digests(), 0
+                blocks.append([filled, at - filled * row_bytes, *checksums.hexdigests()])
+                checksums, filled = Checksums(), 0
     if filled:
-        blocks.append([filled, at - filled * row_bytes, *digests.hexdigests()])
+        blocks.append([filled, at - filled * row_bytes, *checksums.hexdigests()])
     if sum(block[0] for block in blocks) != source.shape[0]:
         raise ShapeMismatchError(f"expected {source.shape[0]} rows, found another number")
     return blocks
