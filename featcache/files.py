@@ -27,7 +27,7 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
         As `replaced_file`.
     """
     with replaced_file(path) as descriptor:
-        _write_all(descriptor, parts)
+        write_all(descriptor, parts)
 
 
 @contextmanager
@@ -167,7 +167,8 @@ def _refuse_other_than_files(path: Path) -> None:
         raise FileExistsError(None, "a device, a pipe or a socket has that name")
 
 
-def _write_all(descriptor: int, parts: Iterable[bytes | memoryview]) -> None:
+def write_all(descriptor: int, parts: Iterable[bytes | memoryview]) -> None:
+    """Write all of these bytes to a descriptor."""
     for part in parts:
         view = memoryview(part).cast("B")
         while view:

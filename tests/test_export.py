@@ -217,7 +217,7 @@ def test_a_split_without_images(tmp_path):
 def test_outputs(tmp_path, small_cache):
     target = tmp_path / "x.npz"
     target.write_text("mine")
-    with pytest.raises(OutputError, match="is there already; use --force"):
+    with pytest.raises(OutputError, match="exists already; use --force"):
         export(small_cache, "npz", target)
     export(small_cache, "npz", target, force=True)
     (tmp_path / "folder").mkdir()

@@ -157,7 +157,7 @@ def test_features_of_another_length(tmp_path, two):
 def test_outputs(tmp_path, two):
     target = tmp_path / "both.h5"
     target.write_text("mine")
-    with pytest.raises(OutputError, match="is there already; use --force"):
+    with pytest.raises(OutputError, match="exists already; use --force"):
         merge(two, target)
     assert target.read_text() == "mine"
     assert len(merge(two, target, force=True).load().train) == 10

@@ -15,22 +15,14 @@ from .cache import Cache, load
 from .format import FINGERPRINT_FIELDS, ROLES, StoredArray, array_name, differing, label_names
 from .reader import iterate_rows, map_array
 
-_NAMED = 3  # ids that a report names of each kind
+_NAMED = 3  # ids of each kind that a report names
 # Fields of the format itself, or compared separately.
 _NOT_COMPARED = frozenset(("class_names", "fingerprint", "format", "format_version"))
 
 
 @dataclass(frozen=True)
 class FieldDiff:
-    """A field of the provenance that differs.
-
-    Parameters
-    ----------
-    name : str
-        ``"weights_sha256"``; ``"preprocess.size"`` of a nested one.
-    a, b : object
-        Its value in either cache; None where there is none.
-    """
+    """A field of the provenance that differs, with its value in each cache; None where missing."""
 
     name: str
     a: Any
@@ -39,24 +31,10 @@ class FieldDiff:
 
 @dataclass(frozen=True)
 class SplitDiff:
-    """A split in both caches.
+    """Differences in one split.
 
-    Parameters
-    ----------
-    role : str
-        ``"train"`` or ``"test"``.
-    n_a, n_b, n_both : int
-        Images in either, and in both.
-    only_a, only_b : tuple of str
-        The first few ids that are in one alone.
-    same_order : bool
-        Whether the images that both have come in the same order.
-    n_relabelled : int
-        Images that have the name of another class.
-    relabelled : tuple of tuple of str
-        The first few: id, class in a, class in b.
-    features : tuple of FeatureDiff
-        One per cut and view that either has.
+    ``only_a``, ``only_b`` and ``relabelled`` (id, class in a, class in b) have the first few;
+    ``same_order`` is about the images in both; ``features`` has each cut and view of either.
     """
 
     role: str
@@ -73,21 +51,21 @@ class SplitDiff:
 
 @dataclass(frozen=True)
 class DiffReport:
-    """What two caches differ in.
+    """The differences between two caches.
 
     Parameters
     ----------
     a, b : Path
         The caches.
     same : bool
-        Whether either can stand for the other: nothing that matters differs, and every
-        feature is the same to the bit.
+        Whether they are interchangeable: same ingredients, images, labels, and features to the
+        bit.
     fields : tuple of FieldDiff
-        Of the fingerprint, and the class names.
+        Differences in fields of the fingerprint and in the class names.
     other_fields : tuple of FieldDiff
-        Of the rest of the provenance, which changes no feature.
+        Differences in the rest of the provenance, which changes no feature.
     train, test : SplitDiff
-        Images, labels and features.
+        Differences in images, labels and features.
     """
 
     a: Path
@@ -102,17 +80,17 @@ class DiffReport:
 def diff(
     a: str | Path | Cache, b: str | Path | Cache, *, on_progress: OnProgress = silent
 ) -> DiffReport:
-    """Compare two caches: provenance, images, labels, and the features of the same images.
+    """Compare two caches: provenance, images, labels, and the features of images in both.
 
-    Images are matched by their ids, labels by the names of their classes. Every array
-    that is compared is verified. Memory stays the same however large the caches are.
+    Images are matched by id, labels by class name. Every array that is compared is verified.
+    Memory does not grow with the caches.
 
     Parameters
     ----------
     a, b : str, Path or Cache
         The caches.
     on_progress : callable
-        Hears of rows.
+        Called with the progress in rows.
 
     Raises
     ------
@@ -148,7 +126,7 @@ def _is_same(split: SplitDiff) -> bool:
 
 
 def _counter(a: Cache, b: Cache, on_progress: OnProgress) -> Callable[[int], None]:
-    """Return what is told of rows of a that have been compared, and tells of all."""
+    """Return a function that adds rows to the progress and reports it."""
     done, total = 0, sum(len(getattr(a, role)) * len(_features(a, b, role)) for role in ROLES)
 
     def count(n_rows: int) -> None:
@@ -162,7 +140,7 @@ def _counter(a: Cache, b: Cache, on_progress: OnProgress) -> Callable[[int], Non
 
 def _diff_split(a: Cache, b: Cache, role: str, on_rows: Callable[[int], None]) -> SplitDiff:
     ids_a, ids_b = (_rows_by_id(cache, role) for cache in (a, b))
-    # The row in b of every row in a; -1 where there is none.
+    # The row in b of each row in a; -1 where b lacks the image.
     partner = np.array([ids_b.get(name, -1) for name in ids_a], dtype=np.int64)
     matched = partner[partner >= 0]
     relabelled = tuple(_relabelled(a, b, role, ids_a, ids_b))
@@ -197,7 +175,7 @@ def _rows_by_id(cache: Cache, role: str) -> dict[str, int]:
 def _relabelled(
     a: Cache, b: Cache, role: str, ids_a: dict[str, int], ids_b: dict[str, int]
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield the images that both have, under the names of two classes."""
+    """Yield (id, class in a, class in b) of images whose class names differ."""
     labels_a, labels_b = (getattr(cache, role).labels for cache in (a, b))
     names_a, names_b = (label_names(cache.class_names) for cache in (a, b))
     for name in filter(ids_b.__contains__, ids_a):
@@ -218,25 +196,10 @@ def _features(a: Cache, b: Cache, role: str) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class FeatureDiff:
-    """How far the features of the same images are apart.
+    """Distances between the features of the images in both caches, of one cut and view.
 
-    Parameters
-    ----------
-    cut, view : str
-        Which features: ``"avgpool"``, ``"identity"``.
-    shape_a, shape_b : tuple of int
-        Of one image's features; () where a cache has none.
-    n_rows : int
-        Images that were compared: those that both have; 0 where the shapes differ, and
-        then the numbers below say nothing.
-    n_different : int
-        Of these, how many differ at all.
-    max_abs : float
-        Largest absolute difference of two numbers.
-    mean_cosine, min_cosine : float
-        Over the images.
-    farthest : str
-        The image of the smallest cosine; "" where there is none.
+    Shapes are those of one image's features, () where a cache has none. ``n_rows`` images were
+    compared: 0 where the shapes differ. ``farthest`` is the image with the smallest cosine.
     """
 
     cut: str
@@ -252,7 +215,7 @@ class FeatureDiff:
 
 
 def stored_features(cache: Cache, role: str, cut: str, view: str) -> StoredArray | None:
-    """Return where the features of a cut and view lie; None where the cache has none."""
+    """Return where the features of a cut and view are stored; None where there are none."""
     return cache.index.arrays.get(f"{role}/{array_name(cut, view, cache.cuts[0])}")
 
 
@@ -265,28 +228,11 @@ def diff_features(
     partner: np.ndarray,
     on_rows: Callable[[int], None],
 ) -> FeatureDiff:
-    """Compare the features of one cut and view, a few rows at a time.
-
-    Parameters
-    ----------
-    a, b : Cache
-        At least one of them has such features.
-    role, cut, view : str
-        Which.
-    partner : numpy.ndarray
-        int64 (N of a,): the row in b of the same image; -1 where it has none.
-    on_rows : callable
-        Hears how many more rows of a have been seen.
-
-    Raises
-    ------
-    CacheCorruptError
-        A block is not what was written.
-    """
+    """Compare the features of one cut and view; ``partner`` has the row in b of each row of a."""
     one, other = (stored_features(cache, role, cut, view) for cache in (a, b))
     gap = _Gap()
     if one and other and one.row_shape == other.row_shape:
-        for _ in iterate_rows(other):  # verifies what is then looked up in any order
+        for _ in iterate_rows(other):  # verifies the rows that are then read in any order
             pass
         mapped, row = map_array(other), 0
         for piece in iterate_rows(one):
@@ -312,7 +258,7 @@ def diff_features(
 
 
 class _Gap:
-    """How far rows are apart, taken in piece by piece."""
+    """Distances between rows, updated piece by piece."""
 
     def __init__(self) -> None:
         self.n_rows = self.n_different = self.farthest = 0
@@ -320,7 +266,7 @@ class _Gap:
         self.min_cosine = 1.0
 
     def add(self, numbers: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
-        """Take in rows (n, …) that belong together, and their numbers in the split (n,)."""
+        """Add pairs of rows (n, …) with their numbers in the split (n,)."""
         if not len(numbers):
             return
         left, right = (rows.reshape(len(rows), -1).astype(np.float64) for rows in (left, right))

@@ -1,4 +1,4 @@
-"""A cache in the formats of other tools: npz, Parquet, safetensors, TensorBoard."""
+"""Exporting a cache to npz, Parquet, safetensors, or a folder for TensorBoard's projector."""
 
 from __future__ import annotations
 
@@ -25,31 +25,13 @@ from .reader import iterate_rows
 
 
 class Reading:
-    """The arrays of a cache that are exported, and how far they have been read.
-
-    Parameters
-    ----------
-    cache : Cache
-        Where they are read from.
-    roles : tuple of str
-        The splits.
-    wanted : callable
-        Tells whether the array of a split is exported, by its name: ``"features"``.
-    on_progress : callable
-        Hears of bytes.
-
-    Attributes
-    ----------
-    arrays : dict of str to StoredArray
-        ``"train_features"``, ``"train_views_hflip"`` …: the names in the cache with
-        underscores.
-    """
+    """Reads the arrays to be exported, by names such as ``"train_views_hflip"``."""
 
     def __init__(
         self,
         cache: Cache,
         roles: tuple[str, ...],
-        wanted: Callable[[str], bool],
+        exported: Callable[[str], bool],
         on_progress: OnProgress,
     ) -> None:
         self.cache = cache
@@ -57,18 +39,18 @@ class Reading:
         self.arrays = {
             name.replace("/", "_"): array
             for name, array in cache.index.arrays.items()
-            if name.partition("/")[0] in roles and wanted(name.partition("/")[2])
+            if name.partition("/")[0] in roles and exported(name.partition("/")[2])
         }
         self._on_progress = on_progress
         self._done = 0
 
     @property
     def n_rows(self) -> int:
-        """Images, all splits together."""
+        """Number of images, of all splits."""
         return sum(self.arrays[f"{role}_labels"].shape[0] for role in self.roles)
 
     def pieces(self, name: str) -> Iterator[np.ndarray]:
-        """Yield the rows of an array, each block of them verified, as `iterate_rows`."""
+        """Yield the rows of an array, verified, as `iterate_rows` does."""
         total = sum(array.size_bytes for array in self.arrays.values())
         for piece in iterate_rows(self.arrays[name]):
             yield piece
@@ -81,7 +63,7 @@ class Reading:
         return np.concatenate([np.empty((0, *array.row_shape), array.dtype), *self.pieces(name)])
 
     def batches(self, name: str, n_rows: int) -> Iterator[np.ndarray]:
-        """Yield the rows of an array, ``n_rows`` at a time; fewer in the end."""
+        """Yield the rows of an array, ``n_rows`` at a time; the last batch may be smaller."""
         held: list[np.ndarray] = []
         for piece in self.pieces(name):
             while len(piece):
@@ -96,24 +78,15 @@ class Reading:
 
 
 def text_of(value: Any) -> str:
-    """Return text that any encoding takes: what of a file name is no text is spelt out."""
+    """Return valid text: bytes of a file name that are not UTF-8 are escaped."""
     return str(value).encode("utf-8", "backslashreplace").decode()
 
 
-_ANY_DATE = (1980, 1, 1, 0, 0, 0)  # the same cache makes the same bytes
+_ANY_DATE = (1980, 1, 1, 0, 0, 0)  # so that the same cache gives the same bytes
 
 
 def write_npz(path: Path, reading: Reading) -> None:
-    """Write every array under its name, with ``class_names`` and ``meta`` (JSON text).
-
-    Ids are fixed-width unicode (N,); arrays are stored uncompressed, as `numpy.savez`
-    does.
-
-    Raises
-    ------
-    OutputError
-        It cannot be written.
-    """
+    """Write every array uncompressed, ids as Unicode, with ``class_names`` and ``meta`` (JSON)."""
     meta = json.dumps(reading.cache.meta)
     with (
         replaced_file(path) as descriptor,
@@ -152,23 +125,15 @@ def _write(
 
 _GROUP_BYTES = 64 << 20
 _GROUP_ROWS = 1 << 16
-_REPEATED = ["split", "class"]  # columns of few values; a dictionary of features helps nobody
+_REPEATED = ["split", "class"]  # columns of few values, stored as dictionaries
 
 
 def write_parquet(path: Path, reading: Reading) -> None:
     """Write the columns split, id, label, class, features, and one per view and cut.
 
-    Features are fixed_size_list<float32>, flattened where they are maps. A view that a
-    split lacks is null there, and a list<float32>: pyarrow up to 25 does not read nulls
-    among lists of a fixed size. The schema's metadata has ``featcache``, the
-    provenance as JSON.
-
-    Raises
-    ------
-    EngineUnavailableError
-        pyarrow is not installed.
-    OutputError
-        It cannot be written.
+    Features are fixed_size_list<float32>, maps flattened. A view that a split lacks is null there
+    and then list<float32>: pyarrow up to 25 does not read nulls among lists of a fixed size. The
+    provenance is JSON in the schema's metadata, under ``featcache``.
     """
     try:
         import pyarrow
@@ -207,7 +172,7 @@ def write_parquet(path: Path, reading: Reading) -> None:
 
 
 def _widths(reading: Reading) -> dict[str, int]:
-    """Return the columns of features, and how many numbers each has per image."""
+    """Return the columns of features, and the numbers that each has per image."""
     return {
         name.partition("_")[2]: int(np.prod(array.row_shape))
         for name, array in reading.arrays.items()
@@ -223,15 +188,15 @@ def _groups(
     classes = label_names(reading.cache.class_names)
     walks = [reading.batches(f"{role}_{name}", n_rows) for name in present]
     for batch in zip(*walks, strict=True):
-        found: dict[str, Any] = dict(zip(present, batch, strict=True))
-        labels = found.pop("labels")
+        columns: dict[str, Any] = dict(zip(present, batch, strict=True))
+        labels = columns.pop("labels")
         rows = len(labels)
         yield {
             "split": [role] * rows,
-            "id": [text_of(decode_id(name)) for name in found.pop("ids").tolist()],
+            "id": [text_of(decode_id(name)) for name in columns.pop("ids").tolist()],
             "label": labels,
             "class": [text_of(classes[label]) for label in labels],
-            **{name: (rows, found.get(name)) for name in widths},
+            **{name: (rows, columns.get(name)) for name in widths},
         }
 
 
@@ -258,16 +223,10 @@ _ALIGNMENT_BYTES = 8
 
 
 def write_safetensors(path: Path, reading: Reading) -> None:
-    """Write every array under its name.
+    """Write every array under its name; the metadata has ``class_names`` and ``meta`` as JSON.
 
-    The format knows no text. Ids are uint8 (N, W): each row is UTF-8, filled up with
-    zeros, and ``ids.numpy().view(f"S{ids.shape[1]}")[:, 0]`` are the names. The
-    header's metadata has ``class_names`` (a JSON list) and ``meta`` (a JSON object).
-
-    Raises
-    ------
-    OutputError
-        It cannot be written.
+    The format has no text. Ids are uint8 (N, W), UTF-8 padded with zeros:
+    ``ids.numpy().view(f"S{ids.shape[1]}")[:, 0]`` gives the names.
     """
     # Wide numbers first, so that each array is aligned.
     names = sorted(reading.arrays, key=lambda name: -_item_bytes(reading, name))
@@ -300,7 +259,7 @@ def _item_bytes(reading: Reading, name: str) -> int:
     return 1 if dtype.kind == "S" else dtype.itemsize
 
 
-PROJECTOR_ROWS = 10_000  # what a browser can do t-SNE on
+PROJECTOR_ROWS = 10_000  # as many as t-SNE in a browser can process
 _CONFIG = "projector_config.pbtxt"
 _TENSORS = "tensors.tsv"
 _METADATA = "metadata.tsv"
@@ -308,28 +267,9 @@ _LIMIT_SEED = 0
 
 
 def write_projector(folder: Path, reading: Reading, limit: int) -> int:
-    """Write ``tensors.tsv``, ``metadata.tsv`` and ``projector_config.pbtxt``.
+    """Write a folder for TensorBoard's projector, or replace it; return the number of images.
 
     One line per image: its features (7 digits), and id, class, label and split.
-
-    Parameters
-    ----------
-    folder : Path
-        Seen under this name when it is complete; replaced if it is there.
-    reading : Reading
-        The cache.
-    limit : int
-        Images at most: a draw with the proportions of splits and classes, always the same.
-
-    Returns
-    -------
-    int
-        How many images.
-
-    Raises
-    ------
-    OutputError
-        It cannot be written.
     """
     labels = {role: reading.whole(f"{role}_labels") for role in reading.roles}
     chosen = _draw(labels, limit)
@@ -345,7 +285,7 @@ def write_projector(folder: Path, reading: Reading, limit: int) -> int:
 
 
 def is_projector(folder: Path) -> bool:
-    """Tell whether a folder is one that this module wrote, and holds nothing else."""
+    """Tell whether a folder holds the files of `write_projector` and nothing else."""
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= {
         _CONFIG,
         _TENSORS,
@@ -354,10 +294,9 @@ def is_projector(folder: Path) -> bool:
 
 
 def _draw(labels: dict[str, np.ndarray], limit: int) -> dict[str, np.ndarray]:
-    """Return rows of each split, sorted: every so-many-th of all, ordered by split and class.
+    """Return sorted rows of each split: a fixed draw with each class's share to within one image.
 
-    Within a class the order is drawn. So every class has its share to within one
-    image, however small it is.
+    It takes rows at equal distances from all rows, ordered by split and class, else at random.
     """
     splits = np.repeat(np.arange(len(labels)), [len(values) for values in labels.values()])
     rows = np.concatenate([np.arange(len(values)) for values in labels.values()])
@@ -392,7 +331,7 @@ def _metadata_lines(
 
 
 def _cell(text: str) -> str:
-    """Return a name without the characters that end a cell or a line: they are spelt out."""
+    """Return a name whose unprintable characters, which could end a cell or a line, are escaped."""
     return text_of("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
@@ -414,7 +353,7 @@ def _replaced_folder(folder: Path) -> Iterator[Path]:
         yield hidden
         replace_folder(hidden, folder)
     except OSError as error:
-        if isinstance(error, OutputError):  # of a file in it, by the name that nobody will see
+        if isinstance(error, OutputError):  # of a file in it: replace the temporary name
             raise OutputError(str(error).replace(str(hidden), str(folder))) from None
         raise OutputError(
             f"{folder}: cannot be written: {error.strerror or error}; free space or name another "
@@ -424,7 +363,7 @@ def _replaced_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-# Each format, and how the name of its file ends; TensorBoard wants a folder.
+# Each format with the end of its output's name; TensorBoard's is a folder.
 FORMATS = {
     "npz": ".npz",
     "parquet": ".parquet",
@@ -433,8 +372,8 @@ FORMATS = {
 }
 SPLITS = {"all": ("train", "test"), "train": ("train",), "test": ("test",)}
 _WRITERS = {"npz": write_npz, "parquet": write_parquet, "safetensors": write_safetensors}
-# Arrays that a format has a place for; the others have one for all.
-_WANTED: dict[str, Callable[[str], bool]] = {
+# Which arrays go into a format; every array goes into the others.
+_EXPORTED: dict[str, Callable[[str], bool]] = {
     "parquet": lambda name: name not in ("skipped", "content_hashes"),
     "tensorboard": lambda name: name in ("features", "ids", "labels"),
 }
@@ -451,11 +390,11 @@ class ExportResult:
     to : str
         The format.
     n_rows : int
-        Images in it.
+        Number of images.
     feature_dim : int
         Numbers per image and view.
     size_bytes : int
-        On the disk.
+        Size on the disk.
     wall_s : float
         Duration.
     """
@@ -478,9 +417,9 @@ def export(
     force: bool = False,
     on_progress: OnProgress = silent,
 ) -> ExportResult:
-    """Write a cache in another format, verified on the way.
+    """Export a cache to another format, and verify it on the way.
 
-    Memory stays the same however large the cache is, but for ids and labels.
+    Memory does not grow with the features of the cache.
 
     Parameters
     ----------
@@ -501,9 +440,9 @@ def export(
         For TensorBoard: images at most, drawn with the proportions of the classes;
         10,000 by default.
     force : bool
-        Replace ``output`` if it is there.
+        Replace ``output`` if it exists.
     on_progress : callable
-        Hears of bytes.
+        Called with the progress in bytes.
 
     Returns
     -------
@@ -512,11 +451,11 @@ def export(
     Raises
     ------
     RecipeError
-        A format, split or limit that there is not.
+        An unknown format or split, or a limit below 1 or for another format.
     CacheError
         The cache is missing or damaged; nothing is written.
     OutputError
-        The output is there already, or cannot be written.
+        The output exists already, or cannot be written.
     EngineUnavailableError
         The format needs a package that is not installed; the message names it.
     """
@@ -533,8 +472,8 @@ def export(
     path = _output_path(cache, to, output)
     _check_output(path, cache, to, force)
     for role in SPLITS[split]:
-        getattr(cache, role).labels  # noqa: B018 -- of a class each, or refused here
-    reading = Reading(cache, SPLITS[split], _WANTED.get(to, lambda name: True), on_progress)
+        getattr(cache, role).labels  # noqa: B018 -- raises where a label has no class
+    reading = Reading(cache, SPLITS[split], _EXPORTED.get(to, lambda name: True), on_progress)
     n_rows = reading.n_rows
     if to == "tensorboard":
         n_rows = write_projector(path, reading, limit or PROJECTOR_ROWS)
@@ -566,12 +505,12 @@ def _check_output(path: Path, cache: Cache, to: str, force: bool) -> None:
         raise OutputError(f"{path}: is the cache itself; name another output")
     if os.path.lexists(path) and not force:
         raise OutputError(
-            f"{path}: is there already; use --force to replace it, or name another output"
+            f"{path}: exists already; use --force to replace it, or name another output"
         )
     if to != "tensorboard":
         check_writable(path)
     elif os.path.lexists(path) and (path.is_symlink() or not is_projector(path)):
-        # A folder is replaced whole: never one that holds something else.
+        # A folder is replaced as a whole: never one that holds anything else.
         raise OutputError(
             f"{path}: expected a folder with TensorBoard's files alone to replace, found other "
             "things; name another output"

@@ -31,18 +31,18 @@ _NOT_KEPT = frozenset(("bottleneck", "fingerprint", "format", "format_version", 
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What a merge made.
+    """The result of `merge`.
 
     Parameters
     ----------
     cache : Path
-        The file.
+        The merged cache.
     n_parts : int
-        Caches that went into it.
+        Number of caches that were merged.
     n_train, n_test : int
-        Images in it.
+        Images of each split.
     size_bytes : int
-        Of the file.
+        Size of the file.
     wall_s : float
         Duration.
     fingerprint : str
@@ -71,32 +71,31 @@ def merge(
     force: bool = False,
     on_progress: OnProgress = silent,
 ) -> MergeResult:
-    """Put the images of several caches into one, in the order in which they are given.
+    """Merge caches of different images into one, in the given order.
 
-    The caches must be made of the same ingredients, but for the images: the same
-    backbone, weights, preprocessing, engine, cuts, views, dtype, and the same class
-    names in the same order. Memory stays the same however large they are.
+    Everything but the images must be the same: backbone, weights, preprocessing, engine, cuts,
+    views, dtype, and the class names in their order. Memory does not grow with the caches.
 
     Parameters
     ----------
     caches : sequence of str, Path or Cache
-        Two at least.
+        At least two.
     output : str or Path
         A ``.h5`` file.
     name : str, optional
-        Of the data set that they make together; their names with ``+`` between by default.
+        Name of the merged data set; by default the names of the parts, joined by ``+``.
     prefix : bool
-        Put the name of its data set in front of every id: ``digits/train/7``. Needed
-        where two caches have an image of the same id.
+        Put the name of its data set before every id: ``digits/train/7``. Needed where two
+        caches use the same id.
     force : bool
-        Replace ``output`` if it is there.
+        Replace ``output`` if it exists.
     on_progress : callable
-        Hears of bytes.
+        Called with the progress in bytes.
 
     Returns
     -------
     MergeResult
-        The data set's digest is SHA-256 over the parts' digests and prefixes in order, and
+        The data set's digest is SHA-256 over the digests and prefixes of the parts in order;
         the field ``merged_from`` of the provenance lists the parts.
 
     Raises
@@ -104,11 +103,11 @@ def merge(
     RecipeError
         Fewer than two caches.
     CacheMismatchError
-        They differ in an ingredient, or two have an image of the same id in the same split.
+        They differ in an ingredient, or use an id twice in the same split.
     CacheError
         One of them is missing or damaged.
     OutputError
-        ``output`` is there, is one of the caches, or cannot be written.
+        ``output`` exists, is one of the caches, or cannot be written.
     """
     started = time.perf_counter()
     parts = [cache if isinstance(cache, Cache) else load(cache) for cache in caches]
@@ -146,7 +145,7 @@ def _check_output(path: Path, parts: Sequence[Cache], force: bool) -> None:
         raise OutputError(f"{path}: is one of the caches to be merged; name another output")
     if os.path.lexists(path) and not force:
         raise OutputError(
-            f"{path}: is there already; use --force to replace it, or name another output"
+            f"{path}: exists already; use --force to replace it, or name another output"
         )
 
 
@@ -173,7 +172,7 @@ def _check_parts(parts: Sequence[Cache]) -> None:
 
 
 def _check_images(parts: Sequence[Cache]) -> None:
-    """Refuse the same images twice: prefixes would hide it, and every score would be of copies."""
+    """Refuse the same data set twice: prefixes would hide the duplicates."""
     seen: dict[str, Path] = {}
     for part in parts:
         digest = part.meta["dataset_digest"]
@@ -194,7 +193,7 @@ def _row_shapes(part: Cache) -> dict[str, tuple[int, ...]]:
 
 
 def _names(parts: Sequence[Cache]) -> list[str]:
-    """Return a name for each part: its data set's, with a number where two are the same."""
+    """Return the name of each part's data set, numbered where two are the same."""
     names = [str(part.meta.get("dataset", part.path.stem)) for part in parts]
     if len(set(names)) < len(names):
         names = [f"{name}-{number}" for number, name in enumerate(names, start=1)]
@@ -202,7 +201,7 @@ def _names(parts: Sequence[Cache]) -> list[str]:
 
 
 def _meta(parts: Sequence[Cache], name: str, prefixes: Sequence[str]) -> dict[str, Any]:
-    """Return the provenance: what the parts share, and what is new."""
+    """Return the merged provenance."""
     walls = [_number(part, "wall_s") for part in parts]
     passes = sum(
         _number(part, "images_per_s") * wall_s for part, wall_s in zip(parts, walls, strict=True)
@@ -264,7 +263,7 @@ def _sources(parts: Sequence[Cache], role: str, prefixes: Sequence[str]) -> dict
 
 
 def _ids(parts: Sequence[Cache], role: str, prefixes: Sequence[str]) -> Iterator[str]:
-    """Yield the ids of all parts, each of which must be the only one of its name."""
+    """Yield the ids of all parts; refuse an id that occurs twice."""
     owner: dict[str, Cache] = {}
     for part, prefix in zip(parts, prefixes, strict=True):
         for own in getattr(part, role).ids:
@@ -285,7 +284,7 @@ def _rows(arrays: Iterable[StoredArray]) -> Iterator[np.ndarray]:
 
 
 def _counted(sources: Mapping[str, Source], on_progress: OnProgress) -> dict[str, Source]:
-    """Return the same sources, which say how far their bytes have come."""
+    """Return the same sources, which also report progress."""
     done, total = 0, sum(source.size_bytes for source in sources.values())
 
     def count(source: Source) -> Iterator[np.ndarray]:

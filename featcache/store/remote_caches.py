@@ -1,8 +1,7 @@
-"""Caches behind a URL: read through a copy on this machine, and put there whole or not at all.
+"""Caches behind a URL: read through a local copy, and uploaded whole or not at all.
 
-The copy is taken once, and again when the store says that its file is another. So whatever
-reads a cache reads a file, verifies it and maps it as ever. A cache that was made for a URL
-is its own copy.
+The copy is made once, and again when the store has another file: so a cache is always read,
+verified and mapped as a local file. A cache that was made here for a URL is its own copy.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,13 @@ from ..files import (
     remove_leftovers,
     replace_folder,
     replaced_file,
+    write_all,
     write_atomically,
 )
 from ..process import Stop, work_ahead
 from ..progress import OnNote, OnProgress, Progress, silent
 from ..remote import Found, RemotePlace, located
-from .format import FORMAT, fingerprint
+from .format import FORMAT, ROLES, fingerprint
 from .index import (
     AGAIN,
     COMMITS,
@@ -42,27 +42,13 @@ from .index import (
 )
 from .shards import INGREDIENTS, ShardRange, ShardWriter, commit_path, single_writer
 
-_THREADS = 8  # that wait for the store
+_THREADS = 8  # they wait for the store
 _BEGINNINGS = (FORMAT.encode(), HDF5_SIGNATURE)
 
 
 @dataclass(frozen=True)
 class RemoteCache:
-    """What a cache behind a URL says of itself; its arrays have not been looked at.
-
-    Parameters
-    ----------
-    place : RemotePlace
-        Where it is.
-    meta : dict
-        Its provenance, which hashes to its fingerprint.
-    n_rows : int
-        Images in it, both splits together.
-    skipped : int
-        Images that were left out.
-    feature_dim : int
-        Numbers per feature.
-    """
+    """What the index of a cache behind a URL says; numbers of images are of both splits."""
 
     place: RemotePlace
     meta: dict[str, Any]
@@ -74,26 +60,7 @@ class RemoteCache:
 def cache_file(
     path: str | Path, on_progress: OnProgress = silent, on_note: OnNote = silent
 ) -> Path:
-    """Return where a cache can be read: its path, or that of a copy of what is behind a URL.
-
-    Parameters
-    ----------
-    path : str or Path
-        As `load` takes it.
-    on_progress : callable
-        Hears of the bytes that are copied.
-    on_note : callable
-        Told where the copy is.
-
-    Raises
-    ------
-    CacheMissError
-        There is nothing behind the URL.
-    RemoteError
-        It cannot be reached, or is refused.
-    OutputError
-        The copy cannot be written.
-    """
+    """Return a path where a cache can be read: its own, or that of a copy of a URL."""
     place = located(path)
     if isinstance(place, Path):
         return place
@@ -108,7 +75,7 @@ def cache_file(
         return copy
     check_writable(_source_file(copy))
     with ExitStack() as stack:
-        # Two at once do the same work twice, and no harm.
+        # Two at once do the same work twice, without harm.
         with suppress(CacheError, OutputError):
             stack.enter_context(single_writer(copy))
             remove_leftovers(copy)
@@ -117,30 +84,17 @@ def cache_file(
         else:
             _fetch_file(place, found, copy, on_progress)
         _note_source(copy, place, found)
-    on_note(f"{place}: copied to {copy}, and read there while the store has the same")
+    on_note(f"{place}: copied to {copy}, and read there until the store has another file")
     return copy
 
 
 def copies_folder(place: RemotePlace) -> Path:
-    """Return the folder that stands on this machine for a folder of a store."""
+    """Return the local folder for copies of a folder of a store."""
     return default_folder() / "remote" / place.as_file_name()
 
 
 def find_remote_cache(place: RemotePlace) -> RemoteCache | None:
-    """Read what a cache behind a URL says of itself, in a few requests, whatever its size.
-
-    Returns
-    -------
-    RemoteCache or None
-        None where there is nothing.
-
-    Raises
-    ------
-    CacheCorruptError, CacheMismatchError
-        Something else is there, or a cache of another version.
-    RemoteError
-        It cannot be reached, or is refused.
-    """
+    """Read the index of a cache behind a URL, in a few requests; return None without a cache."""
     found, is_folder = _find(place)
     if found is None:
         return None
@@ -154,12 +108,11 @@ def find_remote_cache(place: RemotePlace) -> RemoteCache | None:
             raise ValueError(
                 f"{content['size_bytes']:,} bytes in its index and {found.size_bytes:,} there"
             )
-        roles = ("train", "test")
         return RemoteCache(
             place,
             meta,
-            sum(_rows(arrays[f"{role}/labels"]) for role in roles),
-            sum(_rows(arrays[f"{role}/skipped"]) for role in roles if f"{role}/skipped" in arrays),
+            sum(_rows(arrays[f"{role}/labels"]) for role in ROLES),
+            sum(_rows(arrays[f"{role}/skipped"]) for role in ROLES if f"{role}/skipped" in arrays),
             math.prod(arrays["train/features"]["row_shape"]),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -168,34 +121,27 @@ def find_remote_cache(place: RemotePlace) -> RemoteCache | None:
 
 
 def send_cache(path: Path, place: RemotePlace, on_progress: OnProgress) -> None:
-    """Put a cache behind a URL, so that nobody ever sees half of it.
+    """Upload a cache so that nobody ever sees half of it.
 
-    A file is there when all of it is; of a folder of shards, the manifest comes last, and one
-    that is in its place goes first.
-
-    Raises
-    ------
-    RemoteError
-        It cannot be sent; the cache stays where it is.
-    OutputError
-        What arrived is not what was sent.
+    A file appears when it is complete. In a folder of shards, the old manifest is deleted first
+    and the new one sent last.
     """
     files = sorted(path.glob("*.npy")) if is_shards(path) else [path]
     total = sum(file.stat().st_size for file in files)
-    told = _Told("upload", total, on_progress)
+    progress = _CopyProgress("upload", total, on_progress)
     if is_shards(path):
         place.within(MANIFEST).remove()
 
         def send(file: Path, stop: Stop) -> None:
             if not stop.is_set():
-                place.within(file.name).send(file, told.of(file.name))
+                place.within(file.name).send(file, progress.of(file.name))
 
         with closing(work_ahead(send, files, workers=_THREADS, ahead=_THREADS)) as sent:
             for _ in sent:
                 pass
         place.within(MANIFEST).send(path / MANIFEST, silent)
     else:
-        place.send(path, told.of(path.name))
+        place.send(path, progress.of(path.name))
     on_progress(Progress("upload", total, total, "B"))
     found, _ = _find(place)
     wanted = (path / MANIFEST if is_shards(path) else path).stat().st_size
@@ -208,27 +154,27 @@ def send_cache(path: Path, place: RemotePlace, on_progress: OnProgress) -> None:
         _note_source(path, place, found)
 
 
-class _Told:
-    """Adds up what several threads have copied."""
+class _CopyProgress:
+    """Adds up the bytes that several threads have copied."""
 
     def __init__(self, stage: str, total: int, on_progress: OnProgress) -> None:
         self._stage, self._total, self._on_progress = stage, total, on_progress
         self._done: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def of(self, name: str) -> Any:
-        """Return what hears of one file's bytes so far."""
+    def of(self, name: str) -> Callable[[int], None]:
+        """Return a function to call with the bytes of one file so far."""
 
-        def heard(done: int) -> None:
+        def copied(done: int) -> None:
             with self._lock:
                 self._done[name] = done
                 self._on_progress(Progress(self._stage, sum(self._done.values()), self._total, "B"))
 
-        return heard
+        return copied
 
 
 def _find(place: RemotePlace) -> tuple[Found | None, bool]:
-    """Return what the store says of a cache's file, or of its manifest, and which it is."""
+    """Return what the store knows about a cache's file or manifest; and whether it is a folder."""
     found = place.find()
     if found is None or not found.is_folder:
         return found, False
@@ -244,7 +190,7 @@ def _source_file(copy: Path) -> Path:
 
 
 def _is_copy(copy: Path, place: RemotePlace, found: Found) -> bool:
-    """Tell whether a copy is of what the store has now."""
+    """Tell whether a copy is of the file that the store has now."""
     try:
         source = json.loads(_source_file(copy).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -272,34 +218,27 @@ def _fetch_file(place: RemotePlace, found: Found, copy: Path, on_progress: OnPro
                     f"{place}: expected a file that featcache extract wrote, found no featcache "
                     "index at its start; name another"
                 )
-            write_chunk(descriptor, chunk)
+            write_all(descriptor, (chunk,))
             done += len(chunk)
             on_progress(Progress("download", done, size, "B"))
-
-
-def write_chunk(descriptor: int, data: bytes) -> None:
-    """Write all of this."""
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]
 
 
 def _fetch_folder(place: RemotePlace, copy: Path, on_progress: OnProgress) -> None:
     listed, _ = place.list_files()
     names = [name for name in listed if name == MANIFEST or name.endswith(".npy")]
     names = [name for name in names if "/" not in name]
-    told = _Told("download", sum(listed[name] or 0 for name in names), on_progress)
+    progress = _CopyProgress("download", sum(listed[name] or 0 for name in names), on_progress)
     half = copy.with_name(f".{copy.name}.{os.urandom(4).hex()}.part")
 
     def fetch(name: str, stop: Stop) -> None:
-        heard, done = told.of(name), 0
+        copied, done = progress.of(name), 0
         with replaced_file(half / name) as descriptor:
             for chunk in place.within(name).chunks(listed[name] or 0, threads=1):
                 if stop.is_set():
                     break
-                write_chunk(descriptor, chunk)
+                write_all(descriptor, (chunk,))
                 done += len(chunk)
-                heard(done)
+                copied(done)
 
     try:
         with closing(work_ahead(fetch, names, workers=_THREADS, ahead=_THREADS)) as fetched:
@@ -324,46 +263,19 @@ _COMMIT = re.compile(rf"{re.escape(COMMITS)}/(train|test)-([0-9]{{12}})\.json")
 
 
 class RemoteParts:
-    """The unfinished shards of a cache behind a URL, and where they lie on this machine.
-
-    Parameters
-    ----------
-    place : RemotePlace
-        The hidden folder in the store.
-    folder : Path
-        The one on this machine.
-    """
+    """The unfinished shards of a cache in a hidden folder of a store, and the local folder."""
 
     def __init__(self, place: RemotePlace, folder: Path) -> None:
         self.place = place
         self.folder = folder
 
     def committed(self) -> set[_Key]:
-        """Return role and start of each shard that is there.
-
-        Raises
-        ------
-        RemoteError
-            The store cannot be reached, or refuses.
-        """
-        found = (_COMMIT.fullmatch(name) for name in self._list())
-        return {(match[1], int(match[2])) for match in found if match}
+        """Return role and start of each complete shard in the store."""
+        matches = (_COMMIT.fullmatch(name) for name in self._list())
+        return {(match[1], int(match[2])) for match in matches if match}
 
     def fetch(self, share: Collection[_Key] | None, on_progress: OnProgress) -> bool:
-        """Fetch what is there of a share, or of all, and is not here; tell whether anything is.
-
-        Parameters
-        ----------
-        share : collection of (str, int), optional
-            Role and start of each shard that is wanted.
-        on_progress : callable
-            Hears of the shards.
-
-        Raises
-        ------
-        RemoteError, OutputError
-            It cannot be read, or not be written here.
-        """
+        """Fetch the shards of a share, or all, that are not here; return False without any plan."""
         listed = self._list()
         ingredients = f"{COMMITS}/{INGREDIENTS}"
         if ingredients not in listed:
@@ -393,11 +305,11 @@ class RemoteParts:
         return True
 
     def send_ingredients(self) -> None:
-        """Say in the store what is being made."""
+        """Upload the plan file."""
         self._send(f"{COMMITS}/{INGREDIENTS}")
 
     def send(self, commit: Mapping[str, Any]) -> None:
-        """Put a shard into the store, and then what says that it is there."""
+        """Upload a shard, and then the file that marks it as complete."""
         specs = [*commit["arrays"].values(), *([commit["hashes"]] if "hashes" in commit else [])]
         for spec in specs:
             self._send(spec["block"][-1])
@@ -405,7 +317,7 @@ class RemoteParts:
         self._send(path.relative_to(self.folder).as_posix())
 
     def remove(self) -> None:
-        """Delete what is there, first of all what says that something is."""
+        """Delete everything in the store, the plan file first."""
         listed = self._list()
         ingredients = f"{COMMITS}/{INGREDIENTS}"
         for name in sorted(listed, key=lambda name: (name != ingredients, name)):
@@ -424,19 +336,11 @@ class RemoteParts:
     def _fetch(self, name: str, listed: Mapping[str, int | None]) -> None:
         with replaced_file(self.folder / name) as descriptor:
             for chunk in self.place.within(name).chunks(listed[name] or 0, threads=1):
-                write_chunk(descriptor, chunk)
+                write_all(descriptor, (chunk,))
 
 
 class MirroredWriter(ShardWriter):
-    """A `ShardWriter` of a share, whose shards lie in a store too.
-
-    Parameters
-    ----------
-    path, meta, jobs, share, on_progress
-        As `ShardWriter` takes them.
-    parts : RemoteParts
-        Where in the store.
-    """
+    """A `ShardWriter` of a share that uploads its shards too, to ``parts``."""
 
     def __init__(
         self,
@@ -453,19 +357,11 @@ class MirroredWriter(ShardWriter):
         self._parts = parts
         parts.send_ingredients()
         there = parts.committed()
-        for commit in self.commits:  # made before, and not sent
+        for commit in self.commits:  # written before, and not sent
             if (commit["role"], commit["start"]) not in there:
                 parts.send(commit)
 
     def commit(self, role: str, start: int, stop: int, *arguments: Any, **options: Any) -> None:
-        """Put one shard on the disk, and then into the store.
-
-        Raises
-        ------
-        OutputError
-            As `ShardWriter.commit`.
-        RemoteError
-            It cannot be sent; it stays on the disk.
-        """
+        """Write one shard, and upload it; if that fails it stays on the disk."""
         super().commit(role, start, stop, *arguments, **options)
         self._parts.send(self._commits[role, start])

@@ -27,7 +27,7 @@ _REPORT_EVERY_S = 0.1
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was checked of a cache that is whole.
+    """What `verify` checked in a sound cache.
 
     Parameters
     ----------
@@ -36,21 +36,21 @@ class VerifyReport:
     form : str
         ``"hdf5"`` or ``"shards"``.
     format_version : int
-        Of the format that it is written in.
+        Version of the cache format.
     fingerprint : str
         SHA-256 (hex) of everything that changes a feature.
     n_train, n_test : int
         Rows of each split.
     n_arrays, n_blocks : int
-        Arrays, and blocks of rows with a checksum of their own.
+        Arrays, and their blocks of rows.
     size_bytes : int
-        Of the arrays.
+        Size of the arrays.
     wall_s : float
         Duration.
     checks : tuple of str
-        What holds.
+        The checks that passed.
     notes : tuple of str
-        What is no damage, and worth knowing.
+        Observations that are no damage.
     """
 
     path: Path
@@ -68,25 +68,24 @@ class VerifyReport:
 
 
 def verify(path: str | Path, on_progress: OnProgress = silent) -> VerifyReport:
-    """Read a cache whole and check everything about it that can be checked.
+    """Read a whole cache and check everything about it that can be checked.
 
     Parameters
     ----------
     path : str or Path
-        A file or a folder of shards that `featcache.extract` wrote.
+        A file or a folder of shards that `featcache.extract` wrote, or its URL.
     on_progress : callable
-        Hears of bytes.
+        Called with the progress in bytes.
 
     Returns
     -------
     VerifyReport
-        Returned for a whole cache alone.
+        Returned only for a sound cache.
 
     Raises
     ------
     CacheCorruptError
-        The first thing found that is not as it was written: a block of rows, by its
-        number and place, or what else.
+        Names the first difference from what was written, such as a block of rows.
     CacheMissError, CacheMismatchError
         As `featcache.load`.
     """
@@ -123,7 +122,7 @@ def verify(path: str | Path, on_progress: OnProgress = silent) -> VerifyReport:
 
 
 def _check_around(index: Index) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Check all but the arrays; return what holds, and what to note."""
+    """Check everything except the arrays; return the checks that passed, and notes."""
     if index.form == "shards":
         notes = check_folder(index)
         return ("manifest", "header of every shard", "no other file"), notes
@@ -135,7 +134,7 @@ def _check_around(index: Index) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 class _Tally:
-    """How far the threads have come, and whether they shall go on."""
+    """Counts the bytes that the threads have read, and tells them to stop."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -143,17 +142,12 @@ class _Tally:
         self._lock = threading.Lock()
 
     def add(self, size_bytes: int) -> None:
-        """Count bytes that were read."""
         with self._lock:
             self.size_bytes += size_bytes
 
 
 def _check_blocks(index: Index, on_progress: OnProgress) -> dict[str, list[np.ndarray]]:
-    """Check every block of every array; return the ids, piece by piece.
-
-    Several threads read; the first bad block in the order of the index is the one
-    that is named, whichever was found first.
-    """
+    """Check all blocks in threads, name the first bad one in index order; return the ids."""
     total = sum(array.size_bytes for array in index.arrays.values())
     tally = _Tally()
     ids: dict[str, list[np.ndarray]] = {f"{role}/ids": [] for role in ROLES}
@@ -180,15 +174,13 @@ def _check_blocks(index: Index, on_progress: OnProgress) -> dict[str, list[np.nd
 
 def _first_rows(array: StoredArray) -> list[int]:
     """Return the number of the first row of each block."""
-    return [*accumulate((block.n_rows for block in array.blocks[:-1]), initial=0)][
-        : len(array.blocks)
-    ]
+    return [*accumulate((block.n_rows for block in array.blocks), initial=0)][:-1]
 
 
 def _check_block(
     index: Index, array: StoredArray, number: int, first: int, tally: _Tally
 ) -> list[np.ndarray]:
-    """Check one block's bytes and what they mean; return it, in pieces, if it is ids."""
+    """Check the bytes and values of a block; return it in pieces if it has ids."""
     kind = array.name.rpartition("/")[2]
     n_classes = len(index.meta["class_names"])
     kept, wrong, row = [], [], first
@@ -204,7 +196,7 @@ def _check_block(
             wrong.append(row + _first_row_not_finite(piece))
         row += len(piece)
         tally.add(piece.nbytes)
-    # The last piece came, so the checksum is right: this was written so.
+    # The last piece was read, so the checksum is right: the file was written with this.
     if wrong:
         what = f"labels from 0 to {n_classes - 1}" if kind == "labels" else "finite numbers"
         raise CacheCorruptError(
@@ -219,7 +211,7 @@ def _first_row_not_finite(rows: np.ndarray) -> int:
 
 
 def _check_ids(index: Index, pieces: dict[str, list[np.ndarray]]) -> tuple[str, ...]:
-    """Check that no id names two images of a split; return a note on those in both splits."""
+    """Check that ids are unique in each split; return a note on ids in both splits."""
     unique = {}
     for name, parts in pieces.items():
         ids = np.concatenate(parts) if parts else np.empty(0, "S1")
@@ -237,20 +229,11 @@ def _check_ids(index: Index, pieces: dict[str, list[np.ndarray]]) -> tuple[str, 
     return (f"{len(both):,} ids are in both splits ({decode_id(both[0])!r} …): the same images?",)
 
 
-_SMALLEST_USER_BLOCK_BYTES = 512  # or twice, four times … as much: where libhdf5 looks
+_SMALLEST_USER_BLOCK_BYTES = 512  # libhdf5 looks there, then at twice, four times … as much
 
 
 def check_file(index: Index) -> None:
-    """Check the bytes of a packed file that lie in no array.
-
-    Behind the sealed index there are line feeds alone up to where HDF5 begins. From
-    there on, what is no array's is libhdf5's, and has a SHA-256 in the index.
-
-    Raises
-    ------
-    CacheCorruptError
-        They are not what was written, or an array lies where it cannot.
-    """
+    """Check the bytes of a packed file outside its arrays: line feeds, then HDF5's own bytes."""
     with index.path.open("rb") as stream:
         start = _user_block_bytes(stream, index.path)
         digest = hashlib.sha256()
@@ -269,19 +252,7 @@ def check_file(index: Index) -> None:
 
 
 def check_folder(index: Index) -> tuple[str, ...]:
-    """Check what is in a folder of shards besides the arrays' bytes.
-
-    Returns
-    -------
-    tuple of str
-        A note on files that do no harm.
-
-    Raises
-    ------
-    CacheCorruptError
-        A shard does not begin as its array must, or a file is there that the manifest
-        does not name.
-    """
+    """Check the headers of shards, and refuse other files; return a note on hidden ones."""
     manifest = index.path / MANIFEST
     with manifest.open("rb") as stream:
         sealed = _sealed_bytes(stream)
@@ -302,19 +273,19 @@ def check_folder(index: Index) -> tuple[str, ...]:
             f"{index.path}: expected the shards that its {MANIFEST} names, found {strangers[0]!r} "
             f"besides; move it out of the folder, or {AGAIN}"
         )
-    if others:  # a killed writer's, or a file manager's
+    if others:  # left by a killed writer or a file manager
         return (f"{len(others)} hidden files that are no part of it ({others[0]} …)",)
     return ()
 
 
 def _sealed_bytes(stream: BinaryIO) -> int:
-    """Return the length of the sealed index, its first line included."""
+    """Return the length of the sealed index, including its first line."""
     line = stream.readline(200)
     return len(line) + int(line.split(b" ")[2])
 
 
 def _user_block_bytes(stream: BinaryIO, path: Path) -> int:
-    """Return where HDF5 begins; there are line feeds alone between the index and there."""
+    """Return where HDF5 begins; only line feeds may precede it after the index."""
     at, start = _sealed_bytes(stream), _SMALLEST_USER_BLOCK_BYTES
     while start < at or not _begins_at(stream, start):
         start *= 2
@@ -336,7 +307,7 @@ def _user_block_bytes(stream: BinaryIO, path: Path) -> int:
 
 
 def _read(stream: BinaryIO, size_bytes: int, path: Path) -> bytes:
-    """Return some of the bytes that come next, one at least."""
+    """Return some of the next bytes, at least one."""
     piece = stream.read(min(_PIECE_BYTES, size_bytes))
     if not piece:
         raise CacheCorruptError(
@@ -351,7 +322,7 @@ def _begins_at(stream: BinaryIO, offset: int) -> bool:
 
 
 def _gaps(index: Index, start: int) -> Iterator[tuple[int, int]]:
-    """Yield (offset, bytes) of what lies in no array, from ``start`` to the end."""
+    """Yield (offset, bytes) of the gaps between arrays, from ``start`` to the end."""
     at = start
     arrays = [array for array in index.arrays.values() if array.size_bytes]
     for array in sorted(arrays, key=lambda array: array.blocks[0].offset):
@@ -367,21 +338,18 @@ def _gaps(index: Index, start: int) -> Iterator[tuple[int, int]]:
 
 
 def _check_header(array: StoredArray, number: int) -> None:
-    """Compare what a shard says about itself with its array.
-
-    The text is compared and not parsed: there is one way to write it.
-    """
+    """Compare the header of a shard with its array, as text: NumPy writes it in one way only."""
     block = array.blocks[number]
     shape = (block.n_rows, *array.row_shape)
-    said = f"{{'descr': {array.dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}"
+    expected = f"{{'descr': {array.dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}"
     with block.path.open("rb") as stream:
         header = stream.read(min(block.offset, 1 << 16))
     length = (block.offset - 10).to_bytes(2, "little") if 10 <= block.offset < 1 << 16 else b""
-    # NumPy fills up with spaces to a length that differs between its releases.
+    # NumPy pads with spaces to a length that depends on its release.
     if header[:10] != b"\x93NUMPY\x01\x00" + length or (
-        header[10:].rstrip(b" \n") != said.encode() or header[-1:] != b"\n"
+        header[10:].rstrip(b" \n") != expected.encode() or header[-1:] != b"\n"
     ):
         raise CacheCorruptError(
-            f"{block.path}: expected the header of a .npy file with {said}, found "
+            f"{block.path}: expected the header of a .npy file with {expected}, found "
             f"{header[:10]!r} and {header[10:110]!r}: the file was damaged; {AGAIN}"
         )
