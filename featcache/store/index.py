@@ -212,7 +212,9 @@ def _meta(content: Mapping[str, Any], version: int) -> dict[str, Any]:
     if meta["format"] != FORMAT or meta["format_version"] != version:
         raise ValueError(f"{meta['format']!r:.40} {meta['format_version']!r:.40} as its format")
     for name, value in meta.items():
-        if value is None or not _is_plain(value, _MAX_LEVELS):
+        if name == "dataset_path" and not isinstance(value, (str, type(None))):
+            raise ValueError(f"{value!r:.100} as dataset_path")
+        if (value is None and name != "dataset_path") or not _is_plain(value, _MAX_LEVELS):
             raise ValueError(f"{value!r:.100} in the field {name!r}")
     for name in ("class_names", "fingerprint", *fingerprint_fields(meta)):
         kind = _KINDS.get(name, str)

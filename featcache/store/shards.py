@@ -21,7 +21,7 @@ from ..files import remove_leftovers, replace_folder, write_atomically
 from ..progress import OnProgress, Progress, silent
 from .checksums import Digests
 from .format import Block, StoredArray, differences, seal
-from .index import COMMITS, MANIFEST, is_shards, read_sealed
+from .index import COMMITS, MANIFEST, is_shards, open_index, read_sealed
 from .reader import iterate_rows, read_array
 from .writer import Source, complete_meta, pack
 
@@ -176,32 +176,18 @@ def claim(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same(
-    path: Path, folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
+    path: Path, folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], again: str
 ) -> None:
-    """Refuse to write shards among those of other ingredients, as `claim` gives them.
+    """Refuse to write shards among those of other ingredients; ``again`` says how to start over.
 
     Raises
     ------
     CacheMismatchError
         The fields that differ are in the text.
     """
-    by_jobs = "jobs" in found
-    again = f"remove {folder} to start over" if "jobs" in wanted else "use --force to start over"
-    if by_jobs is not ("jobs" in wanted):
-        kind = (
-            "jobs (--shard, --executor ray, or images behind a URL)"
-            if by_jobs
-            else "a run on one machine"
-        )
-        end = f"featcache pack {path}" if by_jobs else "the same command without --shard"
-        raise CacheMismatchError(
-            f"{path}: expected nothing that is being made, found the shards of {kind} in {folder}; "
-            f"finish them with {end}, or {again}"
-        )
     differing = differences(found["meta"], wanted["meta"])
-    if by_jobs:
-        agreed = found["jobs"]["agreed"], wanted["jobs"]["agreed"]
-        differing += differences(*agreed, sorted({*agreed[0], *agreed[1]}))
+    there, here = (content.get("jobs", {}).get("agreed", {}) for content in (found, wanted))
+    differing += differences(there, here, sorted({*there, *here}))
     if differing:
         raise CacheMismatchError(
             f"{path}: expected the rest of an unfinished run of these ingredients, found one of "
@@ -271,6 +257,28 @@ def shards_path(path: Path) -> Path:
     return path.with_suffix(".shards")
 
 
+def check_replaceable(path: Path, dataset: str | None) -> None:
+    """Refuse to replace anything but a cache of the same data set.
+
+    Raises
+    ------
+    OutputError
+        Something else is there.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        name = open_index(path).meta.get("dataset")
+        what = "" if name == dataset else f"a cache of {name}"
+    except CacheError:
+        what = "something that does not open as a cache"
+    if what:
+        raise OutputError(
+            f"{path}: expected no file or folder, or a cache of {dataset} to replace, found "
+            f"{what}; move it, or name another --output"
+        )
+
+
 def finish(
     folder: Path,
     commits: Sequence[Mapping[str, Any]],
@@ -296,13 +304,17 @@ def finish(
     Raises
     ------
     OutputError
-        The disk is full; the shards stay.
+        The disk is full, or something else has the name of the other form; the shards stay.
     CacheCorruptError
         A shard was damaged since it was written.
     """
     arrays = _arrays(folder, commits)
     final, other = path, shards_path(path)
-    if sum(array.size_bytes for array in arrays.values()) <= pack_limit:
+    packed = sum(array.size_bytes for array in arrays.values()) <= pack_limit
+    if not packed:
+        final, other = other, final
+    check_replaceable(other, meta.get("dataset"))
+    if packed:
         sources = {
             name: Source(array.dtype, array.shape, partial(iterate_rows, array))
             for name, array in arrays.items()
@@ -310,7 +322,6 @@ def finish(
         pack(final, sources, meta)
         remove_unfinished(folder)
     else:
-        final, other = other, final
         described = {name: _described(array) for name, array in arrays.items()}
         write_atomically(folder / MANIFEST, seal({"meta": meta, "arrays": described}))
         _replace_folder(folder, final)
@@ -569,7 +580,9 @@ class ShardWriter:
             self.discard()
         wanted = {"meta": self._meta, "forced": force, **({"jobs": dict(jobs)} if jobs else {})}
         found = found or claim(self.folder, wanted)
-        check_same(self.path, self.folder, found, wanted)
+        # One of many jobs must not throw away the work of the others.
+        again = "use --force" if self._share is None else f"remove {self.folder}"
+        check_same(self.path, self.folder, found, wanted, f"{again} to start over")
 
     def _is_of(self, found: Mapping[str, Any]) -> bool:
         return bool(found["meta"]["fingerprint"] == self._meta["fingerprint"])
