@@ -28,6 +28,7 @@ _HOME = {
     "DiffReport": "store.diff",
     "ExactRecipe": "probes.recipes",
     "ExportResult": "store.export",
+    "ExtractOptions": "extraction.options",
     "ExtractResult": "extraction.result",
     "FeatcacheError": "errors",
     "FinetuneRecipe": "finetuning.recipes",
@@ -42,7 +43,7 @@ _HOME = {
     "ProbeResult": "probes.probe",
     "Progress": "progress",
     "ReportResult": "reporting.report",
-    "ShareResult": "extraction.jobs",
+    "ShareResult": "extraction.result",
     "Split": "datasets.dataset",
     "VerifyReport": "store.verify",
     "Weights": "backbones.weights",
@@ -65,7 +66,7 @@ _HOME = {
     "load_weights": "backbones.weights",
     "merge": "store.merge",
     "newest_cache": "store.cache",
-    "pack": "extraction.packing",
+    "pack": "extraction.jobs",
     "predict": "prediction",
     "probe": "probes.probe",
     "report": "reporting.report",
@@ -80,6 +81,7 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "DiffReport",
     "ExactRecipe",
     "ExportResult",
+    "ExtractOptions",
     "ExtractResult",
     "FeatcacheError",
     "FinetuneRecipe",
@@ -133,9 +135,9 @@ if TYPE_CHECKING:
     from .doctor import examine
     from .errors import FeatcacheError
     from .extraction.extract import extract, extract_share
-    from .extraction.jobs import ShareResult
-    from .extraction.packing import pack
-    from .extraction.result import ExtractResult
+    from .extraction.jobs import pack
+    from .extraction.options import ExtractOptions
+    from .extraction.result import ExtractResult, ShareResult
     from .finetuning.finetune import finetune
     from .finetuning.fit import FitResult, fit
     from .finetuning.recipes import FinetuneRecipe

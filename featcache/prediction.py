@@ -27,7 +27,7 @@ from .datasets.images import HIDDEN, Files, Folder, OnError, reading_threads
 from .datasets.urls import RemoteFolder, open_url
 from .datasets.zip import ZipArchive
 from .errors import CacheMismatchError, DatasetError, FeatcacheError, RecipeError, WeightsError
-from .extraction.extract import CUT
+from .extraction.options import CUT
 from .files import csv_line
 from .metrics import top1, wilson_interval
 from .preprocess import MAX_SIZE, MIN_SIZE

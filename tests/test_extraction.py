@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from conftest import FakeEngine
 
-from featcache import extract, load, load_dataset, load_weights, probe
+from featcache import ExtractOptions, extract, load, load_dataset, load_weights, probe
+from featcache.datasets.images import Folder
 from featcache.errors import (
     CacheError,
     CacheMismatchError,
@@ -36,6 +37,7 @@ def test_features_land_in_a_named_file(image_folder, fake_engine, home):
     assert (result.engine, result.precision) == ("fake", "f32")
     assert heard[-1].stage == "test images" and heard[-1].done == heard[-1].total == 18
     cache = result.load()
+    assert cache.meta["dataset_path"] == str(image_folder)
     data = load_dataset(image_folder)
     pixels = Preprocess(64).batch([data.test.images[row] for row in range(18)])
     expected = fake_engine[0].extract(pixels)["avgpool"]
@@ -55,6 +57,97 @@ def test_the_same_call_again_answers_from_the_cache(image_folder, fake_engine):
     third = extract(image_folder, weights=STARTER, force=True)
     assert not third.reused and third.fingerprint == first.fingerprint
     assert np.array_equal(third.load().train.features, first.load().train.features)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Names of the files that were read, in this order."""
+    names, honest = [], Folder.read
+    monkeypatch.setattr(Folder, "read", lambda self, name: names.append(name) or honest(self, name))
+    return names
+
+
+def test_every_image_is_read_once(image_folder, fake_engine, reads, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "SHARD_ROWS", 8)
+    arguments = {"weights": STARTER, "batch_size": 8}
+    whole = extract(image_folder, output=tmp_path / "a.h5", **arguments)
+    assert len(reads) == len(set(reads)) == 54
+    assert whole.load().meta["dataset_digest"] == load_dataset(image_folder).digest
+
+    reads.clear()
+
+    def stop(message):
+        if message.stage == "test images" and message.done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(image_folder, output=tmp_path / "b.h5", on_progress=stop, **arguments)
+    reads.clear()
+    rest = extract(image_folder, output=tmp_path / "b.h5", **arguments)
+    assert len(reads) == 54 - rest.n_resumed <= 18, "no image of a shard that is done"
+    assert rest.fingerprint == whole.fingerprint
+    for name, array in whole.load().index.arrays.items():
+        assert [block.sha256 for block in array.blocks] == [
+            block.sha256 for block in rest.load().index.arrays[name].blocks
+        ]
+
+    reads.clear()
+    assert extract(image_folder, output=tmp_path / "b.h5", **arguments).reused
+    assert len(reads) == 54, "hashed, since the cache may be of other images"
+    other = extract(image_folder, output=tmp_path / "c.h5", size=32, **arguments)
+    assert len(reads) == 108 and not other.reused, "there is no such cache: nothing to compare"
+
+
+def test_a_changed_image_is_noticed(image_folder, fake_engine, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(image_folder, folder)
+    first = extract(folder, weights=STARTER)
+    named = extract(folder, weights=STARTER, output=tmp_path / "x.h5")
+    shutil.copy(folder / "train/red/01.png", folder / "train/red/00.png")
+    second = extract(folder, weights=STARTER)
+    assert not second.reused and second.cache != first.cache and first.cache.exists()
+    with pytest.raises(CacheMismatchError, match="dataset_digest: found"):
+        extract(folder, weights=STARTER, output=named.cache)
+    assert extract(folder, weights=STARTER).reused
+
+
+def test_options_may_be_one_object(image_folder, fake_engine):
+    options = ExtractOptions(weights=STARTER, size=32, cut=" layer3, avgpool")
+    assert options.cuts == ("avgpool", "layer3")
+    cache = extract(image_folder, options=options).load()
+    assert cache.cuts == ("avgpool", "layer3") and cache.meta["preprocess"]["size"] == 32
+    assert options.command("my photos") == (
+        "featcache extract 'my photos' --weights tinyimagenet32 --size 32 --cut ' layer3, avgpool'"
+    )
+
+
+def test_named_data_sets_have_no_path(fake_engine):
+    made = extract("digits", weights=STARTER, train_limit=20, test_limit=10)
+    assert made.load().meta["dataset_path"] is None
+
+
+@pytest.mark.parametrize("named", ["photos.h5", "photos.shards"])
+def test_force_never_deletes_what_is_no_cache_of_ours(image_folder, fake_engine, tmp_path, named):
+    other = tmp_path / ("photos.shards" if named == "photos.h5" else "photos.h5")
+    if other.suffix == ".shards":
+        other.mkdir()
+        (other / "manifest.json").write_text("a user's own")
+        (other / "picture.npy").write_bytes(b"precious")
+    else:
+        other.write_bytes(b"precious")
+    output = tmp_path / named
+    with pytest.raises(OutputError, match=rf"{other.name}: expected no file or folder, or a cache"):
+        extract(image_folder, weights=STARTER, output=output, force=True)
+    kept = other / "picture.npy" if other.is_dir() else other
+    assert kept.read_bytes() == b"precious" and not output.exists() and not fake_engine
+    shutil.rmtree(other) if other.is_dir() else other.unlink()
+    extract(image_folder / "train", weights=STARTER, output=other)
+    with pytest.raises(OutputError, match=r"found a cache of train; move it, or name another"):
+        extract(image_folder, weights=STARTER, output=output, force=True)
+    shutil.rmtree(other) if other.is_dir() else other.unlink()
+    extract(image_folder, weights=STARTER, output=other)
+    assert extract(image_folder, weights=STARTER, output=output, force=True).cache == output
+    assert not other.exists(), "the same data set's cache in the other form is replaced"
 
 
 def test_a_limited_extraction_has_the_images_that_a_limited_probe_takes(image_folder, fake_engine):
@@ -201,9 +294,7 @@ def test_a_split_without_one_good_image_is_an_error(torn_folder, fake_engine):
 
 
 @pytest.mark.parametrize("pack", [True, False])
-def test_an_interrupted_run_goes_on_where_it_was(
-    image_folder, fake_engine, tmp_path, monkeypatch, pack
-):
+def test_an_interrupted_run_resumes(image_folder, fake_engine, tmp_path, monkeypatch, pack):
     monkeypatch.setattr(extraction, "SHARD_ROWS", 8)
     arguments = {"weights": STARTER, "views": "flips", "batch_size": 3, "pack": pack}
     whole = extract(image_folder, output=tmp_path / "whole.h5", **arguments)
@@ -219,7 +310,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     rest = extract(
         image_folder, output=output, on_note=notes.append, on_progress=heard.append, **arguments
     )
-    assert rest.n_resumed == 24 and "going on from 24 of 54 images" in notes[-1]
+    assert rest.n_resumed == 24 and "resuming after 24 of 54 images" in notes[-1]
     assert next(message for message in heard if message.stage == "train images").done == 24
     assert rest.cache.suffix == (".h5" if pack else ".shards")
     one, other = whole.load(), rest.load()

@@ -466,7 +466,7 @@ class TestOnS3:
         assert main(command) == 0
         said = capsys.readouterr()
         assert said.out.startswith("s3://bucket/caches/colours.h5: 54 x 8 features in")
-        assert "is a copy of it" in said.err
+        assert "is a copy, which may be deleted" in said.err
         counts = s3.counted()
         assert counts["GET"] == 54 and counts["PUT"] == 2, "the cache, and one trial"
         assert keys(s3)[0] == "caches/colours.h5"
@@ -570,7 +570,7 @@ class TestOnS3:
         answer = subprocess.run(
             [*run, "0", "0", "8", "0", *arguments], capture_output=True, text=True, check=True
         )
-        assert "going on from" in answer.stderr
+        assert "resuming after" in answer.stderr
         (key,) = (key for key in keys(s3) if key.startswith("caches/"))
         assert verify(f"s3://bucket/{key}").n_train == 36
 

@@ -106,7 +106,7 @@ def test_every_form_of_extraction(image_folder, fake_engine, tmp_path, options):
 
 def test_an_option_that_extract_lacks_or_does_not_share_is_named():
     for name in ("wieghts", "force", "executor"):
-        with pytest.raises(TypeError, match=f"expected options of extract, found {name}"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
             extract_share("digits", share=(1, 2), **{name: True})
 
 
@@ -178,7 +178,8 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(
     assert "missing are train images 0 to 7, train images 8 to 15, test images 0 to 7 and 2" in text
     command, _, others = text.partition("; run featcache ")[2].partition(", and shares ")
     assert others == "3/3" and command.endswith("--shard 1/3")
-    assert "--weights tinyimagenet32 --output '" in command and "--on-error skip" in command
+    for option in ("--weights tinyimagenet32", "--output '", "--on-error skip"):
+        assert option in command
     assert main(shlex.split(command)) == 0
     assert main([*shlex.split(command)[:-1], "3/3", "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -204,14 +205,14 @@ def test_jobs_with_other_ingredients_are_told_which_fields_differ(
         patch.setattr(extraction, "SHARD_ROWS", 16)
         with pytest.raises(CacheMismatchError, match="shard_rows: found 8, wanted 16"):
             run_jobs(image_folder, 2, order=[2], output=output)
-    with pytest.raises(CacheMismatchError, match=r"found the shards of jobs .*featcache pack"):
-        extract(image_folder, output=output, **STARTER)
-    assert not extract(image_folder, output=output, force=True, **STARTER).reused
+    with pytest.raises(CacheMismatchError, match=r"size: found 64, wanted 32; use --force to"):
+        extract(image_folder, output=output, size=32, **STARTER)
+    assert extract(image_folder, output=output, **STARTER).n_resumed == 32
     with pytest.raises(OutputError, match=r"x\.h5: .*is there already; remove it"):
         run_jobs(image_folder, 2, output=output)
 
 
-def test_a_run_on_one_machine_is_not_joined_by_jobs(image_folder, fake_engine, tmp_path):
+def test_jobs_and_a_run_on_one_machine_continue_each_other(image_folder, fake_engine, tmp_path):
     def stop(message):
         if message.done == 16:
             raise KeyboardInterrupt
@@ -219,11 +220,16 @@ def test_a_run_on_one_machine_is_not_joined_by_jobs(image_folder, fake_engine, t
     output = tmp_path / "x.h5"
     with pytest.raises(KeyboardInterrupt):
         extract(image_folder, output=output, on_progress=stop, batch_size=8, **STARTER)
-    with pytest.raises(CacheMismatchError, match=r"a run on one machine .*without --shard"):
-        run_jobs(image_folder, 2, output=output)
-    with pytest.raises(CacheMissError, match="an unfinished run on one machine; run the same"):
+    with pytest.raises(CacheMissError, match=r"expected 8 shards in .*, found 2; missing are"):
         pack(output)
-    assert extract(image_folder, output=output, batch_size=8, **STARTER).n_resumed == 16
+    first, second = run_jobs(image_folder, 2, output=output, batch_size=8)
+    assert (first.n_resumed, second.n_resumed) == (16, 0)
+    local = extract(image_folder, output=tmp_path / "a.h5", batch_size=8, **STARTER)
+    assert_same(local.cache, pack(output).cache)
+    run_jobs(image_folder, 2, order=[1], output=tmp_path / "b.h5", batch_size=8)
+    made = extract(image_folder, output=tmp_path / "b.h5", batch_size=8, **STARTER)
+    assert made.n_resumed == 32
+    assert_same(local.cache, made.cache)
 
 
 def test_the_number_of_jobs_may_change_on_the_way(image_folder, fake_engine, tmp_path):
@@ -244,7 +250,7 @@ def test_an_interrupted_job_goes_on(image_folder, fake_engine, tmp_path):
         extract_share(image_folder, on_progress=stop, **arguments)
     notes = []
     again = extract_share(image_folder, on_note=notes.append, **arguments)
-    assert again.n_resumed == 16 and "going on from 16 of 32 images of this share" in notes[-1]
+    assert again.n_resumed == 16 and "resuming after 16 of 32 images of this share" in notes[-1]
     fake_engine.clear()
     assert extract_share(image_folder, **arguments).n_resumed == 32
     assert not fake_engine, "a share that is done loads no engine"
@@ -326,7 +332,7 @@ def test_the_same_job_twice_and_file_systems_that_lack_something(
             "fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(37, "No locks available"))
         )
         run_jobs(image_folder, 2, output=output, on_note=notes.append)
-    assert "No locks available" in notes[1] and "going on without a lock" in notes[1]
+    assert "No locks available" in notes[1] and "continuing without a lock" in notes[1]
     assert pack(output).n_rows == 54
 
 

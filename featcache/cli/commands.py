@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -122,43 +122,31 @@ def extract(
 
     Example: [bold]featcache extract digits --weights tinyimagenet32[/bold]
     """
+    given = locals()
     from ..extraction.extract import extract as run
     from ..extraction.extract import extract_share
+    from ..extraction.options import ExtractOptions
 
-    options: dict[str, Any] = {
-        "backbone": backbone,
-        "weights": weights,
-        "size": size,
-        "cut": cut,
-        "engine": engine,
-        "device": device,
-        "precision": precision,
-        "dtype": dtype,
-        "batch_size": batch_size,
-        "views": views,
-        "on_error": on_error,
-        "train_limit": train_limit,
-        "test_limit": test_limit,
-        "output": output,
-        "pack": False if shards else None,
-        "data_root": data_root,
-    }
+    names = {field.name for field in fields(ExtractOptions)} & given.keys()
+    options = ExtractOptions(
+        **{name: given[name] for name in names}, pack=False if shards else None
+    )
     share = None if shard is None else share_of(shard, force=force, executor=executor)
     with out.progress() as report:
         if share:
             part = extract_share(
-                dataset, share=share, on_progress=report, on_note=out.note, **options
+                dataset, options=options, share=share, on_progress=report, on_note=out.note
             )
         else:
             result = run(
                 dataset,
+                options=options,
                 force=force,
                 executor=executor,
                 address=address,
                 workers=workers,
                 on_progress=report,
                 on_note=out.note,
-                **options,
             )
     if share:
         out.show(part, json, share_summary)

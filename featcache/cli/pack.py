@@ -12,7 +12,7 @@ from . import output as out
 from .options import JsonOption, app, place
 
 if TYPE_CHECKING:
-    from ..extraction.jobs import ShareResult
+    from ..extraction.result import ShareResult
 
 
 ShardOption = Annotated[
@@ -94,7 +94,7 @@ def pack(
 
     Example: [bold]featcache pack cache/photos.h5[/bold]
     """
-    from ..extraction.packing import pack as run
+    from ..extraction.jobs import pack as run
 
     with out.progress() as report:
         result = run(

@@ -151,6 +151,8 @@ class Dataset:
         Where the images came from and how they were split, for a person.
     notes : tuple of str
         What a person should hear of: files that were left out, a sentence each.
+    path : str, optional
+        The absolute path or the URL that was given; None for named ones and those from arrays.
     """
 
     name: str
@@ -158,6 +160,7 @@ class Dataset:
     test: Split
     source: str
     notes: tuple[str, ...] = ()
+    path: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse a name that would not be a file's."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DatasetError
 from ..progress import OnProgress, silent
-from ..remote import located
+from ..remote import located, shown
 from .dataset import Dataset
 from .folders import load_path
 from .named import CIFAR10, default_data_root, load_cifar10, load_digits
@@ -55,14 +56,14 @@ def load_dataset(
         )
     path = located(name_or_path)
     if not isinstance(path, Path):
-        return load_url(path)
+        return replace(load_url(path), path=shown(str(name_or_path)))
     found = _found_at(path)
     if found not in ("a folder", "a file"):
         raise DatasetError(
             f"{path}: expected a folder of class folders, a .zip of one, or one of "
             f"{', '.join(NAMES)}; found {found}; try featcache extract digits"
         )
-    return load_path(path)
+    return replace(load_path(path), path=os.path.abspath(path))
 
 
 def _found_at(path: Path) -> str:

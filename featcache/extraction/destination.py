@@ -1,4 +1,4 @@
-"""An output behind a URL: made on this machine as ever, and put there when it is whole."""
+"""An output behind a URL: the cache is made on this machine and uploaded when it is complete."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import CacheError, CacheMismatchError, OutputError, RemoteError
+from ..errors import CacheError, OutputError, RemoteError
 from ..progress import OnNote, OnProgress
 from ..remote import RemotePlace, located
-from ..store.format import differences, fingerprint
 from ..store.remote_caches import (
     RemoteCache,
     RemoteParts,
@@ -21,37 +20,30 @@ from ..store.remote_caches import (
     send_cache,
 )
 from ..store.shards import shards_path, unfinished_folder
-from .provenance import check_skipped_by, may_be_of, name_stem
+from .plan import (
+    MAKE_AGAIN,
+    SUFFIXES,
+    Plan,
+    check_ingredients,
+    check_none_skipped,
+    name_stem,
+    same_but_images,
+)
 from .result import ExtractResult, result_from
-from .setting import Setting
 
-_SUFFIXES = (".h5", ".shards")
-_AGAIN = "use --force to make it again, or name another --output"
+_UPLOAD_AGAIN = "the same command only uploads it"
 
 
 class Destination:
     """A cache's place behind a URL, or the folder for one.
 
-    Parameters
-    ----------
-    place : RemotePlace
-        As it was asked for.
-
-    Attributes
-    ----------
-    local : Path
-        What takes the place of the output on this machine: shards lie there until the cache is
-        whole, and then the cache, as the copy that `featcache.load` reads.
-
-    Raises
-    ------
-    OutputError
-        Another suffix than a cache has.
+    ``local`` takes the place of the output on this machine: it holds the shards until the cache is
+    complete, and then the cache, as the copy that `featcache.load` reads.
     """
 
     def __init__(self, place: RemotePlace) -> None:
         self.place = place
-        self._named = place.suffix in _SUFFIXES
+        self._named = place.suffix in SUFFIXES
         if not self._named and place.suffix and not place.url.endswith("/"):
             raise OutputError(
                 f"{place}: expected a name that ends in .h5, or a folder (with / at its end), "
@@ -61,76 +53,42 @@ class Destination:
             copies_folder(place.parent) / place.name if self._named else copies_folder(place)
         )
 
-    def may_be(self, setting: Setting) -> bool:
-        """Tell whether there is a cache that could be the one that is wanted."""
+    def may_be_there(self, plan: Plan) -> bool:
+        """Tell whether there is a cache that differs in nothing but perhaps its images."""
         if self._named:
             return any(self._named_as(name).find() for name in self._forms(self.place.name))
-        meta = setting.meta("")
-        stem = name_stem(setting.dataset.name, meta)
-        names = [name for name in self.place.names() if name.startswith(f"{stem}-")]
-        found = (self._there(Path(name)) for name in names if name.endswith(_SUFFIXES))
-        return any(may_be_of(one.meta, meta) for one in found if one)
+        meta = plan.meta("")
+        names = [name for name in self.place.names() if name.startswith(f"{name_stem(meta)}-")]
+        caches = (self._existing(Path(name)) for name in names if name.endswith(SUFFIXES))
+        return any(same_but_images(one.meta, meta) for one in caches if one)
 
     def any_form(self, path: Path, why: str, started: float) -> ExtractResult | None:
-        """Return what there is in either form, whatever its ingredients."""
-        there = self._there(path)
-        return None if there is None else _result(there, why, started)
+        """Describe the cache in either form, whatever its ingredients."""
+        existing = self._existing(path)
+        return None if existing is None else _result(existing, why, started)
 
-    def found(
-        self, path: Path, wanted: Mapping[str, Any], setting: Setting, started: float
+    def matching(
+        self, path: Path, expected: Mapping[str, Any], plan: Plan, started: float
     ) -> ExtractResult | None:
-        """Return what there is of these ingredients, without fetching it.
-
-        Parameters
-        ----------
-        path : Path
-            The cache on this machine, whose name the other has too.
-        wanted : mapping
-            The provenance.
-        setting : Setting
-            Everything else.
-        started : float
-            When the call began.
-
-        Raises
-        ------
-        CacheMismatchError
-            It is of others; the message lists them.
-        """
-        there = self._there(path)
-        if there is None:
+        """Describe the cache of these ingredients without fetching it; refuse one of others."""
+        existing = self._existing(path)
+        if existing is None:
             return None
-        if there.meta["fingerprint"] != fingerprint(wanted):
-            raise CacheMismatchError(
-                f"{there.place}: expected a cache of these ingredients, found one of others: "
-                f"{'; '.join(differences(there.meta, wanted))}; {_AGAIN}"
-            )
-        check_skipped_by(there.place, there.skipped, setting.on_error, _AGAIN)
-        return _result(there, setting.choice.why, started)
+        check_ingredients(existing.place, existing.meta, expected)
+        check_none_skipped(existing.place, existing.skipped, plan.options.on_error)
+        return _result(existing, plan.work.choice.why, started)
 
     def check_writable(self) -> None:
-        """Find out before hours of work that nothing can be put there.
-
-        Raises
-        ------
-        RemoteError
-            With the reason.
-        """
+        """Try with an empty object, before hours of work, that the place can be written."""
         (self.place if self._named else self.place.within("cache.h5")).check_writable()
 
     def check_free(self, path: Path) -> None:
-        """Refuse a name that a cache has already.
-
-        Raises
-        ------
-        OutputError
-            It is there.
-        """
-        there = self._there(path)
-        if there is not None:
+        """Refuse a name that a cache has already."""
+        existing = self._existing(path)
+        if existing is not None:
             raise OutputError(
-                f"{there.place}: expected a name for a new cache, found that it is there already; "
-                "remove it to make it again, or name another --output"
+                f"{existing.place}: expected a name for a new cache, found that it is there "
+                "already; remove it to make it again, or name another --output"
             )
 
     def parts(self, path: Path) -> RemoteParts:
@@ -139,7 +97,7 @@ class Destination:
         return RemoteParts(self.of(path).parent.within(folder.name), folder)
 
     def unfinished(self) -> list[Path]:
-        """Return, for each cache whose shards jobs may have put there, where it is made here."""
+        """Return where each cache whose shards jobs may have uploaded is made here."""
         if self._named:
             return [self.local.with_suffix(".h5")]
         found = (re.fullmatch(r"\.(.+\.h5)\.parts", name) for name in self.place.names())
@@ -153,40 +111,36 @@ class Destination:
         on_progress: OnProgress,
         on_note: OnNote,
     ) -> ExtractResult:
-        """Put a cache there that was made here, unless it is there.
-
-        Raises
-        ------
-        OutputError
-            It cannot be sent, or another one is there by now; this one stays, and is named.
-        """
+        """Upload a cache that was made here, unless it is there; it stays here if that fails."""
         path = Path(result.cache)
         target = self.of(path)
         try:
-            there = None if force else self._there(path)
-            if there is None:
+            existing = None if force else self._existing(path)
+            if existing is None:
                 send_cache(path, target, on_progress)
-            elif there.meta["fingerprint"] != result.fingerprint:
-                raise OutputError(f"{there.place}: another cache was put there meanwhile")
+            elif existing.meta["fingerprint"] != result.fingerprint:
+                raise OutputError(
+                    f"{existing.place}: expected no cache, found one uploaded meanwhile"
+                )
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{path}: is made and kept; {_UPLOAD_AGAIN}") from None
+            raise KeyboardInterrupt(f"{path}: is complete; {_UPLOAD_AGAIN}") from None
         except (CacheError, OutputError, RemoteError) as error:
             raise OutputError(
-                f"{error}; the cache is made and kept in {path}; {_UPLOAD_AGAIN}"
+                f"{error}; the complete cache is in {path}; {_UPLOAD_AGAIN}"
             ) from None
-        where = str(there.place if there else target)
-        on_note(f"{where}: is there; {path} is a copy of it, which may be removed")
+        where = str(existing.place if existing else target)
+        on_note(f"{where}: uploaded; {path} is a copy, which may be deleted")
         return replace(result, cache=where, wall_s=time.perf_counter() - started)
 
-    def _there(self, path: Path) -> RemoteCache | None:
-        """Return what is there in either form: a file, or a folder of shards."""
+    def _existing(self, path: Path) -> RemoteCache | None:
+        """Return the cache in either form: a file, or a folder of shards."""
         for name in self._forms(path.name):
             try:
-                there = find_remote_cache(self._named_as(name))
+                existing = find_remote_cache(self._named_as(name))
             except CacheError as error:
-                raise type(error)(f"{error} ({_AGAIN})") from None
-            if there is not None:
-                return there
+                raise type(error)(f"{error} ({MAKE_AGAIN})") from None
+            if existing is not None:
+                return existing
         return None
 
     def _forms(self, name: str) -> tuple[str, str]:
@@ -204,33 +158,22 @@ class Destination:
         return self.place.within(name)
 
 
-_UPLOAD_AGAIN = "the same command only uploads it"
-
-
-def _result(there: RemoteCache, why: str, started: float) -> ExtractResult:
-    """Return what is to be said of a cache that was found."""
+def _result(cache: RemoteCache, why: str, started: float) -> ExtractResult:
+    """Describe a cache that exists behind a URL."""
     return result_from(
-        there.meta,
+        cache.meta,
         started,
-        cache=str(there.place),
+        cache=str(cache.place),
         reused=True,
-        n_rows=there.n_rows,
-        n_skipped=there.skipped,
+        n_rows=cache.n_rows,
+        n_skipped=cache.skipped,
         n_resumed=0,
-        feature_dim=there.feature_dim,
+        feature_dim=cache.feature_dim,
         why=why,
     )
 
 
 def destination(output: str | Path | None) -> Destination | None:
-    """Return where a cache goes behind a URL; None where the output is a path.
-
-    Raises
-    ------
-    RemoteError
-        A URL with a password in it.
-    OutputError
-        As `Destination`.
-    """
+    """Return a cache's place behind a URL; None where the output is a path."""
     place = None if output is None else located(output)
     return Destination(place) if isinstance(place, RemotePlace) else None

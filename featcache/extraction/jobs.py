@@ -1,8 +1,9 @@
-"""One of many jobs that make a cache together, and what they must know of each other.
+"""From a plan to shards, and from shards to a cache: here, on Ray, or by many jobs at once.
 
-Every job makes its own run of shards, in a folder that all of them share, and reads the
-images of these alone. So nobody knows the digest of the data set before all are done: until
-then the names and labels stand for it, and each shard keeps the hashes of its images.
+The names and labels stand for the digest of the data set until its images have been read: every
+image is read once and hashed as it is read, and each shard keeps the hashes of its images. A job
+makes its own run of shards in a folder that all jobs share; `pack` joins the shards of all jobs,
+and an extraction in one process joins its own.
 """
 
 from __future__ import annotations
@@ -12,84 +13,173 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..backbones.engine import Engine
-from ..datasets.dataset import Split, listing_digest, recording
-from ..errors import CacheError, OutputError, RecipeError, RemoteError
-from ..files import check_writable
-from ..notebook import ShownAsTable
-from ..progress import OnNote, OnProgress
-from ..store.index import COMMITS
+import numpy as np
+
+from ..datasets.dataset import dataset_digest, split_digest
+from ..errors import (
+    CacheCorruptError,
+    CacheError,
+    CacheMismatchError,
+    CacheMissError,
+    DatasetError,
+    OutputError,
+    RecipeError,
+    RemoteError,
+)
+from ..files import check_writable, user_path
+from ..progress import OnNote, OnProgress, silent
+from ..store.cache import load
+from ..store.format import decode_id
+from ..store.index import COMMITS, default_folder
 from ..store.remote_caches import MirroredWriter
 from ..store.shards import (
     ShardRange,
     ShardWriter,
     committed,
+    read_ingredients,
     shards_path,
     single_writer,
     unfinished_folder,
 )
-from .destination import Destination
-from .pipeline import run_split
-from .provenance import cache_path
-from .setting import Setting, check_skipped, kept
+from .destination import Destination, destination
+from .options import pack_limit
+from .pipeline import STAGES, bottleneck
+from .plan import NAMES, SUFFIXES, Plan, cache_path, matching, shard_ranges
+from .result import ExtractResult, ShareResult, result_of
 
-JOBS_FIELDS = {"agreed", "command", "n_jobs", "named", "pack"}  # of `agreement`
-NAMES = "names:"  # in front of what stands for the digest of a data set while nobody knows it
+# Makes the shards that a writer lacks, and commits them with the hashes of their images.
+Make = Callable[[ShardWriter, Sequence[ShardRange]], None]
+
+_JOBS_FIELDS = {"agreed", "command", "n_jobs", "named", "pack"}  # of `agreement`
+_ROLES = ("train", "test")
+_NAMED = 3  # missing shards and shares, in a message
 
 
-@dataclass(frozen=True)
-class ShareResult(ShownAsTable):
-    """What one of many jobs did.
+def agreement(plan: Plan, n_jobs: int, command: str) -> dict[str, Any]:
+    """Return what jobs must agree on, and what `pack` needs to join their shards."""
+    output = plan.options.output
+    return {
+        "agreed": {
+            "shard_rows": plan.shard_rows,
+            "n_train": len(plan.dataset.train),
+            "n_test": len(plan.dataset.test),
+        },
+        "command": command,
+        "n_jobs": n_jobs,
+        "named": output is not None and Path(output).suffix in SUFFIXES,
+        "pack": plan.options.packed,
+    }
 
-    Parameters
-    ----------
-    output : Path or str
-        The ``.h5`` file that the jobs make together, or its URL.
-    folder : Path or str
-        The hidden folder where their shards are until then, or its URL.
-    share : str
-        ``"3/8"``.
-    n_images : int
-        Images of the share.
-    n_resumed : int
-        Of these, how many an earlier run had done.
-    n_skipped : int
-        Of these, how many could not be decoded and were left out.
-    n_shards : int
-        Shards of the share.
-    n_shards_there, n_shards_wanted : int
-        Shards of all jobs that are there when this one ends, and that there must be.
-    wall_s : float
-        Duration of this call.
-    next_step : str
-        The command that puts all shards together.
-    """
 
-    output: Path | str
-    folder: Path | str
-    share: str
-    n_images: int
-    n_resumed: int
-    n_skipped: int
-    n_shards: int
-    n_shards_there: int
-    n_shards_wanted: int
-    wall_s: float
-    next_step: str
+def complete(
+    plan: Plan,
+    writer: ShardWriter,
+    shards: Sequence[ShardRange],
+    make: Make,
+    on_note: OnNote,
+    of: str = "images",
+) -> int:
+    """Make those of these shards that are missing; return how many images earlier runs did."""
+    if writer.damaged:
+        on_note(f"{writer.path}: {writer.damaged} was damaged and is made again")
+    if plan.options.on_error == "fail" and writer.skipped():
+        raise CacheMismatchError(
+            f"{writer.path}: expected every image of the data set, found an unfinished run that "
+            f"left out {writer.skipped()} that did not decode; use --on-error skip to resume it, "
+            "or --force to start over"
+        )
+    n_resumed, n_images = writer.n_done, sum(map(len, shards))
+    if n_resumed:
+        on_note(f"{writer.path}: resuming after {n_resumed:,} of {n_images:,} {of}")
+    try:
+        if writer.missing(shards):
+            make(writer, shards)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_kept(writer, n_images)) from None
+    except (OutputError, RemoteError) as error:
+        raise type(error)(f"{error}; {_kept(writer, n_images)}") from None
+    return n_resumed
+
+
+def _kept(writer: ShardWriter, n_images: int) -> str:
+    if not writer.n_done:
+        return "nothing was kept yet"
+    return f"{writer.n_done:,} of {n_images:,} images are kept, and the same command resumes there"
+
+
+def make_cache(
+    plan: Plan,
+    command: str,
+    make: Make,
+    force: bool,
+    on_progress: OnProgress,
+    on_note: OnNote,
+    *,
+    started: float,
+) -> ExtractResult:
+    """Make every shard that is missing, and join them, in one process that alone writes."""
+    meta = plan.meta_before_reading(on_progress)
+    path = plan.path(meta)
+    check_writable(path)
+    jobs = agreement(plan, 1, command)
+    with single_writer(path):
+        writer = ShardWriter(path, meta, force=force, jobs=jobs, on_progress=on_progress)
+        try:
+            n_resumed = complete(plan, writer, plan.shards(), make, on_note)
+        finally:
+            if not writer.n_done:  # nothing to resume
+                writer.discard()
+        limit = pack_limit(plan.options.packed)
+        made, reused = join(writer, meta, jobs, limit, force, on_note, again="use --force")
+    why = plan.work.choice.why
+    return result_of(load(made), why, reused=reused, n_resumed=n_resumed, started=started)
+
+
+def join(
+    writer: ShardWriter,
+    meta: Mapping[str, Any],
+    jobs: Mapping[str, Any],
+    limit: int,
+    force: bool,
+    on_note: OnNote,
+    *,
+    again: str,
+) -> tuple[Path, bool]:
+    """Turn all shards into a cache; return its path, and whether it was there already."""
+    for role in _ROLES:
+        if not writer.rows(role):
+            raise DatasetError(
+                f"{role}: expected at least one image that decodes, found none among "
+                f"{jobs['agreed'][f'n_{role}']:,}; replace them, and {again} to start over"
+            )
+    digest = _digest(writer, meta, on_note)
+    meta = {**meta, "dataset_digest": digest}
+    final = writer.path if jobs["named"] else cache_path(writer.path.parent, meta)
+    for existing in (final, shards_path(final)):
+        if os.path.lexists(existing) and not force:
+            matching(existing, meta, "skip" if writer.skipped() else "fail")
+            writer.discard()
+            return existing, True
+    facts = {"dataset_digest": digest, **_measured(writer)}
+    return writer.finish(facts, pack_limit=limit, path=final), False
+
+
+def _measured(writer: ShardWriter) -> dict[str, Any]:
+    """Return what the extraction took, all its runs and machines together."""
+    stages = {name: round(writer.total(name), 3) for name in STAGES}
+    return {
+        "wall_s": stages["wall_s"],
+        "images_per_s": writer.total("passes") / max(writer.total("wall_s"), 1e-9),
+        "bottleneck": bottleneck(stages),
+        "stages_s": stages,
+    }
 
 
 def check_share(share: tuple[int, int]) -> None:
-    """Refuse a share that cannot be.
-
-    Raises
-    ------
-    RecipeError
-        Not (which, of how many), from 1.
-    """
+    """Refuse a share that is not (number, total) with a number from 1 to the total."""
     number, total = share
     if not 1 <= number <= total:
         raise RecipeError(
@@ -99,165 +189,311 @@ def check_share(share: tuple[int, int]) -> None:
 
 
 def share_of(shards: list[ShardRange], number: int, total: int) -> list[ShardRange]:
-    """Return the shards of job ``number`` (from 1) of ``total``: a run of them, none where few."""
+    """Return the run of shards of job ``number`` (from 1) of ``total``; none where few."""
     return shards[(number - 1) * len(shards) // total : number * len(shards) // total]
 
 
-def provisional_meta(setting: Setting, on_progress: OnProgress) -> dict[str, Any]:
-    """Return the provenance while no image has been read.
-
-    Its ``dataset_digest`` is one of the names, or the real one of images that are no files.
-    """
-    if None in recorded_splits(setting).values():
-        return setting.meta(setting.dataset.digest_with(on_progress, setting.on_error))
-    return setting.meta(NAMES + listing_digest(setting.dataset))
-
-
-def recorded_splits(setting: Setting) -> dict[str, Split | None]:
-    """Return the splits that record hashes, by role; None where a split is no files."""
-    return {role: recording(split) for role, split in setting.dataset.splits()}
-
-
-def agreement(setting: Setting, n_jobs: int, command: str) -> dict[str, Any]:
-    """Return what jobs must agree on, and what whoever packs their shards has to know."""
-    return {
-        "agreed": {
-            "shard_rows": setting.shard_rows,
-            "n_train": len(setting.dataset.train),
-            "n_test": len(setting.dataset.test),
-        },
-        "command": command,
-        "n_jobs": n_jobs,
-        "named": setting.output is not None and Path(setting.output).suffix in (".h5", ".shards"),
-        "pack": setting.pack,
-    }
-
-
-def pack_command(path: Path, jobs: Mapping[str, Any]) -> str:
-    """Return the command that puts the shards together."""
-    return shlex.join(["featcache", "pack", str(path if jobs["named"] else path.parent)])
-
-
 def run_share(
-    setting: Setting,
+    plan: Plan,
     share: tuple[int, int],
     command: str,
-    build: Callable[[], Engine],
+    make: Make,
     on_progress: OnProgress,
     on_note: OnNote,
     *,
-    destination: Destination | None = None,
+    there: Destination | None,
     started: float,
 ) -> ShareResult:
     """Make the shards of one job, as `featcache.extract_share`."""
-    meta = provisional_meta(setting, on_progress)
-    # Where the digest is known already, nobody asks for hashes.
-    by_names = str(meta["dataset_digest"]).startswith(NAMES)
-    recorded = recorded_splits(setting) if by_names else {}
-    path = cache_path(setting.output, setting.dataset.name, meta)
-    _check_free(path)
-    if destination:
-        destination.check_free(path)
-        destination.check_writable()
-    check_writable(path)
-    everything = setting.shards()
-    mine = share_of(everything, *share)
-    jobs = agreement(setting, share[1], command)
-    with _same_job(path, share, on_note):
-        parts = None if destination is None else destination.parts(path)
-        writer = (
-            ShardWriter(path, meta, jobs=jobs, share=mine, on_progress=on_progress)
-            if parts is None
-            else MirroredWriter(path, meta, parts, jobs=jobs, share=mine, on_progress=on_progress)
-        )
-        if writer.damaged:
-            on_note(f"{path}: {writer.damaged} was damaged and is made again")
-        check_skipped(writer, setting.on_error)
-        n_resumed, n_mine = writer.n_done, sum(map(len, mine))
-        if n_resumed:
-            on_note(f"{path}: going on from {n_resumed:,} of {n_mine:,} images of this share")
-        if not mine:
-            on_note(
-                f"share {share[0]}/{share[1]}: nothing to do, there are {len(everything)} shards"
-            )
-        if writer.missing(mine):
-            try:
-                run_shards(setting, mine, recorded, writer, build, on_progress, on_note)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(kept(writer, n_mine)) from None
-            except (OutputError, RemoteError) as error:
-                raise type(error)(f"{error}; {kept(writer, n_mine)}") from None
-    return ShareResult(
-        output=path if destination is None else str(destination.of(path)),
-        folder=writer.folder if parts is None else str(parts.place),
-        share=f"{share[0]}/{share[1]}",
-        n_images=n_mine,
-        n_resumed=n_resumed,
-        n_skipped=writer.skipped(),
-        n_shards=len(mine),
-        n_shards_there=len(committed(writer.folder) if parts is None else parts.committed()),
-        n_shards_wanted=len(everything),
-        wall_s=time.perf_counter() - started,
-        next_step=(
-            pack_command(path, jobs)
-            if destination is None
-            else shlex.join(["featcache", "pack", str(destination.place)])
-        ),
-    )
-
-
-def run_shards(
-    setting: Setting,
-    shards: Sequence[ShardRange],
-    recorded: Mapping[str, Split | None],
-    writer: ShardWriter,
-    build: Callable[[], Engine],
-    on_progress: OnProgress,
-    on_note: OnNote,
-) -> None:
-    """Make those of these shards that are missing, on this machine; ``recorded`` is by role."""
-    plan = setting.plan(build())
-    for role, split in setting.dataset.splits():
-        own = [shard for shard in shards if shard.role == role]
-        if own:
-            views = setting.views_of(role)
-            run_split(
-                role,
-                split,
-                views,
-                plan,
-                writer,
-                own,
-                on_progress,
-                on_note,
-                recorded=recorded.get(role),
-            )
-
-
-def _check_free(path: Path) -> None:
+    meta = plan.meta_before_reading(on_progress)
+    path = plan.path(meta)
     for existing in (path, shards_path(path)):
         if os.path.lexists(existing):
             raise OutputError(
                 f"{existing}: expected a name for a new cache, found that it is there already; "
                 "remove it to make it again, or name another --output"
             )
+    if there:
+        there.check_free(path)
+        there.check_writable()
+    check_writable(path)
+    everything = plan.shards()
+    mine = share_of(everything, *share)
+    jobs = agreement(plan, share[1], command)
+    label = f"{share[0]}/{share[1]}"
+    with _same_job(path, share, on_note):
+        parts = there.parts(path) if there else None
+        writer = (
+            MirroredWriter(path, meta, parts, jobs=jobs, share=mine, on_progress=on_progress)
+            if parts
+            else ShardWriter(path, meta, jobs=jobs, share=mine, on_progress=on_progress)
+        )
+        if not mine:
+            on_note(f"share {label}: nothing to do, there are {len(everything)} shards")
+        n_resumed = complete(plan, writer, mine, make, on_note, of="images of this share")
+    packed = there.place if there else path if jobs["named"] else path.parent
+    return ShareResult(
+        output=str(there.of(path)) if there else path,
+        folder=str(parts.place) if parts else writer.folder,
+        share=label,
+        n_images=sum(map(len, mine)),
+        n_resumed=n_resumed,
+        n_skipped=writer.skipped(),
+        n_shards=len(mine),
+        n_shards_there=len(parts.committed() if parts else committed(writer.folder)),
+        n_shards_wanted=len(everything),
+        wall_s=time.perf_counter() - started,
+        next_step=shlex.join(["featcache", "pack", str(packed)]),
+    )
 
 
 @contextmanager
 def _same_job(path: Path, share: tuple[int, int], on_note: OnNote) -> Iterator[None]:
-    """Keep a job from running twice at once, where the file system knows locks.
+    """Keep a job from running twice at once, where the file system supports locks.
 
-    Two of them would waste time and do no harm: what one writes over the other's is the same
-    bytes, or is found out by its checksum.
+    Two of them would waste time and do no harm: one writes the same bytes over the other's, and
+    the checksum shows it otherwise.
     """
-    folder = unfinished_folder(path) / COMMITS  # it goes, and the locks in it, with the shards
+    folder = unfinished_folder(path) / COMMITS  # the locks in it are deleted with the shards
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             name = f"share-{share[0]}-of-{share[1]}"
             stack.enter_context(single_writer(folder / name))
         except OSError as error:  # an OutputError is one
-            on_note(f"{path}: {error}; going on without a lock")
+            on_note(f"{path}: {error}; continuing without a lock")
         except CacheError as error:
             raise CacheError(f"share {share[0]}/{share[1]}: {error}") from None
         yield
+
+
+def pack(
+    output: str | Path | None = None,
+    *,
+    shards: bool | None = None,
+    force: bool = False,
+    on_progress: OnProgress = silent,
+    on_note: OnNote = silent,
+) -> ExtractResult:
+    """Join the shards of `featcache.extract_share`'s jobs, or of an interrupted extraction.
+
+    The cache is the one that `featcache.extract` makes on one machine with the same engine:
+    the same bytes in every array, the same digest and fingerprint, under the same name.
+
+    Parameters
+    ----------
+    output : str or Path, optional
+        The jobs' own output: a ``.h5`` file, or the folder for one, which may hold the shards of
+        one cache only; ``cache/`` by default. From a URL the shards are fetched, and the cache is
+        uploaded there.
+    shards : bool, optional
+        A folder of shards (True), or one HDF5 file (False); as the jobs were told by default.
+    force : bool
+        Replace another cache of that name.
+    on_progress : callable
+        Called with the progress of checking the shards.
+    on_note : callable
+        Receives one-line notes, such as which shard was damaged.
+
+    Returns
+    -------
+    ExtractResult
+
+    Raises
+    ------
+    CacheMissError
+        There are no shards, or some are missing: the message has the command that makes them.
+    CacheMismatchError
+        Another cache has that name.
+    CacheCorruptError
+        The shards are not those of the images that were listed.
+    CacheError
+        Another process is writing the cache.
+    DatasetError
+        Not one image of a split could be decoded.
+    OutputError
+        The cache cannot be written; the shards stay.
+    """
+    started = time.perf_counter()
+    there = destination(output)
+    if there:
+        return _pack_remote(there, shards, force, on_progress, on_note, started)
+    done = _finished(output)
+    if done is not None:
+        on_note(f"{done}: is complete, and no job is making it again")
+        return result_of(load(done), "it was there", reused=True, n_resumed=0, started=started)
+    path, content = _unfinished(output)
+    meta, jobs = content["meta"], content["jobs"]
+    check_writable(path)
+    with single_writer(path):
+        writer = ShardWriter(
+            path, meta, force=bool(content.get("forced")), jobs=jobs, on_progress=on_progress
+        )
+        if writer.damaged:
+            on_note(f"{path}: {writer.damaged} was damaged and must be made again")
+        _check_complete(writer, jobs)
+        limit = pack_limit(jobs["pack"] if shards is None else not shards)
+        again = f"remove {writer.folder}"
+        made, reused = join(writer, meta, jobs, limit, force, on_note, again=again)
+    why = f"put together from {len(writer.commits)} shards"
+    return result_of(load(made), why, reused=reused, n_resumed=0, started=started)
+
+
+def _pack_remote(
+    there: Destination,
+    shards: bool | None,
+    force: bool,
+    on_progress: OnProgress,
+    on_note: OnNote,
+    started: float,
+) -> ExtractResult:
+    """Fetch the shards that jobs uploaded, join them, and upload the cache."""
+    paths = [path for path in there.unfinished() if there.parts(path).committed()]
+    if len(paths) > 1:
+        raise _several(there.place, [there.of(path) for path in paths])
+    if not paths:
+        for path in there.unfinished():
+            done = there.any_form(path, "it was there", started)
+            if done:
+                on_note(f"{done.cache}: is complete, and no job is making it again")
+                return done
+        raise _none(there.place)
+    parts = there.parts(paths[0])
+    parts.fetch(None, on_progress)
+    made = pack(paths[0], shards=shards, force=force, on_progress=on_progress, on_note=on_note)
+    result = there.deliver(made, force, started, on_progress, on_note)
+    parts.remove()
+    return result
+
+
+def _several(where: object, caches: Sequence[object]) -> CacheMissError:
+    commands = ", or ".join(f"featcache pack {cache}" for cache in caches[:_NAMED])
+    return CacheMissError(
+        f"{where}: expected the shards of one cache, found those of {len(caches)}; run {commands}"
+    )
+
+
+def _none(where: object) -> CacheMissError:
+    return CacheMissError(
+        f"{where}: expected the shards of jobs, found none; make them with featcache extract "
+        "DATASET --shard 1/N, or name the jobs' --output"
+    )
+
+
+def _finished(output: str | Path | None) -> Path | None:
+    """Return the cache of that name, if no shards are there that could replace it."""
+    if output is None or user_path(output).suffix not in SUFFIXES:
+        return None
+    path = user_path(output).with_suffix(".h5")
+    if read_ingredients(unfinished_folder(path)):
+        return None
+    return next((form for form in (path, shards_path(path)) if os.path.lexists(form)), None)
+
+
+def _unfinished(output: str | Path | None) -> tuple[Path, dict[str, Any]]:
+    """Return the file that jobs make together, and what their folder says about it."""
+    target = user_path(output) if output else default_folder()
+    if target.suffix == ".parts":
+        target = target.with_name(target.name.lstrip(".")).with_suffix("")
+    if target.suffix in SUFFIXES:
+        paths = [target.with_suffix(".h5")]
+    else:
+        parts = sorted(target.glob(".*.h5.parts"))
+        paths = [folder.with_name(folder.name[1 : -len(".parts")]) for folder in parts]
+    contents = [(path, read_ingredients(unfinished_folder(path))) for path in paths]
+    by_jobs = [
+        (path, content)
+        for path, content in contents
+        if content and content.get("jobs", {}).keys() >= _JOBS_FIELDS
+    ]
+    if len(by_jobs) > 1:
+        raise _several(target, [path for path, _ in by_jobs])
+    if not by_jobs:
+        raise _none(target)
+    return by_jobs[0]
+
+
+def _check_complete(writer: ShardWriter, jobs: Mapping[str, Any]) -> None:
+    """Refuse to join shards of which some are missing; name the command that makes them."""
+    expected = shard_ranges(**jobs["agreed"])
+    missing = writer.missing(expected)
+    if not missing:
+        return
+    total = jobs["n_jobs"]
+    shares = [
+        number
+        for number in range(1, total + 1)
+        if set(missing) & set(share_of(expected, number, total))
+    ]
+    more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    others = ", ".join(f"{number}/{total}" for number in shares[1 : 1 + _NAMED])
+    if len(shares) > 1 + _NAMED:
+        others += f" and {len(shares) - 1 - _NAMED} more"
+    raise CacheMissError(
+        f"{writer.path}: expected {len(expected)} shards in {writer.folder}, found "
+        f"{len(expected) - len(missing)}; missing are {', '.join(map(str, missing[:_NAMED]))}"
+        f"{more}; run {jobs['command']} --shard {shares[0]}/{total}"
+        + (f", and shares {others}" if others else "")
+    )
+
+
+def _digest(writer: ShardWriter, meta: Mapping[str, Any], on_note: OnNote) -> str:
+    """Return the digest of the data set, from the hashes made while its images were read."""
+    provisional = str(meta["dataset_digest"])
+    if not provisional.startswith(NAMES):
+        return provisional
+    names, digests = [], []
+    for role in _ROLES:
+        shards = [commit for commit in writer.commits if commit["role"] == role]
+        names.append(_split_digest(writer, meta["class_names"], shards, with_hashes=False))
+        digests.append(_split_digest(writer, meta["class_names"], shards, with_hashes=True))
+        kept: set[int] = set()
+        for commit in shards:
+            kept |= set(np.unique(writer.read(commit, "labels")).tolist())
+        left_out = {label for commit in shards for _, label in commit["left_out"]}
+        for label in sorted(left_out - kept):
+            name = meta["class_names"][label]
+            on_note(f"{role}: every image of class {name!r} was skipped")
+    if NAMES + dataset_digest(*names) != provisional:
+        raise CacheCorruptError(
+            f"{writer.path}: expected the shards of the images that were listed, found others in "
+            f"{writer.folder}; remove it and start over"
+        )
+    return dataset_digest(*digests)
+
+
+def _split_digest(
+    writer: ShardWriter,
+    class_names: Sequence[str],
+    shards: Sequence[Mapping[str, Any]],
+    *,
+    with_hashes: bool,
+) -> str:
+    hashes = (writer.read(commit, "hashes") for commit in shards) if with_hashes else ()
+    labels = (_labels(writer, commit) for commit in shards)
+    return split_digest(class_names, _ids(writer, shards), labels, hashes)
+
+
+def _ids(writer: ShardWriter, shards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the ids of all images, skipped or not, in their order."""
+    for commit in shards:
+        ids = writer.read(commit, "ids")
+        if commit["left_out"]:
+            ids = _whole(commit, ids, writer.read(commit, "skipped"))
+        yield from map(decode_id, ids.tolist())
+
+
+def _labels(writer: ShardWriter, commit: Mapping[str, Any]) -> np.ndarray:
+    labels = writer.read(commit, "labels")
+    left_out = np.array([label for _, label in commit["left_out"]], np.int64)
+    return _whole(commit, labels, left_out) if len(left_out) else labels
+
+
+def _whole(commit: Mapping[str, Any], kept: np.ndarray, left_out: np.ndarray) -> np.ndarray:
+    """Return what belongs to each image of a shard, from that of those kept and left out."""
+    rows = np.array([row for row, _ in commit["left_out"]], np.int64) - commit["start"]
+    whole = np.empty(commit["stop"] - commit["start"], kept.dtype)
+    is_left_out = np.zeros(len(whole), bool)
+    is_left_out[rows] = True
+    whole[is_left_out], whole[~is_left_out] = left_out, kept
+    return whole

@@ -1,8 +1,8 @@
 """Decoding, the backbone and the disk at work at the same time, one shard after the other.
 
-Threads decode ahead, the engine runs in the caller's thread, and one more thread
-writes the shard before. Each waits for the next, so that memory stays the same
-however many images there are, and whoever is waited for is the bottleneck.
+Threads decode ahead, the engine runs in the caller's thread, and one more thread writes the shard
+before. Each waits for the next, so that memory stays the same however many images there are, and
+the stage that the others wait for is the bottleneck.
 """
 
 from __future__ import annotations
@@ -17,244 +17,160 @@ import numpy as np
 
 from ..backbones.engine import Engine
 from ..datasets.batches import DecodedBatch, decoded_batches
-from ..datasets.dataset import Split, recorded_hashes
-from ..datasets.images import OnError
+from ..datasets.dataset import Split, recorded_hashes, recording
+from ..datasets.images import reading_threads
 from ..errors import FeatcacheError
-from ..preprocess import Preprocess, apply_view
+from ..preprocess import apply_view
 from ..progress import OnNote, OnProgress, Progress
 from ..store.format import array_name
 from ..store.shards import ShardRange, ShardWriter
 from ..store.writer import encoded_ids
+from .plan import Plan, Work
 
 # What is measured of every shard, in seconds, and added up over all of them.
 STAGES = ("wall_s", "engine_s", "decoding_cpu_s", "waiting_for_pixels_s", "waiting_for_disk_s")
-_TOLD = 5  # images that were skipped, by name and reason; the cache lists all
+_NAMED = 5  # skipped images, by name and reason; the cache lists all
 _WAITING_SHARE = 0.1  # of the time, before a stage that is waited for is called the bottleneck
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is made of every image.
-
-    Parameters
-    ----------
-    engine : Engine
-        Runs the backbone.
-    preprocess : Preprocess
-        Makes the pixels.
-    cuts : tuple of str
-        The engine's; the first is the cache's ``features``.
-    dtype : str
-        What the features are kept as: ``"float32"`` or ``"float16"``.
-    batch_size : int
-        Images per forward pass.
-    workers : int
-        Threads that decode.
-    on_error : str
-        ``"fail"`` or ``"skip"``, of images that do not decode.
-    """
-
-    engine: Engine
-    preprocess: Preprocess
-    cuts: tuple[str, ...]
-    dtype: str
-    batch_size: int
-    workers: int
-    on_error: OnError
 
 
 @dataclass
 class Shard:
-    """The rows of a shard as they come in.
+    """The rows of a shard as they come in, by their numbers in ``split``."""
 
-    Parameters
-    ----------
-    start, stop : int
-        The images of the split that it covers.
-    rows : list of numpy.ndarray
-        int64 (n,) each: those of them that decoded.
-    skipped : list of int
-        The others.
-    features : dict of str to list of numpy.ndarray
-        By name inside the split; the rows of each, batch by batch.
-    facts : dict of str to float
-        What it took: `STAGES`, in seconds, and ``passes``.
-    """
-
-    start: int
-    stop: int
-    rows: list[np.ndarray] = field(default_factory=list)
-    skipped: list[int] = field(default_factory=list)
-    features: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    place: ShardRange
+    rows: list[np.ndarray] = field(default_factory=list)  # int64 (n,) each: those that decoded
+    skipped: list[int] = field(default_factory=list)  # the others
+    features: dict[str, list[np.ndarray]] = field(default_factory=dict)  # batch by batch
+    hashes: np.ndarray | None = None  # uint8 (n, 32): SHA-256 of the files, where they are files
     facts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
-    def arrays(self, split: Split, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Return what is to be kept, by name.
+    def moved(self, to: ShardRange) -> Shard:
+        """Return the shard by its rows in a longer split, its batches joined for the journey."""
+        return Shard(
+            to,
+            [np.concatenate(self.rows) + to.start],
+            [row + to.start for row in self.skipped],
+            {name: [np.concatenate(parts)] for name, parts in self.features.items()},
+            self.hashes,
+            self.facts,
+        )
 
-        Parameters
-        ----------
-        split : Split
-            The whole one.
-        ids : numpy.ndarray
-            Bytes (N,), of the whole split.
-        """
+    def commit(self, writer: ShardWriter, split: Split, ids: np.ndarray) -> None:
+        """Write the shard; ``ids`` are those of the whole split, as bytes (N,)."""
         rows = np.concatenate(self.rows)
-        kept = {name: np.concatenate(parts) for name, parts in self.features.items()}
-        kept.update(labels=split.labels[rows], ids=ids[rows])
+        arrays = {name: np.concatenate(parts) for name, parts in self.features.items()}
+        arrays.update(labels=split.labels[rows], ids=ids[rows])
         if self.skipped:
-            kept["skipped"] = ids[self.skipped]
-        return kept
+            arrays["skipped"] = ids[self.skipped]
+        writer.commit(
+            self.place.role,
+            self.place.start,
+            self.place.stop,
+            arrays,
+            self.facts,
+            hashes=self.hashes,
+            left_out=[(row, int(split.labels[row])) for row in self.skipped],
+        )
 
-    def left_out(self, split: Split) -> list[tuple[int, int]]:
-        """Return row and label of each image that was skipped."""
-        return [(row, int(split.labels[row])) for row in self.skipped]
 
-
-def run_split(
-    role: str,
-    split: Split,
-    views: Sequence[str],
+def run_shards(
     plan: Plan,
+    engine: Engine,
     writer: ShardWriter,
     shards: Sequence[ShardRange],
     on_progress: OnProgress,
     on_note: OnNote,
-    *,
-    recorded: Split | None = None,
 ) -> None:
-    """Extract what is missing of a split, and commit it shard by shard.
+    """Make those of these shards that are missing, on this machine, and commit each."""
+    for role, split in plan.dataset.splits():
+        own = [shard for shard in shards if shard.role == role]
+        if own:
+            _run_split(role, split, plan, engine, writer, own, on_progress, on_note)
 
-    Parameters
-    ----------
-    role : str
-        ``"train"`` or ``"test"``.
-    split : Split
-        Its images.
-    views : sequence of str
-        Flip views, all taken of one decoding.
-    plan : Plan
-        What is made of every image.
-    writer : ShardWriter
-        Knows what is done, and takes the rest.
-    shards : sequence of ShardRange
-        What is to be there in the end, in the order of the rows.
-    on_progress : callable
-        Hears after every batch, with the bottleneck as the note.
-    on_note : callable
-        Hears of the first images that are skipped.
-    recorded : Split, optional
-        The same images from `featcache.datasets.recording`, where nobody has hashed them: the
-        hashes are committed too.
 
-    Raises
-    ------
-    DatasetError
-        An image that does not decode.
-    FeatcacheError
-        Features that are not finite, or too large for float16. Nothing of that shard is kept.
-    OutputError
-        The disk is full. The shards before stay.
-    """
+def _run_split(
+    role: str,
+    split: Split,
+    plan: Plan,
+    engine: Engine,
+    writer: ShardWriter,
+    shards: Sequence[ShardRange],
+    on_progress: OnProgress,
+    on_note: OnNote,
+) -> None:
     missing = writer.missing(shards)
     total = sum(map(len, shards))
     done = total - sum(map(len, missing))
     ids = encoded_ids(split.ids)
     on_progress(Progress(f"{role} images", done, total))
 
-    def tell(n_images: int, shard: Shard) -> None:
+    def report(n_images: int, shard: Shard) -> None:
         note = f"bottleneck: {bottleneck(shard.facts)}"
         on_progress(Progress(f"{role} images", done + n_images, total, note=note))
 
     written: Future[None] | None = None
-    with (
-        ThreadPoolExecutor(1, "featcache-disk") as disk,
-        closing(extract_shards(recorded or split, views, plan, missing, tell, on_note)) as made,
-    ):
-        for shard in made:
+    made_shards = extract_shards(split, plan.work, engine, missing, report, on_note)
+    with ThreadPoolExecutor(1, "featcache-disk") as disk, closing(made_shards):
+        for shard in made_shards:
             began = time.perf_counter()
             if written:
                 written.result()
             waited = time.perf_counter() - began
             shard.facts["waiting_for_disk_s"] += waited
             shard.facts["wall_s"] += waited
-            written = disk.submit(
-                writer.commit,
-                role,
-                shard.start,
-                shard.stop,
-                shard.arrays(split, ids),
-                shard.facts,
-                hashes=hashes_of(recorded, shard),
-                left_out=shard.left_out(split),
-            )
-            done += shard.stop - shard.start
-            tell(0, shard)
+            written = disk.submit(shard.commit, writer, split, ids)
+            done += len(shard.place)
+            report(0, shard)
         if written:
             written.result()
 
 
 def extract_shards(
     split: Split,
-    views: Sequence[str],
-    plan: Plan,
+    work: Work,
+    engine: Engine,
     shards: Sequence[ShardRange],
     on_batch: Callable[[int, Shard], None],
     on_note: OnNote,
 ) -> Generator[Shard, None, None]:
-    """Yield the features of one shard after the other, while the next images are decoded.
+    """Yield one shard after the other, while the next images are decoded.
 
-    Close the iterator when leaving early: that ends the threads.
-
-    Parameters
-    ----------
-    split : Split
-        The images.
-    views : sequence of str
-        Flip views, all taken of one decoding.
-    plan : Plan
-        What is made of every image.
-    shards : sequence of ShardRange
-        Of this split.
-    on_batch : callable
-        Hears after every batch but a shard's last how many images of the shard are done.
-    on_note : callable
-        Hears of the first images that are skipped.
-
-    Raises
-    ------
-    DatasetError, FeatcacheError
-        As `run_split`.
+    Every file is read once, and hashed as it is read. Close the iterator when leaving early: that
+    ends the threads. ``on_batch`` is called after every batch but a shard's last.
     """
-    batches = (batch for shard in shards for batch in _batches(shard, plan.batch_size))
+    recorded = recording(split)
+    batch_size = work.options.batch_size or engine.batch_size
     pixels = decoded_batches(
-        split.images, batches, plan.preprocess, workers=plan.workers, on_error=plan.on_error
+        (recorded or split).images,
+        (batch for shard in shards for batch in _batches(shard, batch_size)),
+        work.weights.preprocess,
+        workers=reading_threads(split.images),
+        on_error=work.options.on_error,
     )
-    n_told = 0
+    n_named = 0
     with closing(pixels):
-        for here in shards:
-            shard = Shard(here.start, here.stop)
+        for place in shards:
+            shard = Shard(place)
+            views = work.options.views_of(place.role)
             last = time.perf_counter()
-            for batch in _batches(here, plan.batch_size):
+            for batch in _batches(place, batch_size):
                 decoded = next(pixels)
                 now = time.perf_counter()
                 shard.facts["waiting_for_pixels_s"] += now - last
                 shard.facts["decoding_cpu_s"] += decoded.decode_s
-                for _, reason in decoded.failures[: max(0, _TOLD - n_told)]:
+                for _, reason in decoded.failures[: max(0, _NAMED - n_named)]:
                     on_note(f"skipped: {reason}")
-                n_told += len(decoded.failures)
-                _run_batch(decoded, split, views, plan, shard)
+                n_named += len(decoded.failures)
+                _run_batch(decoded, split, views, work, engine, shard)
                 shard.facts["engine_s"] += time.perf_counter() - now
                 shard.facts["wall_s"] += time.perf_counter() - last
                 last = time.perf_counter()
-                if batch.stop < here.stop:
-                    on_batch(batch.stop - here.start, shard)
+                if batch.stop < place.stop:
+                    on_batch(batch.stop - place.start, shard)
             shard.facts["passes"] = sum(map(len, shard.rows)) * len(views)
+            if recorded:
+                shard.hashes = recorded_hashes(recorded, range(place.start, place.stop))
             yield shard
-
-
-def hashes_of(recorded: Split | None, shard: Shard) -> np.ndarray | None:
-    """Return the hashes (n, 32) of a shard's files, if they were recorded."""
-    return None if recorded is None else recorded_hashes(recorded, range(shard.start, shard.stop))
 
 
 def bottleneck(facts: dict[str, float]) -> str:
@@ -270,31 +186,33 @@ def bottleneck(facts: dict[str, float]) -> str:
 def _batches(shard: ShardRange, batch_size: int) -> Iterator[range]:
     """Yield the rows of each forward pass; none crosses from one shard into the next.
 
-    So every batch is the same whoever makes the shard, and after which others; and so are
-    its features.
+    So every batch, and its features, are the same whoever makes the shard, and after which others.
     """
     for first in range(shard.start, shard.stop, batch_size):
         yield range(first, min(first + batch_size, shard.stop))
 
 
 def _run_batch(
-    decoded: DecodedBatch, split: Split, views: Sequence[str], plan: Plan, shard: Shard
+    decoded: DecodedBatch,
+    split: Split,
+    views: Sequence[str],
+    work: Work,
+    engine: Engine,
+    shard: Shard,
 ) -> None:
     shard.rows.append(decoded.rows)
     shard.skipped += [row for row, _ in decoded.failures]
+    if not len(decoded.rows):
+        return
     for view in views:
-        if len(decoded.rows):
-            features = plan.engine.extract(apply_view(decoded.pixels, view))
-        else:
-            features = {}
-        for cut, values in features.items():
-            name = array_name(cut, view, plan.cuts[0])
-            kept = _kept(values, plan.dtype, split, decoded.rows)
-            shard.features.setdefault(name, []).append(kept)
+        for cut, values in engine.extract(apply_view(decoded.pixels, view)).items():
+            name = array_name(cut, view, work.options.cuts[0])
+            stored = _as_stored(values, work.options.dtype, split, decoded.rows)
+            shard.features.setdefault(name, []).append(stored)
 
 
-def _kept(values: np.ndarray, dtype: str, split: Split, rows: np.ndarray) -> np.ndarray:
-    """Return features as they are stored, or say whose are not numbers to be stored."""
+def _as_stored(values: np.ndarray, dtype: str, split: Split, rows: np.ndarray) -> np.ndarray:
+    """Return features in the cache's type, or name the image whose features do not fit it."""
     finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
     if not finite.all():
         raise FeatcacheError(

@@ -1,4 +1,4 @@
-"""What an extraction did."""
+"""What an extraction, or one job's share of it, did."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ExtractResult(ShownAsTable):
     cache : Path or str
         The file, the folder of shards, or the URL of either.
     reused : bool
-        Whether it was there already, made of the same ingredients.
+        Whether a cache of the same ingredients was there already.
     n_rows : int
         Images in it, both splits together.
     n_skipped : int
@@ -33,11 +33,11 @@ class ExtractResult(ShownAsTable):
     engine, device, precision : str
         What ran the backbone.
     wall_s : float
-        Duration of this call.
+        Duration of this call in seconds.
     images_per_s : float
         Forward passes per second, decoding included, when the cache was made.
     bottleneck : str
-        What the rest waited for then: ``"engine"``, ``"decoding"`` or ``"writing"``.
+        The stage that the others waited for: ``"engine"``, ``"decoding"`` or ``"writing"``.
     fingerprint : str
         SHA-256 (hex) of everything that changes a feature.
     why : str
@@ -64,10 +64,51 @@ class ExtractResult(ShownAsTable):
         return load(self.cache)
 
 
+@dataclass(frozen=True)
+class ShareResult(ShownAsTable):
+    """What one of many jobs did.
+
+    Parameters
+    ----------
+    output : Path or str
+        The ``.h5`` file that the jobs make together, or its URL.
+    folder : Path or str
+        The hidden folder of their shards until then, or its URL.
+    share : str
+        ``"3/8"``.
+    n_images : int
+        Images of the share.
+    n_resumed : int
+        Of these, how many an earlier run had done.
+    n_skipped : int
+        Of these, how many could not be decoded and were left out.
+    n_shards : int
+        Shards of the share.
+    n_shards_there, n_shards_wanted : int
+        Shards of all jobs that are there when this one ends, and that there must be.
+    wall_s : float
+        Duration of this call in seconds.
+    next_step : str
+        The command that puts all shards together.
+    """
+
+    output: Path | str
+    folder: Path | str
+    share: str
+    n_images: int
+    n_resumed: int
+    n_skipped: int
+    n_shards: int
+    n_shards_there: int
+    n_shards_wanted: int
+    wall_s: float
+    next_step: str
+
+
 def result_of(
     cache: Cache, why: str, *, reused: bool, n_resumed: int, started: float
 ) -> ExtractResult:
-    """Return what is to be said of a cache that was made or found."""
+    """Describe a cache that was made or reused."""
     return result_from(
         cache.meta,
         started,
@@ -82,7 +123,7 @@ def result_of(
 
 
 def result_from(meta: Mapping[str, Any], started: float, **facts: Any) -> ExtractResult:
-    """Return a result: what the provenance says, and ``facts``, the fields that it does not."""
+    """Return a result from the provenance and ``facts``, the fields that it lacks."""
     return ExtractResult(
         engine=meta["engine"],
         device=meta["device"],

@@ -20,7 +20,7 @@ from ..errors import CacheCorruptError, CacheError, CacheMismatchError, OutputEr
 from ..files import remove_leftovers, replace_folder, write_atomically
 from ..progress import OnProgress, Progress, silent
 from .format import ROLES, Block, Checksums, StoredArray, differences, seal
-from .index import COMMITS, MANIFEST, is_shards, read_sealed
+from .index import COMMITS, MANIFEST, is_shards, open_index, read_sealed
 from .reader import iterate_rows, read_array
 from .writer import Source, complete_meta, pack
 
@@ -149,26 +149,15 @@ def claim(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same(
-    path: Path, folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
+    path: Path, folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], again: str
 ) -> None:
-    """Raise CacheMismatchError where a folder has shards of other ingredients than ours."""
-    by_jobs = "jobs" in found
-    again = f"remove {folder} to start over" if "jobs" in wanted else "use --force to start over"
-    if by_jobs is not ("jobs" in wanted):
-        kind = (
-            "jobs (--shard, --executor ray, or images behind a URL)"
-            if by_jobs
-            else "a run on one machine"
-        )
-        end = f"featcache pack {path}" if by_jobs else "the same command without --shard"
-        raise CacheMismatchError(
-            f"{path}: expected no unfinished shards, found those of {kind} in {folder}; "
-            f"finish them with {end}, or {again}"
-        )
+    """Raise CacheMismatchError where a folder has shards of other ingredients than ours.
+
+    ``again`` says how to start over.
+    """
     differing = differences(found["meta"], wanted["meta"])
-    if by_jobs:
-        agreed = found["jobs"]["agreed"], wanted["jobs"]["agreed"]
-        differing += differences(*agreed, sorted({*agreed[0], *agreed[1]}))
+    there, here = (content.get("jobs", {}).get("agreed", {}) for content in (found, wanted))
+    differing += differences(there, here, sorted({*there, *here}))
     if differing:
         raise CacheMismatchError(
             f"{path}: expected an unfinished run with the same ingredients, found one with others "
@@ -238,6 +227,28 @@ def shards_path(path: Path) -> Path:
     return path.with_suffix(".shards")
 
 
+def check_replaceable(path: Path, dataset: str | None) -> None:
+    """Refuse to replace anything but a cache of the same data set.
+
+    Raises
+    ------
+    OutputError
+        Something else is there.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        name = open_index(path).meta.get("dataset")
+        what = "" if name == dataset else f"a cache of {name}"
+    except CacheError:
+        what = "something that does not open as a cache"
+    if what:
+        raise OutputError(
+            f"{path}: expected no file or folder, or a cache of {dataset} to replace, found "
+            f"{what}; move it, or name another --output"
+        )
+
+
 def finish(
     folder: Path,
     commits: Sequence[Mapping[str, Any]],
@@ -248,7 +259,11 @@ def finish(
     """Turn shards into a cache and return its path: one file up to ``pack_limit`` bytes."""
     arrays = _arrays(folder, commits)
     final, other = path, shards_path(path)
-    if sum(array.size_bytes for array in arrays.values()) <= pack_limit:
+    packed = sum(array.size_bytes for array in arrays.values()) <= pack_limit
+    if not packed:
+        final, other = other, final
+    check_replaceable(other, meta.get("dataset"))
+    if packed:
         sources = {
             name: Source(array.dtype, array.shape, partial(iterate_rows, array))
             for name, array in arrays.items()
@@ -256,7 +271,6 @@ def finish(
         pack(final, sources, meta)
         remove_unfinished(folder)
     else:
-        final, other = other, final
         described = {name: _described(array) for name, array in arrays.items()}
         write_atomically(folder / MANIFEST, seal({"meta": meta, "arrays": described}))
         _replace_folder(folder, final)
@@ -454,7 +468,10 @@ class ShardWriter:
         if plan is None and self._share is None:
             self.discard()
         ours = {"meta": self._meta, "forced": force, **({"jobs": dict(jobs)} if jobs else {})}
-        check_same(self.path, self.folder, plan or claim(self.folder, ours), ours)
+        # One of many jobs must not delete the work of the others.
+        again = "use --force" if self._share is None else f"remove {self.folder}"
+        plan = plan or claim(self.folder, ours)
+        check_same(self.path, self.folder, plan, ours, f"{again} to start over")
 
     def _sound_commits(self, on_progress: OnProgress) -> dict[tuple[str, int], dict[str, Any]]:
         """Return the committed shards that are sound; delete the commits of the others."""

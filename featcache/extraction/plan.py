@@ -1,0 +1,183 @@
+"""What an extraction makes, decided before the first image is read: provenance, name, shards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..backbones.choice import EngineChoice
+from ..backbones.engine import computed_by
+from ..backbones.weights import Weights
+from ..datasets.dataset import Dataset, listing_digest, recording
+from ..errors import CacheError, CacheMismatchError, OutputError
+from ..files import user_path
+from ..progress import OnProgress
+from ..store.cache import Cache, load
+from ..store.format import differences, fingerprint
+from ..store.index import default_folder
+from ..store.shards import ShardRange, shards_path
+from ..version import __version__
+from .options import ExtractOptions
+
+SUFFIXES = (".h5", ".shards")
+# In front of the digest of the names and labels, which stands for that of the data set until its
+# images have been read.
+NAMES = "names:"
+MAKE_AGAIN = "use --force to make it again, or name another --output"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is made of every image, on whichever machine; ``n_passes`` counts the whole data set."""
+
+    options: ExtractOptions
+    weights: Weights
+    choice: EngineChoice
+    n_passes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images an extraction reads, what it makes of them, and in which shards."""
+
+    dataset: Dataset
+    work: Work
+    shard_rows: int
+
+    @property
+    def options(self) -> ExtractOptions:
+        """The options, with the output on this machine."""
+        return self.work.options
+
+    @property
+    def n_images(self) -> int:
+        """Images of both splits."""
+        return len(self.dataset.train) + len(self.dataset.test)
+
+    def shards(self) -> list[ShardRange]:
+        """Return the shards of both splits, in the order of the rows."""
+        return shard_ranges(self.shard_rows, len(self.dataset.train), len(self.dataset.test))
+
+    def meta(self, digest: str) -> dict[str, Any]:
+        """Return the provenance, with this as the digest of the data set."""
+        dataset, work = self.dataset, self.work
+        fields = {
+            **computed_by(work.choice, work.weights),
+            "class_names": list(dataset.class_names),
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "dataset": dataset.name,
+            "dataset_digest": digest,
+            "dataset_path": dataset.path,
+            "dataset_source": dataset.source,
+            "featcache_version": __version__,
+            "views": list(work.options.views_of("train")),
+            "weights": work.weights.name,
+            "weights_source": work.weights.source,
+        }
+        return {
+            **dict(sorted(fields.items())),
+            "cuts": list(work.options.cuts),
+            "dtype": work.options.dtype,
+        }
+
+    def meta_before_reading(self, on_progress: OnProgress) -> dict[str, Any]:
+        """Return the provenance with the digest of the names; of arrays, with the real one."""
+        if any(recording(split) is None for _, split in self.dataset.splits()):
+            return self.meta(self.dataset.digest_with(on_progress, self.options.on_error))
+        return self.meta(NAMES + listing_digest(self.dataset))
+
+    def path(self, meta: Mapping[str, Any]) -> Path:
+        """Return where the cache goes, as a packed file."""
+        return cache_path(self.options.output, meta)
+
+    def may_be_there(self) -> bool:
+        """Tell whether there is a cache that differs in nothing but perhaps its images.
+
+        Only then are the images hashed before the work. A cache of the very name asked for counts
+        whatever is in it, so that an error lists what differs.
+        """
+        target = user_path(self.options.output) if self.options.output else default_folder()
+        if target.suffix in SUFFIXES:
+            path = target.with_suffix(".h5")
+            return os.path.lexists(path) or os.path.lexists(shards_path(path))
+        meta = self.meta("")
+        stem = name_stem(meta)
+        return any(
+            path.suffix in SUFFIXES and path.name.startswith(f"{stem}-") and _may_be_of(path, meta)
+            for path in (target.iterdir() if target.is_dir() else ())
+        )
+
+
+def shard_ranges(shard_rows: int, n_train: int, n_test: int) -> list[ShardRange]:
+    """Return the shards of so many images, in the order of the rows."""
+    return [
+        ShardRange(role, start, min(start + shard_rows, n_rows))
+        for role, n_rows in (("train", n_train), ("test", n_test))
+        for start in range(0, n_rows, shard_rows)
+    ]
+
+
+def cache_path(output: str | Path | None, meta: Mapping[str, Any]) -> Path:
+    """Return where a cache goes: ``<dataset>-<backbone>-<weights>-<size>-<fingerprint8>.h5``."""
+    target = user_path(output) if output else default_folder()
+    if target.suffix in SUFFIXES:
+        return target.with_suffix(".h5")
+    if target.suffix and not target.is_dir() and not str(output).endswith(os.sep):
+        raise OutputError(
+            f"{target}: expected a name that ends in .h5, or a folder (with {os.sep} at its end "
+            f"where it is not there yet), found {target.suffix!r}; rename it"
+        )
+    return target / f"{name_stem(meta)}-{fingerprint(meta)[:8]}.h5"
+
+
+def name_stem(meta: Mapping[str, Any]) -> str:
+    """Return how a cache's name begins: all but the fingerprint."""
+    size = str(meta["preprocess"]["size"])
+    return "-".join((meta["dataset"], meta["backbone"], meta["weights"], size))
+
+
+def same_but_images(meta: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    """Tell whether a cache differs in nothing but perhaps its images."""
+    same_images = {**expected, "dataset_digest": meta["dataset_digest"]}
+    return bool(fingerprint(same_images) == meta["fingerprint"])
+
+
+def _may_be_of(path: Path, meta: Mapping[str, Any]) -> bool:
+    try:
+        return same_but_images(load(path).meta, meta)
+    except CacheError:
+        return True  # `matching` says what is wrong with it
+
+
+def matching(path: Path, expected: Mapping[str, Any], on_error: str) -> Cache:
+    """Open the cache at a path, and refuse one of other ingredients."""
+    try:
+        cache = load(path)
+    except CacheError as error:
+        raise type(error)(f"{error} ({MAKE_AGAIN})") from None
+    check_ingredients(path, cache.meta, expected)
+    skipped = cache.train.skipped + cache.test.skipped
+    check_none_skipped(path, len(skipped), on_error, f" ({skipped[0]} …)" if skipped else "")
+    return cache
+
+
+def check_ingredients(path: object, meta: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse a cache of other ingredients; the message lists them."""
+    if meta["fingerprint"] != fingerprint(expected):
+        raise CacheMismatchError(
+            f"{path}: expected a cache of these ingredients, found one of others: "
+            f"{'; '.join(differences(meta, expected))}; {MAKE_AGAIN}"
+        )
+
+
+def check_none_skipped(path: object, n_skipped: int, on_error: str, such_as: str = "") -> None:
+    """Refuse a cache that leaves out images, where every image is asked for."""
+    if n_skipped and on_error == "fail":
+        raise CacheMismatchError(
+            f"{path}: expected every image of the data set, found a cache without {n_skipped} that "
+            f"did not decode{such_as}; use --on-error skip to take it as it is, or {MAKE_AGAIN}"
+        )
