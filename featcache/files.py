@@ -27,7 +27,7 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
         As `replaced_file`.
     """
     with replaced_file(path) as descriptor:
-        write_all(descriptor, parts)
+        _write_all(descriptor, parts)
 
 
 @contextmanager
@@ -167,8 +167,7 @@ def _refuse_other_than_files(path: Path) -> None:
         raise FileExistsError(None, "a device, a pipe or a socket has that name")
 
 
-def write_all(descriptor: int, parts: Iterable[bytes | memoryview]) -> None:
-    """Write all of these bytes to a descriptor."""
+def _write_all(descriptor: int, parts: Iterable[bytes | memoryview]) -> None:
     for part in parts:
         view = memoryview(part).cast("B")
         while view:

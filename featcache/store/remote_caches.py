@@ -24,7 +24,6 @@ from ..files import (
     remove_leftovers,
     replace_folder,
     replaced_file,
-    write_all,
     write_atomically,
 )
 from ..process import Stop, work_ahead
@@ -218,9 +217,15 @@ def _fetch_file(place: RemotePlace, found: Found, copy: Path, on_progress: OnPro
                     f"{place}: expected a file that featcache extract wrote, found no featcache "
                     "index at its start; name another"
                 )
-            write_all(descriptor, (chunk,))
+            _write_chunk(descriptor, chunk)
             done += len(chunk)
             on_progress(Progress("download", done, size, "B"))
+
+
+def _write_chunk(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def _fetch_folder(place: RemotePlace, copy: Path, on_progress: OnProgress) -> None:
@@ -236,7 +241,7 @@ def _fetch_folder(place: RemotePlace, copy: Path, on_progress: OnProgress) -> No
             for chunk in place.within(name).chunks(listed[name] or 0, threads=1):
                 if stop.is_set():
                     break
-                write_all(descriptor, (chunk,))
+                _write_chunk(descriptor, chunk)
                 done += len(chunk)
                 copied(done)
 
@@ -336,7 +341,7 @@ class RemoteParts:
     def _fetch(self, name: str, listed: Mapping[str, int | None]) -> None:
         with replaced_file(self.folder / name) as descriptor:
             for chunk in self.place.within(name).chunks(listed[name] or 0, threads=1):
-                write_all(descriptor, (chunk,))
+                _write_chunk(descriptor, chunk)
 
 
 class MirroredWriter(ShardWriter):
