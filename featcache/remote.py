@@ -200,7 +200,8 @@ class RemotePlace:
 
     def within(self, name: str) -> RemotePlace:
         """Return the place of a file inside this folder."""
-        place = RemotePlace(f"{self.url.rstrip('/')}/{name}")
+        path, query = self._split_query()
+        place = RemotePlace(f"{path.rstrip('/')}/{name}{query}")
         if "_system" in self.__dict__:
             place.__dict__["_system"] = self._system  # one connection is enough
         return place
@@ -208,7 +209,13 @@ class RemotePlace:
     @property
     def parent(self) -> RemotePlace:
         """The folder that it is in."""
-        return RemotePlace(str(self).rstrip("/").rpartition("/")[0])
+        path, query = self._split_query()
+        return RemotePlace(path.rstrip("/").rpartition("/")[0] + query)
+
+    def _split_query(self) -> tuple[str, str]:
+        """Return the URL up to the query of a web address, and the query, which may sign it."""
+        start = re.search(r"[?#]", self.url) if self.is_read_only else None
+        return (self.url[: start.start()], self.url[start.start() :]) if start else (self.url, "")
 
     def find(self) -> Found | None:
         """Return what the store says of it; None where there is nothing."""
@@ -264,7 +271,8 @@ class RemotePlace:
 
         A range is asked for, whatever the file's length: without one, s3fs asks for that first.
         """
-        path = f"{self._path.rstrip('/')}/{name}"
+        web = self.is_read_only
+        path = self.within(name)._path if web else f"{self._path.rstrip('/')}/{name}"
         with translated(f"{str(self).rstrip('/')}/{name}", self.protocol, "read"):
             try:
                 data: bytes = self._system.cat_file(path, start=0, end=most)

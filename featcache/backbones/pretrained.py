@@ -12,13 +12,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import URLError
 
-from ..download import download, file_digest
-from ..errors import OutputError, WeightsError
+from ..download import NetworkError, download, file_digest
+from ..errors import OutputError, WeightsError, one_line
 from ..files import write_atomically
 from ..progress import OnProgress
-from .tensors import quote
+from .tensors import MAX_BYTES
 
 
 @dataclass(frozen=True)
@@ -43,23 +42,43 @@ class Source:
     provenance: str
 
 
-# Tried in this order. Only checksums that the publisher states in full are written here.
+def _torchvision(backbone: str, weights: str, sha256: str) -> Source:
+    # torchvision publishes the first 8 digits of the checksum, in the name.
+    file_name = f"{backbone}-{sha256[:8]}.pth"
+    url = f"https://download.pytorch.org/models/{file_name}"
+    return Source(url, file_name, sha256, f"torchvision's {weights}.IMAGENET1K_V1, BSD-3-Clause")
+
+
+def _flowvision(backbone: str) -> Source:
+    return Source(
+        "https://oneflow-public.oss-cn-beijing.aliyuncs.com/model_zoo/flowvision/classification/"
+        f"ResNet/{backbone}.zip",
+        f"{backbone}.zip",
+        None,
+        f"flowvision's {backbone}, trained on ImageNet-1k",
+    )
+
+
+# Tried in this order.
 IMAGENET: Mapping[str, Sequence[Source]] = {
-    "resnet18": (
-        Source(
-            "https://download.pytorch.org/models/resnet18-f37072fd.pth",
-            "resnet18-f37072fd.pth",
+    backbone: (_torchvision(backbone, weights, sha256), _flowvision(backbone))
+    for backbone, weights, sha256 in (
+        (
+            "resnet18",
+            "ResNet18_Weights",
             "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
-            "torchvision's ResNet18_Weights.IMAGENET1K_V1, BSD-3-Clause",
         ),
-        Source(
-            "https://oneflow-public.oss-cn-beijing.aliyuncs.com/model_zoo/flowvision/"
-            "classification/ResNet/resnet18.zip",
-            "resnet18.zip",
-            None,
-            "flowvision's resnet18, trained on ImageNet-1k",
+        (
+            "resnet34",
+            "ResNet34_Weights",
+            "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f",
         ),
-    ),
+        (
+            "resnet50",
+            "ResNet50_Weights",
+            "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+        ),
+    )
 }
 
 
@@ -117,9 +136,9 @@ def find(
             return _fetch(source, folder, f"{backbone} ImageNet weights", on_progress), source
         except WeightsError as failure:
             # Only a dead network is a reason to ask elsewhere; wrong bytes are not.
-            if not isinstance(failure.__cause__, URLError):
+            if not isinstance(failure.__cause__, NetworkError):
                 raise
-            unreachable.append(f"{source.url}: {failure.__cause__.reason}")
+            unreachable.append(f"{source.url}: {failure.__cause__}")
     first = candidates[0]
     raise WeightsError(
         f"imagenet: no source can be reached ({'; '.join(unreachable)}); put {first.file_name} "
@@ -174,13 +193,14 @@ def _fetch(source: Source, folder: Path, stage: str, on_progress: OnProgress) ->
             source.url,
             path,
             sha256=source.sha256 or pinned,
+            max_bytes=MAX_BYTES,
             error=WeightsError,
             on_progress=on_progress,
             stage=stage,
         )
     except WeightsError as failure:
         match failure.__cause__:
-            case URLError():
+            case NetworkError():
                 raise
             case OSError():
                 advice = "$FEATCACHE_WEIGHTS names the folder"
@@ -214,7 +234,7 @@ def _pinned(pin: Path) -> str | None:
     found = re.match(r"[0-9a-f]{64}\b", text)
     if not found:
         raise WeightsError(
-            f"{pin}: expected a sha256, found '{quote(text)}'; delete it to pin the present file"
+            f"{pin}: expected a sha256, found '{one_line(text)}'; delete it to pin the present file"
         )
     return found[0]
 

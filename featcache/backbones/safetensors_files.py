@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import WeightsError
+from ..errors import WeightsError, one_line
 from ..files import split_safetensors, write_atomically
-from .tensors import decode, quote, state_dict
+from .tensors import decode, state_dict
 
 _LENGTH_BYTES = 8
 _DTYPES = {
@@ -60,7 +60,7 @@ def read_safetensors(data: bytes, source: str) -> tuple[dict[str, np.ndarray], d
     except SafetensorError as failure:
         raise WeightsError(
             f"{source}: expected a safetensors file, found a truncated one or none "
-            f"({quote(failure)}); get the file again"
+            f"({one_line(failure)}); get the file again"
         ) from failure
     arrays: dict[str, np.ndarray] = {}
     for name, entry in entries:
@@ -68,7 +68,7 @@ def read_safetensors(data: bytes, source: str) -> tuple[dict[str, np.ndarray], d
         if dtype is None:
             raise WeightsError(
                 f"{source}: expected numbers of type {', '.join(_DTYPES)}, found "
-                f"{entry['dtype']} in '{quote(name)}'; save the model as float32"
+                f"{entry['dtype']} in '{one_line(name)}'; save the model as float32"
             )
         arrays[name] = decode(entry["data"], dtype).reshape(entry["shape"])
     header, _ = split_safetensors(data)

@@ -15,14 +15,24 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..errors import WeightsError
+from ..errors import WeightsError, one_line
+from ..pickles import Names, PickleFormat
 
 # Of a file, and of all that is unpacked from it. A ResNet-50 with its optimizer takes 0.3 GB.
 MAX_BYTES = 1 << 30
 _MAX_DIMS = 8
 _MAX_NAME = 200
 
+# A ResNet-50's description is 35 KB, with its optimizer's state under 200 KB.
+MAX_PICKLE_BYTES = 1 << 20
+
 T = TypeVar("T")
+
+
+def checkpoint_pickle(names: Names) -> PickleFormat:
+    """Return the format of a checkpoint's pickle in which these names may occur."""
+    advice = "save the state dict alone, best as .safetensors"
+    return PickleFormat(names, WeightsError, "tensors", advice, MAX_PICKLE_BYTES)
 
 
 def whole(*values: object) -> bool:
@@ -90,27 +100,12 @@ def state_dict(loaded: object, kind: type[T], source: str) -> dict[str, T]:
         if not isinstance(key, str) or len(key) > _MAX_NAME or not isinstance(value, kind):
             raise WeightsError(
                 f"{source}: expected names with tensors, found {type(value).__name__} at "
-                f"'{quote(key)}'; save the model's state dict alone"
+                f"'{one_line(key)}'; save the model's state dict alone"
             )
     prefix = "module."
     if all(key.startswith(prefix) for key in loaded):
         return {key[len(prefix) :]: value for key, value in loaded.items()}
     return dict(loaded)
-
-
-_MAX_CHARACTERS = 120
-
-
-def quote(words: object) -> str:
-    """Return text on one line, short, and without codes that a terminal obeys.
-
-    Names in a file, and messages of libraries that repeat parts of it, can be
-    megabytes long and can hold anything.
-    """
-    text = str(words)
-    shown = text[:_MAX_CHARACTERS].encode("unicode_escape").decode("ascii")
-    whole = max(len(text), len(shown)) <= _MAX_CHARACTERS
-    return shown if whole else f"{shown[:_MAX_CHARACTERS]}..."
 
 
 class Archive:
@@ -137,7 +132,7 @@ class Archive:
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as failure:
             raise WeightsError(
                 f"{source}: expected a zip archive, found a truncated one or none "
-                f"({quote(failure)}); get the file again"
+                f"({one_line(failure)}); get the file again"
             ) from failure
         self.names = [info.filename for info in self._zip.infolist() if not info.is_dir()]
 
@@ -150,7 +145,7 @@ class Archive:
             No such entry, a damaged or encrypted one, one of more than ``limit``
             bytes, or more than `MAX_BYTES` from the archive in all.
         """
-        shown = f"'{quote(name)}'"
+        shown = f"'{one_line(name)}'"
         limit = min(limit, self._budget)
         try:
             with self._zip.open(name) as entry:
@@ -162,7 +157,7 @@ class Archive:
             ) from None
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as failure:
             raise WeightsError(
-                f"{self._source}: cannot read the entry {shown} ({quote(failure)}); "
+                f"{self._source}: cannot read the entry {shown} ({one_line(failure)}); "
                 "get the file again"
             ) from failure
         if len(data) > limit:

@@ -6,7 +6,7 @@ that everything runs offline; it was trained on 32-pixel images and is far
 weaker, and never stands in for the other unasked. Anything else is a path.
 
 No file is trusted. Formats that can carry code (PyTorch's, OneFlow's) are read by
-a reader that has no way to run it; see `featcache.backbones.pickles`.
+a reader that has no way to run it; see `featcache.pickles`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import OutputError, WeightsError
+from ..errors import OutputError, WeightsError, one_line
 from ..files import user_path
 from ..preprocess import Preprocess
 from ..progress import OnProgress, silent
@@ -31,7 +31,6 @@ from .architectures import check_state, get_backbone
 from .checkpoints import FORMATS, Checkpoint, parse_checkpoint, read_checkpoint, read_file
 from .pretrained import IMAGENET, Source, cache_folder, check_digest, find, pin_digest
 from .safetensors_files import write_safetensors
-from .tensors import quote
 
 WEIGHT_NAMES = ("imagenet", "tinyimagenet32")
 
@@ -261,11 +260,11 @@ def check_backbone(metadata: Mapping[str, str], backbone: str, source: str) -> N
     WeightsError
         The backbone that it names.
     """
-    said = metadata.get(_BACKBONE, backbone)
-    if said != backbone:
+    named = metadata.get(_BACKBONE, backbone)
+    if named != backbone:
         raise WeightsError(
-            f"{source}: expected {backbone} weights, found {quote(said)} in the file's metadata; "
-            f"use --backbone {quote(said)}"
+            f"{source}: expected {backbone} weights, found {one_line(named)} in the file's "
+            f"metadata; use --backbone {one_line(named)}"
         )
 
 
@@ -294,7 +293,7 @@ def read_preprocess(metadata: Mapping[str, str], source: str) -> Preprocess:
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as failure:
         raise WeightsError(
             f"{source}: expected {_PREPROCESS} with size (32 to {_MAX_SIZE}), mean and std (3 "
-            f"numbers each), found {quote(text)}; write the file with save_weights"
+            f"numbers each), found {one_line(text)}; write the file with save_weights"
         ) from failure
 
 
