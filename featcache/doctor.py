@@ -34,7 +34,6 @@ _PACKAGES = (
     "scikit-learn",
     "pillow",
     "safetensors",
-    "flowvision",
     "oneflow",
     "openvino",
     "torch",
@@ -46,8 +45,8 @@ _BENCH_TIMEOUT_S = 120
 
 # In children, because an import that fails can end the process.
 _IMPORT_TRIAL = """
-from featcache.frameworks import import_flowvision, import_oneflow
-flow, _ = import_oneflow(), import_flowvision()
+from featcache.frameworks import import_oneflow
+flow = import_oneflow()
 print("sum", float(flow.ones(2, 3).sum().numpy()))
 """
 _TORCH_TRIAL = """

@@ -1,4 +1,4 @@
-"""OneFlow and flowvision: whether they work here, and importing them without their manners."""
+"""OneFlow, OpenVINO and PyTorch: whether they work here, and their imports without side effects."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def oneflow_status() -> tuple[str | None, str]:
             f"OneFlow 0.9.0 needs Python 3.10 on Linux x86_64, this is {here}; "
             "install featcache with Python 3.10 (in a clone: make setup)"
         )
-    for package in ("oneflow", "flowvision", "nvidia-cudnn-cu11", "nvidia-cublas-cu11"):
+    for package in ("oneflow", "nvidia-cudnn-cu11", "nvidia-cublas-cu11"):
         try:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -121,30 +121,6 @@ def _put_aborts_off() -> None:
     c = ctypes.CDLL(None)
     c.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     c.signal(signal.SIGABRT, ctypes.cast(c.sleep, ctypes.c_void_p))
-
-
-@cache
-def import_flowvision() -> ModuleType:
-    """Import flowvision with its ``models`` and ``datasets``, after OneFlow.
-
-    Raises
-    ------
-    EngineUnavailableError
-        OneFlow or flowvision cannot be imported here.
-    """
-    import_oneflow()
-    try:
-        with ctrl_c_later():
-            import flowvision
-            import flowvision.datasets
-            import flowvision.models
-    except Exception as error:
-        raise EngineUnavailableError(
-            f"flowvision: expected version 0.2.1 to import, found {type(error).__name__}: {error}; "
-            "run pip install flowvision==0.2.1"
-        ) from error
-    module: ModuleType = flowvision
-    return module
 
 
 @cache

@@ -250,3 +250,20 @@ def apply_view(images: np.ndarray, view: str) -> np.ndarray:
     if view == "hvflip":
         return images[:, ::-1, ::-1]
     raise RecipeError(f"view: expected one of {', '.join(FLIP_VIEWS)}, found {view!r}")
+
+
+def check_pixels(images: np.ndarray, preprocess: Preprocess) -> None:
+    """Refuse what is not a batch of square uint8 images of at most the input's size."""
+    size = preprocess.size
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or not len(images)
+        or images.shape[1] != images.shape[2]
+        or not 1 <= images.shape[1] <= size
+        or images.shape[3] != 3
+    ):
+        raise ShapeMismatchError(
+            f"images: expected uint8 (N >= 1, s, s, 3) with s up to {size}, found {images.dtype} "
+            f"{images.shape}; make them with Preprocess.batch or Preprocess.compact"
+        )

@@ -1,9 +1,8 @@
 """The ResNet family: names, feature sizes, and the tensors that a checkpoint must hold.
 
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
-Table 1, in the layout and with the key names of torchvision, which flowvision
-shares. Nothing here needs a framework: a checkpoint is judged by its shapes
-before any engine is loaded.
+Table 1, in the layout and with the key names of torchvision. Nothing here needs a framework:
+a checkpoint is judged by its shapes before any engine is loaded.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ..errors import RecipeError, WeightsError
 # Where features can be taken: after a stage's last ReLU, or after the global average pooling.
 CUTS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
 
-_STAGE_WIDTHS = (64, 128, 256, 512)
+STAGE_WIDTHS = (64, 128, 256, 512)
 _NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 # Counts training batches; inference never reads it, and old checkpoints lack it.
 _COUNTER = "num_batches_tracked"
@@ -48,7 +47,7 @@ class Backbone:
     @property
     def feature_dim(self) -> int:
         """Length D of the features after global average pooling."""
-        return _STAGE_WIDTHS[-1] * (4 if self.bottleneck else 1)
+        return STAGE_WIDTHS[-1] * (4 if self.bottleneck else 1)
 
     def cut_shape(self, cut: str, size: int) -> Shape:
         """Return the shape of one image's features at a cut.
@@ -77,7 +76,7 @@ class Backbone:
         side = size
         for _ in range(2 + stage):  # the stem halves twice, each stage after the first once
             side = (side + 1) // 2
-        return (_STAGE_WIDTHS[stage] * (4 if self.bottleneck else 1), side, side)
+        return (STAGE_WIDTHS[stage] * (4 if self.bottleneck else 1), side, side)
 
     def shapes(self) -> dict[str, Shape]:
         """Return name -> shape of every tensor of the backbone, the head left out."""
@@ -94,7 +93,7 @@ class Backbone:
         norm("bn1", 64)
         into = 64
         for stage, (width, blocks) in enumerate(
-            zip(_STAGE_WIDTHS, self.blocks, strict=True), start=1
+            zip(STAGE_WIDTHS, self.blocks, strict=True), start=1
         ):
             out = width * (4 if self.bottleneck else 1)
             kernels = (1, 3, 1) if self.bottleneck else (3, 3)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..frameworks import import_flowvision, import_oneflow
-from ..preprocess import WEIGHT_BITS, Preprocess, upscale_taps
+from ..frameworks import import_oneflow
+from ..preprocess import WEIGHT_BITS, Preprocess, check_pixels, upscale_taps
 from .architectures import CUTS, Backbone, get_backbone
-from .images import check_images
+from .resnet import build_resnet
 from .weights import Weights
 
 
@@ -62,28 +62,21 @@ class OneFlowEngine:
 
 
 def build_backbone(backbone: Backbone) -> Any:
-    """Return flowvision's ResNet with its head replaced by the identity: (N, D) out.
-
-    Its convolutions hold what memory happened to hold, until `load_backbone`.
-    """
+    """Return a ResNet with its head replaced by the identity; load a checkpoint into it."""
     flow = import_oneflow()
     with _without_draws(flow.nn.init):
-        model = getattr(import_flowvision().models, backbone.name)()
-    model.fc = flow.nn.Identity()
-    return model
+        return build_resnet(flow, backbone)
 
 
 @contextmanager
 def _without_draws(init: Any) -> Iterator[None]:
     """Leave out the draws of weights that are loaded next: half a second of ResNet-18's making."""
-    draws = {name: getattr(init, name) for name in ("kaiming_normal_", "kaiming_uniform_")}
+    draw = init.kaiming_uniform_
+    init.kaiming_uniform_ = lambda tensor, *_, **__: tensor
     try:
-        for name in draws:
-            setattr(init, name, lambda tensor, *_, **__: tensor)
         yield
     finally:
-        for name, draw in draws.items():
-            setattr(init, name, draw)
+        init.kaiming_uniform_ = draw
 
 
 def load_backbone(model: Any, state: Mapping[str, np.ndarray]) -> None:
@@ -110,7 +103,7 @@ def to_input(images: np.ndarray, preprocess: Preprocess, device: str) -> Any:
     ShapeMismatchError
         Another dtype, or another shape.
     """
-    check_images(images, preprocess)
+    check_pixels(images, preprocess)
     return normalised(to_device(images.transpose(0, 3, 1, 2), device), preprocess)
 
 
@@ -159,7 +152,7 @@ _MAX_BATCH = 256
 
 
 def forward_cuts(model: Any, cuts: tuple[str, ...]) -> Any:
-    """Wrap flowvision's ResNet as a module that returns the features at every cut.
+    """Wrap a ResNet as a module that returns the features at every cut.
 
     Parameters
     ----------

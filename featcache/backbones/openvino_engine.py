@@ -22,9 +22,8 @@ import numpy as np
 
 from ..cores import usable_cores
 from ..frameworks import import_openvino
-from ..preprocess import WEIGHT_BITS, Preprocess, upscale, upscale_taps
+from ..preprocess import WEIGHT_BITS, Preprocess, check_pixels, upscale, upscale_taps
 from .architectures import CUTS, get_backbone
-from .images import check_images
 from .weights import Weights
 
 # 32 images of 64 pixels, 2 of 224: less leaves the kernels idle, more leaves the cache.
@@ -68,7 +67,7 @@ class OpenVinoEngine:
 
     def extract(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Return the features of uint8 pixels (N, s, s, 3), as `Engine.extract` does."""
-        check_images(images, self._weights.preprocess)
+        check_pixels(images, self._weights.preprocess)
         if self._is_one_too_many(images.shape[1]):
             images = upscale(images, self._size)
         queue = self._queue(images.shape[1])
@@ -121,7 +120,7 @@ def _collect(request: Any, place: tuple[dict[str, np.ndarray], int, int]) -> Non
         array[start : start + count] = request.get_output_tensor(index).data[:count]
 
 
-_NORM_EPSILON = 1e-5  # torchvision's and flowvision's BatchNorm2d
+_NORM_EPSILON = 1e-5  # torchvision's BatchNorm2d
 _LOW_BITS = 10  # of a weight's 22: the 12 above them and a pixel's 8 fit into float32's 24
 
 
