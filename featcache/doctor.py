@@ -130,25 +130,7 @@ def examine(*, urls: Sequence[str] | None = None, bench: bool = False) -> list[F
 
 
 def images_per_s(choice: EngineChoice, seconds: float = _BENCH_S) -> float:
-    """Measure an engine on ready-made pixels: ResNet-18 at the starter weights' 64 pixels.
-
-    Parameters
-    ----------
-    choice : EngineChoice
-        From `featcache.backbones.choice.choose_engine`.
-    seconds : float
-        How long to measure, after one batch to warm up.
-
-    Returns
-    -------
-    float
-        Images per second.
-
-    Raises
-    ------
-    EngineUnavailableError
-        The engine cannot be imported after all.
-    """
+    """Measure an engine on ready-made pixels: ResNet-18 at the starter weights' 64 pixels."""
     import numpy as np
 
     from .backbones.weights import load_weights

@@ -41,15 +41,7 @@ print("sum", float((conv(x) * 0 + 1).sum().numpy()))
 
 
 def oneflow_status() -> tuple[str | None, str]:
-    """Say, without importing it, whether OneFlow can be expected to work here.
-
-    Returns
-    -------
-    version : str or None
-        The installed version; None where OneFlow cannot be used.
-    why : str
-        The reason and what to do, for a person.
-    """
+    """Say, without importing it, whether OneFlow can be expected to work here."""
     here = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     if (platform.system(), platform.machine()) != ("Linux", "x86_64") or sys.version_info >= (
         3,
@@ -69,19 +61,7 @@ def oneflow_status() -> tuple[str | None, str]:
 
 @cache
 def import_oneflow(*, join: bool = False) -> ModuleType:
-    """Import OneFlow and leave the process as it was.
-
-    Parameters
-    ----------
-    join : bool
-        Where a launcher started several processes: become one of theirs, which waits for all
-        of them to import it. Otherwise OneFlow does not hear of the launcher.
-
-    Raises
-    ------
-    EngineUnavailableError
-        It is not installed, or its import fails; the message has the reason.
-    """
+    """Import OneFlow and leave the process as it was."""
     version, why = oneflow_status()
     if version is None:
         raise EngineUnavailableError(f"engine oneflow: not available: {why}")
@@ -125,15 +105,7 @@ def _put_aborts_off() -> None:
 
 @cache
 def cuda_status() -> tuple[bool, str]:
-    """Try OneFlow on the GPU in a child process.
-
-    Returns
-    -------
-    usable : bool
-        A convolution ran on the GPU.
-    why : str
-        The GPU's name, or why it cannot be used.
-    """
+    """Try OneFlow on the GPU in a child process."""
     version, why = oneflow_status()
     if version is None:
         return False, why
@@ -168,15 +140,7 @@ _CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}  # our name: OpenVINO's
 
 
 def openvino_status() -> tuple[str | None, str]:
-    """Say, without importing it, whether OpenVINO is installed.
-
-    Returns
-    -------
-    version : str or None
-        The installed version; None where there is none.
-    why : str
-        The reason and what to do, for a person.
-    """
+    """Say, without importing it, whether OpenVINO is installed."""
     try:
         version = importlib.metadata.version("openvino")
     except importlib.metadata.PackageNotFoundError:
@@ -186,13 +150,7 @@ def openvino_status() -> tuple[str | None, str]:
 
 @cache
 def import_openvino() -> ModuleType:
-    """Import OpenVINO without its telemetry.
-
-    Raises
-    ------
-    EngineUnavailableError
-        It is not installed, or its import fails; the message has the reason.
-    """
+    """Import OpenVINO without its telemetry."""
     version, why = openvino_status()
     if version is None:
         raise EngineUnavailableError(f"engine openvino: not available: {why}")
@@ -218,13 +176,7 @@ def import_openvino() -> ModuleType:
 
 @cache
 def openvino_precisions() -> tuple[str, ...]:
-    """Return the precisions that OpenVINO runs natively on this processor, ``"f32"`` first.
-
-    Raises
-    ------
-    EngineUnavailableError
-        As `import_openvino`.
-    """
+    """Return the precisions that OpenVINO runs natively on this processor, ``"f32"`` first."""
     capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("f32", *(ours for ours, its in _CAPABILITIES.items() if its in capabilities))
 
@@ -271,15 +223,7 @@ print("found", json.dumps(found))
 
 
 def torch_status() -> tuple[str | None, str]:
-    """Say, without importing it, whether PyTorch is installed.
-
-    Returns
-    -------
-    version : str or None
-        The installed version; None where there is none, or one that is too old.
-    why : str
-        The reason and what to do, for a person.
-    """
+    """Say, without importing it, whether PyTorch is installed."""
     try:
         version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
@@ -293,13 +237,7 @@ def torch_status() -> tuple[str | None, str]:
 
 @cache
 def import_torch() -> ModuleType:
-    """Import PyTorch.
-
-    Raises
-    ------
-    EngineUnavailableError
-        It is not installed, or its import fails; the message has the reason.
-    """
+    """Import PyTorch."""
     version, why = torch_status()
     if version is None:
         raise EngineUnavailableError(f"engine torch: not available: {why}")
@@ -323,16 +261,7 @@ def may_have_gpu() -> bool:
 
 
 def torch_gpu_status() -> tuple[str | None, str]:
-    """Try PyTorch on the GPU in a child process.
-
-    Returns
-    -------
-    device : str or None
-        ``"cuda"`` (NVIDIA's, and AMD's by ROCm), ``"mps"`` (Apple's), or None where a
-        convolution ran on neither.
-    why : str
-        The GPUs with their compute capability, or why none can be used.
-    """
+    """Try PyTorch on the GPU in a child process."""
     version, why = torch_status()
     if version is None:
         return None, why
@@ -347,13 +276,7 @@ def torch_gpu_status() -> tuple[str | None, str]:
 
 
 def torch_precisions(device: str) -> tuple[str, ...]:
-    """Return the precisions that PyTorch computes natively in on a device, ``"f32"`` first.
-
-    Parameters
-    ----------
-    device : str
-        ``"cpu"``, or what `torch_gpu_status` found.
-    """
+    """Return the precisions that PyTorch computes natively in on a device, ``"f32"`` first."""
     if device != "cpu":
         return tuple(_found()["precisions"])
     flags = processor_flags()

@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 def ctrl_c_later() -> Iterator[None]:
     """Keep Ctrl-C waiting until an import is over, and its handler as it was.
 
-    Inside OneFlow's import an exception surfaces in C++ code, as an import error or as a
-    crash, and OneFlow sets a handler of its own that ends the process. So the signal is
-    blocked for this thread, only noted where another thread takes it, and raised at the end.
+    Inside OneFlow's import an exception surfaces in C++ code, as an import error or as a crash,
+    and OneFlow sets a handler of its own that ends the process. So the signal is blocked for
+    this thread, only noted where another thread takes it, and raised at the end.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # no other thread hears of signals, or may set their handlers
@@ -63,17 +63,7 @@ def deaf_threads() -> Iterator[None]:
 def process_environment(
     wanted: Mapping[str, str], fleeting: tuple[str, ...] = (), hidden: tuple[str, ...] = ()
 ) -> Iterator[None]:
-    """Set variables for a while, and leave all as it was.
-
-    Parameters
-    ----------
-    wanted : mapping of str to str
-        Set where they are not.
-    fleeting : tuple of str
-        Put back too, whatever happens to them meanwhile.
-    hidden : tuple of str
-        Not there meanwhile.
-    """
+    """Set variables for a while, and leave all as it was."""
     before = {name: os.environ.get(name) for name in (*wanted, *fleeting, *hidden)}
     for name in hidden:
         os.environ.pop(name, None)
@@ -113,13 +103,7 @@ def silenced_stderr() -> Iterator[Any]:
 def run_in_child(
     code: str, *arguments: str, timeout_s: float
 ) -> subprocess.CompletedProcess[str] | None:
-    """Run Python code that may abort the process in one of its own.
-
-    Returns
-    -------
-    subprocess.CompletedProcess or None
-        With what it printed as text; None where it did not end in time.
-    """
+    """Run Python code that may abort the process in one of its own."""
     try:
         return subprocess.run(
             [sys.executable, "-c", code, *arguments],
@@ -148,26 +132,13 @@ _LAUNCHERS = {"torch": "torchrun", "oneflow": "oneflow.distributed.launch"}
 
 @dataclass(frozen=True)
 class Launch:
-    """A place among processes that were started together.
+    """A place among processes that were started together."""
 
-    Parameters
-    ----------
-    rank : int
-        From 0; in all machines together.
-    size : int
-        How many processes there are, at least 2.
-    local_rank : int
-        From 0, on this machine.
-    address : str
-        The machine of rank 0.
-    engine : str or None
-        ``"torch"`` or ``"oneflow"``: whose launcher it was; None where that is not known.
-    """
-
-    rank: int
-    size: int
-    local_rank: int
-    address: str
+    rank: int  # from 0; in all machines together
+    size: int  # how many processes there are, at least 2
+    local_rank: int  # from 0, on this machine
+    address: str  # the machine of rank 0
+    # ``"torch"`` or ``"oneflow"``: whose launcher it was; None where that is not known.
     engine: str | None
 
     @property
@@ -213,9 +184,10 @@ def openblas_core_type() -> str | None:
     """Return the OpenBLAS kernel family that suits this processor.
 
     The OpenBLAS of OneFlow 0.9.0 and that of NumPy 1.26 (0.3.23) take SSE kernels of 2004 for
-    processors that are younger than they are: https://github.com/OpenMathLib/OpenBLAS/issues/4267.
-    Naming a family that they know makes products several times as fast there
-    (``benchmarks/core_type.py``). None where the processor has no AVX2, or where nobody can tell.
+    processors that are younger than they are:
+    https://github.com/OpenMathLib/OpenBLAS/issues/4267. Naming a family that they know makes
+    products several times as fast there (``benchmarks/core_type.py``). None where the processor
+    has no AVX2, or where nobody can tell.
     """
     flags = processor_flags()
     if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags:
@@ -256,26 +228,8 @@ def work_ahead(
 ) -> Generator[R, None, None]:
     """Yield ``function(item, stop)`` of every item, in order, computed ahead by threads.
 
-    Close the iterator when leaving early (``contextlib.closing``): that ends the threads,
-    and waits until they have ended. An error, Ctrl-C or the last result does the same.
-
-    Parameters
-    ----------
-    function : callable
-        Runs in a thread. ``stop`` is set once nobody waits for results any more: work of
-        several steps looks at it between two of them and then returns whatever it likes.
-    items : iterable
-        Read in the caller's thread, ``ahead`` items beyond the result that is waited for.
-    workers : int
-        Threads, at least 1.
-    ahead : int
-        Results that may be ready or under way while the caller is busy, at least 1: the
-        bound on memory, however slow the caller is.
-
-    Raises
-    ------
-    Exception
-        What ``function`` raised, in the place of its result.
+    Close the iterator when leaving early (``contextlib.closing``): that ends the threads, and
+    waits until they have ended. An error, Ctrl-C or the last result does the same.
     """
     stop = Stop()
     pending: deque[Future[R]] = deque()

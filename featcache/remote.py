@@ -30,13 +30,7 @@ def is_url(text: object) -> bool:
 
 
 def located(text: str | Path) -> Path | RemotePlace:
-    """Return a path, or the place behind a URL; ``file://`` is a path.
-
-    Raises
-    ------
-    RemoteError
-        A URL with a password in it, or one that pathlib has damaged.
-    """
+    """Return a path, or the place behind a URL; ``file://`` is a path."""
     if not is_url(text):
         path = user_path(text)
         if isinstance(text, Path) and _CUT_SHORT.match(str(text)) and not path.exists():
@@ -55,13 +49,7 @@ def located(text: str | Path) -> Path | RemotePlace:
 
 
 def check_no_secret(url: str) -> None:
-    """Refuse a URL with a password: it would stay in histories, records and logs.
-
-    Raises
-    ------
-    RemoteError
-        Which does not repeat it.
-    """
+    """Refuse a URL with a password: it would stay in histories, records and logs."""
     who, at, _ = _host(url).rpartition("@")
     if at and ":" in who:
         protocol = url.partition("://")[0].lower()
@@ -121,40 +109,17 @@ _CHUNK_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Found:
-    """What a store says of a file without sending it.
+    """What a store says of a file without sending it."""
 
-    Parameters
-    ----------
-    is_folder : bool
-        It is a folder, and the rest means nothing.
-    size_bytes : int or None
-        Its length, where the store says so.
-    mark : str
-        What tells it from another file that takes its place: an ETag, or when it was changed;
-        empty where the store says neither.
-    """
-
-    is_folder: bool
-    size_bytes: int | None
+    is_folder: bool  # it is a folder, and the rest means nothing
+    size_bytes: int | None  # its length, where the store says so
+    # What tells it from another file that takes its place: an ETag, or when it was changed;
+    # empty where the store says neither.
     mark: str
 
 
 class RemotePlace:
-    """A file or a folder behind a URL. Safe to use from several threads.
-
-    Parameters
-    ----------
-    url : str
-        As fsspec takes it, but for chains of protocols; ``located`` refuses passwords in it.
-
-    Raises
-    ------
-    RemoteError
-        From every method: no package for the protocol, no such bucket, no credentials, no
-        permission, no answer.
-    FileNotFoundError
-        From every method that reads: nothing of that name.
-    """
+    """A file or a folder behind a URL. Safe to use from several threads."""
 
     def __init__(self, url: str) -> None:
         check_no_secret(url)
@@ -240,16 +205,7 @@ class RemotePlace:
         return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
 
     def list_files(self) -> tuple[dict[str, int | None], list[str]]:
-        """List everything below a folder, in as few requests as the store's pages allow.
-
-        Returns
-        -------
-        files : dict of str to int or None
-            Path inside it, with ``/`` -> size in bytes. A file that is no folder is listed
-            under the empty name.
-        folders : list of str
-            Paths of the folders inside, as far as the store knows any.
-        """
+        """List everything below a folder, in as few requests as the store's pages allow."""
         root = self._path.rstrip("/")
         files: dict[str, int | None] = {}
         folders: list[str] = []
@@ -267,9 +223,9 @@ class RemotePlace:
         return files, folders
 
     def read(self, name: str, most: int) -> bytes:
-        """Return the bytes of a file inside this folder, but no more than ``most``, in one request.
+        """Return at most ``most`` bytes of a file inside this folder, in one request.
 
-        A range is asked for, whatever the file's length: without one, s3fs asks for that first.
+        Always a range request: without a range, s3fs first asks for the file's length.
         """
         web = self.is_read_only
         path = self.within(name)._path if web else f"{self._path.rstrip('/')}/{name}"
@@ -326,13 +282,7 @@ class RemotePlace:
             self._system.rm_file(self._path)
 
     def check_writable(self) -> None:
-        """Find out before hours of work, not after, that nothing can be put here.
-
-        Raises
-        ------
-        RemoteError
-            As said above, or a protocol that only reads.
-        """
+        """Find out before hours of work, not after, that nothing can be put here."""
         if self.is_read_only:
             raise RemoteError(
                 f"{self}: expected a place that can be written, found a web server; name a path, "
@@ -392,17 +342,8 @@ AWS = ("s3", "s3a")
 def below(system: Any, protocol: str, root: str) -> Iterator[tuple[str, int | None, bool]]:
     """Yield path, size and whether it is a folder of everything below a folder.
 
-    fsspec returns a dict for each file, 1.7 kB of them together, so that a million would take
-    2 GB. An S3 client is asked for one page of names after the other instead.
-
-    Parameters
-    ----------
-    system : object
-        Fsspec's, of the store.
-    protocol : str
-        Its protocol.
-    root : str
-        The folder, without a ``/`` at its end; of a file that is no folder, it alone is yielded.
+    fsspec returns a dict for each file, 1.7 kB of them together, so that a million would take 2
+    GB. An S3 client is asked for one page of names after the other instead.
     """
     if protocol not in AWS:
         for key, info in system.find(root, withdirs=True, detail=True).items():
@@ -472,13 +413,7 @@ _MAX_REASON = 200
 
 
 def system_class(protocol: str, where: str) -> Any:
-    """Return fsspec's class for a protocol.
-
-    Raises
-    ------
-    RemoteError
-        There is none of that name, or its package is not installed.
-    """
+    """Return fsspec's class for a protocol."""
     package = _EXTRA.get(protocol, _PACKAGES.get(protocol, ""))
     try:
         fsspec = importlib.import_module("fsspec")
@@ -500,24 +435,8 @@ def system_class(protocol: str, where: str) -> Any:
 def translated(where: str, protocol: str, done: str) -> Iterator[None]:
     """Turn whatever a request ends in into one line.
 
-    ``FileNotFoundError`` passes, so that callers can say what they had expected; a bucket
-    that is not there does not.
-
-    Parameters
-    ----------
-    where : str
-        The URL, without its secrets.
-    protocol : str
-        Its protocol.
-    done : str
-        What was being done: ``"read"``, ``"listed"``, ``"written"``.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is nothing of that name.
-    RemoteError
-        Everything else.
+    ``FileNotFoundError`` passes, so that callers can say what they had expected; a bucket that
+    is not there does not.
     """
     try:
         yield

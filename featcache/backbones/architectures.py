@@ -28,21 +28,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Backbone:
-    """One architecture.
+    """One architecture."""
 
-    Parameters
-    ----------
-    name : str
-        ``"resnet18"``.
-    blocks : tuple of 4 ints
-        Residual blocks per stage.
-    bottleneck : bool
-        Whether a block is 1x1, 3x3, 1x1 (ResNet-50) rather than 3x3, 3x3.
-    """
-
-    name: str
-    blocks: tuple[int, int, int, int]
-    bottleneck: bool
+    name: str  # ``"resnet18"``
+    blocks: tuple[int, int, int, int]  # residual blocks per stage
+    bottleneck: bool  # whether a block is 1x1, 3x3, 1x1 (ResNet-50) rather than 3x3, 3x3
 
     @property
     def feature_dim(self) -> int:
@@ -50,25 +40,7 @@ class Backbone:
         return STAGE_WIDTHS[-1] * (4 if self.bottleneck else 1)
 
     def cut_shape(self, cut: str, size: int) -> Shape:
-        """Return the shape of one image's features at a cut.
-
-        Parameters
-        ----------
-        cut : str
-            One of `CUTS`.
-        size : int
-            Side of the square input in pixels.
-
-        Returns
-        -------
-        tuple of ints
-            ``(D,)`` after the pooling, ``(C, H, W)`` after a stage.
-
-        Raises
-        ------
-        RecipeError
-            No such cut; the message lists those there are.
-        """
+        """Return the shape of one image's features at a cut."""
         check_cuts((cut,))
         if cut == "avgpool":
             return (self.feature_dim,)
@@ -123,13 +95,7 @@ BACKBONES: Mapping[str, Backbone] = {
 
 
 def get_backbone(name: str) -> Backbone:
-    """Return the architecture of that name.
-
-    Raises
-    ------
-    RecipeError
-        No such architecture; the message lists those there are.
-    """
+    """Return the architecture of that name."""
     try:
         return BACKBONES[name]
     except KeyError:
@@ -140,13 +106,7 @@ def get_backbone(name: str) -> Backbone:
 
 
 def check_cuts(cuts: Sequence[str]) -> tuple[str, ...]:
-    """Check names of cuts; return them as a tuple, in the order given.
-
-    Raises
-    ------
-    RecipeError
-        None at all, one twice, or one that does not exist; the message lists those there are.
-    """
+    """Check names of cuts; return them as a tuple, in the order given."""
     known = ", ".join(CUTS)
     if not cuts:
         raise RecipeError(f"cut: expected one or more of {known}, found none; try --cut avgpool")
@@ -161,29 +121,7 @@ def check_cuts(cuts: Sequence[str]) -> tuple[str, ...]:
 def check_state(
     state: Mapping[str, np.ndarray], backbone: Backbone, source: str
 ) -> dict[str, np.ndarray]:
-    """Check that a checkpoint is one of this architecture, and complete.
-
-    Parameters
-    ----------
-    state : mapping of str to numpy.ndarray
-        Torchvision's key names.
-    backbone : Backbone
-        What it should be.
-    source : str
-        Path or name, for the message.
-
-    Returns
-    -------
-    dict
-        The same tensors in the architecture's order, the head (if any) last:
-        floating point as float32, counters as int64; a missing batch counter is 0.
-
-    Raises
-    ------
-    WeightsError
-        A tensor is missing, left over, not finite, or of another shape; the
-        message names the first and the architecture that would fit.
-    """
+    """Check that a checkpoint is one of this architecture, and complete."""
     expected = backbone.shapes()
     problem = _first_problem(state, expected)
     if problem:

@@ -24,44 +24,24 @@ FORMATS = ".safetensors, .pth, .pt, an OneFlow checkpoint folder or a .zip of on
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a checkpoint holds, not yet compared with any architecture.
+    """What a checkpoint holds, not yet compared with any architecture."""
 
-    Parameters
-    ----------
-    state : mapping of str to numpy.ndarray
-        The tensors, possibly read-only views of the file's bytes.
-    sha256 : str
-        Of the file, or of a folder as `read_oneflow_folder` defines it.
-    metadata : mapping of str to str
-        A safetensors file's own words about itself.
-    """
-
+    # The tensors, possibly read-only views of the file's bytes.
     state: Mapping[str, np.ndarray] = field(repr=False)
-    sha256: str
+    sha256: str  # of the file, or of a folder as `read_oneflow_folder` defines it
+    # A safetensors file's own words about itself.
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint file or folder.
-
-    Raises
-    ------
-    WeightsError
-        No such file, an unknown format, or one that cannot be read.
-    """
+    """Read a checkpoint file or folder."""
     if path.is_dir():  # whatever its suffix: flow.save makes a folder of "model.pth" too
         return Checkpoint(*read_oneflow_folder(path))
     return parse_checkpoint(read_file(path), path.suffix, str(path))
 
 
 def read_file(path: Path) -> bytes:
-    """Return the bytes of a checkpoint file.
-
-    Raises
-    ------
-    WeightsError
-        Not a file, unreadable, or larger than any ResNet's.
-    """
+    """Return the bytes of a checkpoint file."""
     if not path.is_file():
         found = "something else" if path.exists() else "nothing"
         raise WeightsError(f"{path}: expected a file, found {found}; check the path")
@@ -79,13 +59,7 @@ def read_file(path: Path) -> bytes:
 
 
 def parse_checkpoint(data: bytes, suffix: str, source: str) -> Checkpoint:
-    """Read a checkpoint from its bytes, in the format that its suffix says.
-
-    Raises
-    ------
-    WeightsError
-        An unknown suffix, or bytes that are not of that format.
-    """
+    """Read a checkpoint from its bytes, in the format that its suffix says."""
     sha256 = hashlib.sha256(data).hexdigest()
     match suffix:
         case ".safetensors":

@@ -51,31 +51,7 @@ class EngineChoice:
 def choose_engine(
     engine: str = "auto", device: str = "auto", precision: str = "f32"
 ) -> EngineChoice:
-    """Choose the engine, its device and its precision.
-
-    Parameters
-    ----------
-    engine : str
-        ``"oneflow"``, ``"openvino"``, ``"torch"``, or ``"auto"``: OneFlow on a GPU that it
-        can use, else PyTorch on one that it can use, else on the CPU the fastest that is
-        there: OpenVINO, then PyTorch, then OneFlow.
-    device : str
-        ``"cpu"``, ``"cuda"`` (NVIDIA's GPUs, and AMD's with PyTorch), ``"mps"`` (Apple's),
-        or ``"auto"``: the best that the engine can use here.
-    precision : str
-        ``"f32"``, ``"bf16"`` or ``"f16"``.
-
-    Returns
-    -------
-    EngineChoice
-
-    Raises
-    ------
-    RecipeError
-        No such engine, device or precision.
-    EngineUnavailableError
-        What was asked for cannot run here; the message says what can.
-    """
+    """Choose the engine, its device and its precision."""
     for what, value, known in (
         ("engine", engine, ENGINES),
         ("device", device, DEVICES),

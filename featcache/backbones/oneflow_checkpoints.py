@@ -130,22 +130,7 @@ class _Zipped:
 
 
 def read_oneflow_folder(root: Path) -> tuple[dict[str, np.ndarray], str]:
-    """Read the state dict of a checkpoint folder.
-
-    Returns
-    -------
-    state : dict
-        Name -> array, read-only.
-    sha256 : str
-        Of the files that make up the checkpoint: SHA-256 of the lines
-        ``<sha256 of file>  <relative name>`` in the order of the names, which
-        is what ``sha256sum`` prints. Files that no tensor refers to do not count.
-
-    Raises
-    ------
-    WeightsError
-        No OneFlow checkpoint, a damaged one, or one that points outside itself.
-    """
+    """Read the state dict of a checkpoint folder."""
     files = _Folder(root)
     state = _read(files, str(root))
     listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.digests.items()))
@@ -153,13 +138,7 @@ def read_oneflow_folder(root: Path) -> tuple[dict[str, np.ndarray], str]:
 
 
 def read_oneflow_zip(data: bytes, source: str) -> dict[str, np.ndarray]:
-    """Read the state dict of a zip archive that holds one checkpoint folder.
-
-    Raises
-    ------
-    WeightsError
-        As `read_oneflow_folder`, or not one checkpoint in a zip archive.
-    """
+    """Read the state dict of a zip archive that holds one checkpoint folder."""
     archive = Archive(data, source)
     prefixes = {
         name[: -len(mark)]

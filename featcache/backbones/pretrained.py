@@ -22,24 +22,12 @@ from .tensors import MAX_BYTES
 
 @dataclass(frozen=True)
 class Source:
-    """One place that publishes a checkpoint.
+    """One place that publishes a checkpoint."""
 
-    Parameters
-    ----------
-    url : str
-        Its address.
-    file_name : str
-        Its name in the cache folder.
-    sha256 : str or None
-        The published digest; None where there is none.
-    provenance : str
-        Who trained it on what, and under which licence it is given away.
-    """
-
-    url: str
-    file_name: str
-    sha256: str | None
-    provenance: str
+    url: str  # its address
+    file_name: str  # its name in the cache folder
+    sha256: str | None  # the published digest; None where there is none
+    provenance: str  # who trained it on what, and under which licence it is given away
 
 
 def _torchvision(backbone: str, weights: str, sha256: str) -> Source:
@@ -85,8 +73,8 @@ IMAGENET: Mapping[str, Sequence[Source]] = {
 def cache_folder() -> Path:
     """Return the folder of downloaded weights.
 
-    ``$FEATCACHE_WEIGHTS``, else ``featcache/weights`` in ``$XDG_CACHE_HOME``,
-    else in ``~/.cache``.
+    ``$FEATCACHE_WEIGHTS``, else ``featcache/weights`` in ``$XDG_CACHE_HOME``, else in
+    ``~/.cache``.
     """
     chosen = os.environ.get("FEATCACHE_WEIGHTS")
     return Path(chosen).expanduser() if chosen else _user_cache() / "featcache" / "weights"
@@ -102,21 +90,8 @@ def find(
 ) -> tuple[Path, Source]:
     """Find a checkpoint on this machine, or else fetch it.
 
-    Looks in ``folder``, then where PyTorch Hub keeps its downloads (a copy
-    there counts only with the published checksum), then on the network.
-
-    Returns
-    -------
-    path : Path
-        The file; what was not just downloaded is yet to be checked.
-    source : Source
-        Whose it is.
-
-    Raises
-    ------
-    WeightsError
-        No source knows this backbone, none can be reached, one sent other
-        bytes than promised, or the folder cannot be written.
+    Looks in ``folder``, then where PyTorch Hub keeps its downloads (a copy there counts only
+    with the published checksum), then on the network.
     """
     candidates = sources.get(backbone, ())
     if not candidates:
@@ -148,13 +123,7 @@ def find(
 
 
 def check_digest(path: Path, source: Source, digest: str) -> None:
-    """Refuse a file that is not the published or pinned one.
-
-    Raises
-    ------
-    WeightsError
-        Both digests, and what to delete if the change is wanted.
-    """
+    """Refuse a file that is not the published or pinned one."""
     pin = _pin_path(path)
     expected = source.sha256 or _pinned(pin)
     if expected in (None, digest):
@@ -167,13 +136,7 @@ def check_digest(path: Path, source: Source, digest: str) -> None:
 
 
 def pin_digest(path: Path, source: Source, digest: str) -> None:
-    """Remember the digest of a file that has no published one, the first time.
-
-    Raises
-    ------
-    WeightsError
-        The folder cannot be written.
-    """
+    """Remember the digest of a file that has no published one, the first time."""
     pin = _pin_path(path)
     if source.sha256 or pin.exists():
         return

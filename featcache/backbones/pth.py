@@ -125,26 +125,7 @@ class _Storages:
 
 
 def read_pth(data: bytes, source: str) -> dict[str, np.ndarray]:
-    """Read the state dict of a checkpoint file of either format.
-
-    Parameters
-    ----------
-    data : bytes
-        The whole file.
-    source : str
-        Path or name, for the message.
-
-    Returns
-    -------
-    dict
-        Name -> array, bfloat16 widened to float32. Arrays may be read-only, and
-        may share memory as the tensors did.
-
-    Raises
-    ------
-    WeightsError
-        Damaged, of neither format, or with more in it than tensors.
-    """
+    """Read the state dict of a checkpoint file of either format."""
     if data.startswith(_ZIP_MAGIC):
         return _read_archive(data, source)
     return _read_stream(data, source)

@@ -31,28 +31,7 @@ _DTYPES = {
 
 
 def read_safetensors(data: bytes, source: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read the tensors and the metadata of a file.
-
-    Parameters
-    ----------
-    data : bytes
-        The whole file.
-    source : str
-        Path or name, for the message.
-
-    Returns
-    -------
-    state : dict
-        Name -> array, bfloat16 widened to float32.
-    metadata : dict
-        The header's texts, empty where there are none.
-
-    Raises
-    ------
-    WeightsError
-        Not a safetensors file, a truncated one, or a type of numbers that no
-        backbone is kept in.
-    """
+    """Read the tensors and the metadata of a file."""
     from safetensors import SafetensorError, deserialize
 
     try:
@@ -78,13 +57,7 @@ def read_safetensors(data: bytes, source: str) -> tuple[dict[str, np.ndarray], d
 def write_safetensors(
     path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Write a file whole: it has its name only once it is on the disk.
-
-    Raises
-    ------
-    OutputError
-        The file system refused; an earlier file of that name is as it was.
-    """
+    """Write a file whole: it has its name only once it is on the disk."""
     from safetensors.numpy import save
 
     # The format is dense, and safetensors takes an array's memory as it lies.

@@ -41,14 +41,7 @@ def whole(*values: object) -> bool:
 
 
 def count_numbers(shape: tuple[int, ...]) -> int:
-    """Return how many numbers an array of this shape holds.
-
-    Raises
-    ------
-    ValueError
-        More than 8 dimensions, or more numbers than any checkpoint can hold,
-        counting a dimension of 0 as 1: NumPy does, too, for its strides.
-    """
+    """Return how many numbers an array of this shape holds."""
     if (
         len(shape) > _MAX_DIMS
         or not whole(*shape)
@@ -66,8 +59,8 @@ def item_bytes(dtype: str) -> int:
 def decode(data: bytes | bytearray | memoryview, dtype: str, byte_order: str = "<") -> np.ndarray:
     """Return the numbers of a buffer, shape (N,), without copying where NumPy has the type.
 
-    ``byte_order`` is ``"<"`` for little endian or ``">"``. NumPy has no bfloat16:
-    it is the upper half of a float32, and widening it is exact.
+    ``byte_order`` is ``"<"`` for little endian or ``">"``. NumPy has no bfloat16: it is the
+    upper half of a float32, and widening it is exact.
     """
     if dtype != "bfloat16":
         return np.frombuffer(data, np.dtype(dtype).newbyteorder(byte_order))  # type: ignore[arg-type]
@@ -78,14 +71,8 @@ def decode(data: bytes | bytearray | memoryview, dtype: str, byte_order: str = "
 def state_dict(loaded: object, kind: type[T], source: str) -> dict[str, T]:
     """Find the tensors in what a checkpoint holds.
 
-    Training scripts nest them under ``"state_dict"`` or ``"model"``, beside
-    the epoch and the optimizer, and data-parallel training puts ``"module."``
-    before every name.
-
-    Raises
-    ------
-    WeightsError
-        Anything but names, of up to 200 characters, and tensors.
+    Training scripts nest them under ``"state_dict"`` or ``"model"``, beside the epoch and the
+    optimizer, and data-parallel training puts ``"module."`` before every name.
     """
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
@@ -109,20 +96,7 @@ def state_dict(loaded: object, kind: type[T], source: str) -> dict[str, T]:
 
 
 class Archive:
-    """A zip archive in memory, that gives up rather than unpack without end.
-
-    Parameters
-    ----------
-    data : bytes
-        The whole file.
-    source : str
-        Path or name, for the message.
-
-    Raises
-    ------
-    WeightsError
-        Not a zip archive, or a truncated one (its directory is at the end).
-    """
+    """A zip archive in memory, that gives up rather than unpack without end."""
 
     def __init__(self, data: bytes, source: str) -> None:
         self._source = source
@@ -137,14 +111,7 @@ class Archive:
         self.names = [info.filename for info in self._zip.infolist() if not info.is_dir()]
 
     def read(self, name: str, limit: int) -> bytes:
-        """Return one entry, checked against its CRC.
-
-        Raises
-        ------
-        WeightsError
-            No such entry, a damaged or encrypted one, one of more than ``limit``
-            bytes, or more than `MAX_BYTES` from the archive in all.
-        """
+        """Return one entry, checked against its CRC."""
         shown = f"'{one_line(name)}'"
         limit = min(limit, self._budget)
         try:

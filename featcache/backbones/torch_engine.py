@@ -43,33 +43,7 @@ _COMPILE_PIXELS = 1_000_000 * 224 * 224
 
 
 class TorchEngine:
-    """A frozen backbone with its BatchNorm folded away.
-
-    Parameters
-    ----------
-    weights : Weights
-        The checkpoint; its preprocessing is the input's.
-    cuts : tuple of str
-        Where features are taken.
-    device : str
-        ``"cpu"``, ``"cuda"`` or ``"mps"``.
-    precision : str
-        ``"f32"``, ``"bf16"`` or ``"f16"``: what the convolutions compute in, and what
-        passes between them. Pixels are enlarged and normalised in float32, and features
-        pooled in it, in any case.
-    n_images : int
-        How many images are to come, all in all: whether compiling is worth its time. The
-        environment variable ``FEATCACHE_COMPILE``, 0 or 1, overrides. Never on a CPU.
-    on_note : callable
-        Told when the network is compiled, and when the GPU's memory is too small.
-
-    Raises
-    ------
-    RecipeError
-        ``FEATCACHE_COMPILE`` is something else.
-    EngineUnavailableError
-        The device fails, or has no memory for a single image.
-    """
+    """A frozen backbone with its BatchNorm folded away."""
 
     def __init__(
         self,
@@ -149,9 +123,9 @@ class TorchEngine:
             forward(pixels)
 
     def _on_device(self, work: Callable[[], object]) -> None:
-        """Do some work; where the memory is too small, halve the images per pass and do it again.
+        """Run ``work``; where memory is too small, halve the images per pass and retry.
 
-        That is told once, and it changes features by rounding at most.
+        One note says so; features change by rounding at most.
         """
         while True:
             try:
@@ -198,20 +172,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 class Forward:
-    """Uint8 pixels in, features at every cut out, all on one device.
-
-    Parameters
-    ----------
-    weights : Weights
-        The checkpoint; its preprocessing is the input's.
-    cuts : tuple of str
-        Where features are taken; stages after the last one do not run.
-    device, precision : str
-        Where, and what the convolutions compute in. Pixels are enlarged and normalised in
-        float32, and features pooled in it.
-    compiled : bool
-        Whether `torch.compile` joins the layers, for one number of images.
-    """
+    """Uint8 pixels in, features at every cut out, all on one device."""
 
     def __init__(
         self,
@@ -361,15 +322,7 @@ class Passes(Protocol):
 
 
 class ProcessorPasses:
-    """A pass at a time on each core, each by a thread of its own.
-
-    Parameters
-    ----------
-    network : callable
-        uint8 tensor (per_pass, s, s, 3) -> float32 tensors, one per cut.
-    per_pass : int
-        Images per pass.
-    """
+    """A pass at a time on each core, each by a thread of its own."""
 
     def __init__(self, network: Network, per_pass: int) -> None:
         self._network = network
@@ -423,21 +376,7 @@ def _single_threads(count: int) -> ThreadPoolExecutor:
 
 
 class GpuPasses:
-    """Two passes under way: one computes while the other's pixels travel.
-
-    Parameters
-    ----------
-    network : callable
-        uint8 tensor (per_pass, s, s, 3) -> float32 tensors, one per cut.
-    per_pass : int
-        Images per pass.
-    size : int
-        The largest side of an image.
-    shapes : mapping
-        Cut -> the shape of one image's features.
-    device : str
-        ``"cuda"`` or ``"mps"``. On the second, passes do not overlap.
-    """
+    """Two passes under way: one computes while the other's pixels travel."""
 
     def __init__(
         self, network: Network, per_pass: int, size: int, shapes: Mapping[str, Shape], device: str
@@ -540,28 +479,7 @@ def state_arrays(network: Any) -> dict[str, np.ndarray]:
 
 
 def to_input(images: np.ndarray, preprocess: Preprocess, device: str) -> Any:
-    """Turn pixels into the backbone's input: normalised float32 (N, 3, size, size).
-
-    Parameters
-    ----------
-    images : numpy.ndarray
-        uint8 (N, s, s, 3) with s up to size, any strides. Smaller ones are enlarged on
-        the device.
-    preprocess : Preprocess
-        Size, mean and standard deviation.
-    device : str
-        Torch's name of it.
-
-    Returns
-    -------
-    torch.Tensor
-        In memory as (N, size, size, 3): torch's ``channels_last``.
-
-    Raises
-    ------
-    ShapeMismatchError
-        Another dtype, or another shape.
-    """
+    """Turn pixels into the backbone's input: normalised float32 (N, 3, size, size)."""
     check_pixels(images, preprocess)
     return normalised(torch.from_numpy(np.array(images, order="C")).to(device), preprocess)
 
@@ -576,13 +494,6 @@ class Normaliser:
 
     Rows of pixels stay in one piece, (N, H, W * 3), until the last step: vectors of 3 would
     waste a processor (58 us where they take 303, at 224 pixels on a Zen 4 core).
-
-    Parameters
-    ----------
-    preprocess : Preprocess
-        Size, mean and standard deviation.
-    device : str
-        Torch's name of it.
     """
 
     def __init__(self, preprocess: Preprocess, device: str) -> None:

@@ -127,29 +127,7 @@ def save_weights(
     preprocess: Preprocess,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a checkpoint that `load_weights` reads back, preprocessing included.
-
-    Parameters
-    ----------
-    path : Path
-        Ends in ``.safetensors``. Written whole or not at all.
-    state : mapping of str to numpy.ndarray
-        A complete state dict of the backbone, with or without a head.
-    metadata : mapping of str to str, optional
-        More to say about it; keys that begin with ``featcache.`` are ours.
-
-    Returns
-    -------
-    Path
-        ``path``.
-
-    Raises
-    ------
-    WeightsError
-        The state is not a complete, finite one of this backbone.
-    OutputError
-        Another suffix, or the file system refused.
-    """
+    """Write a checkpoint that `load_weights` reads back, preprocessing included."""
     if path.suffix != ".safetensors":
         raise OutputError(
             f"{path}: expected a name that ends in .safetensors, found {path.suffix!r}; rename it"
@@ -253,13 +231,7 @@ def describe(
 
 
 def check_backbone(metadata: Mapping[str, str], backbone: str, source: str) -> None:
-    """Refuse a file that says it is of another backbone; one that does not say may pass.
-
-    Raises
-    ------
-    WeightsError
-        The backbone that it names.
-    """
+    """Refuse a file that says it is of another backbone; one that does not say may pass."""
     named = metadata.get(_BACKBONE, backbone)
     if named != backbone:
         raise WeightsError(
@@ -269,13 +241,7 @@ def check_backbone(metadata: Mapping[str, str], backbone: str, source: str) -> N
 
 
 def read_preprocess(metadata: Mapping[str, str], source: str) -> Preprocess:
-    """Return the preprocessing that a file asks for, ImageNet's at 224 pixels by default.
-
-    Raises
-    ------
-    WeightsError
-        A value that is missing, of another type or out of range.
-    """
+    """Return the preprocessing that a file asks for, ImageNet's at 224 pixels by default."""
     text = metadata.get(_PREPROCESS)
     if text is None:
         return Preprocess()

@@ -31,38 +31,14 @@ SPLIT_SEED = 0
 
 
 def load_path(path: Path) -> Dataset:
-    """Open a folder or zip of class folders.
-
-    Raises
-    ------
-    DatasetError
-        No classes, a class without images, ``train`` without ``test``, classes
-        that differ between the two, a folder that cannot be listed.
-    """
+    """Open a folder or zip of class folders."""
     whole, is_folder = path.resolve(), path.is_dir()
     files: Files = Folder(path) if is_folder else ZipArchive(path)
     return load_files(files, path, whole.name if is_folder else whole.stem, is_folder=is_folder)
 
 
 def load_files(files: Files, path: Path | RemotePlace, stem: str, *, is_folder: bool) -> Dataset:
-    """Return the data set that is in a folder or archive.
-
-    Parameters
-    ----------
-    files : Files
-        What is in it.
-    path : Path or RemotePlace
-        Where it is, for messages and as the data set's source.
-    stem : str
-        What it is called.
-    is_folder : bool
-        No archive.
-
-    Raises
-    ------
-    DatasetError
-        As `load_path`.
-    """
+    """Return the data set that is in a folder or archive."""
     listing = list_files(files, path, is_folder=is_folder)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "images"
     spelled = find_roles(listing)
@@ -129,26 +105,14 @@ _ENDINGS = f"images end in {', '.join(sorted(SUFFIXES))}"
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a data set that are not hidden.
+    """The files of a data set that are not hidden."""
 
-    Parameters
-    ----------
-    path : Path or RemotePlace
-        The folder or archive.
-    is_folder : bool
-        Which of the two.
-    images, others, folders : list of str
-        Files that end as images do, other files, and the folders that are known.
-    root : str
-        The folder that holds everything (``"data/"``), or ``""`` where there are several.
-    """
-
-    path: Path | RemotePlace
-    is_folder: bool
-    images: list[str]
+    path: Path | RemotePlace  # the folder or archive
+    is_folder: bool  # which of the two
+    images: list[str]  # files that end as images do, other files, and the folders that are known
     others: list[str]
     folders: list[str]
-    root: str
+    root: str  # the folder that holds everything (``"data/"``), or ``""`` where there are several
 
     def name_it(self, folder: str) -> str:
         """Tell how a folder inside becomes the data set."""
@@ -158,13 +122,7 @@ class Listing:
 
 
 def list_files(files: Files, path: Path | RemotePlace, *, is_folder: bool) -> Listing:
-    """Look through a folder or archive.
-
-    Raises
-    ------
-    DatasetError
-        There is no image in it.
-    """
+    """Look through a folder or archive."""
     names = [name for name in files.names() if not _hidden(name)]
     folders = [name for name in files.folders() if not _hidden(name)]
     suffixes = tuple(SUFFIXES)
@@ -184,11 +142,6 @@ def find_roles(listing: Listing) -> dict[str, str]:
 
     A class may be called train: it is a role where class folders are in it, or where every
     other folder has such a name too.
-
-    Raises
-    ------
-    DatasetError
-        One without the other, one that is there twice, no class folders in it.
     """
     deep: dict[str, bool] = dict.fromkeys(_tops(listing.folders, listing.root), False)
     for name in chain(listing.images, listing.others):
@@ -214,13 +167,7 @@ def find_roles(listing: Listing) -> dict[str, str]:
 
 
 def class_tree(listing: Listing, root: str) -> Tree:
-    """Return the images of every class folder in ``root``.
-
-    Raises
-    ------
-    DatasetError
-        Fewer than two classes, or one without images.
-    """
+    """Return the images of every class folder in ``root``."""
     tree: Tree = defaultdict(list, {top: [] for top in _tops(listing.folders, root)})
     for names, are_images in ((listing.images, True), (listing.others, False)):
         for name in names:

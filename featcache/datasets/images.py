@@ -61,15 +61,9 @@ class Images(ReadableImages, Protocol):
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images of one size in memory.
+    """Images of one size in memory."""
 
-    Parameters
-    ----------
-    array : numpy.ndarray
-        uint8 (N, H, W, 3).
-    """
-
-    array: np.ndarray
+    array: np.ndarray  # uint8 (N, H, W, 3)
 
     def __post_init__(self) -> None:
         """Check dtype and shape."""
@@ -115,19 +109,11 @@ class FileImages:
 
     Once `update_digest` has seen the files, every one that is read must still be the same:
     features of another image would be kept under the old digest for good.
-
-    Parameters
-    ----------
-    files : Files
-        Where they are.
-    names : sequence of str
-        N names inside it.
-    hashes : bytearray
-        The files' SHA-256, 32 bytes each, or empty while nobody has made them.
     """
 
-    files: Files
-    names: Sequence[str]
+    files: Files  # where they are
+    names: Sequence[str]  # N names inside it
+    # The files' SHA-256, 32 bytes each, or empty while nobody has made them.
     hashes: bytearray = field(default_factory=bytearray, repr=False, compare=False)
 
     @property
@@ -144,15 +130,7 @@ class FileImages:
         return self.read(index)
 
     def read(self, index: int, side: int | None = None) -> Image.Image:
-        """Read and decode one image, as `decode_image` does.
-
-        Raises
-        ------
-        DatasetError
-            It cannot be read or decoded.
-        DatasetChangedError
-            It is not the file that was hashed.
-        """
+        """Read and decode one image, as `decode_image` does."""
         name = self.names[index]
         return decode_image(self._bytes(index, name), self.files.where(name), side)
 
@@ -225,13 +203,7 @@ def is_remote(images: ReadableImages) -> bool:
 
 
 def reading_threads(images: ReadableImages) -> int:
-    """Return how many threads should read and decode images at once: more than cores for a store.
-
-    Raises
-    ------
-    RecipeError
-        As `featcache.cores.usable_cores`.
-    """
+    """Return how many threads should read and decode images: more than cores for a store."""
     cores = usable_cores()
     return max(_LEAST_WAITING, _WAITING * cores) if is_remote(images) else cores
 
@@ -269,13 +241,7 @@ class Files(Protocol):
 
 
 class Folder:
-    """Files below a folder, which is looked through once somebody asks for their names.
-
-    Parameters
-    ----------
-    path : Path
-        The folder.
-    """
+    """Files below a folder, which is looked through once somebody asks for their names."""
 
     remote = False
 
@@ -287,13 +253,7 @@ class Folder:
         return Folder, (self.path.absolute(),)
 
     def names(self) -> list[str]:
-        """List every file below, but for those in hidden folders.
-
-        Raises
-        ------
-        DatasetError
-            A folder cannot be listed.
-        """
+        """List every file below, but for those in hidden folders."""
         return self._listing[0]
 
     def folders(self) -> list[str]:

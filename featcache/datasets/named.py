@@ -37,8 +37,8 @@ def default_data_root() -> Path:
 def load_digits() -> Dataset:
     """Return scikit-learn's handwritten digits: 1,797 gray images of 8 x 8 pixels.
 
-    1,437 for training, 360 for testing, divided by class with seed 0. The
-    offline data set of the demo: it comes with scikit-learn.
+    1,437 for training, 360 for testing, divided by class with seed 0. The offline data set of
+    the demo: it comes with scikit-learn.
     """
     from sklearn.datasets import load_digits as sklearn_digits
 

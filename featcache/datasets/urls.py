@@ -24,13 +24,7 @@ _LAYOUT = "expected a folder of class folders or a .zip of one"
 
 
 class RemoteFolder:
-    """Files below a folder of an object store.
-
-    Parameters
-    ----------
-    place : RemotePlace
-        The folder.
-    """
+    """Files below a folder of an object store."""
 
     remote = True
 
@@ -42,15 +36,7 @@ class RemoteFolder:
         return _folder, (self.place, self._too_large if "_listing" in self.__dict__ else None)
 
     def names(self) -> list[str]:
-        """List every file below.
-
-        Raises
-        ------
-        DatasetError
-            There is none, or one with a name that no folder would have.
-        RemoteError
-            The store cannot be reached, or refuses.
-        """
+        """List every file below."""
         return self._listing[0]
 
     def folders(self) -> list[str]:
@@ -80,15 +66,7 @@ class RemoteFolder:
         return sorted(files), sorted(folders)
 
     def read(self, name: str) -> bytes:
-        """Return a file's bytes, in one request.
-
-        Raises
-        ------
-        DatasetError
-            It is gone, or larger than an image is.
-        RemoteError
-            The store cannot be reached, or refuses: that says nothing about the image.
-        """
+        """Return a file's bytes, in one request."""
         size = self._too_large.get(name)
         if size:
             raise DatasetError(
@@ -114,20 +92,7 @@ class RemoteFolder:
 
 
 class RemoteZip(ZipArchive):
-    """Files inside a ``.zip`` behind a URL; no more of it is read than is asked for.
-
-    Parameters
-    ----------
-    place : RemotePlace
-        The archive.
-
-    Raises
-    ------
-    DatasetError
-        Nothing there, not a zip archive, or one whose directory is damaged.
-    RemoteError
-        The server cannot be reached, refuses, or cannot send a part of a file.
-    """
+    """Files inside a ``.zip`` behind a URL; no more of it is read than is asked for."""
 
     remote = True
 
@@ -159,15 +124,7 @@ class RemoteZip(ZipArchive):
 
 
 class _Ranges(io.RawIOBase):
-    """A file behind a URL as zipfile wants one: its end is read once, the rest as it is asked for.
-
-    Parameters
-    ----------
-    place : RemotePlace
-        The file.
-    size : int
-        Its bytes.
-    """
+    """A file behind a URL, for zipfile: its end is read once, the rest by range requests."""
 
     def __init__(self, place: RemotePlace, size: int) -> None:
         super().__init__()
@@ -211,15 +168,7 @@ class _Ranges(io.RawIOBase):
 
 
 def load_url(place: RemotePlace) -> Dataset:
-    """Open a folder or zip of class folders behind a URL.
-
-    Raises
-    ------
-    DatasetError
-        As `load_path`.
-    RemoteError
-        The store cannot be reached, or refuses.
-    """
+    """Open a folder or zip of class folders behind a URL."""
     files, is_folder = open_url(place)
     name = place.name
     if not is_folder:
@@ -228,13 +177,7 @@ def load_url(place: RemotePlace) -> Dataset:
 
 
 def open_url(place: RemotePlace) -> tuple[Files, bool]:
-    """Return what is behind a URL, and whether it is a folder rather than an archive.
-
-    Raises
-    ------
-    DatasetError, RemoteError
-        As `RemoteFolder` and `RemoteZip`.
-    """
+    """Return what is behind a URL, and whether it is a folder rather than an archive."""
     if place.suffix == ".zip":
         found = place.find()
         if found is None or not found.is_folder:

@@ -80,18 +80,7 @@ class _UnfitError(Exception):
 
 
 class ZipArchive:
-    """Files inside a ``.zip``.
-
-    Parameters
-    ----------
-    path : Path
-        The archive; it stays open as long as this object lives.
-
-    Raises
-    ------
-    DatasetError
-        No file that can be read, not a zip archive, or one whose directory is damaged.
-    """
+    """Files inside a ``.zip``."""
 
     remote = False
 
@@ -138,12 +127,6 @@ class ZipArchive:
         """Return a file's bytes; its CRC is checked.
 
         Safe from several threads: every call reads at its own place in the archive.
-
-        Raises
-        ------
-        DatasetError
-            Encrypted, packed in a way that is not read here, larger than an image is, or
-            not what the directory says it is.
         """
         try:
             return self._read(name)
@@ -218,8 +201,8 @@ def _directory(stream: IO[bytes]) -> tuple[list[str], dict[str, str], np.ndarray
 def _table(members: list[zipfile.ZipInfo], end: int) -> np.ndarray:
     """Return a row of `_MEMBER` for every entry of the directory, which begins at ``end``.
 
-    Entries may not overlap: two that share their data would each look whole, and a few
-    million of them make an archive of petabytes (https://www.bamsoftware.com/hacks/zipbomb/).
+    Entries may not overlap: two that share their data would each look whole, and a few million
+    of them make an archive of petabytes (https://www.bamsoftware.com/hacks/zipbomb/).
     """
     rows = (
         (
