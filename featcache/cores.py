@@ -1,8 +1,7 @@
 """How many processor cores this process may keep busy.
 
-The machine's count is the wrong answer in a container or on a shared node: there
-the scheduler's affinity mask and the control group's quota say less, and an engine
-with a thread for every core of the machine would fight with itself.
+In a container or on a shared node the affinity mask and the control group's quota allow fewer
+cores than the machine has; a thread for each of its cores would only slow the others down.
 """
 
 from __future__ import annotations

@@ -205,8 +205,8 @@ def _torch() -> Finding:
     child = run_in_child(_TORCH_TRIAL, timeout_s=_IMPORT_TIMEOUT_S)
     if child is None:
         return Finding("torch", False, f"importing it took over {_IMPORT_TIMEOUT_S} s")
-    _, said, build = child.stdout.rpartition("sum 6.0 ")
-    if child.returncode or not said:
+    _, mark, build = child.stdout.rpartition("sum 6.0 ")
+    if child.returncode or not mark:
         return Finding("torch", False, f"{version} failed with {last_words(child)}")
     precisions = ", ".join(torch_precisions("cpu"))
     return Finding(
@@ -252,8 +252,8 @@ def _bench(engine: str, device: str, precision: str) -> Finding:
     child = run_in_child(_BENCH_TRIAL, engine, device, precision, timeout_s=_BENCH_TIMEOUT_S)
     if child is None:
         return Finding("bench", False, f"{what}: no answer within {_BENCH_TIMEOUT_S} s")
-    _, said, rate = child.stdout.rpartition("rate ")
-    if child.returncode or not said:
+    _, mark, rate = child.stdout.rpartition("rate ")
+    if child.returncode or not mark:
         return Finding("bench", False, f"{what}: {last_words(child)}")
     return Finding("bench", True, f"{what}: {float(rate):,.0f} images/s (ResNet-18 at 64 px)")
 
@@ -284,7 +284,8 @@ def _default_urls() -> list[str]:
     from .backbones.pretrained import source_urls
     from .datasets.loading import named_urls
 
-    return [*source_urls(), *named_urls()]
+    urls = [*named_urls(), *source_urls()]
+    return list({urlsplit(url).netloc: url for url in reversed(urls)}.values())  # one a host
 
 
 def _reach(url: str) -> Finding:

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one, and what is in some of them."""
+"""Atomic writes, and small file formats: CSV lines, safetensors headers."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before hours of work, not after, that a file cannot be written."""
+    """Fail before hours of work if a file cannot be written."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) and not os.path.isdir(path.parts[0]):
         raise OutputError(
             f"{path}: expected a path, found a URL; featcache extract alone takes one as its "

@@ -1,4 +1,4 @@
-"""What is a URL and what a path, and how a URL is shown without its secrets."""
+"""Files and folders behind a URL, by fsspec, and URLs without their secrets."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_no_secret(url: str) -> None:
 
 
 def shown(url: str | Path) -> str:
-    """Return a URL as it may be told, kept and printed; a path as it is.
+    """Return a URL as it may be printed and stored; a path as it is.
 
     Without a password before the host, and without the query of a web address, which is where
     signed ones have their signature.
@@ -83,7 +83,7 @@ def shown(url: str | Path) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Return what somebody else's message says, of each URL in it no more than the host."""
+    """Return a message of a library with every URL in it cut to its host."""
     return _IN_TEXT.sub(r"\1\2", text)
 
 
@@ -111,10 +111,9 @@ _CHUNK_BYTES = 16 << 20
 class Found:
     """What a store says of a file without sending it."""
 
-    is_folder: bool  # it is a folder, and the rest means nothing
-    size_bytes: int | None  # its length, where the store says so
-    # What tells it from another file that takes its place: an ETag, or when it was changed;
-    # empty where the store says neither.
+    is_folder: bool  # if so, the rest means nothing
+    size_bytes: int | None  # None where the store does not say
+    # Changes with the content: an ETag or the time of the last change; empty where unknown.
     mark: str
 
 
@@ -129,15 +128,15 @@ class RemotePlace:
             raise RemoteError(f"{url}: expected a bucket, found none; try s3://BUCKET/FOLDER")
 
     def __reduce__(self) -> Any:
-        """Go to another machine by name alone: that one has credentials of its own."""
+        """Pickle the URL alone: another machine has credentials of its own."""
         return RemotePlace, (self.url,)
 
     def __eq__(self, other: object) -> bool:
-        """Two are the same whose URLs are."""
+        """Compare the URLs."""
         return isinstance(other, RemotePlace) and self.url == other.url
 
     def __hash__(self) -> int:
-        """Go with equality."""
+        """Hash the URL."""
         return hash(self.url)
 
     def __str__(self) -> str:
@@ -199,10 +198,10 @@ class RemotePlace:
         """Return what is directly inside a folder; nothing where there is none."""
         try:
             with translated(str(self), self.protocol, "listed"):
-                found = self._system.ls(self._path, detail=False)
+                paths = self._system.ls(self._path, detail=False)
         except FileNotFoundError:
             return []
-        return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in paths)
 
     def list_files(self) -> tuple[dict[str, int | None], list[str]]:
         """List everything below a folder, in as few requests as the store's pages allow."""
@@ -269,9 +268,9 @@ class RemotePlace:
             yield from (read(start, Stop()) for start in starts)
 
     def send(self, path: Path, on_bytes: Callable[[int], None]) -> None:
-        """Put a file here, in the place of what is here; ``on_bytes`` hears how far that is."""
+        """Upload a file to this place; call ``on_bytes`` with the bytes so far."""
         with translated(str(self), self.protocol, "written"):
-            self._system.put_file(str(path), self._path, callback=_heard_by(on_bytes))
+            self._system.put_file(str(path), self._path, callback=_callback(on_bytes))
 
     def remove(self) -> None:
         """Remove this file, if it is there."""
@@ -282,7 +281,7 @@ class RemotePlace:
             self._system.rm_file(self._path)
 
     def check_writable(self) -> None:
-        """Find out before hours of work, not after, that nothing can be put here."""
+        """Fail before hours of work if this place cannot be written."""
         if self.is_read_only:
             raise RemoteError(
                 f"{self}: expected a place that can be written, found a web server; name a path, "
@@ -301,7 +300,7 @@ class RemotePlace:
             trial.remove()
 
     def as_file_name(self) -> str:
-        """Return a name for a local folder that a person knows again and nothing else has."""
+        """Return a readable, unique name for a local folder."""
         text = str(self).rstrip("/")
         plain = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -310,7 +309,7 @@ class RemotePlace:
     @cached_property
     def _system(self) -> Any:
         """Fsspec's object for the store."""
-        from .process import deaf_threads
+        from .process import new_threads_ignore_ctrl_c
 
         kind = system_class(self.protocol, str(self))
         with translated(str(self), self.protocol, "opened"):
@@ -321,7 +320,7 @@ class RemotePlace:
                     "max_pool_connections": _CONNECTIONS,
                     **given.get("config_kwargs", {}),
                 }
-            with deaf_threads():
+            with new_threads_ignore_ctrl_c():
                 # A list that is kept would hide what is put there while this process lives.
                 return kind(use_listings_cache=False, **options)
 
@@ -331,7 +330,7 @@ class RemotePlace:
         return str(self._system._strip_protocol(self.url))
 
 
-def _heard_by(on_bytes: Callable[[int], None]) -> Any:
+def _callback(on_bytes: Callable[[int], None]) -> Any:
     callbacks = importlib.import_module("fsspec.callbacks")
     return callbacks.Callback(hooks={"bytes": lambda size, value, **_: on_bytes(value or 0)})
 
@@ -433,10 +432,10 @@ def system_class(protocol: str, where: str) -> Any:
 
 @contextmanager
 def translated(where: str, protocol: str, done: str) -> Iterator[None]:
-    """Turn whatever a request ends in into one line.
+    """Turn any error of a request into one line.
 
-    ``FileNotFoundError`` passes, so that callers can say what they had expected; a bucket that
-    is not there does not.
+    ``FileNotFoundError`` passes, so that callers can name what they expected; a missing bucket
+    is a `RemoteError`.
     """
     try:
         yield
@@ -492,11 +491,11 @@ def _endpoint(protocol: str) -> str:
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
+    causes: list[BaseException] = []
+    while error is not None and error not in causes:
+        causes.append(error)
         error = error.__cause__ or error.__context__
-    return found
+    return causes
 
 
 def _codes(error: BaseException) -> list[str]:
@@ -509,9 +508,10 @@ def _codes(error: BaseException) -> list[str]:
 
 def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = without_secrets(lines[0]) if lines else ""
+    message = without_secrets(lines[0]) if lines else ""
     name = type(error).__name__
-    text = said if isinstance(error, (OSError, ImportError)) and said else f"{name}: {said}"
+    text = message if isinstance(error, (OSError, ImportError)) else ""
+    text = text or f"{name}: {message}"
     return text[:_MAX_REASON].rstrip(" .:")
 
 

@@ -392,13 +392,13 @@ def child(monkeypatch):
     """Return a function that sets what the trial on the GPU ends with."""
     monkeypatch.setattr(probe, "torch_status", lambda: ("2.13.0", "here"))
     monkeypatch.setattr(probe, "may_have_gpu", lambda: True)
-    probe._found.cache_clear()
+    probe._torch_trial.cache_clear()
 
     def ends(answer):
         monkeypatch.setattr(probe, "run_in_child", lambda code, timeout_s: answer)
 
     yield ends
-    probe._found.cache_clear()
+    probe._torch_trial.cache_clear()
 
 
 def printed(**facts):

@@ -10,7 +10,7 @@ are, as a protocol buffer's text::
     }
     data_type: kFloat
 
-Which folder is which tensor has been said in two ways. ``flow.save`` writes
+There are two formats for which folder is which tensor. ``flow.save`` writes
 ``pickled_data``, a pickle of ``{"protocol_version": 1, "data": ...}`` in which
 each tensor is an object with the state ``{"path": "tensor_7"}``; `read_pickle`
 reads it, and cannot run it. In older releases the folders had the tensors'

@@ -1,4 +1,4 @@
-"""Where the ImageNet weights come from, and how a file proves to be them.
+"""Where the ImageNet weights come from, and how a file is verified.
 
 A file with a published checksum must have it. One without is pinned on first
 use: its digest goes into ``<file>.sha256`` beside it, in the format of
@@ -194,12 +194,12 @@ def _pinned(pin: Path) -> str | None:
         raise WeightsError(
             f"{pin}: cannot be read ({failure.strerror}); check its permissions"
         ) from failure
-    found = re.match(r"[0-9a-f]{64}\b", text)
-    if not found:
+    digest = re.match(r"[0-9a-f]{64}\b", text)
+    if not digest:
         raise WeightsError(
             f"{pin}: expected a sha256, found '{one_line(text)}'; delete it to pin the present file"
         )
-    return found[0]
+    return digest[0]
 
 
 def _user_cache() -> Path:

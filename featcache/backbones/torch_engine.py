@@ -219,10 +219,10 @@ def joins_convolutions(dtype: Any) -> bool:
     expected = _separate(x, conv, True, x.clone())
     try:
         _pack(conv)
-        found = _joined(x, conv, True, x.clone())
+        result = _joined(x, conv, True, x.clone())
     except (RuntimeError, AttributeError, TypeError):
         return False
-    return bool(torch.allclose(found.float(), expected.float(), rtol=0.05, atol=0.05))
+    return bool(torch.allclose(result.float(), expected.float(), rtol=0.05, atol=0.05))
 
 
 class Folded(nn.Module):
@@ -369,7 +369,7 @@ def _single_threads(count: int) -> ThreadPoolExecutor:
             threads.submit(int)
         all_here.wait()
     except BaseException:
-        all_here.abort()  # nobody waits for ever for a main thread that Ctrl-C took away
+        all_here.abort()  # so that no thread waits for a main thread that Ctrl-C ended
         raise
     torch.set_num_threads(before)  # it is the number of threads to come as well
     return threads

@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from, and what they say about themselves.
+"""A backbone's weights: where they come from, and their metadata.
 
 Two names are known. ``imagenet`` is the tutorial's checkpoint, fetched once and
 checked against its published digest. ``tinyimagenet32`` comes with featcache, so
@@ -28,9 +28,15 @@ from ..files import user_path
 from ..preprocess import Preprocess
 from ..progress import OnProgress, silent
 from .architectures import check_state, get_backbone
-from .checkpoints import FORMATS, Checkpoint, parse_checkpoint, read_checkpoint, read_file
+from .checkpoints import (
+    FORMATS,
+    Checkpoint,
+    parse_checkpoint,
+    read_checkpoint,
+    read_file,
+    write_safetensors,
+)
 from .pretrained import IMAGENET, Source, cache_folder, check_digest, find, pin_digest
-from .safetensors_files import write_safetensors
 
 WEIGHT_NAMES = ("imagenet", "tinyimagenet32")
 
@@ -95,7 +101,7 @@ def load_weights(
     cache_dir : Path, optional
         Where downloads are kept; `cache_folder` by default.
     on_progress : callable
-        Hears of a download.
+        Called with the progress of a download.
 
     Raises
     ------

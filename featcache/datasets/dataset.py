@@ -151,7 +151,7 @@ class Dataset:
     source : str
         Where the images came from and how they were split, for a person.
     notes : tuple of str
-        What a person should hear of: files that were left out, a sentence each.
+        One sentence each on files that were left out.
     """
 
     name: str

@@ -78,7 +78,7 @@ def decode_image(data: bytes, where: str, side: int | None = None) -> Image.Imag
 
 
 def _open(data: bytes) -> Image.Image:
-    """Read the header, as ``Image.open`` does, but leave the verdict on the size to us."""
+    """Read the header, as ``Image.open`` does, without its check of the size."""
     from PIL import Image, UnidentifiedImageError
 
     Image.init()  # fills OPEN once
@@ -99,11 +99,11 @@ def _orientation(image: Image.Image) -> int:
 
 def _draft(image: Image.Image, side: int) -> float:
     """Let the decoder scale a large JPEG down; return by how much."""
-    wanted = math.ceil(REDUCING_GAP * side)
-    if min(image.size) < 2 * wanted or image.width * image.height > MAX_SCALED_PIXELS:
+    least = math.ceil(REDUCING_GAP * side)
+    if min(image.size) < 2 * least or image.width * image.height > MAX_SCALED_PIXELS:
         return 1
     width = image.width
-    drafted = image.draft(None, (wanted, wanted))  # None: a format that cannot do it
+    drafted = image.draft(None, (least, least))  # None: a format that cannot do it
     return width / drafted[1][2] if drafted else 1
 
 

@@ -92,7 +92,7 @@ Tree = dict[str, list[str]]  # class name -> names of its image files
 _LAYOUT = "expected class folders (cat/1.jpg, dog/2.jpg), or train/ and test/ with class folders"
 _ROLES = ("train", "test")
 _LIKE_ROLES = frozenset((*_ROLES, "val", "valid", "validation"))
-# Images that are not decoded here: to be told of, since somebody may take them for read.
+# Images of formats that are not read: a note says so.
 # fmt: off
 _OTHER_IMAGES = frozenset((
     ".apng", ".arw", ".avif", ".cr2", ".dds", ".dng", ".eps", ".exr",
@@ -115,7 +115,7 @@ class Listing:
     root: str  # the folder that holds everything (``"data/"``), or ``""`` where there are several
 
     def name_it(self, folder: str) -> str:
-        """Tell how a folder inside becomes the data set."""
+        """Return the advice that makes a folder inside the data set."""
         if self.is_folder:
             return f"name {str(self.path).rstrip('/')}/{folder}"
         return f"unpack the archive and name its folder {folder}"
@@ -157,12 +157,12 @@ def find_roles(listing: Listing) -> dict[str, str]:
                 "them together or rename one"
             )
         spelled[role] = top
-    found = {role: spelled[role] for role in _ROLES if role in spelled}
-    meant = [role for role, top in found.items() if deep[top]]
+    roles = {role: spelled[role] for role in _ROLES if role in spelled}
+    meant = [role for role, top in roles.items() if deep[top]]
     if len(meant) == 2:
-        return found
+        return roles
     if "train" in meant or (spelled and spelled.keys() <= _LIKE_ROLES):
-        _refuse_roles(listing, spelled, [top for role, top in found.items() if role not in meant])
+        _refuse_roles(listing, spelled, [top for role, top in roles.items() if role not in meant])
     return {}
 
 
@@ -230,23 +230,23 @@ def _refuse_roles(listing: Listing, spelled: dict[str, str], flat: list[str]) ->
     vals = [top for role, top in alike.items() if role not in _ROLES]
     divided = listing.name_it(listing.root + alike.get("train", min(alike.values())))
     if flat:
-        said = (
+        problem = (
             "expected class folders in train/ and test/ (train/cat/1.jpg), found none in "
             f"{' and '.join(f'{top}/' for top in flat)}; sort the images into a folder per class"
         )
     elif "train" in alike:
         rename = f"rename {vals[0]}/ to test/" if vals else "rename val/"
-        said = (
+        problem = (
             f"expected test/ beside {alike['train']}/, found {found} alone; accuracy is only "
             "reported on images that nothing was chosen on: add test/ with the same class folders "
             f"({rename} if that is what you report), or, to have it divided, {divided}"
         )
     else:
-        said = (
+        problem = (
             f"expected train/ and test/, found {found}; rename the one to learn from to train/ "
             f"and the other to test/, or, to have one divided, {divided}"
         )
-    raise DatasetError(f"{listing.path}: {said}")
+    raise DatasetError(f"{listing.path}: {problem}")
 
 
 def _too_few(listing: Listing, tree: Tree, root: str) -> str:

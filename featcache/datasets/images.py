@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-OnHashed = Callable[[int], None]  # hears how many images are hashed
+OnHashed = Callable[[int], None]  # called with the number of images hashed so far
 OnError = Literal["fail", "skip"]  # what to do about an image that cannot be read or decoded
 
 _TASK_FILES = 64  # per task of hashing: handing it to a thread then costs nothing beside it
@@ -113,7 +113,7 @@ class FileImages:
 
     files: Files  # where they are
     names: Sequence[str]  # N names inside it
-    # The files' SHA-256, 32 bytes each, or empty while nobody has made them.
+    # SHA-256 of each file, 32 bytes; empty until `update_digest`.
     hashes: bytearray = field(default_factory=bytearray, repr=False, compare=False)
 
     @property
@@ -217,7 +217,7 @@ def unreadable_hash(name: str) -> bytes:
 # No image of any use is larger; what is, by mistake or by malice, must not fill the memory.
 MAX_FILE_BYTES = 1 << 30
 
-HIDDEN = (".", "__MACOSX")  # how names begin that nobody meant
+HIDDEN = (".", "__MACOSX")  # how names begin that are left out
 
 
 class Files(Protocol):
@@ -231,7 +231,7 @@ class Files(Protocol):
         """List every file, in order of the names."""
 
     def folders(self) -> list[str]:
-        """List the folders, so that an empty one, somebody's mistake, can be told of."""
+        """List the folders, so that an empty one can be reported."""
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes, or raise `DatasetError`."""
@@ -241,7 +241,7 @@ class Files(Protocol):
 
 
 class Folder:
-    """Files below a folder, which is looked through once somebody asks for their names."""
+    """Files below a folder, which is listed when the names are first asked for."""
 
     remote = False
 
@@ -249,7 +249,7 @@ class Folder:
         self.path = path
 
     def __reduce__(self) -> Any:
-        """Go to another machine by name alone."""
+        """Pickle the path alone."""
         return Folder, (self.path.absolute(),)
 
     def names(self) -> list[str]:
@@ -263,7 +263,7 @@ class Folder:
     @cached_property
     def _listing(self) -> tuple[list[str], list[str]]:
         root = str(self.path)
-        found: list[str] = []
+        names: list[str] = []
         folders: list[str] = []
         seen = set()
         # Links to folders are followed, as a person would, but into each folder once.
@@ -277,18 +277,18 @@ class Folder:
             inside = os.path.relpath(folder, root).replace(os.sep, "/")
             prefix = "" if folder == root else f"{inside}/"
             folders += [prefix + name for name in below]
-            found += [prefix + name for name in files]
-        return sorted(found), sorted(folders)
+            names += [prefix + name for name in files]
+        return sorted(names), sorted(folders)
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
         path = self.where(name)
         try:
-            found = os.stat(path)
-            if not stat.S_ISREG(found.st_mode):
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
                 raise OSError(None, "it is a pipe or a device")
-            if found.st_size > MAX_FILE_BYTES:
-                raise OSError(None, f"{found.st_size} bytes are more than an image has")
+            if status.st_size > MAX_FILE_BYTES:
+                raise OSError(None, f"{status.st_size} bytes are more than an image has")
             with open(path, "rb", buffering=0) as stream:
                 return stream.read()
         except OSError as error:
@@ -302,7 +302,7 @@ class Folder:
 
 
 def _cannot_be_listed(error: OSError) -> NoReturn:
-    """Stop, where `os.walk` would leave a folder out without a word."""
+    """Raise, where `os.walk` would silently leave a folder out."""
     raise DatasetError(
         f"{error.filename}: cannot be listed: {error.strerror}; make it readable (chmod u+rx) or "
         "take it out of the data set"

@@ -32,7 +32,7 @@ class RemoteFolder:
         self.place = place
 
     def __reduce__(self) -> Any:
-        """Go to another machine by name alone; of the listing, what may not be read goes too."""
+        """Pickle the URL and the files that are too large, not the listing."""
         return _folder, (self.place, self._too_large if "_listing" in self.__dict__ else None)
 
     def names(self) -> list[str]:
@@ -82,7 +82,7 @@ class RemoteFolder:
             ) from None
 
     def where(self, name: str) -> str:
-        """Say where a file is, for a message."""
+        """Return where a file is, for a message."""
         return f"{str(self.place).rstrip('/')}/{name}"
 
     @cached_property
@@ -98,19 +98,19 @@ class RemoteZip(ZipArchive):
 
     def __init__(self, place: RemotePlace) -> None:
         self.path = self._place = place
-        found = place.find()
-        if found is None:
+        file = place.find()
+        if file is None:
             raise DatasetError(f"{place}: {_LAYOUT}, found nothing there; check the URL")
-        if found.size_bytes is None:
+        if file.size_bytes is None:
             raise RemoteError(
                 f"{place}: expected a server that says how long the archive is, found one that "
                 "does not; download it first and name the file"
             )
-        self._size = found.size_bytes
+        self._size = file.size_bytes
         self._look_through(cast(IO[bytes], _Ranges(place, self._size)))
 
     def __reduce__(self) -> Any:
-        """Go to another machine by name alone, and be opened once there."""
+        """Pickle the URL alone; another process opens it once."""
         return _opened, (self._place,)
 
     def _read_at(self, length: int, start: int) -> bytes:
@@ -179,8 +179,8 @@ def load_url(place: RemotePlace) -> Dataset:
 def open_url(place: RemotePlace) -> tuple[Files, bool]:
     """Return what is behind a URL, and whether it is a folder rather than an archive."""
     if place.suffix == ".zip":
-        found = place.find()
-        if found is None or not found.is_folder:
+        entry = place.find()
+        if entry is None or not entry.is_folder:
             return RemoteZip(place), False
     folder = RemoteFolder(place)
     if folder.names() == [""]:  # a file, whatever it is called
