@@ -51,7 +51,7 @@ _MEMBER = np.dtype(
 
 
 # What a damaged directory makes zipfile and this module raise.
-_DAMAGES = (
+_DAMAGE_ERRORS = (
     zipfile.BadZipFile,
     OSError,
     ValueError,
@@ -100,7 +100,7 @@ class ZipArchive:
         """Read the archive's directory."""
         try:
             names, self._spelled, self._members = _directory(stream)
-        except _DAMAGES as error:
+        except _DAMAGE_ERRORS as error:
             raise DatasetError(
                 f"{self.path}: expected a folder or a .zip of class folders, found a file that is "
                 f"not a readable zip archive ({error}); give the folder itself, or download it "
