@@ -57,11 +57,12 @@ def subset(zip_path: str, n_images: int):
 
 def tutorial(zip_path: str, size: int, n_images: int) -> dict:
     from featcache import frameworks as _oneflow
-    from featcache.frameworks import import_flowvision, import_oneflow
+    from featcache.frameworks import import_oneflow
 
     # As the tutorial imports it: without the name of the processor's kernels, which featcache sets.
     _oneflow.openblas_core_type = lambda: None
-    flow, flowvision = import_oneflow(), import_flowvision()
+    flow = import_oneflow()
+    import flowvision
     from flowvision import transforms
 
     from featcache import load_weights

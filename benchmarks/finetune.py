@@ -55,9 +55,10 @@ def part(zip_path: str, n_images: int):
 
 def tutorial(zip_path: str, size: int, n_steps: int, frozen: bool, trainer: dict) -> dict:
     """Train as the tutorial does, on the images and flips that featcache draws with seed 0."""
-    from featcache.frameworks import import_flowvision, import_oneflow
+    from featcache.frameworks import import_oneflow
 
-    flow, flowvision = import_oneflow(), import_flowvision()
+    flow = import_oneflow()
+    import flowvision
     from flowvision import transforms
     from PIL.Image import Transpose
 

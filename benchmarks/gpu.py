@@ -108,8 +108,7 @@ def bare(zip_path: str, size: int, device: str, precision: str, form: dict) -> d
 
     from featcache import load_weights
     from featcache.backbones.architectures import get_backbone
-    from featcache.backbones.torch_engine import Folded, dtype_of
-    from featcache.backbones.torch_resnet import build_backbone, load_backbone
+    from featcache.backbones.torch_engine import Folded, build_backbone, dtype_of, load_backbone
 
     plain = build_backbone(get_backbone("resnet18"))
     load_backbone(plain, load_weights(WEIGHTS).state)
@@ -239,7 +238,7 @@ def plain_network(n_classes: int | None = None):
 
     from featcache import load_weights
     from featcache.backbones.architectures import get_backbone
-    from featcache.backbones.torch_resnet import build_backbone, load_backbone
+    from featcache.backbones.torch_engine import build_backbone, load_backbone
 
     network = build_backbone(get_backbone("resnet18"))
     load_backbone(network, load_weights(WEIGHTS).state)

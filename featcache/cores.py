@@ -1,8 +1,7 @@
 """How many processor cores this process may keep busy.
 
-The machine's count is the wrong answer in a container or on a shared node: there
-the scheduler's affinity mask and the control group's quota say less, and an engine
-with a thread for every core of the machine would fight with itself.
+In a container or on a shared node the affinity mask and the control group's quota allow fewer
+cores than the machine has; a thread for each of its cores would only slow the others down.
 """
 
 from __future__ import annotations
@@ -23,19 +22,8 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 def usable_cores() -> int:
     """Return the number of threads that engines and decoders may use together.
 
-    The least of the cores in the affinity mask, the control group's quota (rounded
-    up) and the machine's count; the environment variable ``FEATCACHE_THREADS``
-    overrides all three.
-
-    Returns
-    -------
-    int
-        At least 1.
-
-    Raises
-    ------
-    RecipeError
-        ``FEATCACHE_THREADS`` is set to something else than a whole number from 1.
+    The least of the cores in the affinity mask, the control group's quota (rounded up) and the
+    machine's count; the environment variable ``FEATCACHE_THREADS`` overrides all three.
     """
     wish = os.environ.get(THREADS_VARIABLE, "").strip()
     if wish:
@@ -57,21 +45,6 @@ def usable_cores() -> int:
 def quota_cores(membership: Path = _MEMBERSHIP, mount: Path = _MOUNT) -> float | None:
     """Return the processor time that the control groups grant, in cores.
 
-    Parameters
-    ----------
-    membership : Path
-        The kernel's list of the process's groups.
-    mount : Path
-        Where the control groups are mounted.
-
-    Returns
-    -------
-    float or None
-        The tightest quota of the process's groups and of those around them, such as
-        1.5; None where there is no limit or no control group.
-
-    Notes
-    -----
     Version 2 writes ``cpu.max`` ("150000 100000"), version 1 ``cpu.cfs_quota_us`` and
     ``cpu.cfs_period_us``: https://docs.kernel.org/admin-guide/cgroup-v2.html and
     https://docs.kernel.org/scheduler/sched-bwc.html.
@@ -88,8 +61,8 @@ def quota_cores(membership: Path = _MEMBERSHIP, mount: Path = _MOUNT) -> float |
 def _group_folders(membership: Path, mount: Path) -> Iterator[Path]:
     """Yield the folders of the process's groups, each followed by those around it.
 
-    A container often sees its own group as the mount itself while the kernel's list
-    names it by the host's path; folders that are not there are skipped by the readers.
+    A container often sees its own group as the mount itself while the kernel's list names it by
+    the host's path; folders that are not there are skipped by the readers.
     """
     for line in (_read(membership) or "").splitlines():
         _, _, rest = line.partition(":")

@@ -34,7 +34,6 @@ _PACKAGES = (
     "scikit-learn",
     "pillow",
     "safetensors",
-    "flowvision",
     "oneflow",
     "openvino",
     "torch",
@@ -46,8 +45,8 @@ _BENCH_TIMEOUT_S = 120
 
 # In children, because an import that fails can end the process.
 _IMPORT_TRIAL = """
-from featcache.frameworks import import_flowvision, import_oneflow
-flow, _ = import_oneflow(), import_flowvision()
+from featcache.frameworks import import_oneflow
+flow = import_oneflow()
 print("sum", float(flow.ones(2, 3).sum().numpy()))
 """
 _TORCH_TRIAL = """
@@ -131,25 +130,7 @@ def examine(*, urls: Sequence[str] | None = None, bench: bool = False) -> list[F
 
 
 def images_per_s(choice: EngineChoice, seconds: float = _BENCH_S) -> float:
-    """Measure an engine on ready-made pixels: ResNet-18 at the starter weights' 64 pixels.
-
-    Parameters
-    ----------
-    choice : EngineChoice
-        From `featcache.backbones.choice.choose_engine`.
-    seconds : float
-        How long to measure, after one batch to warm up.
-
-    Returns
-    -------
-    float
-        Images per second.
-
-    Raises
-    ------
-    EngineUnavailableError
-        The engine cannot be imported after all.
-    """
+    """Measure an engine on ready-made pixels: ResNet-18 at the starter weights' 64 pixels."""
     import numpy as np
 
     from .backbones.weights import load_weights
@@ -224,8 +205,8 @@ def _torch() -> Finding:
     child = run_in_child(_TORCH_TRIAL, timeout_s=_IMPORT_TIMEOUT_S)
     if child is None:
         return Finding("torch", False, f"importing it took over {_IMPORT_TIMEOUT_S} s")
-    _, said, build = child.stdout.rpartition("sum 6.0 ")
-    if child.returncode or not said:
+    _, mark, build = child.stdout.rpartition("sum 6.0 ")
+    if child.returncode or not mark:
         return Finding("torch", False, f"{version} failed with {last_words(child)}")
     precisions = ", ".join(torch_precisions("cpu"))
     return Finding(
@@ -271,8 +252,8 @@ def _bench(engine: str, device: str, precision: str) -> Finding:
     child = run_in_child(_BENCH_TRIAL, engine, device, precision, timeout_s=_BENCH_TIMEOUT_S)
     if child is None:
         return Finding("bench", False, f"{what}: no answer within {_BENCH_TIMEOUT_S} s")
-    _, said, rate = child.stdout.rpartition("rate ")
-    if child.returncode or not said:
+    _, mark, rate = child.stdout.rpartition("rate ")
+    if child.returncode or not mark:
         return Finding("bench", False, f"{what}: {last_words(child)}")
     return Finding("bench", True, f"{what}: {float(rate):,.0f} images/s (ResNet-18 at 64 px)")
 
@@ -303,7 +284,8 @@ def _default_urls() -> list[str]:
     from .backbones.pretrained import source_urls
     from .datasets.loading import named_urls
 
-    return [*source_urls(), *named_urls()]
+    urls = [*named_urls(), *source_urls()]
+    return list({urlsplit(url).netloc: url for url in reversed(urls)}.values())  # one a host
 
 
 def _reach(url: str) -> Finding:

@@ -1,41 +1,36 @@
-"""Files from the network, whole or not at all.
+"""Files from the network, whole or not at all, by pooch.
 
-A download is written beside its destination, measured and hashed on the way,
-pushed to the disk, and only then given its name, in one step. Whatever goes
-wrong before that step (a closed connection, a full disk, Ctrl-C, other bytes
-than promised) leaves no trace, and an earlier file of that name as it was.
+pooch fetches into a temporary file, compares the checksum and gives the file its name. It has no
+limits, so `_Fetch` reads the response: it bounds the bytes, the silence and the slowness of a
+server, and refuses a redirect from https to http.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
+import logging
 import os
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
-from http.client import HTTPException, IncompleteRead
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import IncompleteRead
 from pathlib import Path
-from typing import IO, Any, BinaryIO
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import (
-    HTTPDefaultErrorHandler,
-    HTTPErrorProcessor,
-    HTTPHandler,
-    HTTPRedirectHandler,
-    HTTPSHandler,
-    OpenerDirector,
-    ProxyHandler,
-    Request,
-    UnknownHandler,
-)
+from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 from .errors import FeatcacheError
 from .progress import OnProgress, Progress, silent
 
 _CHUNK_BYTES = 1 << 20
-_TIMEOUT_S = 30  # of silence, not of the whole download
+_TIMEOUT_S = 30.0  # to connect, and of silence
+_SLOWEST_BYTES_PER_S = 10_000  # on average, once the grace is over
+_GRACE_S = 60.0
 _LOCK_WAIT_S = 600
+
+
+class NetworkError(OSError):
+    """The network or the server failed; the message is the reason alone."""
 
 
 def download(
@@ -43,6 +38,7 @@ def download(
     destination: Path,
     *,
     error: type[FeatcacheError],
+    max_bytes: int,
     sha256: str | None = None,
     md5: str | None = None,
     on_progress: OnProgress = silent,
@@ -50,72 +46,33 @@ def download(
 ) -> Path:
     """Fetch a file, or leave everything as it was.
 
-    One process at a time writes to a destination. Who had to wait, and finds
-    that the other one has meanwhile brought the right file, takes that.
-
-    Parameters
-    ----------
-    url : str
-        An http or https address; https is never left for http on the way.
-    destination : Path
-        Where the file goes; its folder is made if need be.
-    error : type of FeatcacheError
-        What to raise: `WeightsError` or `DatasetError`.
-    sha256, md5 : str, optional
-        Hexadecimal digests that the file must have.
-    on_progress : callable
-        Hears of the bytes so far, in the unit ``"B"``.
-    stage : str
-        What is being fetched, for a person.
-
-    Returns
-    -------
-    Path
-        ``destination``.
-
-    Raises
-    ------
-    error
-        With a `urllib.error.URLError` as its ``__cause__`` where the network
-        failed, an `OSError` where the file could not be written, and none
-        where bytes came but not the right ones.
+    One process at a time writes to a destination; one that had to wait takes what the other one
+    downloaded. The error has a `NetworkError` as its ``__cause__`` where the network failed,
+    another `OSError` where the file could not be written, and none where the bytes were wrong.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise error(f"{url}: expected an http:// or https:// address; nothing was fetched")
-    checksums = {
-        algorithm: digest.lower()
-        for algorithm, digest in (("sha256", sha256), ("md5", md5))
-        if digest is not None
-    }
+    algorithm, expected = ("md5", md5) if md5 else ("sha256", sha256)
+    expected = expected.lower() if expected else None
+    fetch = _Fetch(algorithm, expected is not None, max_bytes, on_progress, stage)
     try:
-        was_there = destination.exists()
+        existed = destination.exists()
         destination.parent.mkdir(parents=True, exist_ok=True)
         with _only_writer(destination, error, on_progress, stage):
-            arrived = destination.exists() and not was_there
-            if arrived and all(file_digest(destination, a) == d for a, d in checksums.items()):
+            arrived = destination.exists() and not existed
+            if arrived and (not expected or file_digest(destination, algorithm) == expected):
                 return destination
-            _sweep(destination)
-            with _replacing(destination) as file:
-                hashes = {algorithm: _new_hash(algorithm) for algorithm in checksums}
-                with closing(_chunks(url, bool(checksums), on_progress, stage)) as chunks:
-                    for chunk in chunks:
-                        file.write(chunk)
-                        for each in hashes.values():
-                            each.update(chunk)
-                for algorithm, digest in checksums.items():
-                    found = hashes[algorithm].hexdigest()
-                    if found != digest:
-                        raise error(
-                            f"{destination}: {url} sent other bytes: expected {algorithm} "
-                            f"{digest}, found {found}; nothing was kept; try again, or put the "
-                            "right file there by hand"
-                        )
-    except error:
-        raise
-    except URLError as failure:
+            _retrieve(url, destination, f"{algorithm}:{expected}" if expected else None, fetch)
+    except ValueError:  # pooch's, for a checksum that differs
         raise error(
-            f"{destination}: cannot fetch {url}: {failure.reason}; nothing was kept; check the "
-            "network and try again, or put the file there by hand"
+            f"{destination}: {url} sent other bytes: expected {algorithm} {expected}, found "
+            f"{fetch.digest.hexdigest()}; nothing was kept; try again, or put the right file there "
+            "by hand"
+        ) from None
+    except NetworkError as failure:
+        raise error(
+            f"{destination}: cannot fetch {url}: {failure}; nothing was kept; check the network "
+            "and try again, or put the file there by hand"
         ) from failure
     except OSError as failure:
         raise error(
@@ -126,43 +83,27 @@ def download(
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Return the hexadecimal digest of a file's bytes, read in pieces.
+    """Return the hexadecimal digest of a file's bytes."""
+    import pooch
 
-    Raises
-    ------
-    OSError
-        The file cannot be read.
-    """
-    digest = _new_hash(algorithm)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return str(digest.hexdigest())
+    return str(pooch.file_hash(str(path), alg=algorithm))
 
 
-@contextmanager
-def _replacing(destination: Path) -> Iterator[BinaryIO]:
-    """Open a file that is on the disk, and then ``destination``, if the block ends well."""
-    part = destination.with_name(f"{destination.name}.part-{os.getpid()}")
+def _retrieve(url: str, destination: Path, checksum: str | None, fetch: _Fetch) -> None:
+    """Let pooch work in a folder of its own, which also holds what a killed download left."""
+    import pooch
+
+    folder = destination.with_name(f".{destination.name}.download")
+    shutil.rmtree(folder, ignore_errors=True)
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # otherwise it prints to standard error
     try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, destination)
+        pooch.retrieve(url, checksum, destination.name, folder, downloader=fetch)
+        os.replace(folder / destination.name, destination)
     finally:  # on Ctrl-C too
-        part.unlink(missing_ok=True)
-
-
-def _new_hash(algorithm: str) -> Any:
-    # MD5 compares here, it does not protect: say so, or hardened Pythons refuse it.
-    return hashlib.new(algorithm, usedforsecurity=algorithm != "md5")
-
-
-def _sweep(destination: Path) -> None:
-    """Remove what a killed download left; the caller is the only writer."""
-    for part in destination.parent.glob(f"{glob.escape(destination.name)}.part-*"):
-        part.unlink(missing_ok=True)
+        logger.setLevel(level)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -176,7 +117,7 @@ def _only_writer(
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        on_progress(Progress(stage, 0, None, "B", "another process is fetching it: waiting"))
+        on_progress(Progress(stage, 0, None, "B", "waiting for another process to fetch it"))
         try:
             lock.acquire(timeout=_LOCK_WAIT_S)
         except Timeout:
@@ -190,58 +131,94 @@ def _only_writer(
         lock.release()
 
 
-def _chunks(
-    url: str, checked: bool, on_progress: OnProgress, stage: str
-) -> Generator[bytes, None, None]:
-    """Yield the body of a response; whatever the network does wrong is a URLError."""
-    request = Request(url, headers={"User-Agent": "featcache"})
-    try:
-        with _opener().open(request, timeout=_TIMEOUT_S) as response:
-            total = response.length
-            if total is None and not response.chunked and not checked:
-                raise URLError("the server does not say how long it is, and no checksum is known")
-            done = 0
-            while chunk := response.read(_CHUNK_BYTES):
-                done += len(chunk)
-                on_progress(Progress(stage, done, total, "B"))
-                yield chunk
-            # http.client takes a connection that closes early for the end of the body.
-            if total is not None and done < total:
-                raise URLError(f"the connection closed after {done:,} of {total:,} bytes")
-    except HTTPError as failure:
-        failure.close()
-        raise URLError(f"the server answers {failure.code} {failure.reason}") from failure
-    except URLError:
-        raise
-    except IncompleteRead as failure:
-        raise URLError("the connection closed early") from failure
-    except (OSError, HTTPException, ValueError) as failure:
-        raise URLError(str(failure) or type(failure).__name__) from failure
+class _Fetch:
+    """A downloader for `pooch.retrieve`; everything that the network does wrong is one error."""
+
+    def __init__(
+        self,
+        algorithm: str,
+        has_checksum: bool,
+        max_bytes: int,
+        on_progress: OnProgress,
+        stage: str,
+    ) -> None:
+        self.digest = hashlib.new(algorithm, usedforsecurity=False)
+        self._has_checksum = has_checksum
+        self._max_bytes = max_bytes
+        self._on_progress = on_progress
+        self._stage = stage
+
+    def __call__(self, url: str, output_file: str, _pooch: object) -> None:
+        """Write the body of the response to a file, and flush it to the disk."""
+        os.unlink(output_file)  # pooch's is private to its owner, which a download need not be
+        with open(output_file, "xb") as file:
+            for chunk in self._chunks(url):
+                file.write(chunk)
+                self.digest.update(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _chunks(self, url: str) -> Iterator[bytes]:
+        import requests
+        from urllib3.exceptions import HTTPError
+
+        began = time.monotonic()
+        try:
+            with requests.get(
+                url,
+                stream=True,
+                timeout=_TIMEOUT_S,
+                headers={"Accept-Encoding": "identity", "User-Agent": "featcache"},
+                hooks={"response": _refuse_downgrade},
+            ) as response:
+                total = self._checked_total(response)
+                done = 0
+                # read1 returns what has arrived; read, all that urllib3 1 has, waits for a chunk.
+                read = getattr(response.raw, "read1", response.raw.read)
+                while chunk := read(_CHUNK_BYTES):
+                    done += len(chunk)
+                    if done > self._max_bytes:
+                        raise NetworkError(f"it sends more than {self._max_bytes:,} bytes")
+                    elapsed_s = time.monotonic() - began
+                    if elapsed_s > _GRACE_S and done < elapsed_s * _SLOWEST_BYTES_PER_S:
+                        raise NetworkError(f"it sent only {done:,} bytes in {elapsed_s:.0f} s")
+                    self._on_progress(Progress(self._stage, done, total, "B"))
+                    yield chunk
+                if total is not None and done < total:
+                    raise NetworkError(f"the connection closed after {done:,} of {total:,} bytes")
+        except (requests.RequestException, HTTPError, ValueError) as failure:
+            raise NetworkError(_reason(failure)) from failure
+
+    def _checked_total(self, response: Any) -> int | None:
+        """Return how many bytes will come, if the server says so."""
+        if not response.ok:
+            raise NetworkError(f"the server answers {response.status_code} {response.reason}")
+        length = response.headers.get("Content-Length", "")
+        if length.isdecimal():
+            if int(length) > self._max_bytes:
+                raise NetworkError(
+                    f"expected at most {self._max_bytes:,} bytes, found {int(length):,}"
+                )
+            return int(length)
+        if not self._has_checksum and response.headers.get("Transfer-Encoding") != "chunked":
+            raise NetworkError("the server does not say how long it is, and no checksum is known")
+        return None
 
 
-def _opener() -> OpenerDirector:
-    # urllib's own opener also knows file: and ftp:, to which a redirect may lead.
-    opener = OpenerDirector()
-    for handler in (
-        ProxyHandler(),
-        HTTPHandler(),
-        HTTPSHandler(),
-        _NeverDowngrade(),
-        HTTPErrorProcessor(),
-        HTTPDefaultErrorHandler(),
-        UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    return opener
+def _refuse_downgrade(response: Any, **_: object) -> None:
+    """Stop at a redirect from https to anything else; requests calls this before it follows."""
+    target = urljoin(response.url, response.headers.get("Location", ""))
+    if response.is_redirect and urlsplit(response.url).scheme == "https" != urlsplit(target).scheme:
+        raise NetworkError(f"it redirects from https to {target}")
 
 
-class _NeverDowngrade(HTTPRedirectHandler):
-    """Follow redirects, but not from https to http."""
-
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> Request | None:
-        """Return the request to follow with."""
-        if req.type == "https" and urlsplit(newurl).scheme != "https":
-            raise URLError(f"it redirects from https to {newurl}")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+def _reason(failure: BaseException) -> str:
+    """Return the innermost message: the outer ones repeat it among names of classes."""
+    while inner := failure.__cause__ or failure.__context__:
+        failure = inner
+    if "timed out" in str(failure) or isinstance(failure, TimeoutError):
+        return f"no answer for {_TIMEOUT_S:.0f} s"
+    if isinstance(failure, IncompleteRead):
+        return "the connection closed early"
+    text = str(getattr(failure, "strerror", None) or failure) or type(failure).__name__
+    return " ".join(text.split())

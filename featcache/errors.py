@@ -92,3 +92,14 @@ class RemoteError(FeatcacheError):
 
 class OutputError(FeatcacheError, OSError):
     """A result cannot be written where it was asked for."""
+
+
+_MAX_CHARACTERS = 120
+
+
+def one_line(words: object) -> str:
+    """Return text from a stranger's file for a message: one short line without control codes."""
+    text = str(words)
+    shown = text[:_MAX_CHARACTERS].encode("unicode_escape").decode("ascii")
+    is_whole = max(len(text), len(shown)) <= _MAX_CHARACTERS
+    return shown if is_whole else f"{shown[:_MAX_CHARACTERS]}..."

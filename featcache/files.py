@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one, and what is in some of them."""
+"""Atomic writes, and small file formats: CSV lines, safetensors headers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,7 @@ from .errors import FeatcacheError, OutputError
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file of these bytes, whole or not at all.
-
-    Raises
-    ------
-    OutputError
-        As `replaced_file`.
-    """
+    """Write a file of these bytes, whole or not at all."""
     with replaced_file(path) as descriptor:
         _write_all(descriptor, parts)
 
@@ -34,19 +28,9 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
 def replaced_file(path: Path) -> Iterator[int]:
     """Show a file under its final name only when every byte is on the disk.
 
-    What is written goes to a temporary file in the same folder, which is flushed to
-    the disk and then renamed; a reader sees the old file or the new one. Killed
-    part-way, nothing but a hidden temporary file is left.
-
-    Yields
-    ------
-    int
-        The descriptor to write to.
-
-    Raises
-    ------
-    OutputError
-        The folder cannot be made or written, or the disk is full; the old file is untouched.
+    What is written goes to a temporary file in the same folder, which is flushed to the disk
+    and then renamed; a reader sees the old file or the new one. Killed part-way, nothing but a
+    hidden temporary file is left.
     """
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
@@ -75,13 +59,7 @@ def replaced_file(path: Path) -> Iterator[int]:
 
 
 def replace_folder(new: Path, final: Path) -> None:
-    """Give a folder its final name; the one that has it goes when the new one is in its place.
-
-    Raises
-    ------
-    OSError
-        It cannot be renamed; what had the name has it again.
-    """
+    """Give a folder its final name; the one that has it goes when the new one is in its place."""
     old = final.with_name(f".{final.name}.replaced")
     shutil.rmtree(old, ignore_errors=True)  # of a process that was killed between the renames
     if final.exists():
@@ -105,14 +83,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before hours of work, not after, that a file cannot be written.
-
-    Raises
-    ------
-    OutputError
-        Its folder cannot be made, nothing can be written there under such a name, or a
-        folder has its name; or it is what pathlib makes of a URL.
-    """
+    """Fail before hours of work if a file cannot be written."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) and not os.path.isdir(path.parts[0]):
         raise OutputError(
             f"{path}: expected a path, found a URL; featcache extract alone takes one as its "
@@ -131,9 +102,9 @@ def check_writable(path: Path) -> None:
 
 
 def csv_line(fields: Sequence[str]) -> str:
-    r"""Return one line of comma-separated values, with a ``\n`` at its end.
+    """Return one line of comma-separated values, which ends in a line feed.
 
-    Text is quoted where it holds a comma, a quote or a line break, and otherwise as it is.
+    Text is quoted where it holds a comma, a quote or a line break.
     """
     # csv quotes the characters that end its own lines: both halves of "\r\n", not "\n" alone.
     stream = io.StringIO(newline="")

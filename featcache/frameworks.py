@@ -1,4 +1,4 @@
-"""OneFlow and flowvision: whether they work here, and importing them without their manners."""
+"""OneFlow, OpenVINO and PyTorch: whether they work here, and their imports without side effects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from .process import (
     silenced_stderr,
 )
 
-# Its processes speak to each other by gRPC, which would ask a proxy for them.
+_INSTALL_ONEFLOW = "pip install 'featcache[oneflow]'"
+# Its processes communicate by gRPC, which would go through a proxy.
 _PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "grpc_proxy", "GRPC_PROXY")
 _CUDA_TIMEOUT_S = 120
 
@@ -41,15 +42,7 @@ print("sum", float((conv(x) * 0 + 1).sum().numpy()))
 
 
 def oneflow_status() -> tuple[str | None, str]:
-    """Say, without importing it, whether OneFlow can be expected to work here.
-
-    Returns
-    -------
-    version : str or None
-        The installed version; None where OneFlow cannot be used.
-    why : str
-        The reason and what to do, for a person.
-    """
+    """Return OneFlow's version, or None, and why, without importing it."""
     here = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     if (platform.system(), platform.machine()) != ("Linux", "x86_64") or sys.version_info >= (
         3,
@@ -59,51 +52,39 @@ def oneflow_status() -> tuple[str | None, str]:
             f"OneFlow 0.9.0 needs Python 3.10 on Linux x86_64, this is {here}; "
             "install featcache with Python 3.10 (in a clone: make setup)"
         )
-    for package in ("oneflow", "flowvision", "nvidia-cudnn-cu11", "nvidia-cublas-cu11"):
+    for package in ("oneflow", "nvidia-cudnn-cu11", "nvidia-cublas-cu11"):
         try:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            return None, f"the package {package} is not installed; run pip install featcache"
+            return None, f"the package {package} is not installed; run {_INSTALL_ONEFLOW}"
     return importlib.metadata.version("oneflow"), here
 
 
 @cache
 def import_oneflow(*, join: bool = False) -> ModuleType:
-    """Import OneFlow and leave the process as it was.
-
-    Parameters
-    ----------
-    join : bool
-        Where a launcher started several processes: become one of theirs, which waits for all
-        of them to import it. Otherwise OneFlow does not hear of the launcher.
-
-    Raises
-    ------
-    EngineUnavailableError
-        It is not installed, or its import fails; the message has the reason.
-    """
+    """Import OneFlow and leave the process as it was."""
     version, why = oneflow_status()
     if version is None:
         raise EngineUnavailableError(f"engine oneflow: not available: {why}")
-    # Of several processes OneFlow aborts those that are left once one has ended, with a trace of
-    # its C++ code. Whoever joins tells what happened: above the severest level, 3, it is silent.
-    wanted = {"GLOG_minloglevel": "4" if join else "2"}
+    # When one process ends, OneFlow aborts the others with a trace of its C++ code. With ``join``
+    # we report that ourselves: above the severest level, 3, it is silent.
+    variables = {"GLOG_minloglevel": "4" if join else "2"}
     core_type = openblas_core_type()
     if core_type:
-        wanted["OPENBLAS_CORETYPE"] = core_type
+        variables["OPENBLAS_CORETYPE"] = core_type
     hidden = _PROXIES if join else LAUNCH_VARIABLES
     with (
         ctrl_c_later(),
-        process_environment(wanted, (*LAUNCH_VARIABLES, "CUDA_MODULE_LOADING"), hidden),
-        silenced_stderr() as complaints,
+        process_environment(variables, (*LAUNCH_VARIABLES, "CUDA_MODULE_LOADING"), hidden),
+        silenced_stderr() as captured,
     ):
         try:
             import oneflow
         except Exception as error:
-            said = complaints().strip().splitlines()
+            messages = captured().strip().splitlines()
             raise EngineUnavailableError(
                 f"engine oneflow: expected version {version} to import, found "
-                f"{type(error).__name__}: {error}{' | ' + said[-1] if said else ''}; "
+                f"{type(error).__name__}: {error}{' | ' + messages[-1] if messages else ''}; "
                 "run featcache doctor"
             ) from error
     if join:
@@ -124,40 +105,8 @@ def _put_aborts_off() -> None:
 
 
 @cache
-def import_flowvision() -> ModuleType:
-    """Import flowvision with its ``models`` and ``datasets``, after OneFlow.
-
-    Raises
-    ------
-    EngineUnavailableError
-        OneFlow or flowvision cannot be imported here.
-    """
-    import_oneflow()
-    try:
-        with ctrl_c_later():
-            import flowvision
-            import flowvision.datasets
-            import flowvision.models
-    except Exception as error:
-        raise EngineUnavailableError(
-            f"flowvision: expected version 0.2.1 to import, found {type(error).__name__}: {error}; "
-            "run pip install flowvision==0.2.1"
-        ) from error
-    module: ModuleType = flowvision
-    return module
-
-
-@cache
 def cuda_status() -> tuple[bool, str]:
-    """Try OneFlow on the GPU in a child process.
-
-    Returns
-    -------
-    usable : bool
-        A convolution ran on the GPU.
-    why : str
-        The GPU's name, or why it cannot be used.
-    """
+    """Try OneFlow on the GPU in a child process: whether it works, and the GPU or the reason."""
     version, why = oneflow_status()
     if version is None:
         return False, why
@@ -186,37 +135,23 @@ def _gpu_name() -> str:
     return listed.strip().splitlines()[0] if listed.strip() else "NVIDIA GPU"
 
 
-_INSTALL_OPENVINO = "pip install 'featcache[openvino]'"
+INSTALL_OPENVINO = "pip install openvino"
 _TELEMETRY = "openvino_telemetry"
 _CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}  # our name: OpenVINO's
 
 
 def openvino_status() -> tuple[str | None, str]:
-    """Say, without importing it, whether OpenVINO is installed.
-
-    Returns
-    -------
-    version : str or None
-        The installed version; None where there is none.
-    why : str
-        The reason and what to do, for a person.
-    """
+    """Return OpenVINO's version, or None, and why, without importing it."""
     try:
         version = importlib.metadata.version("openvino")
     except importlib.metadata.PackageNotFoundError:
-        return None, f"the package openvino is not installed; run {_INSTALL_OPENVINO}"
+        return None, f"the package openvino is not installed; run {INSTALL_OPENVINO}"
     return version, f"version {version}"
 
 
 @cache
 def import_openvino() -> ModuleType:
-    """Import OpenVINO without its telemetry.
-
-    Raises
-    ------
-    EngineUnavailableError
-        It is not installed, or its import fails; the message has the reason.
-    """
+    """Import OpenVINO without its telemetry."""
     version, why = openvino_status()
     if version is None:
         raise EngineUnavailableError(f"engine openvino: not available: {why}")
@@ -231,7 +166,7 @@ def import_openvino() -> ModuleType:
     except Exception as error:
         raise EngineUnavailableError(
             f"engine openvino: expected version {version} to import, found "
-            f"{type(error).__name__}: {error}; run {_INSTALL_OPENVINO}"
+            f"{type(error).__name__}: {error}; run {INSTALL_OPENVINO}"
         ) from error
     finally:
         if keep_out:
@@ -242,18 +177,12 @@ def import_openvino() -> ModuleType:
 
 @cache
 def openvino_precisions() -> tuple[str, ...]:
-    """Return the precisions that OpenVINO runs natively on this processor, ``"f32"`` first.
-
-    Raises
-    ------
-    EngineUnavailableError
-        As `import_openvino`.
-    """
+    """Return the precisions that OpenVINO runs natively on this processor, ``"f32"`` first."""
     capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("f32", *(ours for ours, its in _CAPABILITIES.items() if its in capabilities))
 
 
-_INSTALL_TORCH = "pip install 'featcache[torch]'"
+INSTALL_TORCH = "pip install 'featcache[torch]'"
 _OLDEST = (2, 4)
 _TRIAL_TIMEOUT_S = 120
 # One of these is there where a driver is: NVIDIA's, on Jetson, in WSL, AMD's.
@@ -295,35 +224,21 @@ print("found", json.dumps(found))
 
 
 def torch_status() -> tuple[str | None, str]:
-    """Say, without importing it, whether PyTorch is installed.
-
-    Returns
-    -------
-    version : str or None
-        The installed version; None where there is none, or one that is too old.
-    why : str
-        The reason and what to do, for a person.
-    """
+    """Return PyTorch's version, or None, and why, without importing it."""
     try:
         version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
-        return None, f"the package torch is not installed; run {_INSTALL_TORCH}"
+        return None, f"the package torch is not installed; run {INSTALL_TORCH}"
     numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
     if numbers < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
-        return None, f"expected torch {oldest} or newer, found {version}; run {_INSTALL_TORCH}"
+        return None, f"expected torch {oldest} or newer, found {version}; run {INSTALL_TORCH}"
     return version, f"version {version}"
 
 
 @cache
 def import_torch() -> ModuleType:
-    """Import PyTorch.
-
-    Raises
-    ------
-    EngineUnavailableError
-        It is not installed, or its import fails; the message has the reason.
-    """
+    """Import PyTorch."""
     version, why = torch_status()
     if version is None:
         raise EngineUnavailableError(f"engine torch: not available: {why}")
@@ -333,65 +248,50 @@ def import_torch() -> ModuleType:
     except Exception as error:
         raise EngineUnavailableError(
             f"engine torch: expected version {version} to import, found "
-            f"{type(error).__name__}: {error}; run {_INSTALL_TORCH}"
+            f"{type(error).__name__}: {error}; run {INSTALL_TORCH}"
         ) from error
     module: ModuleType = torch
     return module
 
 
 def may_have_gpu() -> bool:
-    """Say, at no cost, whether a driver is there, so that to look for a GPU may be worth it."""
+    """Return whether a GPU driver is installed; costs nothing."""
     if platform.system() == "Darwin":
         return platform.machine() == "arm64"
     return any(Path(driver).exists() for driver in _DRIVERS)
 
 
 def torch_gpu_status() -> tuple[str | None, str]:
-    """Try PyTorch on the GPU in a child process.
-
-    Returns
-    -------
-    device : str or None
-        ``"cuda"`` (NVIDIA's, and AMD's by ROCm), ``"mps"`` (Apple's), or None where a
-        convolution ran on neither.
-    why : str
-        The GPUs with their compute capability, or why none can be used.
-    """
+    """Try PyTorch on the GPU in a child process: "cuda", "mps" or None, and GPUs or reason."""
     version, why = torch_status()
     if version is None:
         return None, why
     if not may_have_gpu():
         return None, "no GPU driver on this machine"
-    found = _found()
-    gpus = "; ".join(found["gpus"])
-    if found["precisions"]:
-        return found["device"], gpus
-    problem = found["problem"] or "it sees no GPU"
-    return None, f"{gpus + ': ' if gpus else ''}torch {version} ({found['build']}): {problem}"
+    trial = _torch_trial()
+    gpus = "; ".join(trial["gpus"])
+    if trial["precisions"]:
+        return trial["device"], gpus
+    problem = trial["problem"] or "it sees no GPU"
+    return None, f"{gpus + ': ' if gpus else ''}torch {version} ({trial['build']}): {problem}"
 
 
 def torch_precisions(device: str) -> tuple[str, ...]:
-    """Return the precisions that PyTorch computes natively in on a device, ``"f32"`` first.
-
-    Parameters
-    ----------
-    device : str
-        ``"cpu"``, or what `torch_gpu_status` found.
-    """
+    """Return the precisions that PyTorch computes natively in on a device, ``"f32"`` first."""
     if device != "cpu":
-        return tuple(_found()["precisions"])
+        return tuple(_torch_trial()["precisions"])
     flags = processor_flags()
     return ("f32", "bf16") if {"avx512_bf16", "amx_bf16"} & flags else ("f32",)
 
 
 @cache
-def _found() -> dict[str, Any]:
+def _torch_trial() -> dict[str, Any]:
     child = run_in_child(_TRIAL, timeout_s=_TRIAL_TIMEOUT_S)
     nothing: dict[str, Any] = {"build": "no build", "device": None, "gpus": [], "precisions": []}
     if child is None:
         return {**nothing, "problem": f"no answer within {_TRIAL_TIMEOUT_S} s"}
-    _, said, found = child.stdout.rpartition("found ")
-    if child.returncode or not said:
+    _, mark, answer = child.stdout.rpartition("found ")
+    if child.returncode or not mark:
         return {**nothing, "problem": f"it failed with {last_words(child)}"}
-    answer: dict[str, Any] = json.loads(found)
-    return answer
+    trial: dict[str, Any] = json.loads(answer)
+    return trial

@@ -158,25 +158,8 @@ def _centre_square(image: Image.Image) -> Image.Image:
 def upscale(images: np.ndarray, size: int) -> np.ndarray:
     """Enlarge square images exactly as Pillow's bilinear filter does.
 
-    The reference for every engine's own way: horizontally, then vertically, rounding
-    to uint8 after each.
-
-    Parameters
-    ----------
-    images : numpy.ndarray
-        uint8 (N, s, s, 3), s <= size.
-    size : int
-        Side of the result.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 (N, size, size, 3).
-
-    Raises
-    ------
-    ShapeMismatchError
-        Images that are not square, or larger than ``size``.
+    The reference for every engine's own way: horizontally, then vertically, rounding to uint8
+    after each.
     """
     if images.ndim != 4 or not 1 <= images.shape[1] == images.shape[2] <= size:
         raise ShapeMismatchError(
@@ -196,27 +179,13 @@ def upscale(images: np.ndarray, size: int) -> np.ndarray:
 def upscale_taps(side: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return where each pixel of an enlarged row comes from, and with which weights.
 
-    Pixel i of the result is ``w[i, 0] * x[first[i]] + w[i, 1] * x[second[i]]``, rounded
-    half up, where ``w = weights / 2 ** WEIGHT_BITS``. A sum of such products takes 30
-    bits: integers and float64 hold it exactly, float32 does not.
+    Pixel i of the result is ``w[i, 0] * x[first[i]] + w[i, 1] * x[second[i]]``, rounded half
+    up, where ``w = weights / 2 ** WEIGHT_BITS``. A sum of such products takes 30 bits: integers
+    and float64 hold it exactly, float32 does not.
 
-    Parameters
-    ----------
-    side, size : int
-        Lengths before and after, 1 <= side <= size.
-
-    Returns
-    -------
-    first, second : numpy.ndarray
-        int32 (size,), indices into a row of ``side`` pixels.
-    weights : numpy.ndarray
-        int32 (size, 2), each from 0 to ``2 ** WEIGHT_BITS``.
-
-    Notes
-    -----
     Follows ``precompute_coeffs`` and ``normalize_coeffs_8bpc`` in Pillow's
-    ``src/libImaging/Resample.c``; when an image grows, the bilinear filter is a
-    triangle that reaches one pixel to either side, so that two weights suffice.
+    ``src/libImaging/Resample.c``; when an image grows, the bilinear filter is a triangle that
+    reaches one pixel to either side, so that two weights suffice.
     """
     centre = (np.arange(size) + 0.5) * (side / size)
     weights = np.maximum(1 - np.abs(np.arange(side) - centre[:, None] + 0.5), 0)
@@ -230,15 +199,7 @@ def upscale_taps(side: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def apply_view(images: np.ndarray, view: str) -> np.ndarray:
-    """Return one flip view of a batch, without copying.
-
-    Parameters
-    ----------
-    images : numpy.ndarray
-        Shape (N, H, W, C).
-    view : str
-        One of `FLIP_VIEWS`.
-    """
+    """Return one flip view of a batch, without copying."""
     if images.ndim != 4:
         raise ShapeMismatchError(f"images: expected (N, H, W, C), found shape {images.shape}")
     if view == "identity":
@@ -250,3 +211,20 @@ def apply_view(images: np.ndarray, view: str) -> np.ndarray:
     if view == "hvflip":
         return images[:, ::-1, ::-1]
     raise RecipeError(f"view: expected one of {', '.join(FLIP_VIEWS)}, found {view!r}")
+
+
+def check_pixels(images: np.ndarray, preprocess: Preprocess) -> None:
+    """Refuse what is not a batch of square uint8 images of at most the input's size."""
+    size = preprocess.size
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or not len(images)
+        or images.shape[1] != images.shape[2]
+        or not 1 <= images.shape[1] <= size
+        or images.shape[3] != 3
+    ):
+        raise ShapeMismatchError(
+            f"images: expected uint8 (N >= 1, s, s, 3) with s up to {size}, found {images.dtype} "
+            f"{images.shape}; make them with Preprocess.batch or Preprocess.compact"
+        )

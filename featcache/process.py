@@ -1,4 +1,4 @@
-"""Keeping a process as it was while a framework is imported, or using another for that."""
+"""Signals, threads and environment of this process, and trials in a child process."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from typing import Any, TypeVar
 
 @contextmanager
 def ctrl_c_later() -> Iterator[None]:
-    """Keep Ctrl-C waiting until an import is over, and its handler as it was.
+    """Delay Ctrl-C until an import is over, and restore its handler.
 
-    Inside OneFlow's import an exception surfaces in C++ code, as an import error or as a
-    crash, and OneFlow sets a handler of its own that ends the process. So the signal is
-    blocked for this thread, only noted where another thread takes it, and raised at the end.
+    Inside OneFlow's import an exception surfaces in C++ code, as an import error or as a crash,
+    and OneFlow sets a handler of its own that ends the process. So this thread blocks the signal,
+    another thread that receives it only notes it, and it is raised at the end.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # no other thread hears of signals, or may set their handlers
+        yield  # only the main thread receives signals and may set their handlers
         return
-    heard = []
-    handler = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
+    interrupts = []
+    handler = signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
     can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if can_block else set()
     try:
@@ -38,16 +38,15 @@ def ctrl_c_later() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler or signal.default_int_handler)
         if can_block:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if heard:
+        if interrupts:
             raise KeyboardInterrupt
 
 
 @contextmanager
-def deaf_threads() -> Iterator[None]:
-    """Have threads that begin here not hear Ctrl-C, so that only we do.
+def new_threads_ignore_ctrl_c() -> Iterator[None]:
+    """Block Ctrl-C in threads that start here, so that only the main thread receives it.
 
-    A signal goes to any thread that does not block it. While OneFlow is imported, none may hear
-    this one.
+    A signal goes to any thread that does not block it, also while OneFlow is imported.
     """
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
@@ -61,23 +60,13 @@ def deaf_threads() -> Iterator[None]:
 
 @contextmanager
 def process_environment(
-    wanted: Mapping[str, str], fleeting: tuple[str, ...] = (), hidden: tuple[str, ...] = ()
+    defaults: Mapping[str, str], restored: tuple[str, ...] = (), hidden: tuple[str, ...] = ()
 ) -> Iterator[None]:
-    """Set variables for a while, and leave all as it was.
-
-    Parameters
-    ----------
-    wanted : mapping of str to str
-        Set where they are not.
-    fleeting : tuple of str
-        Put back too, whatever happens to them meanwhile.
-    hidden : tuple of str
-        Not there meanwhile.
-    """
-    before = {name: os.environ.get(name) for name in (*wanted, *fleeting, *hidden)}
+    """Set variables that are not set and hide others; restore all, ``restored`` too, at the end."""
+    before = {name: os.environ.get(name) for name in (*defaults, *restored, *hidden)}
     for name in hidden:
         os.environ.pop(name, None)
-    for name, value in wanted.items():
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
     try:
         yield
@@ -91,7 +80,7 @@ def process_environment(
 
 @contextmanager
 def silenced_stderr() -> Iterator[Any]:
-    """Catch what C++ code writes to file descriptor 2; yield a reader for it."""
+    """Capture what C++ code writes to file descriptor 2; yield a function that returns it."""
     import tempfile
 
     sys.stderr.flush()
@@ -99,12 +88,12 @@ def silenced_stderr() -> Iterator[Any]:
     with tempfile.TemporaryFile() as caught:
         os.dup2(caught.fileno(), 2)
 
-        def complaints() -> str:
+        def captured() -> str:
             caught.seek(0)
             return caught.read().decode("utf-8", "replace")
 
         try:
-            yield complaints
+            yield captured
         finally:
             os.dup2(saved, 2)
             os.close(saved)
@@ -113,13 +102,7 @@ def silenced_stderr() -> Iterator[Any]:
 def run_in_child(
     code: str, *arguments: str, timeout_s: float
 ) -> subprocess.CompletedProcess[str] | None:
-    """Run Python code that may abort the process in one of its own.
-
-    Returns
-    -------
-    subprocess.CompletedProcess or None
-        With what it printed as text; None where it did not end in time.
-    """
+    """Run Python code that may abort its process in a child; None where it takes too long."""
     try:
         return subprocess.run(
             [sys.executable, "-c", code, *arguments],
@@ -135,12 +118,12 @@ def run_in_child(
 
 
 def last_words(child: subprocess.CompletedProcess[str]) -> str:
-    """Return the exit code and the last line of what a child complained of."""
+    """Return the exit code of a child and the last line of its standard error."""
     last = (child.stderr.strip().splitlines() or ["no message"])[-1]
     return f"exit code {child.returncode}: {last}"
 
 
-# What both launchers tell their processes, and what OneFlow and PyTorch read.
+# Both launchers set these, and OneFlow and PyTorch read them.
 LAUNCH_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK")
 
 _LAUNCHERS = {"torch": "torchrun", "oneflow": "oneflow.distributed.launch"}
@@ -148,26 +131,13 @@ _LAUNCHERS = {"torch": "torchrun", "oneflow": "oneflow.distributed.launch"}
 
 @dataclass(frozen=True)
 class Launch:
-    """A place among processes that were started together.
+    """A place among processes that were started together."""
 
-    Parameters
-    ----------
-    rank : int
-        From 0; in all machines together.
-    size : int
-        How many processes there are, at least 2.
-    local_rank : int
-        From 0, on this machine.
-    address : str
-        The machine of rank 0.
-    engine : str or None
-        ``"torch"`` or ``"oneflow"``: whose launcher it was; None where that is not known.
-    """
-
-    rank: int
-    size: int
-    local_rank: int
-    address: str
+    rank: int  # from 0; in all machines together
+    size: int  # how many processes there are, at least 2
+    local_rank: int  # from 0, on this machine
+    address: str  # the machine of rank 0
+    # ``"torch"`` or ``"oneflow"``: whose launcher it was; None where that is not known.
     engine: str | None
 
     @property
@@ -177,15 +147,15 @@ class Launch:
 
 
 def launched() -> Launch | None:
-    """Return this process's place among those of its launcher; None where it is alone."""
-    found = {name: os.environ.get(name, "") for name in LAUNCH_VARIABLES}
-    rank, size, local = (found[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    """Return this process's place among those of its launcher, or None."""
+    variables = {name: os.environ.get(name, "") for name in LAUNCH_VARIABLES}
+    rank, size, local = (variables[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size) > 1):
         return None
-    if not (found["MASTER_ADDR"] and found["MASTER_PORT"]):
+    if not (variables["MASTER_ADDR"] and variables["MASTER_PORT"]):
         return None
     local_rank = int(local) if local.isdecimal() else 0
-    return Launch(int(rank), int(size), local_rank, found["MASTER_ADDR"], _engine(local_rank))
+    return Launch(int(rank), int(size), local_rank, variables["MASTER_ADDR"], _engine(local_rank))
 
 
 def _engine(local_rank: int) -> str | None:
@@ -198,7 +168,7 @@ def _engine(local_rank: int) -> str | None:
 
 
 def processor_flags() -> frozenset[str]:
-    """Return the processor's features by Linux's names; none where nobody can tell."""
+    """Return the processor's features by Linux's names; empty where it is unknown."""
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -213,9 +183,10 @@ def openblas_core_type() -> str | None:
     """Return the OpenBLAS kernel family that suits this processor.
 
     The OpenBLAS of OneFlow 0.9.0 and that of NumPy 1.26 (0.3.23) take SSE kernels of 2004 for
-    processors that are younger than they are: https://github.com/OpenMathLib/OpenBLAS/issues/4267.
-    Naming a family that they know makes products several times as fast there
-    (``benchmarks/core_type.py``). None where the processor has no AVX2, or where nobody can tell.
+    processors that are younger than they are:
+    https://github.com/OpenMathLib/OpenBLAS/issues/4267. Naming a family that they know makes
+    products several times as fast there (``benchmarks/core_type.py``). None where the processor
+    has no AVX2, or is unknown.
     """
     flags = processor_flags()
     if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags:
@@ -226,15 +197,15 @@ def openblas_core_type() -> str | None:
 
 
 def import_numpy() -> None:
-    """Import NumPy, unless somebody did.
+    """Import NumPy, unless that is done.
 
-    The threads of its BLAS do not hear Ctrl-C, and NumPy 1's is told which kernels to use.
+    The threads of its BLAS block Ctrl-C, and NumPy 1's BLAS gets the name of its kernels.
     """
     if "numpy" in sys.modules:
         return
     core_type = openblas_core_type() if old_openblas() else None
-    wanted = {"OPENBLAS_CORETYPE": core_type} if core_type else {}
-    with deaf_threads(), process_environment(wanted):
+    variables = {"OPENBLAS_CORETYPE": core_type} if core_type else {}
+    with new_threads_ignore_ctrl_c(), process_environment(variables):
         import numpy  # noqa: F401
 
 
@@ -242,7 +213,7 @@ def old_openblas() -> bool:
     """Return whether the installed NumPy's OpenBLAS is older than many processors."""
     try:
         return importlib.metadata.version("numpy").startswith("1.")
-    except importlib.metadata.PackageNotFoundError:  # somebody else put it there
+    except importlib.metadata.PackageNotFoundError:  # not installed as a package
         return False
 
 
@@ -256,26 +227,8 @@ def work_ahead(
 ) -> Generator[R, None, None]:
     """Yield ``function(item, stop)`` of every item, in order, computed ahead by threads.
 
-    Close the iterator when leaving early (``contextlib.closing``): that ends the threads,
-    and waits until they have ended. An error, Ctrl-C or the last result does the same.
-
-    Parameters
-    ----------
-    function : callable
-        Runs in a thread. ``stop`` is set once nobody waits for results any more: work of
-        several steps looks at it between two of them and then returns whatever it likes.
-    items : iterable
-        Read in the caller's thread, ``ahead`` items beyond the result that is waited for.
-    workers : int
-        Threads, at least 1.
-    ahead : int
-        Results that may be ready or under way while the caller is busy, at least 1: the
-        bound on memory, however slow the caller is.
-
-    Raises
-    ------
-    Exception
-        What ``function`` raised, in the place of its result.
+    Close the iterator when leaving early (``contextlib.closing``): that ends the threads, and
+    waits until they have ended. An error, Ctrl-C or the last result does the same.
     """
     stop = Stop()
     pending: deque[Future[R]] = deque()

@@ -1,4 +1,4 @@
-"""What is a URL and what a path, and how a URL is shown without its secrets."""
+"""Files and folders behind a URL, by fsspec, and URLs without their secrets."""
 
 from __future__ import annotations
 
@@ -30,13 +30,7 @@ def is_url(text: object) -> bool:
 
 
 def located(text: str | Path) -> Path | RemotePlace:
-    """Return a path, or the place behind a URL; ``file://`` is a path.
-
-    Raises
-    ------
-    RemoteError
-        A URL with a password in it, or one that pathlib has damaged.
-    """
+    """Return a path, or the place behind a URL; ``file://`` is a path."""
     if not is_url(text):
         path = user_path(text)
         if isinstance(text, Path) and _CUT_SHORT.match(str(text)) and not path.exists():
@@ -55,13 +49,7 @@ def located(text: str | Path) -> Path | RemotePlace:
 
 
 def check_no_secret(url: str) -> None:
-    """Refuse a URL with a password: it would stay in histories, records and logs.
-
-    Raises
-    ------
-    RemoteError
-        Which does not repeat it.
-    """
+    """Refuse a URL with a password: it would stay in histories, records and logs."""
     who, at, _ = _host(url).rpartition("@")
     if at and ":" in who:
         protocol = url.partition("://")[0].lower()
@@ -77,7 +65,7 @@ def check_no_secret(url: str) -> None:
 
 
 def shown(url: str | Path) -> str:
-    """Return a URL as it may be told, kept and printed; a path as it is.
+    """Return a URL as it may be printed and stored; a path as it is.
 
     Without a password before the host, and without the query of a web address, which is where
     signed ones have their signature.
@@ -95,7 +83,7 @@ def shown(url: str | Path) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Return what somebody else's message says, of each URL in it no more than the host."""
+    """Return a message of a library with every URL in it cut to its host."""
     return _IN_TEXT.sub(r"\1\2", text)
 
 
@@ -121,40 +109,16 @@ _CHUNK_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Found:
-    """What a store says of a file without sending it.
+    """What a store says of a file without sending it."""
 
-    Parameters
-    ----------
-    is_folder : bool
-        It is a folder, and the rest means nothing.
-    size_bytes : int or None
-        Its length, where the store says so.
-    mark : str
-        What tells it from another file that takes its place: an ETag, or when it was changed;
-        empty where the store says neither.
-    """
-
-    is_folder: bool
-    size_bytes: int | None
+    is_folder: bool  # if so, the rest means nothing
+    size_bytes: int | None  # None where the store does not say
+    # Changes with the content: an ETag or the time of the last change; empty where unknown.
     mark: str
 
 
 class RemotePlace:
-    """A file or a folder behind a URL. Safe to use from several threads.
-
-    Parameters
-    ----------
-    url : str
-        As fsspec takes it, but for chains of protocols; ``located`` refuses passwords in it.
-
-    Raises
-    ------
-    RemoteError
-        From every method: no package for the protocol, no such bucket, no credentials, no
-        permission, no answer.
-    FileNotFoundError
-        From every method that reads: nothing of that name.
-    """
+    """A file or a folder behind a URL. Safe to use from several threads."""
 
     def __init__(self, url: str) -> None:
         check_no_secret(url)
@@ -164,15 +128,15 @@ class RemotePlace:
             raise RemoteError(f"{url}: expected a bucket, found none; try s3://BUCKET/FOLDER")
 
     def __reduce__(self) -> Any:
-        """Go to another machine by name alone: that one has credentials of its own."""
+        """Pickle the URL alone: another machine has credentials of its own."""
         return RemotePlace, (self.url,)
 
     def __eq__(self, other: object) -> bool:
-        """Two are the same whose URLs are."""
+        """Compare the URLs."""
         return isinstance(other, RemotePlace) and self.url == other.url
 
     def __hash__(self) -> int:
-        """Go with equality."""
+        """Hash the URL."""
         return hash(self.url)
 
     def __str__(self) -> str:
@@ -200,7 +164,8 @@ class RemotePlace:
 
     def within(self, name: str) -> RemotePlace:
         """Return the place of a file inside this folder."""
-        place = RemotePlace(f"{self.url.rstrip('/')}/{name}")
+        path, query = self._split_query()
+        place = RemotePlace(f"{path.rstrip('/')}/{name}{query}")
         if "_system" in self.__dict__:
             place.__dict__["_system"] = self._system  # one connection is enough
         return place
@@ -208,7 +173,13 @@ class RemotePlace:
     @property
     def parent(self) -> RemotePlace:
         """The folder that it is in."""
-        return RemotePlace(str(self).rstrip("/").rpartition("/")[0])
+        path, query = self._split_query()
+        return RemotePlace(path.rstrip("/").rpartition("/")[0] + query)
+
+    def _split_query(self) -> tuple[str, str]:
+        """Return the URL up to the query of a web address, and the query, which may sign it."""
+        start = re.search(r"[?#]", self.url) if self.is_read_only else None
+        return (self.url[: start.start()], self.url[start.start() :]) if start else (self.url, "")
 
     def find(self) -> Found | None:
         """Return what the store says of it; None where there is nothing."""
@@ -227,22 +198,13 @@ class RemotePlace:
         """Return what is directly inside a folder; nothing where there is none."""
         try:
             with translated(str(self), self.protocol, "listed"):
-                found = self._system.ls(self._path, detail=False)
+                paths = self._system.ls(self._path, detail=False)
         except FileNotFoundError:
             return []
-        return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in paths)
 
     def list_files(self) -> tuple[dict[str, int | None], list[str]]:
-        """List everything below a folder, in as few requests as the store's pages allow.
-
-        Returns
-        -------
-        files : dict of str to int or None
-            Path inside it, with ``/`` -> size in bytes. A file that is no folder is listed
-            under the empty name.
-        folders : list of str
-            Paths of the folders inside, as far as the store knows any.
-        """
+        """List everything below a folder, in as few requests as the store's pages allow."""
         root = self._path.rstrip("/")
         files: dict[str, int | None] = {}
         folders: list[str] = []
@@ -260,11 +222,12 @@ class RemotePlace:
         return files, folders
 
     def read(self, name: str, most: int) -> bytes:
-        """Return the bytes of a file inside this folder, but no more than ``most``, in one request.
+        """Return at most ``most`` bytes of a file inside this folder, in one request.
 
-        A range is asked for, whatever the file's length: without one, s3fs asks for that first.
+        Always a range request: without a range, s3fs first asks for the file's length.
         """
-        path = f"{self._path.rstrip('/')}/{name}"
+        web = self.is_read_only
+        path = self.within(name)._path if web else f"{self._path.rstrip('/')}/{name}"
         with translated(f"{str(self).rstrip('/')}/{name}", self.protocol, "read"):
             try:
                 data: bytes = self._system.cat_file(path, start=0, end=most)
@@ -305,9 +268,9 @@ class RemotePlace:
             yield from (read(start, Stop()) for start in starts)
 
     def send(self, path: Path, on_bytes: Callable[[int], None]) -> None:
-        """Put a file here, in the place of what is here; ``on_bytes`` hears how far that is."""
+        """Upload a file to this place; call ``on_bytes`` with the bytes so far."""
         with translated(str(self), self.protocol, "written"):
-            self._system.put_file(str(path), self._path, callback=_heard_by(on_bytes))
+            self._system.put_file(str(path), self._path, callback=_callback(on_bytes))
 
     def remove(self) -> None:
         """Remove this file, if it is there."""
@@ -318,13 +281,7 @@ class RemotePlace:
             self._system.rm_file(self._path)
 
     def check_writable(self) -> None:
-        """Find out before hours of work, not after, that nothing can be put here.
-
-        Raises
-        ------
-        RemoteError
-            As said above, or a protocol that only reads.
-        """
+        """Fail before hours of work if this place cannot be written."""
         if self.is_read_only:
             raise RemoteError(
                 f"{self}: expected a place that can be written, found a web server; name a path, "
@@ -343,7 +300,7 @@ class RemotePlace:
             trial.remove()
 
     def as_file_name(self) -> str:
-        """Return a name for a local folder that a person knows again and nothing else has."""
+        """Return a readable, unique name for a local folder."""
         text = str(self).rstrip("/")
         plain = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -352,7 +309,7 @@ class RemotePlace:
     @cached_property
     def _system(self) -> Any:
         """Fsspec's object for the store."""
-        from .process import deaf_threads
+        from .process import new_threads_ignore_ctrl_c
 
         kind = system_class(self.protocol, str(self))
         with translated(str(self), self.protocol, "opened"):
@@ -363,7 +320,7 @@ class RemotePlace:
                     "max_pool_connections": _CONNECTIONS,
                     **given.get("config_kwargs", {}),
                 }
-            with deaf_threads():
+            with new_threads_ignore_ctrl_c():
                 # A list that is kept would hide what is put there while this process lives.
                 return kind(use_listings_cache=False, **options)
 
@@ -373,7 +330,7 @@ class RemotePlace:
         return str(self._system._strip_protocol(self.url))
 
 
-def _heard_by(on_bytes: Callable[[int], None]) -> Any:
+def _callback(on_bytes: Callable[[int], None]) -> Any:
     callbacks = importlib.import_module("fsspec.callbacks")
     return callbacks.Callback(hooks={"bytes": lambda size, value, **_: on_bytes(value or 0)})
 
@@ -384,17 +341,8 @@ AWS = ("s3", "s3a")
 def below(system: Any, protocol: str, root: str) -> Iterator[tuple[str, int | None, bool]]:
     """Yield path, size and whether it is a folder of everything below a folder.
 
-    fsspec returns a dict for each file, 1.7 kB of them together, so that a million would take
-    2 GB. An S3 client is asked for one page of names after the other instead.
-
-    Parameters
-    ----------
-    system : object
-        Fsspec's, of the store.
-    protocol : str
-        Its protocol.
-    root : str
-        The folder, without a ``/`` at its end; of a file that is no folder, it alone is yielded.
+    fsspec returns a dict for each file, 1.7 kB of them together, so that a million would take 2
+    GB. An S3 client is asked for one page of names after the other instead.
     """
     if protocol not in AWS:
         for key, info in system.find(root, withdirs=True, detail=True).items():
@@ -464,13 +412,7 @@ _MAX_REASON = 200
 
 
 def system_class(protocol: str, where: str) -> Any:
-    """Return fsspec's class for a protocol.
-
-    Raises
-    ------
-    RemoteError
-        There is none of that name, or its package is not installed.
-    """
+    """Return fsspec's class for a protocol."""
     package = _EXTRA.get(protocol, _PACKAGES.get(protocol, ""))
     try:
         fsspec = importlib.import_module("fsspec")
@@ -490,26 +432,10 @@ def system_class(protocol: str, where: str) -> Any:
 
 @contextmanager
 def translated(where: str, protocol: str, done: str) -> Iterator[None]:
-    """Turn whatever a request ends in into one line.
+    """Turn any error of a request into one line.
 
-    ``FileNotFoundError`` passes, so that callers can say what they had expected; a bucket
-    that is not there does not.
-
-    Parameters
-    ----------
-    where : str
-        The URL, without its secrets.
-    protocol : str
-        Its protocol.
-    done : str
-        What was being done: ``"read"``, ``"listed"``, ``"written"``.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is nothing of that name.
-    RemoteError
-        Everything else.
+    ``FileNotFoundError`` passes, so that callers can name what they expected; a missing bucket
+    is a `RemoteError`.
     """
     try:
         yield
@@ -565,11 +491,11 @@ def _endpoint(protocol: str) -> str:
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
+    causes: list[BaseException] = []
+    while error is not None and error not in causes:
+        causes.append(error)
         error = error.__cause__ or error.__context__
-    return found
+    return causes
 
 
 def _codes(error: BaseException) -> list[str]:
@@ -582,9 +508,10 @@ def _codes(error: BaseException) -> list[str]:
 
 def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = without_secrets(lines[0]) if lines else ""
+    message = without_secrets(lines[0]) if lines else ""
     name = type(error).__name__
-    text = said if isinstance(error, (OSError, ImportError)) and said else f"{name}: {said}"
+    text = message if isinstance(error, (OSError, ImportError)) else ""
+    text = text or f"{name}: {message}"
     return text[:_MAX_REASON].rstrip(" .:")
 
 

@@ -16,26 +16,58 @@ import pytest
 from featcache.datasets.named import CIFAR10, CifarArchive, load_cifar10
 from featcache.errors import DatasetError
 
-pytestmark = pytest.mark.oneflow
-
 NAMES = ["plane", "bird", "frog"]
 
 
-def batch_file(rows, seed):
-    """Return a batch as the original pickles it: rows of 3,072 bytes, channels first."""
+def batch_file(rows, seed, dump):
+    """Return a batch as it is pickled: rows of 3,072 bytes, channels first."""
     generator = np.random.default_rng(seed)
     data = generator.integers(0, 256, (rows, 3072), np.uint8)
     labels = (np.arange(rows) % len(NAMES)).tolist()
-    return pickle.dumps({"data": data, "labels": labels}, protocol=2), data, labels
+    return dump({"data": data, "labels": labels}), data, labels
 
 
-@pytest.fixture
-def small():
+def dump_python_2(value):
+    """Write a pickle as Python 2 and NumPy 1 wrote the real files: text and bytes as ``str``."""
+
+    def write(value):
+        if isinstance(value, np.ndarray):
+            dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xff"
+            dtype += b"J\xff\xff\xff\xffK\x00tb"
+            empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+            raw = value.tobytes()
+            shape = b"".join(b"J" + size.to_bytes(4, "little") for size in value.shape) + b"\x86"
+            state = b"(K\x01" + shape + dtype + b"\x89T" + len(raw).to_bytes(4, "little") + raw
+            return empty + state + b"tb"
+        if isinstance(value, str):
+            return b"U" + bytes([len(value)]) + value.encode()
+        if isinstance(value, int):
+            return b"K" + bytes([value])
+        if isinstance(value, list):
+            return b"](" + b"".join(map(write, value)) + b"e"
+        return b"}(" + b"".join(write(part) for item in value.items() for part in item) + b"u"
+
+    return b"\x80\x02" + write(value) + b"."
+
+
+def dump_python_3(value):
+    """Write a pickle with keys as bytes, by the very NumPy that is installed."""
+    return pickle.dumps({key.encode(): part for key, part in value.items()}, protocol=2)
+
+
+@pytest.fixture(params=[dump_python_2, dump_python_3])
+def small(request):
     """An archive of two training batches and a test batch, and what is in it."""
-    files = {f"data_batch_{i}": batch_file(6, i) for i in (1, 2)}
-    files["test_batch"] = batch_file(4, 9)
+    dump = request.param
+    files = {f"data_batch_{i}": batch_file(6, i, dump) for i in (1, 2)}
+    files["test_batch"] = batch_file(4, 9, dump)
     blobs = {name: content[0] for name, content in files.items()}
-    blobs["batches.meta"] = pickle.dumps({"label_names": NAMES}, protocol=2)
+    blobs["batches.meta"] = dump({"label_names": NAMES})
+    return archive_of(blobs), files
+
+
+def archive_of(blobs):
+    """Return an archive of these files, and its bytes."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as tar:
         for name, blob in blobs.items():
@@ -54,13 +86,13 @@ def small():
         test={"test_batch": md5["test_batch"]},
         meta={"batches.meta": md5["batches.meta"]},
     )
-    return archive, stream.getvalue(), files
+    return archive, stream.getvalue()
 
 
 @pytest.fixture
 def served(small, tmp_path):
     """Serve the archive on loopback, and count the requests."""
-    archive, data, files = small
+    (archive, data), files = small
     (tmp_path / "www").mkdir()
     (tmp_path / "www" / archive.filename).write_bytes(data)
     requests = []
@@ -102,7 +134,7 @@ def test_it_is_downloaded_verified_and_read(served, tmp_path):
 
 
 def test_an_archive_that_is_there_is_used(small, tmp_path):
-    archive, data, _ = small
+    (archive, data), _ = small
     (tmp_path / archive.filename).write_bytes(data)
     nowhere = dataclasses.replace(archive, url="http://127.0.0.1:9/none")
     assert len(load_cifar10(tmp_path, archive=nowhere).train) == 12
@@ -119,14 +151,14 @@ def test_a_wrong_checksum_leaves_nothing(served, tmp_path):
 
 
 def test_a_damaged_archive_that_is_there_is_refused(small, tmp_path):
-    archive, data, _ = small
+    (archive, data), _ = small
     (tmp_path / archive.filename).write_bytes(data[:-1])
     with pytest.raises(DatasetError, match=rf"expected MD5 {archive.md5}, found .*; delete"):
         load_cifar10(tmp_path, archive=archive)
 
 
 def test_a_damaged_file_is_unpacked_again(small, tmp_path):
-    archive, data, _ = small
+    (archive, data), _ = small
     (tmp_path / archive.filename).write_bytes(data)
     digest = load_cifar10(tmp_path, archive=archive).digest
     (tmp_path / archive.folder / "test_batch").write_bytes(b"cut short")
@@ -134,21 +166,53 @@ def test_a_damaged_file_is_unpacked_again(small, tmp_path):
 
 
 def test_no_network_and_no_archive(small, tmp_path):
-    archive, _, _ = small
+    (archive, _), _ = small
     nowhere = dataclasses.replace(archive, url="http://127.0.0.1:9/cifar-10-python.tar.gz")
     with pytest.raises(DatasetError, match=r"127\.0\.0\.1:9.*; without a network: digits --w"):
         load_cifar10(tmp_path, archive=nowhere)
 
 
-def test_the_real_constants_are_flowvisions():
-    from featcache.frameworks import import_flowvision
+def test_the_real_checksums_are_complete():
+    assert len(CIFAR10.train) == 5 and len(CIFAR10.members) == 7
+    assert CIFAR10.md5 == "c58f30108f718f92721af3b95e74349a"
+    assert all(len(bytes.fromhex(md5)) == 16 for md5 in CIFAR10.members.values())
 
-    theirs = import_flowvision().datasets.CIFAR10
-    assert (CIFAR10.url, CIFAR10.filename, CIFAR10.md5) == (
-        theirs.url,
-        theirs.filename,
-        theirs.tgz_md5,
-    )
-    assert [list(item) for item in CIFAR10.train.items()] == theirs.train_list
-    assert [list(item) for item in CIFAR10.test.items()] == theirs.test_list
-    assert CIFAR10.meta == {theirs.meta["filename"]: theirs.meta["md5"]}
+
+class Attack:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (lambda path: {"data": Attack(path), "labels": [0]}, "expected a batch of CIFAR-10 alone"),
+        (
+            lambda _: {"data": np.zeros((1, 3072), np.float32), "labels": [0]},
+            "float32|array of uint8",
+        ),
+        (
+            lambda _: {"data": np.zeros((1, 3072), np.uint8), "labels": [0, 1]},
+            "found labels of shape",
+        ),
+        (lambda _: {"data": np.zeros((1, 3071), np.uint8), "labels": [0]}, "reshape"),
+        (lambda _: {"data": np.zeros((1, 3072), np.uint8), "labels": [7]}, "found 7 in row 0"),
+        (lambda _: {"labels": [0]}, "found others .'data'"),
+        (lambda _: [1], "expected a dictionary"),
+    ],
+)
+def test_other_pickles_are_refused_and_never_run(tmp_path, content, reason):
+    """Even where the checksums are those of the file."""
+    written = tmp_path / "written"
+    batch = pickle.dumps(content(written), protocol=2)
+    blobs = {"data_batch_1": batch, "data_batch_2": batch, "test_batch": batch}
+    blobs["batches.meta"] = pickle.dumps({"label_names": NAMES}, protocol=2)
+    archive, data = archive_of(blobs)
+    (tmp_path / archive.filename).write_bytes(data)
+    with pytest.raises(DatasetError, match=reason) as caught:
+        load_cifar10(tmp_path, archive=archive)
+    assert "\n" not in str(caught.value)
+    assert not written.exists()

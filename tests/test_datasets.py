@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import time
 import zipfile
 
 import numpy as np
@@ -590,6 +591,23 @@ def test_a_split_refuses_what_does_not_fit_together():
         Split(images, np.array([0, -1]).astype(np.uint64), ("a", "b"), ("x", "y"))
     with pytest.raises(DatasetError, match="float32"):
         ArrayImages(np.zeros((2, 8, 8, 3), np.float32))
+
+
+def test_an_id_that_is_there_twice_is_named_in_time():
+    n = 100_000
+    images = ArrayImages(np.zeros((n, 1, 1, 3), np.uint8))
+    ids = (*map(str, range(n - 1)), str(n - 2))
+    began = time.perf_counter()
+    with pytest.raises(DatasetError, match="'99998' more than once"):
+        Split(images, np.zeros(n, np.int64), ("a",), ids)
+    assert time.perf_counter() - began < 10, "minutes where each id is counted on its own"
+
+
+def test_data_sets_are_compared_by_identity():
+    first, second = load_dataset("digits"), load_dataset("digits")
+    assert first == first and first != second and first.train != second.train
+    assert len({first, second, first.train}) == 3
+    assert first.digest == second.digest
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "uint64", ">i8"])

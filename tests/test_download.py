@@ -1,23 +1,27 @@
 """Downloads from a real server on this machine: whole, checked, or without a trace."""
 
 import hashlib
+import os
 import resource
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import Request
 
 import pytest
+import requests
 
-from featcache.download import _NeverDowngrade, download, file_digest
+from featcache import download as module
+from featcache.download import NetworkError, file_digest
 from featcache.errors import DatasetError, WeightsError
 from featcache.progress import Progress
 
 BODY = bytes(range(256)) * 12_000  # 3 MB: several chunks
 SHA256 = hashlib.sha256(BODY).hexdigest()
 MD5 = hashlib.md5(BODY, usedforsecurity=False).hexdigest()
+download = partial(module.download, max_bytes=len(BODY))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -59,6 +63,30 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer_gone(self) -> None:
         self.answer(404, {"Content-Length": "0"})
+
+    def answer_broken(self) -> None:
+        self.answer(500, {"Content-Length": "0"})
+
+    def answer_large(self) -> None:
+        self.answer(200, {"Content-Length": str(len(BODY) + 1)}, BODY + b"x")
+
+    def answer_endless(self) -> None:
+        self.protocol_version = "HTTP/1.1"
+        self.answer(200, {"Transfer-Encoding": "chunked", "Connection": "close"})
+        with suppress(OSError):  # the client hangs up
+            while True:
+                self.wfile.write(b"%x\r\n%s\r\n" % (1 << 16, bytes(1 << 16)))
+
+    def answer_stalled(self) -> None:
+        self.answer(200, {"Content-Length": str(len(BODY))}, BODY[:1000])
+        self.wfile.flush()
+        self.server.gate.wait(10)
+
+    def answer_dripping(self) -> None:
+        self.answer(200, {"Content-Length": str(len(BODY))})
+        with suppress(OSError):
+            while not self.server.gate.wait(0.01):
+                self.wfile.write(b"x")
 
     def answer_moved(self) -> None:
         self.answer(302, {"Location": "/file", "Content-Length": "0"})
@@ -107,6 +135,12 @@ def destination(tmp_path: Path) -> Path:
 def kept(destination: Path) -> list[str]:
     """What is in the folder, but for the lock, which stays."""
     return sorted(p.name for p in destination.parent.iterdir() if not p.name.endswith(".lock"))
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def one_line(caught: pytest.ExceptionInfo[BaseException]) -> str:
@@ -158,11 +192,14 @@ def test_other_bytes_than_promised_are_not_kept(
 @pytest.mark.parametrize(
     ("page", "reason"),
     [
-        ("short", "the connection closed after 1,500,000 of 3,072,000 bytes"),
+        ("short", "the connection closed early"),
         ("torn", "the connection closed early"),
         ("gone", "the server answers 404 Not Found"),
-        ("ftp", "unknown url type: ftp"),
-        ("local", "302"),
+        ("broken", "the server answers 500 Internal Server Error"),
+        ("ftp", "No connection adapters were found for 'ftp://127.0.0.1/file'"),
+        ("local", "No connection adapters were found for 'file:///etc/passwd'"),
+        ("large", "expected at most 3,072,000 bytes, found 3,072,001"),
+        ("endless", "it sends more than 3,072,000 bytes"),
         ("unmeasured", "does not say how long it is"),
     ],
 )
@@ -174,7 +211,7 @@ def test_a_failing_network_leaves_nothing(
     message = one_line(caught)
     for part in (str(destination), f"{server.url}/{page}", reason, "try again"):
         assert part in message
-    assert isinstance(caught.value.__cause__, URLError)
+    assert isinstance(caught.value.__cause__, NetworkError)
     assert kept(destination) == []
 
 
@@ -199,10 +236,49 @@ def test_only_http(destination: Path, url: str) -> None:
     assert not destination.parent.exists()
 
 
-def test_https_is_not_left_for_http() -> None:
-    request = Request("https://host/file")
-    with pytest.raises(URLError, match="redirects from https to http://other"):
-        _NeverDowngrade().redirect_request(request, None, 302, "", {}, "http://other/file")
+@pytest.mark.parametrize(
+    ("page", "limit", "value", "reason"),
+    [
+        ("stalled", "_TIMEOUT_S", 0.2, "no answer for 0 s"),
+        ("slow", "_TIMEOUT_S", 0.2, "no answer for 0 s"),
+        ("dripping", "_GRACE_S", 0.2, r"it sent only [\d]+ bytes in 0 s"),
+    ],
+)
+def test_a_server_that_stalls_is_left(
+    server: Server,
+    destination: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    page: str,
+    limit: str,
+    value: float,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(module, limit, value)
+    with pytest.raises(WeightsError, match=reason) as caught:
+        download(f"{server.url}/{page}", destination, error=WeightsError)
+    one_line(caught)
+    assert isinstance(caught.value.__cause__, NetworkError)
+    assert kept(destination) == []
+
+
+@pytest.mark.parametrize(
+    ("begin", "target", "refused"),
+    [
+        ("https://host/file", "http://other/file", True),
+        ("https://host/file", "//other/file", False),
+        ("http://host/file", "https://other/file", False),
+    ],
+)
+def test_https_is_not_left_for_http(begin: str, target: str, refused: bool) -> None:
+    response = requests.Response()
+    response.url, response.status_code = begin, 302
+    response.headers["Location"] = target
+    with (
+        pytest.raises(NetworkError, match="from https to http://other")
+        if refused
+        else nullcontext()
+    ):
+        module._refuse_downgrade(response)
 
 
 def test_ctrl_c_leaves_nothing(server: Server, destination: Path) -> None:
@@ -219,11 +295,12 @@ def test_ctrl_c_leaves_nothing(server: Server, destination: Path) -> None:
     assert destination.read_bytes() == b"earlier"
 
 
-def test_what_a_killed_download_left_is_swept(server: Server, destination: Path) -> None:
-    destination.parent.mkdir()
-    (destination.parent / "file.bin.part-1").write_bytes(b"half")
+def test_what_a_killed_download_left_is_removed(server: Server, destination: Path) -> None:
+    (destination.parent / ".file.bin.download").mkdir(parents=True)
+    (destination.parent / ".file.bin.download" / "tmp1").write_bytes(b"half")
     download(f"{server.url}/file", destination, error=WeightsError)
     assert kept(destination) == ["file.bin"]
+    assert destination.stat().st_mode & 0o777 == 0o666 & ~umask()
 
 
 def test_of_two_at_once_one_downloads(server: Server, destination: Path) -> None:

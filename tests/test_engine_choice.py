@@ -104,7 +104,7 @@ def test_half_precision_where_the_processor_has_it(machine):
 @pytest.mark.parametrize(
     ("has", "asked", "said"),
     [
-        (set(), {}, r"found none of them; run .*'featcache\[openvino\]' or .*featcache\[torch\]'"),
+        (set(), {}, r"found none of them; run .*openvino or .*featcache\[torch\]'"),
         (set(), {"engine": "torch"}, "engine torch: not available: it is not installed"),
         (
             {"torch"},

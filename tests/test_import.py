@@ -84,11 +84,12 @@ MAY_IMPORT = {
     **{room: set() for room in GROUND},
     **{room: {"errors"} for room in ("cores", "files", "preprocess", "process", "sampling")},
     "download": {"errors", "progress"},
+    "pickles": {"errors"},
     "frameworks": {"errors", "process"},
     "remote": {"errors", "files", "process"},
-    "datasets": {"cores", "download", "errors", "preprocess", "process", "progress", "remote"}
-    | {"sampling", "frameworks"},
-    "backbones": {"cores", "download", "errors", "files", "frameworks", "preprocess", "process"}
+    "datasets": {"cores", "download", "errors", "files", "pickles", "preprocess", "process"}
+    | {"progress", "remote", "sampling"},
+    "backbones": {"cores", "download", "errors", "files", "frameworks", "pickles", "preprocess"}
     | {"progress"},
     "store": {"cores", "errors", "files", "notebook", "process", "progress", "remote", "version"},
     "runs": {"errors", "files", "notebook", "progress", "store"},

@@ -90,6 +90,20 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(url, use, home):
     assert not any(home.rglob("*"))
 
 
+@pytest.mark.parametrize(
+    ("url", "sibling", "inside"),
+    [
+        ("https://h/a/b.zip?sig=1/2", "https://h/a/c.h5?sig=1/2", "https://h/a/b.zip/c.h5?sig=1/2"),
+        ("http://h/a/b/", "http://h/a/c.h5", "http://h/a/b/c.h5"),
+        ("s3://bucket/a/b?.h5", "s3://bucket/a/c.h5", "s3://bucket/a/b?.h5/c.h5"),
+    ],
+)
+def test_the_query_that_signs_a_url_is_kept(url, sibling, inside):
+    place = RemotePlace(url)
+    assert place.parent.within("c.h5").url == sibling
+    assert place.within("c.h5").url == inside
+
+
 def test_a_url_that_went_through_pathlib_is_told_of(home):
     for use in (load_dataset, load):
         with pytest.raises(

@@ -148,4 +148,4 @@ except EngineUnavailableError as error:
 """,
         tmp_path,
     )
-    assert "ImportError: broken; run pip install 'featcache[openvino]'" in answer.stdout
+    assert "ImportError: broken; run pip install openvino" in answer.stdout

@@ -41,7 +41,7 @@ def made(starter, cuts=CUTS, **more):
 @needs_torch
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_network_has_torchvisions_names_and_shapes(name):
-    from featcache.backbones.torch_resnet import build_backbone, load_backbone, state_arrays
+    from featcache.backbones.torch_engine import build_backbone, load_backbone, state_arrays
 
     backbone = get_backbone(name)
     network = build_backbone(backbone)
@@ -62,7 +62,7 @@ def test_features_are_the_plain_networks(engine, starter):
     """Folded, joined and cast, the network is still the one that trains."""
     import torch
 
-    from featcache.backbones.torch_resnet import build_backbone, load_backbone, to_input
+    from featcache.backbones.torch_engine import build_backbone, load_backbone, to_input
 
     network = build_backbone(get_backbone("resnet18"))
     load_backbone(network, starter.state)
@@ -77,7 +77,7 @@ def test_features_are_the_plain_networks(engine, starter):
 def test_the_input_is_the_canonical_pixels_normalised(side, size):
     import torch
 
-    from featcache.backbones.torch_resnet import to_input
+    from featcache.backbones.torch_engine import to_input
 
     images = apply_view(noise(2, side), "hvflip")
     x = to_input(images, Preprocess(size), "cpu")
@@ -91,7 +91,7 @@ def test_an_input_made_for_features_serves_training_too():
     """What is kept between calls bears no mark of the mode that it was made in."""
     import torch
 
-    from featcache.backbones.torch_resnet import to_input
+    from featcache.backbones.torch_engine import to_input
 
     preprocess = Preprocess(77)
     with torch.inference_mode():
@@ -392,13 +392,13 @@ def child(monkeypatch):
     """Return a function that sets what the trial on the GPU ends with."""
     monkeypatch.setattr(probe, "torch_status", lambda: ("2.13.0", "here"))
     monkeypatch.setattr(probe, "may_have_gpu", lambda: True)
-    probe._found.cache_clear()
+    probe._torch_trial.cache_clear()
 
     def ends(answer):
         monkeypatch.setattr(probe, "run_in_child", lambda code, timeout_s: answer)
 
     yield ends
-    probe._found.cache_clear()
+    probe._torch_trial.cache_clear()
 
 
 def printed(**facts):

@@ -458,7 +458,7 @@ def test_no_attack_runs(tmp_path: Path, attack: str) -> None:
         (b"ctorch._utils\n_rebuild_tensor_v2\n)R.", "missing 4 required positional arguments"),
         (text("storage") + b"Q.", "damaged"),
         (b"(" + text("module") + b"NNNKxtQ.", "damaged"),
-        (b"\x80\x02B\x01\x00\x00\x00a.", "instruction BINBYTES"),
+        (b"\x80\x02B\x01\x00\x00\x00a.", "found a bytes"),
         (b"N" + text("a") + b"Ns.", "what is no dictionary"),
         (b"}Na.", "what is no list"),
         (b"R.", "damaged"),
@@ -749,9 +749,27 @@ def test_a_cache_folder_that_cannot_be_written(
     assert "$FEATCACHE_WEIGHTS names the folder" in message
 
 
+@pytest.mark.parametrize("backbone", ["resnet34", "resnet50"])
+def test_imagenet_weights_of_larger_backbones(mirror: Mirror, backbone: str) -> None:
+    state = {
+        key: np.zeros(shape, "float16") for key, shape in get_backbone(backbone).shapes().items()
+    }
+    data = save(state)
+    (mirror.folder / f"{backbone}.safetensors").write_bytes(data)
+    real = IMAGENET[backbone]
+    source = mirror.source(f"{backbone}.safetensors", hashlib.sha256(data).hexdigest())
+    loaded = weights._load_imagenet(backbone, cache_folder(), {backbone: [source]}, silent)
+    assert (loaded.name, loaded.backbone) == ("imagenet", backbone)
+    assert mirror.requests == [f"/{backbone}.safetensors"]
+    assert [each.file_name for each in real] == [
+        f"{backbone}-{str(real[0].sha256)[:8]}.pth",
+        f"{backbone}.zip",
+    ]
+
+
 def test_a_backbone_without_a_source() -> None:
-    message = refusal(lambda: load_weights("imagenet", "resnet50"))
-    assert "expected resnet18, found 'resnet50'" in message
+    message = refusal(lambda: weights._load_imagenet("resnet50", cache_folder(), {}, silent))
+    assert "found 'resnet50'" in message
     assert "--weights resnet50.pth" in message
 
 
@@ -762,10 +780,13 @@ def test_a_damaged_file_is_not_taken_for_imagenet(tmp_path: Path) -> None:
 
 
 def test_the_sources() -> None:
-    pytorch, oneflow = IMAGENET["resnet18"]
-    assert pytorch.sha256 and pytorch.file_name.endswith(f"-{pytorch.sha256[:8]}.pth")
-    assert oneflow.sha256 is None
-    assert source_urls() == [pytorch.url, oneflow.url]
+    published = {"resnet18": "f37072fd", "resnet34": "b627a593", "resnet50": "0676ba61"}
+    assert {*IMAGENET} == {*published}
+    for backbone, (pytorch, oneflow) in IMAGENET.items():
+        assert pytorch.sha256 is not None and len(bytes.fromhex(pytorch.sha256)) == 32
+        assert pytorch.file_name == f"{backbone}-{published[backbone]}.pth"
+        assert pytorch.sha256.startswith(published[backbone])
+        assert oneflow.sha256 is None and oneflow.file_name == f"{backbone}.zip"
     assert all(url.startswith("https://") for url in source_urls())
 
 

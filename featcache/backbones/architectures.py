@@ -1,9 +1,8 @@
 """The ResNet family: names, feature sizes, and the tensors that a checkpoint must hold.
 
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
-Table 1, in the layout and with the key names of torchvision, which flowvision
-shares. Nothing here needs a framework: a checkpoint is judged by its shapes
-before any engine is loaded.
+Table 1, in the layout and with the key names of torchvision. Nothing here needs a framework:
+a checkpoint is judged by its shapes before any engine is loaded.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ..errors import RecipeError, WeightsError
 # Where features can be taken: after a stage's last ReLU, or after the global average pooling.
 CUTS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
 
-_STAGE_WIDTHS = (64, 128, 256, 512)
+STAGE_WIDTHS = (64, 128, 256, 512)
 _NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 # Counts training batches; inference never reads it, and old checkpoints lack it.
 _COUNTER = "num_batches_tracked"
@@ -29,47 +28,19 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Backbone:
-    """One architecture.
+    """One architecture."""
 
-    Parameters
-    ----------
-    name : str
-        ``"resnet18"``.
-    blocks : tuple of 4 ints
-        Residual blocks per stage.
-    bottleneck : bool
-        Whether a block is 1x1, 3x3, 1x1 (ResNet-50) rather than 3x3, 3x3.
-    """
-
-    name: str
-    blocks: tuple[int, int, int, int]
-    bottleneck: bool
+    name: str  # ``"resnet18"``
+    blocks: tuple[int, int, int, int]  # residual blocks per stage
+    bottleneck: bool  # whether a block is 1x1, 3x3, 1x1 (ResNet-50) rather than 3x3, 3x3
 
     @property
     def feature_dim(self) -> int:
         """Length D of the features after global average pooling."""
-        return _STAGE_WIDTHS[-1] * (4 if self.bottleneck else 1)
+        return STAGE_WIDTHS[-1] * (4 if self.bottleneck else 1)
 
     def cut_shape(self, cut: str, size: int) -> Shape:
-        """Return the shape of one image's features at a cut.
-
-        Parameters
-        ----------
-        cut : str
-            One of `CUTS`.
-        size : int
-            Side of the square input in pixels.
-
-        Returns
-        -------
-        tuple of ints
-            ``(D,)`` after the pooling, ``(C, H, W)`` after a stage.
-
-        Raises
-        ------
-        RecipeError
-            No such cut; the message lists those there are.
-        """
+        """Return the shape of one image's features at a cut."""
         check_cuts((cut,))
         if cut == "avgpool":
             return (self.feature_dim,)
@@ -77,7 +48,7 @@ class Backbone:
         side = size
         for _ in range(2 + stage):  # the stem halves twice, each stage after the first once
             side = (side + 1) // 2
-        return (_STAGE_WIDTHS[stage] * (4 if self.bottleneck else 1), side, side)
+        return (STAGE_WIDTHS[stage] * (4 if self.bottleneck else 1), side, side)
 
     def shapes(self) -> dict[str, Shape]:
         """Return name -> shape of every tensor of the backbone, the head left out."""
@@ -94,7 +65,7 @@ class Backbone:
         norm("bn1", 64)
         into = 64
         for stage, (width, blocks) in enumerate(
-            zip(_STAGE_WIDTHS, self.blocks, strict=True), start=1
+            zip(STAGE_WIDTHS, self.blocks, strict=True), start=1
         ):
             out = width * (4 if self.bottleneck else 1)
             kernels = (1, 3, 1) if self.bottleneck else (3, 3)
@@ -124,13 +95,7 @@ BACKBONES: Mapping[str, Backbone] = {
 
 
 def get_backbone(name: str) -> Backbone:
-    """Return the architecture of that name.
-
-    Raises
-    ------
-    RecipeError
-        No such architecture; the message lists those there are.
-    """
+    """Return the architecture of that name."""
     try:
         return BACKBONES[name]
     except KeyError:
@@ -141,13 +106,7 @@ def get_backbone(name: str) -> Backbone:
 
 
 def check_cuts(cuts: Sequence[str]) -> tuple[str, ...]:
-    """Check names of cuts; return them as a tuple, in the order given.
-
-    Raises
-    ------
-    RecipeError
-        None at all, one twice, or one that does not exist; the message lists those there are.
-    """
+    """Check names of cuts; return them as a tuple, in the order given."""
     known = ", ".join(CUTS)
     if not cuts:
         raise RecipeError(f"cut: expected one or more of {known}, found none; try --cut avgpool")
@@ -162,29 +121,7 @@ def check_cuts(cuts: Sequence[str]) -> tuple[str, ...]:
 def check_state(
     state: Mapping[str, np.ndarray], backbone: Backbone, source: str
 ) -> dict[str, np.ndarray]:
-    """Check that a checkpoint is one of this architecture, and complete.
-
-    Parameters
-    ----------
-    state : mapping of str to numpy.ndarray
-        Torchvision's key names.
-    backbone : Backbone
-        What it should be.
-    source : str
-        Path or name, for the message.
-
-    Returns
-    -------
-    dict
-        The same tensors in the architecture's order, the head (if any) last:
-        floating point as float32, counters as int64; a missing batch counter is 0.
-
-    Raises
-    ------
-    WeightsError
-        A tensor is missing, left over, not finite, or of another shape; the
-        message names the first and the architecture that would fit.
-    """
+    """Check that a checkpoint is one of this architecture, and complete."""
     expected = backbone.shapes()
     problem = _first_problem(state, expected)
     if problem:

@@ -1,67 +1,63 @@
 """One checkpoint, in whatever format: read once, and hashed as it was read.
 
-The digest is of the very bytes that the tensors come from, so that nobody can
-exchange the file between the check and the reading.
+The digest is of the bytes that the tensors come from, so that the file cannot
+be exchanged between the check and the reading.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import WeightsError
+from ..errors import WeightsError, one_line
+from ..files import split_safetensors, write_atomically
 from .oneflow_checkpoints import read_oneflow_folder, read_oneflow_zip
 from .pth import read_pth
-from .safetensors_files import read_safetensors
-from .tensors import MAX_BYTES
+from .tensors import MAX_BYTES, decode, state_dict
 
 FORMATS = ".safetensors, .pth, .pt, an OneFlow checkpoint folder or a .zip of one"
+
+# https://huggingface.co/docs/safetensors/index#format
+_LENGTH_BYTES = 8
+_SAFETENSORS_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a checkpoint holds, not yet compared with any architecture.
+    """What a checkpoint holds, not yet compared with any architecture."""
 
-    Parameters
-    ----------
-    state : mapping of str to numpy.ndarray
-        The tensors, possibly read-only views of the file's bytes.
-    sha256 : str
-        Of the file, or of a folder as `read_oneflow_folder` defines it.
-    metadata : mapping of str to str
-        A safetensors file's own words about itself.
-    """
-
+    # The tensors, possibly read-only views of the file's bytes.
     state: Mapping[str, np.ndarray] = field(repr=False)
-    sha256: str
+    sha256: str  # of the file, or of a folder as `read_oneflow_folder` defines it
+    # A safetensors file's own words about itself.
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint file or folder.
-
-    Raises
-    ------
-    WeightsError
-        No such file, an unknown format, or one that cannot be read.
-    """
+    """Read a checkpoint file or folder."""
     if path.is_dir():  # whatever its suffix: flow.save makes a folder of "model.pth" too
         return Checkpoint(*read_oneflow_folder(path))
     return parse_checkpoint(read_file(path), path.suffix, str(path))
 
 
 def read_file(path: Path) -> bytes:
-    """Return the bytes of a checkpoint file.
-
-    Raises
-    ------
-    WeightsError
-        Not a file, unreadable, or larger than any ResNet's.
-    """
+    """Return the bytes of a checkpoint file."""
     if not path.is_file():
         found = "something else" if path.exists() else "nothing"
         raise WeightsError(f"{path}: expected a file, found {found}; check the path")
@@ -79,13 +75,7 @@ def read_file(path: Path) -> bytes:
 
 
 def parse_checkpoint(data: bytes, suffix: str, source: str) -> Checkpoint:
-    """Read a checkpoint from its bytes, in the format that its suffix says.
-
-    Raises
-    ------
-    WeightsError
-        An unknown suffix, or bytes that are not of that format.
-    """
+    """Read a checkpoint from its bytes, in the format that its suffix says."""
     sha256 = hashlib.sha256(data).hexdigest()
     match suffix:
         case ".safetensors":
@@ -99,3 +89,42 @@ def parse_checkpoint(data: bytes, suffix: str, source: str) -> Checkpoint:
         f"{source}: expected {FORMATS}, found the suffix {suffix!r}; "
         "rename the file if it is one of these"
     )
+
+
+def read_safetensors(data: bytes, source: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read the tensors and the metadata of a file."""
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        entries = deserialize(data)
+    except SafetensorError as failure:
+        raise WeightsError(
+            f"{source}: expected a safetensors file, found a truncated one or none "
+            f"({one_line(failure)}); get the file again"
+        ) from failure
+    arrays: dict[str, np.ndarray] = {}
+    for name, entry in entries:
+        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise WeightsError(
+                f"{source}: expected numbers of type {', '.join(_SAFETENSORS_DTYPES)}, found "
+                f"{entry['dtype']} in '{one_line(name)}'; save the model as float32"
+            )
+        arrays[name] = decode(entry["data"], dtype).reshape(entry["shape"])
+    header, _ = split_safetensors(data)
+    return state_dict(arrays, np.ndarray, source), header.get("__metadata__") or {}
+
+
+def write_safetensors(
+    path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Write a file whole: it has its name only once it is on the disk."""
+    from safetensors.numpy import save
+
+    # The format is dense, and safetensors takes an array's memory as it lies.
+    dense = {name: np.asarray(array, order="C") for name, array in state.items()}
+    header, numbers = split_safetensors(save(dense, dict(metadata)))
+    # It shuffles the metadata anew in each process; sorted, the same model has the same digest.
+    text = json.dumps(header, sort_keys=True).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    write_atomically(path, len(text).to_bytes(_LENGTH_BYTES, "little"), text, numbers)

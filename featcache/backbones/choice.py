@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ..errors import EngineUnavailableError, RecipeError
 from ..frameworks import (
+    INSTALL_OPENVINO,
+    INSTALL_TORCH,
     cuda_status,
     may_have_gpu,
     oneflow_status,
@@ -19,9 +21,6 @@ from ..frameworks import (
 ENGINES = ("auto", "oneflow", "openvino", "torch")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("f32", "bf16", "f16")
-
-_INSTALL_OPENVINO = "pip install 'featcache[openvino]'"
-_INSTALL_TORCH = "pip install 'featcache[torch]'"
 
 
 @dataclass(frozen=True)
@@ -51,31 +50,7 @@ class EngineChoice:
 def choose_engine(
     engine: str = "auto", device: str = "auto", precision: str = "f32"
 ) -> EngineChoice:
-    """Choose the engine, its device and its precision.
-
-    Parameters
-    ----------
-    engine : str
-        ``"oneflow"``, ``"openvino"``, ``"torch"``, or ``"auto"``: OneFlow on a GPU that it
-        can use, else PyTorch on one that it can use, else on the CPU the fastest that is
-        there: OpenVINO, then PyTorch, then OneFlow.
-    device : str
-        ``"cpu"``, ``"cuda"`` (NVIDIA's GPUs, and AMD's with PyTorch), ``"mps"`` (Apple's),
-        or ``"auto"``: the best that the engine can use here.
-    precision : str
-        ``"f32"``, ``"bf16"`` or ``"f16"``.
-
-    Returns
-    -------
-    EngineChoice
-
-    Raises
-    ------
-    RecipeError
-        No such engine, device or precision.
-    EngineUnavailableError
-        What was asked for cannot run here; the message says what can.
-    """
+    """Choose the engine, its device and its precision."""
     for what, value, known in (
         ("engine", engine, ENGINES),
         ("device", device, DEVICES),
@@ -118,7 +93,7 @@ def _on_cpu(precision: str, reason: str) -> EngineChoice:
         return _oneflow("cpu", precision)
     raise EngineUnavailableError(
         "engine auto: expected OpenVINO, PyTorch or OneFlow, found none of them; run "
-        f"{_INSTALL_OPENVINO} or {_INSTALL_TORCH}"
+        f"{INSTALL_OPENVINO} or {INSTALL_TORCH}"
     )
 
 
@@ -197,7 +172,7 @@ def _instead(precision: str, device: str) -> str:
     if torch_status()[0] is not None and precision in torch_precisions(device):
         return f"use --engine torch --precision {precision}"
     if openvino_status()[0] is None:
-        return f"run {_INSTALL_OPENVINO} and use --engine openvino, or --precision f32"
+        return f"run {INSTALL_OPENVINO} and use --engine openvino, or --precision f32"
     if precision in openvino_precisions():
         return f"use --engine openvino --precision {precision}"
     return "use --precision f32"

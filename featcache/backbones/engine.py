@@ -56,28 +56,7 @@ def build_engine(
     n_images: int = 0,
     on_note: OnNote = silent,
 ) -> Engine:
-    """Load the engine that was chosen, with these weights.
-
-    Parameters
-    ----------
-    choice : EngineChoice
-        From `choose_engine`.
-    weights : Weights
-        The checkpoint; its preprocessing is the input's.
-    cuts : sequence of str
-        Where features are taken, of `featcache.backbones.architectures.CUTS`.
-    n_images : int
-        How many images are to come, views counted: an engine may compile for many.
-    on_note : callable
-        Told in a sentence what an engine does of its own accord, such as that.
-
-    Raises
-    ------
-    RecipeError
-        A cut that does not exist, or ``FEATCACHE_THREADS`` is no number.
-    EngineUnavailableError
-        It cannot be imported after all, or its device fails.
-    """
+    """Load the engine that was chosen, with these weights."""
     checked = check_cuts(cuts)
     if choice.name == "openvino":
         from .openvino_engine import OpenVinoEngine

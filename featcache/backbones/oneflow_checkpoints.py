@@ -10,7 +10,7 @@ are, as a protocol buffer's text::
     }
     data_type: kFloat
 
-Which folder is which tensor has been said in two ways. ``flow.save`` writes
+There are two formats for which folder is which tensor. ``flow.save`` writes
 ``pickled_data``, a pickle of ``{"protocol_version": 1, "data": ...}`` in which
 each tensor is an object with the state ``{"path": "tensor_7"}``; `read_pickle`
 reads it, and cannot run it. In older releases the folders had the tensors'
@@ -26,18 +26,29 @@ from typing import Protocol
 
 import numpy as np
 
-from ..errors import WeightsError
-from .pickles import MAX_PROGRAM_BYTES, Record, ordered_dict, read_pickle
-from .tensors import MAX_BYTES, Archive, count_numbers, decode, item_bytes, quote, state_dict
+from ..errors import WeightsError, one_line
+from ..pickles import Record, ordered_dict, read_pickle
+from .tensors import (
+    MAX_BYTES,
+    MAX_PICKLE_BYTES,
+    Archive,
+    checkpoint_pickle,
+    count_numbers,
+    decode,
+    item_bytes,
+    state_dict,
+)
 
 _TABLE = "pickled_data"
 _LEGACY_MARK = "snapshot_done"
 _MAX_META_BYTES = 4096
-_NAMES = {
-    "collections.OrderedDict": ordered_dict,
-    "oneflow.Tensor": None,
-    "oneflow.nn.Parameter": None,
-}
+_PICKLE = checkpoint_pickle(
+    {
+        "collections.OrderedDict": ordered_dict,
+        "oneflow.Tensor": None,
+        "oneflow.nn.Parameter": None,
+    }
+)
 _DTYPES = {
     "kFloat": "float32",
     "kDouble": "float64",
@@ -119,22 +130,7 @@ class _Zipped:
 
 
 def read_oneflow_folder(root: Path) -> tuple[dict[str, np.ndarray], str]:
-    """Read the state dict of a checkpoint folder.
-
-    Returns
-    -------
-    state : dict
-        Name -> array, read-only.
-    sha256 : str
-        Of the files that make up the checkpoint: SHA-256 of the lines
-        ``<sha256 of file>  <relative name>`` in the order of the names, which
-        is what ``sha256sum`` prints. Files that no tensor refers to do not count.
-
-    Raises
-    ------
-    WeightsError
-        No OneFlow checkpoint, a damaged one, or one that points outside itself.
-    """
+    """Read the state dict of a checkpoint folder."""
     files = _Folder(root)
     state = _read(files, str(root))
     listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.digests.items()))
@@ -142,13 +138,7 @@ def read_oneflow_folder(root: Path) -> tuple[dict[str, np.ndarray], str]:
 
 
 def read_oneflow_zip(data: bytes, source: str) -> dict[str, np.ndarray]:
-    """Read the state dict of a zip archive that holds one checkpoint folder.
-
-    Raises
-    ------
-    WeightsError
-        As `read_oneflow_folder`, or not one checkpoint in a zip archive.
-    """
+    """Read the state dict of a zip archive that holds one checkpoint folder."""
     archive = Archive(data, source)
     prefixes = {
         name[: -len(mark)]
@@ -166,7 +156,7 @@ def read_oneflow_zip(data: bytes, source: str) -> dict[str, np.ndarray]:
 
 def _read(files: _Files, source: str) -> dict[str, np.ndarray]:
     if files.has(_TABLE):
-        places = _places(files.read(_TABLE, MAX_PROGRAM_BYTES), source)
+        places = _places(files.read(_TABLE, MAX_PICKLE_BYTES), source)
     elif files.has(_LEGACY_MARK):
         files.read(_LEGACY_MARK, _MAX_META_BYTES)
         places = state_dict({name: name for name in files.folders()}, str, source)
@@ -181,7 +171,7 @@ def _read(files: _Files, source: str) -> dict[str, np.ndarray]:
 
 def _places(pickled: bytes, source: str) -> dict[str, str]:
     """Return name -> folder of every tensor, from ``pickled_data``."""
-    loaded, _ = read_pickle(pickled, 0, source, _NAMES)
+    loaded, _ = read_pickle(pickled, 0, source, _PICKLE)
     if not isinstance(loaded, dict) or loaded.get("protocol_version") != 1:
         raise WeightsError(
             f"{source}: expected {_TABLE} of protocol 1, found another; save it with OneFlow 0.9"
@@ -200,7 +190,7 @@ def _array(files: _Files, place: str, source: str) -> np.ndarray:
     if not _FOLDER_NAME.fullmatch(place):
         raise WeightsError(
             f"{source}: expected the name of a folder inside the checkpoint, found "
-            f"'{quote(place)}'; do not use this checkpoint"
+            f"'{one_line(place)}'; do not use this checkpoint"
         )
     text = files.read(f"{place}/meta", _MAX_META_BYTES).decode("ascii", "replace")
     meta = _META.fullmatch(text)
@@ -208,7 +198,7 @@ def _array(files: _Files, place: str, source: str) -> np.ndarray:
     if meta is None or dtype is None:
         raise WeightsError(
             f"{source}: expected a shape and a type in {place}/meta, found "
-            f"'{quote(text)}'; get the checkpoint again"
+            f"'{one_line(text)}'; get the checkpoint again"
         )
     shape = tuple(int(dim) for dim in re.findall(r"\d+", meta[1]))
     try:

@@ -8,29 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from ..frameworks import import_flowvision, import_oneflow
-from ..preprocess import WEIGHT_BITS, Preprocess, upscale_taps
+from ..frameworks import import_oneflow
+from ..preprocess import WEIGHT_BITS, Preprocess, check_pixels, upscale_taps
 from .architectures import CUTS, Backbone, get_backbone
-from .images import check_images
+from .resnet import build_resnet
 from .weights import Weights
 
 
 class OneFlowEngine:
-    """A frozen backbone in eval mode.
-
-    Parameters
-    ----------
-    weights : Weights
-        The checkpoint; its preprocessing is the input's.
-    cuts : tuple of str
-        Where features are taken.
-    device : str
-        ``"cpu"`` or ``"cuda"``.
-    precision : str
-        ``"f32"``, or on a GPU ``"f16"``: mixed precision by OneFlow's nn.Graph. Written
-        from OneFlow's documentation and never run on a GPU; the graph itself is tested
-        on the CPU, in float32.
-    """
+    """A frozen backbone in eval mode."""
 
     def __init__(
         self, weights: Weights, cuts: tuple[str, ...], device: str = "cpu", precision: str = "f32"
@@ -62,28 +48,21 @@ class OneFlowEngine:
 
 
 def build_backbone(backbone: Backbone) -> Any:
-    """Return flowvision's ResNet with its head replaced by the identity: (N, D) out.
-
-    Its convolutions hold what memory happened to hold, until `load_backbone`.
-    """
+    """Return a ResNet with its head replaced by the identity; load a checkpoint into it."""
     flow = import_oneflow()
     with _without_draws(flow.nn.init):
-        model = getattr(import_flowvision().models, backbone.name)()
-    model.fc = flow.nn.Identity()
-    return model
+        return build_resnet(flow, backbone)
 
 
 @contextmanager
 def _without_draws(init: Any) -> Iterator[None]:
     """Leave out the draws of weights that are loaded next: half a second of ResNet-18's making."""
-    draws = {name: getattr(init, name) for name in ("kaiming_normal_", "kaiming_uniform_")}
+    draw = init.kaiming_uniform_
+    init.kaiming_uniform_ = lambda tensor, *_, **__: tensor
     try:
-        for name in draws:
-            setattr(init, name, lambda tensor, *_, **__: tensor)
         yield
     finally:
-        for name, draw in draws.items():
-            setattr(init, name, draw)
+        init.kaiming_uniform_ = draw
 
 
 def load_backbone(model: Any, state: Mapping[str, np.ndarray]) -> None:
@@ -97,20 +76,8 @@ def state_arrays(model: Any) -> dict[str, np.ndarray]:
 
 
 def to_input(images: np.ndarray, preprocess: Preprocess, device: str) -> Any:
-    """Turn pixels into the backbone's input: normalised float32 (N, 3, size, size).
-
-    Parameters
-    ----------
-    images : numpy.ndarray
-        uint8 (N, s, s, 3) with s up to size, any strides. Smaller ones are enlarged on
-        the device.
-
-    Raises
-    ------
-    ShapeMismatchError
-        Another dtype, or another shape.
-    """
-    check_images(images, preprocess)
+    """Turn pixels into the backbone's input: normalised float32 (N, 3, size, size)."""
+    check_pixels(images, preprocess)
     return normalised(to_device(images.transpose(0, 3, 1, 2), device), preprocess)
 
 
@@ -128,8 +95,8 @@ def normalised(planes: Any, preprocess: Preprocess) -> Any:
 def to_device(array: np.ndarray, device: str) -> Any:
     """Return a tensor with a copy of an array, in memory of OneFlow's own.
 
-    ``from_numpy`` shares the array instead. OneFlow then lets go of it in a thread of its
-    own that must first get Python's lock: at the interpreter's exit that ends in a crash.
+    ``from_numpy`` shares the array instead. OneFlow then lets go of it in a thread of its own
+    that must first get Python's lock: at the interpreter's exit that ends in a crash.
     """
     flow = import_oneflow()
     # Named: without it, OneFlow takes cpu:0 in every process of a launcher, and cpu:RANK elsewhere.
@@ -159,20 +126,7 @@ _MAX_BATCH = 256
 
 
 def forward_cuts(model: Any, cuts: tuple[str, ...]) -> Any:
-    """Wrap flowvision's ResNet as a module that returns the features at every cut.
-
-    Parameters
-    ----------
-    model : oneflow.nn.Module
-        A backbone, as `build_backbone` makes it.
-    cuts : tuple of str
-        Where features are taken; stages after the last one do not run.
-
-    Returns
-    -------
-    oneflow.nn.Module
-        float32 (N, 3, size, size) -> list of tensors, in the order of ``cuts``.
-    """
+    """Wrap a ResNet as a module that returns the features at every cut."""
     flow = import_oneflow()
     module: Any = flow.nn.Module
     stages = CUTS[:-1][: 1 + max(CUTS.index(cut) for cut in cuts)]
@@ -199,17 +153,8 @@ def forward_cuts(model: Any, cuts: tuple[str, ...]) -> Any:
 class StaticForward:
     """A module compiled by nn.Graph, for any number of images.
 
-    A graph knows one shape alone. It is compiled for as many images as the largest call so
-    far had, up to 256; a call is cut into pieces of that many, the last filled up with
-    zeros.
-
-    Parameters
-    ----------
-    module : oneflow.nn.Module
-        Tensor (N, ...) -> list of tensors (N, ...), each row on its own.
-    mixed : bool
-        Let the graph compute in float16 what gains by it (``enable_amp``): never run on
-        a GPU, and without meaning on a CPU.
+    A graph knows one shape alone. It is compiled for as many images as the largest call so far
+    had, up to 256; a call is cut into pieces of that many, the last filled up with zeros.
     """
 
     def __init__(self, module: Any, *, mixed: bool) -> None:

@@ -22,9 +22,8 @@ import numpy as np
 
 from ..cores import usable_cores
 from ..frameworks import import_openvino
-from ..preprocess import WEIGHT_BITS, Preprocess, upscale, upscale_taps
+from ..preprocess import WEIGHT_BITS, Preprocess, check_pixels, upscale, upscale_taps
 from .architectures import CUTS, get_backbone
-from .images import check_images
 from .weights import Weights
 
 # 32 images of 64 pixels, 2 of 224: less leaves the kernels idle, more leaves the cache.
@@ -36,18 +35,7 @@ _MAX_GRAPHS = 4
 
 
 class OpenVinoEngine:
-    """A frozen backbone with its BatchNorm folded away.
-
-    Parameters
-    ----------
-    weights : Weights
-        The checkpoint; its preprocessing is the input's.
-    cuts : tuple of str
-        Where features are taken.
-    precision : str
-        ``"f32"``, ``"bf16"`` or ``"f16"``: what the convolutions compute in, and what
-        passes between them. Pixels are enlarged and normalised in float32 in any case.
-    """
+    """A frozen backbone with its BatchNorm folded away."""
 
     def __init__(self, weights: Weights, cuts: tuple[str, ...], precision: str = "f32") -> None:
         self._ov = import_openvino()
@@ -68,7 +56,7 @@ class OpenVinoEngine:
 
     def extract(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Return the features of uint8 pixels (N, s, s, 3), as `Engine.extract` does."""
-        check_images(images, self._weights.preprocess)
+        check_pixels(images, self._weights.preprocess)
         if self._is_one_too_many(images.shape[1]):
             images = upscale(images, self._size)
         queue = self._queue(images.shape[1])
@@ -121,29 +109,12 @@ def _collect(request: Any, place: tuple[dict[str, np.ndarray], int, int]) -> Non
         array[start : start + count] = request.get_output_tensor(index).data[:count]
 
 
-_NORM_EPSILON = 1e-5  # torchvision's and flowvision's BatchNorm2d
+_NORM_EPSILON = 1e-5  # torchvision's BatchNorm2d
 _LOW_BITS = 10  # of a weight's 22: the 12 above them and a pixel's 8 fit into float32's 24
 
 
 def build_graph(weights: Weights, cuts: tuple[str, ...], side: int, batch: int) -> Any:
-    """Return the network for one shape of input.
-
-    Parameters
-    ----------
-    weights : Weights
-        The checkpoint and its preprocessing.
-    cuts : tuple of str
-        Where features are taken; the results are in this order.
-    side : int
-        Side s of the images, at most the preprocessing's size.
-    batch : int
-        Images per pass.
-
-    Returns
-    -------
-    openvino.Model
-        uint8 (batch, s, s, 3) -> float32 (batch, D) or (batch, C, H, W) per cut.
-    """
+    """Return the network for one shape of input."""
     ov = import_openvino()
     images = ov.opset8.parameter([batch, side, side, 3], np.uint8, name="images")
     graph = _Graph(weights, ov.opset8)
@@ -195,8 +166,8 @@ class _Graph:
     def _blended(self, first: Any, second: Any, weights: np.ndarray) -> Any:
         """Return round(first * w[..., 0] + second * w[..., 1]) of uint8, exact in float32.
 
-        The sum needs 30 bits. Split into the weights' high and low bits, every product,
-        sum and rounding below is a multiple of a power of two within float32's 24 bits.
+        The sum needs 30 bits. Split into the weights' high and low bits, every product, sum
+        and rounding below is a multiple of a power of two within float32's 24 bits.
         """
         ops = self._ops
         pair = [ops.convert(pixels, np.float32) for pixels in (first, second)]

@@ -1,4 +1,4 @@
-"""Where the ImageNet weights come from, and how a file proves to be them.
+"""Where the ImageNet weights come from, and how a file is verified.
 
 A file with a published checksum must have it. One without is pinned on first
 use: its digest goes into ``<file>.sha256`` beside it, in the format of
@@ -12,62 +12,69 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import URLError
 
-from ..download import download, file_digest
-from ..errors import OutputError, WeightsError
+from ..download import NetworkError, download, file_digest
+from ..errors import OutputError, WeightsError, one_line
 from ..files import write_atomically
 from ..progress import OnProgress
-from .tensors import quote
+from .tensors import MAX_BYTES
 
 
 @dataclass(frozen=True)
 class Source:
-    """One place that publishes a checkpoint.
+    """One place that publishes a checkpoint."""
 
-    Parameters
-    ----------
-    url : str
-        Its address.
-    file_name : str
-        Its name in the cache folder.
-    sha256 : str or None
-        The published digest; None where there is none.
-    provenance : str
-        Who trained it on what, and under which licence it is given away.
-    """
-
-    url: str
-    file_name: str
-    sha256: str | None
-    provenance: str
+    url: str  # its address
+    file_name: str  # its name in the cache folder
+    sha256: str | None  # the published digest; None where there is none
+    provenance: str  # who trained it on what, and under which licence it is given away
 
 
-# Tried in this order. Only checksums that the publisher states in full are written here.
+def _torchvision(backbone: str, weights: str, sha256: str) -> Source:
+    # torchvision publishes the first 8 digits of the checksum, in the name.
+    file_name = f"{backbone}-{sha256[:8]}.pth"
+    url = f"https://download.pytorch.org/models/{file_name}"
+    return Source(url, file_name, sha256, f"torchvision's {weights}.IMAGENET1K_V1, BSD-3-Clause")
+
+
+def _flowvision(backbone: str) -> Source:
+    return Source(
+        "https://oneflow-public.oss-cn-beijing.aliyuncs.com/model_zoo/flowvision/classification/"
+        f"ResNet/{backbone}.zip",
+        f"{backbone}.zip",
+        None,
+        f"flowvision's {backbone}, trained on ImageNet-1k",
+    )
+
+
+# Tried in this order.
 IMAGENET: Mapping[str, Sequence[Source]] = {
-    "resnet18": (
-        Source(
-            "https://download.pytorch.org/models/resnet18-f37072fd.pth",
-            "resnet18-f37072fd.pth",
+    backbone: (_torchvision(backbone, weights, sha256), _flowvision(backbone))
+    for backbone, weights, sha256 in (
+        (
+            "resnet18",
+            "ResNet18_Weights",
             "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
-            "torchvision's ResNet18_Weights.IMAGENET1K_V1, BSD-3-Clause",
         ),
-        Source(
-            "https://oneflow-public.oss-cn-beijing.aliyuncs.com/model_zoo/flowvision/"
-            "classification/ResNet/resnet18.zip",
-            "resnet18.zip",
-            None,
-            "flowvision's resnet18, trained on ImageNet-1k",
+        (
+            "resnet34",
+            "ResNet34_Weights",
+            "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f",
         ),
-    ),
+        (
+            "resnet50",
+            "ResNet50_Weights",
+            "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+        ),
+    )
 }
 
 
 def cache_folder() -> Path:
     """Return the folder of downloaded weights.
 
-    ``$FEATCACHE_WEIGHTS``, else ``featcache/weights`` in ``$XDG_CACHE_HOME``,
-    else in ``~/.cache``.
+    ``$FEATCACHE_WEIGHTS``, else ``featcache/weights`` in ``$XDG_CACHE_HOME``, else in
+    ``~/.cache``.
     """
     chosen = os.environ.get("FEATCACHE_WEIGHTS")
     return Path(chosen).expanduser() if chosen else _user_cache() / "featcache" / "weights"
@@ -83,21 +90,8 @@ def find(
 ) -> tuple[Path, Source]:
     """Find a checkpoint on this machine, or else fetch it.
 
-    Looks in ``folder``, then where PyTorch Hub keeps its downloads (a copy
-    there counts only with the published checksum), then on the network.
-
-    Returns
-    -------
-    path : Path
-        The file; what was not just downloaded is yet to be checked.
-    source : Source
-        Whose it is.
-
-    Raises
-    ------
-    WeightsError
-        No source knows this backbone, none can be reached, one sent other
-        bytes than promised, or the folder cannot be written.
+    Looks in ``folder``, then where PyTorch Hub keeps its downloads (a copy there counts only
+    with the published checksum), then on the network.
     """
     candidates = sources.get(backbone, ())
     if not candidates:
@@ -117,9 +111,9 @@ def find(
             return _fetch(source, folder, f"{backbone} ImageNet weights", on_progress), source
         except WeightsError as failure:
             # Only a dead network is a reason to ask elsewhere; wrong bytes are not.
-            if not isinstance(failure.__cause__, URLError):
+            if not isinstance(failure.__cause__, NetworkError):
                 raise
-            unreachable.append(f"{source.url}: {failure.__cause__.reason}")
+            unreachable.append(f"{source.url}: {failure.__cause__}")
     first = candidates[0]
     raise WeightsError(
         f"imagenet: no source can be reached ({'; '.join(unreachable)}); put {first.file_name} "
@@ -129,13 +123,7 @@ def find(
 
 
 def check_digest(path: Path, source: Source, digest: str) -> None:
-    """Refuse a file that is not the published or pinned one.
-
-    Raises
-    ------
-    WeightsError
-        Both digests, and what to delete if the change is wanted.
-    """
+    """Refuse a file that is not the published or pinned one."""
     pin = _pin_path(path)
     expected = source.sha256 or _pinned(pin)
     if expected in (None, digest):
@@ -148,13 +136,7 @@ def check_digest(path: Path, source: Source, digest: str) -> None:
 
 
 def pin_digest(path: Path, source: Source, digest: str) -> None:
-    """Remember the digest of a file that has no published one, the first time.
-
-    Raises
-    ------
-    WeightsError
-        The folder cannot be written.
-    """
+    """Remember the digest of a file that has no published one, the first time."""
     pin = _pin_path(path)
     if source.sha256 or pin.exists():
         return
@@ -174,13 +156,14 @@ def _fetch(source: Source, folder: Path, stage: str, on_progress: OnProgress) ->
             source.url,
             path,
             sha256=source.sha256 or pinned,
+            max_bytes=MAX_BYTES,
             error=WeightsError,
             on_progress=on_progress,
             stage=stage,
         )
     except WeightsError as failure:
         match failure.__cause__:
-            case URLError():
+            case NetworkError():
                 raise
             case OSError():
                 advice = "$FEATCACHE_WEIGHTS names the folder"
@@ -211,12 +194,12 @@ def _pinned(pin: Path) -> str | None:
         raise WeightsError(
             f"{pin}: cannot be read ({failure.strerror}); check its permissions"
         ) from failure
-    found = re.match(r"[0-9a-f]{64}\b", text)
-    if not found:
+    digest = re.match(r"[0-9a-f]{64}\b", text)
+    if not digest:
         raise WeightsError(
-            f"{pin}: expected a sha256, found '{quote(text)}'; delete it to pin the present file"
+            f"{pin}: expected a sha256, found '{one_line(text)}'; delete it to pin the present file"
         )
-    return found[0]
+    return digest[0]
 
 
 def _user_cache() -> Path:

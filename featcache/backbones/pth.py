@@ -20,9 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import WeightsError
-from .pickles import MAX_PROGRAM_BYTES, ordered_dict, read_pickle
-from .tensors import Archive, count_numbers, decode, item_bytes, quote, state_dict, whole
+from ..errors import WeightsError, one_line
+from ..pickles import Names, ordered_dict, read_pickle
+from .tensors import (
+    MAX_PICKLE_BYTES,
+    Archive,
+    checkpoint_pickle,
+    count_numbers,
+    decode,
+    item_bytes,
+    state_dict,
+    whole,
+)
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _STREAM_MAGIC = 0x1950A86A20F9469CFC6C
@@ -84,7 +93,7 @@ def _rebuild_tensor(
     return _Tensor(storage, offset if numbers else 0, shape, strides)
 
 
-_NAMES: Mapping[str, Callable[..., object] | None] = {
+_NAMES: Names = {
     "collections.OrderedDict": ordered_dict,
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
@@ -92,6 +101,8 @@ _NAMES: Mapping[str, Callable[..., object] | None] = {
     "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
     **dict.fromkeys(_DTYPES),
 }
+_PICKLE = checkpoint_pickle(_NAMES)
+_PLAIN = checkpoint_pickle({})
 
 
 class _Storages:
@@ -114,26 +125,7 @@ class _Storages:
 
 
 def read_pth(data: bytes, source: str) -> dict[str, np.ndarray]:
-    """Read the state dict of a checkpoint file of either format.
-
-    Parameters
-    ----------
-    data : bytes
-        The whole file.
-    source : str
-        Path or name, for the message.
-
-    Returns
-    -------
-    dict
-        Name -> array, bfloat16 widened to float32. Arrays may be read-only, and
-        may share memory as the tensors did.
-
-    Raises
-    ------
-    WeightsError
-        Damaged, of neither format, or with more in it than tensors.
-    """
+    """Read the state dict of a checkpoint file of either format."""
     if data.startswith(_ZIP_MAGIC):
         return _read_archive(data, source)
     return _read_stream(data, source)
@@ -147,8 +139,8 @@ def _read_archive(data: bytes, source: str) -> dict[str, np.ndarray]:
             f"{source}: expected one PyTorch checkpoint in the archive, found {len(roots)}; an "
             "OneFlow checkpoint's archive is called .zip"
         )
-    description = archive.read(f"{roots[0]}data.pkl", MAX_PROGRAM_BYTES)
-    loaded, _ = read_pickle(description, 0, source, _NAMES, _Storages().declare)
+    description = archive.read(f"{roots[0]}data.pkl", MAX_PICKLE_BYTES)
+    loaded, _ = read_pickle(description, 0, source, _PICKLE, _Storages().declare)
     order = "<"
     if f"{roots[0]}byteorder" in archive.names:
         order = _byte_order(archive.read(f"{roots[0]}byteorder", 16) == b"little")
@@ -162,16 +154,16 @@ def _read_archive(data: bytes, source: str) -> dict[str, np.ndarray]:
 
 def _read_stream(data: bytes, source: str) -> dict[str, np.ndarray]:
     storages = _Storages()
-    magic, end = read_pickle(data, 0, source, {})
+    magic, end = read_pickle(data, 0, source, _PLAIN)
     if magic != _STREAM_MAGIC:
         raise WeightsError(
             f"{source}: expected a PyTorch checkpoint, found something else; "
             "give the file that torch.save wrote"
         )
-    _protocol, end = read_pickle(data, end, source, {})
-    machine, end = read_pickle(data, end, source, {})
-    loaded, end = read_pickle(data, end, source, _NAMES, storages.declare)
-    keys, end = read_pickle(data, end, source, {})
+    _protocol, end = read_pickle(data, end, source, _PLAIN)
+    machine, end = read_pickle(data, end, source, _PLAIN)
+    loaded, end = read_pickle(data, end, source, _PICKLE, storages.declare)
+    keys, end = read_pickle(data, end, source, _PLAIN)
     little = not isinstance(machine, dict) or machine.get("little_endian", True) is True
     buffers: dict[str, memoryview] = {}
     for key in keys if isinstance(keys, list) else []:
@@ -183,8 +175,8 @@ def _read_stream(data: bytes, source: str) -> dict[str, np.ndarray]:
         end += _LENGTH_BYTES
         if length != storage.length or end + storage.size_bytes > len(data):
             raise WeightsError(
-                f"{source}: expected {storage.length:,} numbers in storage {quote(key)}, found a "
-                "truncated or damaged file; get it again"
+                f"{source}: expected {storage.length:,} numbers in storage {one_line(key)}, found "
+                "a truncated or damaged file; get it again"
             )
         buffers[key] = memoryview(data)[end : end + storage.size_bytes]
         end += storage.size_bytes

@@ -15,14 +15,24 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..errors import WeightsError
+from ..errors import WeightsError, one_line
+from ..pickles import Names, PickleFormat
 
 # Of a file, and of all that is unpacked from it. A ResNet-50 with its optimizer takes 0.3 GB.
 MAX_BYTES = 1 << 30
 _MAX_DIMS = 8
 _MAX_NAME = 200
 
+# A ResNet-50's description is 35 KB, with its optimizer's state under 200 KB.
+MAX_PICKLE_BYTES = 1 << 20
+
 T = TypeVar("T")
+
+
+def checkpoint_pickle(names: Names) -> PickleFormat:
+    """Return the format of a checkpoint's pickle in which these names may occur."""
+    advice = "save the state dict alone, best as .safetensors"
+    return PickleFormat(names, WeightsError, "tensors", advice, MAX_PICKLE_BYTES)
 
 
 def whole(*values: object) -> bool:
@@ -31,14 +41,7 @@ def whole(*values: object) -> bool:
 
 
 def count_numbers(shape: tuple[int, ...]) -> int:
-    """Return how many numbers an array of this shape holds.
-
-    Raises
-    ------
-    ValueError
-        More than 8 dimensions, or more numbers than any checkpoint can hold,
-        counting a dimension of 0 as 1: NumPy does, too, for its strides.
-    """
+    """Return how many numbers an array of this shape holds."""
     if (
         len(shape) > _MAX_DIMS
         or not whole(*shape)
@@ -56,8 +59,8 @@ def item_bytes(dtype: str) -> int:
 def decode(data: bytes | bytearray | memoryview, dtype: str, byte_order: str = "<") -> np.ndarray:
     """Return the numbers of a buffer, shape (N,), without copying where NumPy has the type.
 
-    ``byte_order`` is ``"<"`` for little endian or ``">"``. NumPy has no bfloat16:
-    it is the upper half of a float32, and widening it is exact.
+    ``byte_order`` is ``"<"`` for little endian or ``">"``. NumPy has no bfloat16: it is the
+    upper half of a float32, and widening it is exact.
     """
     if dtype != "bfloat16":
         return np.frombuffer(data, np.dtype(dtype).newbyteorder(byte_order))  # type: ignore[arg-type]
@@ -68,14 +71,8 @@ def decode(data: bytes | bytearray | memoryview, dtype: str, byte_order: str = "
 def state_dict(loaded: object, kind: type[T], source: str) -> dict[str, T]:
     """Find the tensors in what a checkpoint holds.
 
-    Training scripts nest them under ``"state_dict"`` or ``"model"``, beside
-    the epoch and the optimizer, and data-parallel training puts ``"module."``
-    before every name.
-
-    Raises
-    ------
-    WeightsError
-        Anything but names, of up to 200 characters, and tensors.
+    Training scripts nest them under ``"state_dict"`` or ``"model"``, beside the epoch and the
+    optimizer, and data-parallel training puts ``"module."`` before every name.
     """
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
@@ -90,7 +87,7 @@ def state_dict(loaded: object, kind: type[T], source: str) -> dict[str, T]:
         if not isinstance(key, str) or len(key) > _MAX_NAME or not isinstance(value, kind):
             raise WeightsError(
                 f"{source}: expected names with tensors, found {type(value).__name__} at "
-                f"'{quote(key)}'; save the model's state dict alone"
+                f"'{one_line(key)}'; save the model's state dict alone"
             )
     prefix = "module."
     if all(key.startswith(prefix) for key in loaded):
@@ -98,36 +95,8 @@ def state_dict(loaded: object, kind: type[T], source: str) -> dict[str, T]:
     return dict(loaded)
 
 
-_MAX_CHARACTERS = 120
-
-
-def quote(words: object) -> str:
-    """Return text on one line, short, and without codes that a terminal obeys.
-
-    Names in a file, and messages of libraries that repeat parts of it, can be
-    megabytes long and can hold anything.
-    """
-    text = str(words)
-    shown = text[:_MAX_CHARACTERS].encode("unicode_escape").decode("ascii")
-    whole = max(len(text), len(shown)) <= _MAX_CHARACTERS
-    return shown if whole else f"{shown[:_MAX_CHARACTERS]}..."
-
-
 class Archive:
-    """A zip archive in memory, that gives up rather than unpack without end.
-
-    Parameters
-    ----------
-    data : bytes
-        The whole file.
-    source : str
-        Path or name, for the message.
-
-    Raises
-    ------
-    WeightsError
-        Not a zip archive, or a truncated one (its directory is at the end).
-    """
+    """A zip archive in memory, that gives up rather than unpack without end."""
 
     def __init__(self, data: bytes, source: str) -> None:
         self._source = source
@@ -137,20 +106,13 @@ class Archive:
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as failure:
             raise WeightsError(
                 f"{source}: expected a zip archive, found a truncated one or none "
-                f"({quote(failure)}); get the file again"
+                f"({one_line(failure)}); get the file again"
             ) from failure
         self.names = [info.filename for info in self._zip.infolist() if not info.is_dir()]
 
     def read(self, name: str, limit: int) -> bytes:
-        """Return one entry, checked against its CRC.
-
-        Raises
-        ------
-        WeightsError
-            No such entry, a damaged or encrypted one, one of more than ``limit``
-            bytes, or more than `MAX_BYTES` from the archive in all.
-        """
-        shown = f"'{quote(name)}'"
+        """Return one entry, checked against its CRC."""
+        shown = f"'{one_line(name)}'"
         limit = min(limit, self._budget)
         try:
             with self._zip.open(name) as entry:
@@ -162,7 +124,7 @@ class Archive:
             ) from None
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as failure:
             raise WeightsError(
-                f"{self._source}: cannot read the entry {shown} ({quote(failure)}); "
+                f"{self._source}: cannot read the entry {shown} ({one_line(failure)}); "
                 "get the file again"
             ) from failure
         if len(data) > limit:

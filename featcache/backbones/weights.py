@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from, and what they say about themselves.
+"""A backbone's weights: where they come from, and their metadata.
 
 Two names are known. ``imagenet`` is the tutorial's checkpoint, fetched once and
 checked against its published digest. ``tinyimagenet32`` comes with featcache, so
@@ -6,7 +6,7 @@ that everything runs offline; it was trained on 32-pixel images and is far
 weaker, and never stands in for the other unasked. Anything else is a path.
 
 No file is trusted. Formats that can carry code (PyTorch's, OneFlow's) are read by
-a reader that has no way to run it; see `featcache.backbones.pickles`.
+a reader that has no way to run it; see `featcache.pickles`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import OutputError, WeightsError
+from ..errors import OutputError, WeightsError, one_line
 from ..files import user_path
 from ..preprocess import Preprocess
 from ..progress import OnProgress, silent
 from .architectures import check_state, get_backbone
-from .checkpoints import FORMATS, Checkpoint, parse_checkpoint, read_checkpoint, read_file
+from .checkpoints import (
+    FORMATS,
+    Checkpoint,
+    parse_checkpoint,
+    read_checkpoint,
+    read_file,
+    write_safetensors,
+)
 from .pretrained import IMAGENET, Source, cache_folder, check_digest, find, pin_digest
-from .safetensors_files import write_safetensors
-from .tensors import quote
 
 WEIGHT_NAMES = ("imagenet", "tinyimagenet32")
 
@@ -96,7 +101,7 @@ def load_weights(
     cache_dir : Path, optional
         Where downloads are kept; `cache_folder` by default.
     on_progress : callable
-        Hears of a download.
+        Called with the progress of a download.
 
     Raises
     ------
@@ -128,29 +133,7 @@ def save_weights(
     preprocess: Preprocess,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a checkpoint that `load_weights` reads back, preprocessing included.
-
-    Parameters
-    ----------
-    path : Path
-        Ends in ``.safetensors``. Written whole or not at all.
-    state : mapping of str to numpy.ndarray
-        A complete state dict of the backbone, with or without a head.
-    metadata : mapping of str to str, optional
-        More to say about it; keys that begin with ``featcache.`` are ours.
-
-    Returns
-    -------
-    Path
-        ``path``.
-
-    Raises
-    ------
-    WeightsError
-        The state is not a complete, finite one of this backbone.
-    OutputError
-        Another suffix, or the file system refused.
-    """
+    """Write a checkpoint that `load_weights` reads back, preprocessing included."""
     if path.suffix != ".safetensors":
         raise OutputError(
             f"{path}: expected a name that ends in .safetensors, found {path.suffix!r}; rename it"
@@ -254,29 +237,17 @@ def describe(
 
 
 def check_backbone(metadata: Mapping[str, str], backbone: str, source: str) -> None:
-    """Refuse a file that says it is of another backbone; one that does not say may pass.
-
-    Raises
-    ------
-    WeightsError
-        The backbone that it names.
-    """
-    said = metadata.get(_BACKBONE, backbone)
-    if said != backbone:
+    """Refuse a file that says it is of another backbone; one that does not say may pass."""
+    named = metadata.get(_BACKBONE, backbone)
+    if named != backbone:
         raise WeightsError(
-            f"{source}: expected {backbone} weights, found {quote(said)} in the file's metadata; "
-            f"use --backbone {quote(said)}"
+            f"{source}: expected {backbone} weights, found {one_line(named)} in the file's "
+            f"metadata; use --backbone {one_line(named)}"
         )
 
 
 def read_preprocess(metadata: Mapping[str, str], source: str) -> Preprocess:
-    """Return the preprocessing that a file asks for, ImageNet's at 224 pixels by default.
-
-    Raises
-    ------
-    WeightsError
-        A value that is missing, of another type or out of range.
-    """
+    """Return the preprocessing that a file asks for, ImageNet's at 224 pixels by default."""
     text = metadata.get(_PREPROCESS)
     if text is None:
         return Preprocess()
@@ -294,7 +265,7 @@ def read_preprocess(metadata: Mapping[str, str], source: str) -> Preprocess:
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as failure:
         raise WeightsError(
             f"{source}: expected {_PREPROCESS} with size (32 to {_MAX_SIZE}), mean and std (3 "
-            f"numbers each), found {quote(text)}; write the file with save_weights"
+            f"numbers each), found {one_line(text)}; write the file with save_weights"
         ) from failure
 
 

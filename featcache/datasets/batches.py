@@ -38,24 +38,15 @@ _AHEAD_BYTES = 32 << 20
 
 @dataclass(frozen=True, eq=False)
 class DecodedBatch:
-    """The images of one batch that could be decoded.
+    """The images of one batch that could be decoded."""
 
-    Parameters
-    ----------
-    rows : numpy.ndarray
-        int64 (n,), their rows in the data set, in the order asked for.
-    pixels : numpy.ndarray
-        uint8 (n, s, s, 3), as `Preprocess.compact` gives them; n is 0 where no image of
-        the batch could be decoded.
-    failures : tuple of (int, str)
-        Row and message of those that could not; empty unless they are to be skipped.
-    decode_s : float
-        Processor seconds that reading, decoding and resizing took, all threads together.
-    """
-
-    rows: np.ndarray
+    rows: np.ndarray  # int64 (n,), their rows in the data set, in the order asked for
+    # Uint8 (n, s, s, 3), as `Preprocess.compact` gives them; n is 0 where no image of the
+    # batch could be decoded.
     pixels: np.ndarray
+    # Row and message of those that could not; empty unless they are to be skipped.
     failures: tuple[Failure, ...]
+    # Processor seconds that reading, decoding and resizing took, all threads together.
     decode_s: float
 
 
@@ -69,35 +60,8 @@ def decoded_batches(
 ) -> Generator[DecodedBatch, None, None]:
     """Yield the pixels of each batch of rows, while threads decode the next ones.
 
-    Wrap the call in ``contextlib.closing``: leaving it ends the threads, whatever the
-    reason for leaving.
-
-    Parameters
-    ----------
-    images : ReadableImages
-        Those of a split, or any others.
-    batches : iterable of range, sequence or int array
-        The rows of each batch; read ahead of the batch that is yielded.
-    preprocess : Preprocess
-        What the pixels are to be.
-    workers : int
-        Threads, at least 1: `featcache.cores.usable_cores` knows how many.
-    on_error : str
-        ``"fail"`` raises at the first image that cannot be read or decoded, once the
-        batches before it are out; ``"skip"`` lists it in `DecodedBatch.failures`. Anything
-        but a bad image, such as a lack of memory, is raised either way.
-
-    Yields
-    ------
-    DecodedBatch
-        One per batch, in order.
-
-    Raises
-    ------
-    DatasetError
-        An image that cannot be read or decoded, with its path.
-    DatasetChangedError
-        An image that is no longer the one that was hashed, whatever ``on_error`` says.
+    Wrap the call in ``contextlib.closing``: leaving it ends the threads, whatever the reason
+    for leaving.
     """
     image_bytes = 3 * preprocess.size**2
     ahead = max(1 + workers, _AHEAD_BYTES // image_bytes)
@@ -132,12 +96,12 @@ def decoded_batches(
 
 
 class _Turns:
-    """Keeps threads off each other's heels while images are tiny.
+    """Lets one thread decode at a time while images are tiny.
 
-    The decoder of a photo leaves Python's lock free. An image of a kilobyte is mostly
-    Python: threads that decode such images at once wrest the lock from each other several
-    times per image, and take longer together than one of them alone (on 2 cores, 144 us
-    per image of CIFAR-10 and 168 us of processor time instead of 95 and 94).
+    The decoder of a photo leaves Python's lock free. An image of a kilobyte is mostly Python:
+    threads that decode such images at once pass the lock around several times per image, and
+    together take longer than one thread (on 2 cores, 144 us per image of
+    CIFAR-10 and 168 us of processor time instead of 95 and 94).
     """
 
     def __init__(self) -> None:
@@ -145,11 +109,11 @@ class _Turns:
         self._tiny = False
 
     def turn(self) -> AbstractContextManager[object]:
-        """Wait for one's turn, if images were tiny lately."""
+        """Return the lock if the last images were tiny."""
         return self._lock if self._tiny else nullcontext()
 
     def took(self, image_s: float) -> None:
-        """Learn how long an image has just taken, the wait for its file included.
+        """Record how long an image took, the wait for its file included.
 
         A slow disk or network is best asked for several files at once, however small.
         """

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -51,7 +52,7 @@ def check_labels(labels: np.ndarray, n_classes: int, where: str) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Labelled images of one role: training or test.
 
@@ -98,7 +99,7 @@ class Split:
         check_labels(self.labels, len(self.class_names), f"split of {n} images")
         object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
         if len(set(self.ids)) != n:
-            twice = next(name for name in self.ids if self.ids.count(name) > 1)
+            twice = Counter(self.ids).most_common(1)[0][0]
             raise DatasetError(f"split: expected each id once, found {twice!r} more than once")
 
     def __len__(self) -> int:
@@ -137,7 +138,7 @@ class Split:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A training and a test split over the same classes.
 
@@ -150,7 +151,7 @@ class Dataset:
     source : str
         Where the images came from and how they were split, for a person.
     notes : tuple of str
-        What a person should hear of: files that were left out, a sentence each.
+        One sentence each on files that were left out.
     path : str, optional
         The absolute path or the URL that was given; None for named ones and those from arrays.
     """

@@ -47,31 +47,8 @@ _UPRIGHT = ("", False, False)
 def decode_image(data: bytes, where: str, side: int | None = None) -> Image.Image:
     """Decode an image file the way a person expects to see it.
 
-    Turned upright by its EXIF orientation; transparency laid on white; gray,
-    16-bit gray, palette and CMYK turned to RGB; the first frame of several.
-
-    Parameters
-    ----------
-    data : bytes
-        A file in one of the formats of `FORMATS`.
-    where : str
-        Its path, for the message.
-    side : int, optional
-        How many pixels a side are wanted of the centre square. A JPEG that has many more
-        is then scaled down by 2, 4 or 8 while it is decoded, which takes a fraction of the
-        time, and comes as that square; `REDUCING_GAP` says from where on. Everything else
-        comes whole, as it does by default.
-
-    Returns
-    -------
-    PIL.Image.Image
-        Mode RGB.
-
-    Raises
-    ------
-    DatasetError
-        Not an image, a damaged one, another format, or one of more than `MAX_PIXELS`
-        once it is scaled down.
+    Turned upright by its EXIF orientation; transparency laid on white; gray, 16-bit gray,
+    palette and CMYK turned to RGB; the first frame of several.
     """
     from PIL import Image
 
@@ -101,7 +78,7 @@ def decode_image(data: bytes, where: str, side: int | None = None) -> Image.Imag
 
 
 def _open(data: bytes) -> Image.Image:
-    """Read the header, as ``Image.open`` does, but leave the verdict on the size to us."""
+    """Read the header, as ``Image.open`` does, without its check of the size."""
     from PIL import Image, UnidentifiedImageError
 
     Image.init()  # fills OPEN once
@@ -122,11 +99,11 @@ def _orientation(image: Image.Image) -> int:
 
 def _draft(image: Image.Image, side: int) -> float:
     """Let the decoder scale a large JPEG down; return by how much."""
-    wanted = math.ceil(REDUCING_GAP * side)
-    if min(image.size) < 2 * wanted or image.width * image.height > MAX_SCALED_PIXELS:
+    least = math.ceil(REDUCING_GAP * side)
+    if min(image.size) < 2 * least or image.width * image.height > MAX_SCALED_PIXELS:
         return 1
     width = image.width
-    drafted = image.draft(None, (wanted, wanted))  # None: a format that cannot do it
+    drafted = image.draft(None, (least, least))  # None: a format that cannot do it
     return width / drafted[1][2] if drafted else 1
 
 
@@ -135,9 +112,9 @@ def _centre_square(
 ) -> Image.Image:
     """Return the canonical square of an image that was ``size`` before it was scaled down.
 
-    The square hardly ever begins and ends between two of the pixels that are left. Cut
-    there all the same, it would be off by up to half a pixel of the result: ten times the
-    difference that the decoder makes.
+    The square hardly ever begins and ends between two of the pixels that are left. Cut there
+    all the same, it would be off by up to half a pixel of the result: ten times the difference
+    that the decoder makes.
     """
     from PIL import Image
 

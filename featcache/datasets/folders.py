@@ -31,38 +31,14 @@ SPLIT_SEED = 0
 
 
 def load_path(path: Path) -> Dataset:
-    """Open a folder or zip of class folders.
-
-    Raises
-    ------
-    DatasetError
-        No classes, a class without images, ``train`` without ``test``, classes
-        that differ between the two, a folder that cannot be listed.
-    """
+    """Open a folder or zip of class folders."""
     whole, is_folder = path.resolve(), path.is_dir()
     files: Files = Folder(path) if is_folder else ZipArchive(path)
     return load_files(files, path, whole.name if is_folder else whole.stem, is_folder=is_folder)
 
 
 def load_files(files: Files, path: Path | RemotePlace, stem: str, *, is_folder: bool) -> Dataset:
-    """Return the data set that is in a folder or archive.
-
-    Parameters
-    ----------
-    files : Files
-        What is in it.
-    path : Path or RemotePlace
-        Where it is, for messages and as the data set's source.
-    stem : str
-        What it is called.
-    is_folder : bool
-        No archive.
-
-    Raises
-    ------
-    DatasetError
-        As `load_path`.
-    """
+    """Return the data set that is in a folder or archive."""
     listing = list_files(files, path, is_folder=is_folder)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "images"
     spelled = find_roles(listing)
@@ -116,7 +92,7 @@ Tree = dict[str, list[str]]  # class name -> names of its image files
 _LAYOUT = "expected class folders (cat/1.jpg, dog/2.jpg), or train/ and test/ with class folders"
 _ROLES = ("train", "test")
 _LIKE_ROLES = frozenset((*_ROLES, "val", "valid", "validation"))
-# Images that are not decoded here: to be told of, since somebody may take them for read.
+# Images of formats that are not read: a note says so.
 # fmt: off
 _OTHER_IMAGES = frozenset((
     ".apng", ".arw", ".avif", ".cr2", ".dds", ".dng", ".eps", ".exr",
@@ -129,42 +105,24 @@ _ENDINGS = f"images end in {', '.join(sorted(SUFFIXES))}"
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a data set that are not hidden.
+    """The files of a data set that are not hidden."""
 
-    Parameters
-    ----------
-    path : Path or RemotePlace
-        The folder or archive.
-    is_folder : bool
-        Which of the two.
-    images, others, folders : list of str
-        Files that end as images do, other files, and the folders that are known.
-    root : str
-        The folder that holds everything (``"data/"``), or ``""`` where there are several.
-    """
-
-    path: Path | RemotePlace
-    is_folder: bool
-    images: list[str]
+    path: Path | RemotePlace  # the folder or archive
+    is_folder: bool  # which of the two
+    images: list[str]  # files that end as images do, other files, and the folders that are known
     others: list[str]
     folders: list[str]
-    root: str
+    root: str  # the folder that holds everything (``"data/"``), or ``""`` where there are several
 
     def name_it(self, folder: str) -> str:
-        """Tell how a folder inside becomes the data set."""
+        """Return the advice that makes a folder inside the data set."""
         if self.is_folder:
             return f"name {str(self.path).rstrip('/')}/{folder}"
         return f"unpack the archive and name its folder {folder}"
 
 
 def list_files(files: Files, path: Path | RemotePlace, *, is_folder: bool) -> Listing:
-    """Look through a folder or archive.
-
-    Raises
-    ------
-    DatasetError
-        There is no image in it.
-    """
+    """Look through a folder or archive."""
     names = [name for name in files.names() if not _hidden(name)]
     folders = [name for name in files.folders() if not _hidden(name)]
     suffixes = tuple(SUFFIXES)
@@ -184,11 +142,6 @@ def find_roles(listing: Listing) -> dict[str, str]:
 
     A class may be called train: it is a role where class folders are in it, or where every
     other folder has such a name too.
-
-    Raises
-    ------
-    DatasetError
-        One without the other, one that is there twice, no class folders in it.
     """
     deep: dict[str, bool] = dict.fromkeys(_tops(listing.folders, listing.root), False)
     for name in chain(listing.images, listing.others):
@@ -204,23 +157,17 @@ def find_roles(listing: Listing) -> dict[str, str]:
                 "them together or rename one"
             )
         spelled[role] = top
-    found = {role: spelled[role] for role in _ROLES if role in spelled}
-    meant = [role for role, top in found.items() if deep[top]]
+    roles = {role: spelled[role] for role in _ROLES if role in spelled}
+    meant = [role for role, top in roles.items() if deep[top]]
     if len(meant) == 2:
-        return found
+        return roles
     if "train" in meant or (spelled and spelled.keys() <= _LIKE_ROLES):
-        _refuse_roles(listing, spelled, [top for role, top in found.items() if role not in meant])
+        _refuse_roles(listing, spelled, [top for role, top in roles.items() if role not in meant])
     return {}
 
 
 def class_tree(listing: Listing, root: str) -> Tree:
-    """Return the images of every class folder in ``root``.
-
-    Raises
-    ------
-    DatasetError
-        Fewer than two classes, or one without images.
-    """
+    """Return the images of every class folder in ``root``."""
     tree: Tree = defaultdict(list, {top: [] for top in _tops(listing.folders, root)})
     for names, are_images in ((listing.images, True), (listing.others, False)):
         for name in names:
@@ -283,23 +230,23 @@ def _refuse_roles(listing: Listing, spelled: dict[str, str], flat: list[str]) ->
     vals = [top for role, top in alike.items() if role not in _ROLES]
     divided = listing.name_it(listing.root + alike.get("train", min(alike.values())))
     if flat:
-        said = (
+        problem = (
             "expected class folders in train/ and test/ (train/cat/1.jpg), found none in "
             f"{' and '.join(f'{top}/' for top in flat)}; sort the images into a folder per class"
         )
     elif "train" in alike:
         rename = f"rename {vals[0]}/ to test/" if vals else "rename val/"
-        said = (
+        problem = (
             f"expected test/ beside {alike['train']}/, found {found} alone; accuracy is only "
             "reported on images that nothing was chosen on: add test/ with the same class folders "
             f"({rename} if that is what you report), or, to have it divided, {divided}"
         )
     else:
-        said = (
+        problem = (
             f"expected train/ and test/, found {found}; rename the one to learn from to train/ "
             f"and the other to test/, or, to have one divided, {divided}"
         )
-    raise DatasetError(f"{listing.path}: {said}")
+    raise DatasetError(f"{listing.path}: {problem}")
 
 
 def _too_few(listing: Listing, tree: Tree, root: str) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-OnHashed = Callable[[int], None]  # hears how many images are hashed
+OnHashed = Callable[[int], None]  # called with the number of images hashed so far
 OnError = Literal["fail", "skip"]  # what to do about an image that cannot be read or decoded
 
 _TASK_FILES = 64  # per task of hashing: handing it to a thread then costs nothing beside it
@@ -61,15 +61,9 @@ class Images(ReadableImages, Protocol):
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images of one size in memory.
+    """Images of one size in memory."""
 
-    Parameters
-    ----------
-    array : numpy.ndarray
-        uint8 (N, H, W, 3).
-    """
-
-    array: np.ndarray
+    array: np.ndarray  # uint8 (N, H, W, 3)
 
     def __post_init__(self) -> None:
         """Check dtype and shape."""
@@ -115,19 +109,11 @@ class FileImages:
 
     Once `update_digest` has seen the files, every one that is read must still be the same:
     features of another image would be kept under the old digest for good.
-
-    Parameters
-    ----------
-    files : Files
-        Where they are.
-    names : sequence of str
-        N names inside it.
-    hashes : bytearray
-        The files' SHA-256, 32 bytes each, or empty while nobody has made them.
     """
 
-    files: Files
-    names: Sequence[str]
+    files: Files  # where they are
+    names: Sequence[str]  # N names inside it
+    # SHA-256 of each file, 32 bytes; empty until `update_digest`.
     hashes: bytearray = field(default_factory=bytearray, repr=False, compare=False)
 
     @property
@@ -144,15 +130,7 @@ class FileImages:
         return self.read(index)
 
     def read(self, index: int, side: int | None = None) -> Image.Image:
-        """Read and decode one image, as `decode_image` does.
-
-        Raises
-        ------
-        DatasetError
-            It cannot be read or decoded.
-        DatasetChangedError
-            It is not the file that was hashed.
-        """
+        """Read and decode one image, as `decode_image` does."""
         name = self.names[index]
         return decode_image(self._bytes(index, name), self.files.where(name), side)
 
@@ -225,13 +203,7 @@ def is_remote(images: ReadableImages) -> bool:
 
 
 def reading_threads(images: ReadableImages) -> int:
-    """Return how many threads should read and decode images at once: more than cores for a store.
-
-    Raises
-    ------
-    RecipeError
-        As `featcache.cores.usable_cores`.
-    """
+    """Return how many threads should read and decode images: more than cores for a store."""
     cores = usable_cores()
     return max(_LEAST_WAITING, _WAITING * cores) if is_remote(images) else cores
 
@@ -245,7 +217,7 @@ def unreadable_hash(name: str) -> bytes:
 # No image of any use is larger; what is, by mistake or by malice, must not fill the memory.
 MAX_FILE_BYTES = 1 << 30
 
-HIDDEN = (".", "__MACOSX")  # how names begin that nobody meant
+HIDDEN = (".", "__MACOSX")  # how names begin that are left out
 
 
 class Files(Protocol):
@@ -259,7 +231,7 @@ class Files(Protocol):
         """List every file, in order of the names."""
 
     def folders(self) -> list[str]:
-        """List the folders, so that an empty one, somebody's mistake, can be told of."""
+        """List the folders, so that an empty one can be reported."""
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes, or raise `DatasetError`."""
@@ -269,13 +241,7 @@ class Files(Protocol):
 
 
 class Folder:
-    """Files below a folder, which is looked through once somebody asks for their names.
-
-    Parameters
-    ----------
-    path : Path
-        The folder.
-    """
+    """Files below a folder, which is listed when the names are first asked for."""
 
     remote = False
 
@@ -283,17 +249,11 @@ class Folder:
         self.path = path
 
     def __reduce__(self) -> Any:
-        """Go to another machine by name alone."""
+        """Pickle the path alone."""
         return Folder, (self.path.absolute(),)
 
     def names(self) -> list[str]:
-        """List every file below, but for those in hidden folders.
-
-        Raises
-        ------
-        DatasetError
-            A folder cannot be listed.
-        """
+        """List every file below, but for those in hidden folders."""
         return self._listing[0]
 
     def folders(self) -> list[str]:
@@ -303,7 +263,7 @@ class Folder:
     @cached_property
     def _listing(self) -> tuple[list[str], list[str]]:
         root = str(self.path)
-        found: list[str] = []
+        names: list[str] = []
         folders: list[str] = []
         seen = set()
         # Links to folders are followed, as a person would, but into each folder once.
@@ -317,18 +277,18 @@ class Folder:
             inside = os.path.relpath(folder, root).replace(os.sep, "/")
             prefix = "" if folder == root else f"{inside}/"
             folders += [prefix + name for name in below]
-            found += [prefix + name for name in files]
-        return sorted(found), sorted(folders)
+            names += [prefix + name for name in files]
+        return sorted(names), sorted(folders)
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
         path = self.where(name)
         try:
-            found = os.stat(path)
-            if not stat.S_ISREG(found.st_mode):
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
                 raise OSError(None, "it is a pipe or a device")
-            if found.st_size > MAX_FILE_BYTES:
-                raise OSError(None, f"{found.st_size} bytes are more than an image has")
+            if status.st_size > MAX_FILE_BYTES:
+                raise OSError(None, f"{status.st_size} bytes are more than an image has")
             with open(path, "rb", buffering=0) as stream:
                 return stream.read()
         except OSError as error:
@@ -342,7 +302,7 @@ class Folder:
 
 
 def _cannot_be_listed(error: OSError) -> NoReturn:
-    """Stop, where `os.walk` would leave a folder out without a word."""
+    """Raise, where `os.walk` would silently leave a folder out."""
     raise DatasetError(
         f"{error.filename}: cannot be listed: {error.strerror}; make it readable (chmod u+rx) or "
         "take it out of the data set"

@@ -34,7 +34,7 @@ def load_dataset(
     data_root : str or Path, optional
         Where named data sets are kept: `datasets.default_data_root` by default.
     on_progress : callable
-        Hears of downloads.
+        Called with the progress of downloads.
 
     Raises
     ------
@@ -57,16 +57,16 @@ def load_dataset(
     path = located(name_or_path)
     if not isinstance(path, Path):
         return replace(load_url(path), path=shown(str(name_or_path)))
-    found = _found_at(path)
-    if found not in ("a folder", "a file"):
+    kind = _kind_of(path)
+    if kind not in ("a folder", "a file"):
         raise DatasetError(
             f"{path}: expected a folder of class folders, a .zip of one, or one of "
-            f"{', '.join(NAMES)}; found {found}; try featcache extract digits"
+            f"{', '.join(NAMES)}; found {kind}; try featcache extract digits"
         )
     return replace(load_path(path), path=os.path.abspath(path))
 
 
-def _found_at(path: Path) -> str:
+def _kind_of(path: Path) -> str:
     """Say what is at a path: "a folder", "a file", or why there is neither."""
     try:
         mode = os.stat(path).st_mode

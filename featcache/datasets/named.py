@@ -1,26 +1,29 @@
-"""Data sets known by name: scikit-learn's digits, and CIFAR-10 through flowvision."""
+"""Data sets known by name: scikit-learn's digits, and CIFAR-10."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tarfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import URLError
+from typing import Any
 
 import numpy as np
 
-from ..download import download
-from ..errors import DatasetError, OutputError
-from ..frameworks import import_flowvision
+from ..download import NetworkError, download, file_digest
+from ..errors import DatasetError, OutputError, one_line
+from ..files import write_atomically
+from ..pickles import NUMPY_NAMES, PickleFormat, read_pickle, uint8_array
 from ..progress import OnProgress, silent
 from ..sampling import stratified_rows
 from .dataset import Dataset, Split
 from .images import ArrayImages
 
 _DIGITS_TEST = 360
+_MAX_ARCHIVE_BYTES = 1 << 28  # it has 170 MB
 
 
 def default_data_root() -> Path:
@@ -34,8 +37,8 @@ def default_data_root() -> Path:
 def load_digits() -> Dataset:
     """Return scikit-learn's handwritten digits: 1,797 gray images of 8 x 8 pixels.
 
-    1,437 for training, 360 for testing, divided by class with seed 0. The
-    offline data set of the demo: it comes with scikit-learn.
+    1,437 for training, 360 for testing, divided by class with seed 0. The offline data set of
+    the demo: it comes with scikit-learn.
     """
     from sklearn.datasets import load_digits as sklearn_digits
 
@@ -56,15 +59,7 @@ def load_digits() -> Dataset:
 
 @dataclass(frozen=True)
 class CifarArchive:
-    """Where CIFAR-10 comes from and what its files must hash to.
-
-    Parameters
-    ----------
-    url, filename, md5 : str
-        Of the ``.tar.gz``.
-    train, test, meta : mapping of str to str
-        Name of each file in ``cifar-10-batches-py/`` -> its MD5.
-    """
+    """Where the ``.tar.gz`` comes from, and its files with the MD5 that each must have."""
 
     url: str
     filename: str
@@ -82,7 +77,7 @@ class CifarArchive:
 
 
 # Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; the page of the
-# data set gives the archive's MD5, flowvision and torchvision those of the files.
+# data set gives the archive's MD5, torchvision those of the files.
 CIFAR10 = CifarArchive(
     url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     filename="cifar-10-python.tar.gz",
@@ -102,108 +97,111 @@ CIFAR10 = CifarArchive(
 def load_cifar10(
     root: Path, *, archive: CifarArchive = CIFAR10, on_progress: OnProgress = silent
 ) -> Dataset:
-    """Return CIFAR-10 through flowvision's loader: 50,000 / 10,000 images of 32 x 32 pixels.
+    """Return CIFAR-10: 50,000 / 10,000 images of 32 x 32 pixels.
 
-    Files already in ``root/cifar-10-batches-py`` are used after their checksums
-    are verified; else the archive in ``root``; else it is downloaded.
-
-    Raises
-    ------
-    DatasetError
-        A checksum differs, or there is no network and no archive.
-    EngineUnavailableError
-        flowvision is not installed here.
+    Files in ``root/cifar-10-batches-py`` are used if their checksums match, else the archive in
+    ``root``, else it is downloaded. Their pickles are read without running them.
     """
-    loader = _flowvision_loader(archive)
-    _fetch(root, archive, on_progress)
+    files = _read_files(root / archive.folder, archive)
+    if files is None:
+        _unpack(_fetch(root, archive, on_progress), root / archive.folder, archive)
+        files = _read_files(root / archive.folder, archive)
+    if files is None:
+        raise DatasetError(
+            f"{root / archive.folder}: expected the files as they were just unpacked, found others;"
+            " run it again when nothing else writes there"
+        )
+    contents = {name: _parsed(root / archive.folder / name, files[name]) for name in files}
+    (meta,) = (contents[name] for name in archive.meta)
 
-    def split(role: str) -> Split:
+    def split(role: str, names: Iterable[str]) -> Split:
         try:
-            raw = loader(str(root), train=role == "train", download=False)
-        except RuntimeError as error:  # flowvision's word for a checksum that differs
+            planes = np.concatenate([uint8_array(contents[name]["data"]) for name in names])
+            labels = np.concatenate(
+                [np.array(contents[name]["labels"], np.int64) for name in names]
+            )
+            pixels = planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            class_names = tuple(map(str, meta["label_names"]))
+        except (ValueError, TypeError, LookupError, OverflowError) as error:
             raise DatasetError(
-                f"{root / archive.folder}: flowvision could not read it: {error}; delete that "
-                "folder and run the command again"
+                f"{root / archive.folder}: expected batches with data, labels and label names, "
+                f"found others ({one_line(error)}); delete that folder and run it again"
             ) from None
-        ids = tuple(f"{role}/{row:05d}" for row in range(len(raw.targets)))
-        images = ArrayImages(np.ascontiguousarray(raw.data))
-        return Split(images, np.asarray(raw.targets, np.int64), tuple(raw.classes), ids)
+        ids = tuple(f"{role}/{row:05d}" for row in range(len(labels)))
+        return Split(ArrayImages(np.ascontiguousarray(pixels)), labels, class_names, ids)
 
-    return Dataset("cifar10", split("train"), split("test"), archive.url)
-
-
-def _flowvision_loader(archive: CifarArchive) -> type:
-    """Return flowvision's CIFAR10, reading the files of this archive."""
-    base = import_flowvision().datasets.CIFAR10
-    ((meta_name, meta_md5),) = archive.meta.items()
-    contents = {
-        "train_list": [list(item) for item in archive.train.items()],
-        "test_list": [list(item) for item in archive.test.items()],
-        "meta": {"filename": meta_name, "key": "label_names", "md5": meta_md5},
-    }
-    return type("CIFAR10", (base,), contents)
+    return Dataset(
+        "cifar10", split("train", archive.train), split("test", archive.test), archive.url
+    )
 
 
-def _fetch(root: Path, archive: CifarArchive, on_progress: OnProgress) -> None:
-    """Make sure that every file of the archive is in place and whole."""
-    folder = root / archive.folder
-    if all(_md5(folder / name) == md5 for name, md5 in archive.members.items()):
-        return
+# A batch is 31 MB, most of it pixels.
+_BATCH = PickleFormat(
+    NUMPY_NAMES, DatasetError, "a batch of CIFAR-10", "delete the file and run it again", 64 << 20
+)
+
+
+def _parsed(path: Path, data: bytes) -> dict[Any, Any]:
+    content, _ = read_pickle(data, 0, str(path), _BATCH)
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path}: expected a dictionary, found none; delete the file")
+    return content
+
+
+def _read_files(folder: Path, archive: CifarArchive) -> dict[str, bytes] | None:
+    """Return the bytes of every file, or None unless all have their checksums."""
+    files = {}
+    for name, md5 in archive.members.items():
+        try:
+            files[name] = (folder / name).read_bytes()
+        except OSError:
+            return None
+        if hashlib.md5(files[name], usedforsecurity=False).hexdigest() != md5:
+            return None
+    return files
+
+
+def _fetch(root: Path, archive: CifarArchive, on_progress: OnProgress) -> Path:
+    """Return the archive, verified; download it if it is not there."""
     tar = root / archive.filename
     if tar.exists():
-        found = _md5(tar)
+        found = file_digest(tar, "md5")
         if found != archive.md5:
             raise DatasetError(
                 f"{tar}: expected MD5 {archive.md5}, found {found}; delete the file to have it "
                 "downloaded again"
             )
-    else:
-        try:
-            download(
-                archive.url,
-                tar,
-                md5=archive.md5,
-                error=DatasetError,
-                on_progress=on_progress,
-                stage="download cifar10",
-            )
-        except DatasetError as failure:
-            if not isinstance(failure.__cause__, URLError):
-                raise
-            raise DatasetError(
-                f"{failure}; without a network: digits --weights tinyimagenet32, or a folder or "
-                ".zip of your own images"
-            ) from failure.__cause__
-    _unpack(tar, folder, archive)
+        return tar
+    try:
+        return download(
+            archive.url,
+            tar,
+            md5=archive.md5,
+            max_bytes=_MAX_ARCHIVE_BYTES,
+            error=DatasetError,
+            on_progress=on_progress,
+            stage="download cifar10",
+        )
+    except DatasetError as failure:
+        if not isinstance(failure.__cause__, NetworkError):
+            raise
+        raise DatasetError(
+            f"{failure}; without a network: digits --weights tinyimagenet32, or a folder or "
+            ".zip of your own images"
+        ) from failure.__cause__
 
 
 def _unpack(tar: Path, folder: Path, archive: CifarArchive) -> None:
-    """Write the known members alone, each after its checksum: the rest is never looked at."""
+    """Write the known members alone, each after its checksum; others are never looked at."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with tarfile.open(tar, "r:gz") as opened:
             for name, md5 in archive.members.items():
                 member = opened.extractfile(f"{archive.folder}/{name}")
-                data = member.read() if member else b""
+                data = member.read(_BATCH.max_bytes) if member else b""
                 if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
                     raise DatasetError(f"{tar}!{name}: expected MD5 {md5}, found another")
-                part = folder / f"{name}.part"
-                part.write_bytes(data)
-                os.replace(part, folder / name)
-    except (tarfile.TarError, KeyError, EOFError) as error:
+                write_atomically(folder / name, data)
+    except OutputError as error:
+        raise OutputError(f"{error}; or give another --data-root") from None
+    except (tarfile.TarError, KeyError, EOFError, OSError, zlib.error) as error:
         raise DatasetError(f"{tar}: cannot be unpacked: {error}; delete the file") from None
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot be written: {error.strerror}; give another --data-root"
-        ) from None
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    try:
-        with path.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    except OSError:
-        return "no such file"
-    return digest.hexdigest()

@@ -24,13 +24,7 @@ _LAYOUT = "expected a folder of class folders or a .zip of one"
 
 
 class RemoteFolder:
-    """Files below a folder of an object store.
-
-    Parameters
-    ----------
-    place : RemotePlace
-        The folder.
-    """
+    """Files below a folder of an object store."""
 
     remote = True
 
@@ -38,19 +32,11 @@ class RemoteFolder:
         self.place = place
 
     def __reduce__(self) -> Any:
-        """Go to another machine by name alone; of the listing, what may not be read goes too."""
+        """Pickle the URL and the files that are too large, not the listing."""
         return _folder, (self.place, self._too_large if "_listing" in self.__dict__ else None)
 
     def names(self) -> list[str]:
-        """List every file below.
-
-        Raises
-        ------
-        DatasetError
-            There is none, or one with a name that no folder would have.
-        RemoteError
-            The store cannot be reached, or refuses.
-        """
+        """List every file below."""
         return self._listing[0]
 
     def folders(self) -> list[str]:
@@ -80,15 +66,7 @@ class RemoteFolder:
         return sorted(files), sorted(folders)
 
     def read(self, name: str) -> bytes:
-        """Return a file's bytes, in one request.
-
-        Raises
-        ------
-        DatasetError
-            It is gone, or larger than an image is.
-        RemoteError
-            The store cannot be reached, or refuses: that says nothing about the image.
-        """
+        """Return a file's bytes, in one request."""
         size = self._too_large.get(name)
         if size:
             raise DatasetError(
@@ -104,7 +82,7 @@ class RemoteFolder:
             ) from None
 
     def where(self, name: str) -> str:
-        """Say where a file is, for a message."""
+        """Return where a file is, for a message."""
         return f"{str(self.place).rstrip('/')}/{name}"
 
     @cached_property
@@ -114,38 +92,25 @@ class RemoteFolder:
 
 
 class RemoteZip(ZipArchive):
-    """Files inside a ``.zip`` behind a URL; no more of it is read than is asked for.
-
-    Parameters
-    ----------
-    place : RemotePlace
-        The archive.
-
-    Raises
-    ------
-    DatasetError
-        Nothing there, not a zip archive, or one whose directory is damaged.
-    RemoteError
-        The server cannot be reached, refuses, or cannot send a part of a file.
-    """
+    """Files inside a ``.zip`` behind a URL; no more of it is read than is asked for."""
 
     remote = True
 
     def __init__(self, place: RemotePlace) -> None:
         self.path = self._place = place
-        found = place.find()
-        if found is None:
+        file = place.find()
+        if file is None:
             raise DatasetError(f"{place}: {_LAYOUT}, found nothing there; check the URL")
-        if found.size_bytes is None:
+        if file.size_bytes is None:
             raise RemoteError(
                 f"{place}: expected a server that says how long the archive is, found one that "
                 "does not; download it first and name the file"
             )
-        self._size = found.size_bytes
+        self._size = file.size_bytes
         self._look_through(cast(IO[bytes], _Ranges(place, self._size)))
 
     def __reduce__(self) -> Any:
-        """Go to another machine by name alone, and be opened once there."""
+        """Pickle the URL alone; another process opens it once."""
         return _opened, (self._place,)
 
     def _read_at(self, length: int, start: int) -> bytes:
@@ -159,15 +124,7 @@ class RemoteZip(ZipArchive):
 
 
 class _Ranges(io.RawIOBase):
-    """A file behind a URL as zipfile wants one: its end is read once, the rest as it is asked for.
-
-    Parameters
-    ----------
-    place : RemotePlace
-        The file.
-    size : int
-        Its bytes.
-    """
+    """A file behind a URL, for zipfile: its end is read once, the rest by range requests."""
 
     def __init__(self, place: RemotePlace, size: int) -> None:
         super().__init__()
@@ -211,15 +168,7 @@ class _Ranges(io.RawIOBase):
 
 
 def load_url(place: RemotePlace) -> Dataset:
-    """Open a folder or zip of class folders behind a URL.
-
-    Raises
-    ------
-    DatasetError
-        As `load_path`.
-    RemoteError
-        The store cannot be reached, or refuses.
-    """
+    """Open a folder or zip of class folders behind a URL."""
     files, is_folder = open_url(place)
     name = place.name
     if not is_folder:
@@ -228,16 +177,10 @@ def load_url(place: RemotePlace) -> Dataset:
 
 
 def open_url(place: RemotePlace) -> tuple[Files, bool]:
-    """Return what is behind a URL, and whether it is a folder rather than an archive.
-
-    Raises
-    ------
-    DatasetError, RemoteError
-        As `RemoteFolder` and `RemoteZip`.
-    """
+    """Return what is behind a URL, and whether it is a folder rather than an archive."""
     if place.suffix == ".zip":
-        found = place.find()
-        if found is None or not found.is_folder:
+        entry = place.find()
+        if entry is None or not entry.is_folder:
             return RemoteZip(place), False
     folder = RemoteFolder(place)
     if folder.names() == [""]:  # a file, whatever it is called

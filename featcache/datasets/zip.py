@@ -2,8 +2,8 @@
 
 The standard library reads the directory of the archive. The files themselves are read here,
 since its ``ZipFile`` has one position for all threads and spends more time per small file
-than the decoder does. Every archive is a stranger's: sizes, places and names are believed
-once they have been checked.
+than the decoder does. No archive is trusted: sizes, places and names are checked
+before they are used.
 
 The layout is that of PKWARE's APPNOTE 6.3, sections 4.3.7 and 4.4:
 https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
@@ -50,8 +50,8 @@ _MEMBER = np.dtype(
 )
 
 
-# The ways in which zipfile, and then we, stumble over a directory that makes no sense.
-_STUMBLES = (
+# What a damaged directory makes zipfile and this module raise.
+_DAMAGE_ERRORS = (
     zipfile.BadZipFile,
     OSError,
     ValueError,
@@ -80,18 +80,7 @@ class _UnfitError(Exception):
 
 
 class ZipArchive:
-    """Files inside a ``.zip``.
-
-    Parameters
-    ----------
-    path : Path
-        The archive; it stays open as long as this object lives.
-
-    Raises
-    ------
-    DatasetError
-        No file that can be read, not a zip archive, or one whose directory is damaged.
-    """
+    """Files inside a ``.zip``."""
 
     remote = False
 
@@ -111,7 +100,7 @@ class ZipArchive:
         """Read the archive's directory."""
         try:
             names, self._spelled, self._members = _directory(stream)
-        except _STUMBLES as error:
+        except _DAMAGE_ERRORS as error:
             raise DatasetError(
                 f"{self.path}: expected a folder or a .zip of class folders, found a file that is "
                 f"not a readable zip archive ({error}); give the folder itself, or download it "
@@ -122,7 +111,7 @@ class ZipArchive:
         self._folders = sorted(name.rstrip("/") for name in names if name.endswith("/"))
 
     def __reduce__(self) -> Any:
-        """Go to another machine by name alone, and be opened once there."""
+        """Pickle the path alone; another process opens it once."""
         assert isinstance(self.path, Path)
         return _opened, (self.path.absolute(),)
 
@@ -138,12 +127,6 @@ class ZipArchive:
         """Return a file's bytes; its CRC is checked.
 
         Safe from several threads: every call reads at its own place in the archive.
-
-        Raises
-        ------
-        DatasetError
-            Encrypted, packed in a way that is not read here, larger than an image is, or
-            not what the directory says it is.
         """
         try:
             return self._read(name)
@@ -218,8 +201,8 @@ def _directory(stream: IO[bytes]) -> tuple[list[str], dict[str, str], np.ndarray
 def _table(members: list[zipfile.ZipInfo], end: int) -> np.ndarray:
     """Return a row of `_MEMBER` for every entry of the directory, which begins at ``end``.
 
-    Entries may not overlap: two that share their data would each look whole, and a few
-    million of them make an archive of petabytes (https://www.bamsoftware.com/hacks/zipbomb/).
+    Entries may not overlap: two that share their data would each look whole, and a few million
+    of them make an archive of petabytes (https://www.bamsoftware.com/hacks/zipbomb/).
     """
     rows = (
         (

@@ -36,7 +36,7 @@ _FILES = (
     "head.safetensors",
     "model.safetensors",
 )
-_PACKAGES = ("numpy", "oneflow", "flowvision", "torch", "pillow", "safetensors")
+_PACKAGES = ("numpy", "oneflow", "torch", "pillow", "safetensors")
 # What a run of an earlier featcache was, before these could be chosen.
 _EARLIER = {"engine": "oneflow", "precision": "f32"}
 

@@ -177,7 +177,7 @@ def torch_framework(*, join: bool = False) -> Framework:
     torch = import_torch()
     if join:
         _join(torch)
-    from ..backbones import torch_resnet as engine
+    from ..backbones import torch_engine as engine
 
     @cache
     def copies() -> Any:

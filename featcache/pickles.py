@@ -1,17 +1,13 @@
-"""Read a pickle without running it.
+"""Read a pickle without running it: checkpoints, and the batches of CIFAR-10.
 
-A pickle is a program for a small stack machine, and Python's own machine may
-import any module and call whatever it finds there. The machine here cannot: it
-knows only the instructions with which PyTorch and OneFlow write tensors down,
-and none of them imports. A name such as ``torch.FloatStorage`` is kept as text.
-Where the program wants a name called, the reader of the format says which
-harmless function of ours stands for it; a name it did not foresee is an error.
+A pickle is a program for a small stack machine, and Python's own machine imports any module
+that the program names and calls what it finds there. The machine here has no instruction that
+imports or calls: a name such as ``torch.FloatStorage`` stays text, and where the program asks
+for a call, the file format says which harmless function of ours runs instead.
 
-The machine also bounds what a program can cost. Dictionary keys are text or
-whole numbers (a deeply nested tuple as a key, in a pickle of 200 KB, overflows
-the C stack of Python's own reader and kills the process), every length is
-checked against the bytes that are there, and a program of more than
-`MAX_PROGRAM_BYTES` is not begun.
+The cost of a program is bounded too. Dictionary keys are text or whole numbers (a deeply nested
+tuple as a key overflows the C stack of Python's reader), every length is checked against the
+bytes that are there, and a program has at most `PickleFormat.max_bytes` bytes.
 """
 
 from __future__ import annotations
@@ -22,15 +18,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ..errors import WeightsError
-from .tensors import quote
+import numpy as np
 
-# A ResNet-50's is 35 KB, with its optimizer's state under 200 KB.
-MAX_PROGRAM_BYTES = 1 << 20
+from .errors import FeatcacheError, one_line
 
-# Instructions whose argument is the value.
+# Instructions whose argument is the value. Two of the texts are Python 2's.
 _NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
-_TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING")  # two are Python 2's
+_TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING")
+_BYTES = ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
+_VALUES = frozenset((*_NUMBERS, *_TEXTS, *_BYTES))
 _CONSTANTS: Mapping[str, Callable[[], object]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -39,9 +35,9 @@ _CONSTANTS: Mapping[str, Callable[[], object]] = {
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
 }
-# What a program that makes no sense ends in, here or in a function that stands for a name.
-_DAMAGE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# What an invalid program raises, in the machine or in a function that stands for a name.
+_DAMAGE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,23 @@ class Record:
     state: object = None
 
 
-# What a name stands for when it is called; None where it may only be mentioned or described.
+# What runs in place of a name that is called; None where it may only be mentioned.
 Names = Mapping[str, Callable[..., object] | None]
+
+
+@dataclass(frozen=True)
+class PickleFormat:
+    """What a pickle of one kind of file may hold, and how to report one that does not.
+
+    ``names`` are all the names that may occur; their functions get arguments from the file, which
+    they must check. ``content`` and ``advice`` go into the message of ``error``.
+    """
+
+    names: Names
+    error: type[FeatcacheError]
+    content: str
+    advice: str
+    max_bytes: int
 
 
 def ordered_dict(pairs: Iterable[Any] = ()) -> dict[Any, object]:
@@ -75,46 +86,23 @@ def read_pickle(
     data: bytes,
     start: int,
     source: str,
-    names: Names,
+    kind: PickleFormat,
     persistent: Callable[[Any], object] | None = None,
 ) -> tuple[Any, int]:
-    """Read the pickle that begins at ``start``.
+    """Read the pickle that begins at ``start``; return its content, and where it ends.
 
-    Parameters
-    ----------
-    data : bytes
-        A file's bytes; others may follow the pickle.
-    start : int
-        Where in ``data`` it begins.
-    source : str
-        Path or name, for the message.
-    names : mapping of str to callable or None
-        Every name that may occur; a callable gets the arguments of a call,
-        which come from the file: it must check them.
-    persistent : callable, optional
-        Turns a reference to data outside of the pickle into an object.
-
-    Returns
-    -------
-    loaded : object
-        Dictionaries, lists, tuples, text, numbers, `Name`, `Record`, and what
-        the callables returned.
-    end : int
-        Where in ``data`` it ends.
-
-    Raises
-    ------
-    WeightsError
-        A name that was not foreseen, or a damaged pickle.
+    The content is dictionaries, lists, tuples, text, bytes, numbers, `Name`, `Record` and what the
+    functions of the format returned. ``persistent`` turns a reference to data outside of the
+    pickle into an object. Anything else raises the format's error.
     """
-    file = io.BytesIO(data[start : start + MAX_PROGRAM_BYTES])
-    machine = _Machine(source, names, persistent)
+    file = io.BytesIO(data[start : start + kind.max_bytes])
+    machine = _Machine(source, kind, persistent)
     try:
         return machine.run(file), start + file.tell()
     except _DAMAGE as failure:
-        raise WeightsError(
-            f"{source}: expected a checkpoint's table of tensors, found a damaged one "
-            f"({quote(failure)}); nothing was executed; get the file again"
+        raise kind.error(
+            f"{source}: expected {kind.content}, found a damaged pickle ({one_line(failure)}); "
+            "nothing was executed; get the file again"
         ) from failure
 
 
@@ -122,22 +110,22 @@ class _Machine:
     """A stack, its marks, and a memo: all the state that a pickle has."""
 
     def __init__(
-        self, source: str, names: Names, persistent: Callable[[Any], object] | None
+        self, source: str, kind: PickleFormat, persistent: Callable[[Any], object] | None
     ) -> None:
         self.source = source
-        self.names = names
+        self.kind = kind
         self.persistent = persistent
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
 
     def run(self, file: io.BytesIO) -> object:
-        """Take one instruction after the other, until STOP."""
+        """Execute one instruction after the other, until STOP."""
         push, pop, memo = self.stack.append, self.stack.pop, self.memo
         argument: Any
         for opcode, argument, _ in pickletools.genops(file):
             instruction = opcode.name
-            if instruction in _NUMBERS or instruction in _TEXTS:
+            if instruction in _VALUES:
                 push(argument)
             elif instruction in _CONSTANTS:
                 push(_CONSTANTS[instruction]())
@@ -147,7 +135,7 @@ class _Machine:
                 match instruction:
                     case "STOP":
                         return pop()
-                    case "PROTO" | "FRAME":  # how to read on: genops has taken care of it
+                    case "PROTO" | "FRAME":  # genops has handled these
                         pass
                     case "MARK":
                         self.marks.append(len(self.stack))
@@ -180,10 +168,10 @@ class _Machine:
         raise ValueError("it ends early")
 
     def refuse(self, what: str) -> NoReturn:
-        """Stop at what no tensor needs, and what Python's machine might have run."""
-        raise WeightsError(
-            f"{self.source}: expected tensors alone, found the {what}; nothing was executed; "
-            "save the state dict alone, best as .safetensors"
+        """Stop at what the format does not need, and what Python's machine might have run."""
+        raise self.kind.error(
+            f"{self.source}: expected {self.kind.content} alone, found the {what}; nothing was "
+            f"executed; {self.kind.advice}"
         )
 
     def cut(self, start: int) -> list[Any]:
@@ -216,20 +204,20 @@ class _Machine:
         if not isinstance(module, str) or not isinstance(attribute, str):
             raise TypeError("it names something with what is no text")
         text = f"{module}.{attribute}"
-        if text not in self.names:
-            self.refuse(f"name '{quote(text)}'")
+        if text not in self.kind.names:
+            self.refuse(f"name '{one_line(text)}'")
         return Name(text)
 
     def call(self, function: object, arguments: object) -> object:
-        """Let our own function stand for the one that the pickle wants called."""
-        ours = self.names.get(function.text) if isinstance(function, Name) else None
+        """Run our own function in place of the one that the pickle asks for."""
+        ours = self.kind.names.get(function.text) if isinstance(function, Name) else None
         if ours is None or not isinstance(arguments, tuple):
             what = repr(function.text) if isinstance(function, Name) else type(function).__name__
             self.refuse(f"call of {what}")
         return ours(*arguments)
 
     def describe(self, of: object, arguments: object) -> Record:
-        """Stand for an instance of a class, to be filled by BUILD."""
+        """Stand for an instance of a class; BUILD fills it."""
         if not isinstance(of, Name) or arguments != ():
             raise TypeError("it makes an object of what is no class")
         return Record(of.text)
@@ -244,6 +232,48 @@ class _Machine:
 
 
 def _set_item(items: dict[Any, object], key: object, value: object) -> None:
+    if type(key) is bytes:
+        key = key.decode("latin-1")
     if not isinstance(key, (str, int)):
         raise TypeError(f"a key is a {type(key).__name__}")
     items[key] = value
+
+
+def _array_record(*_: object) -> Record:
+    return Record("numpy.ndarray")
+
+
+def _dtype_record(code: object, *_: object) -> Record:
+    return Record(f"numpy.dtype {code}")
+
+
+def _encoded(text: Any, encoding: object = "latin1") -> bytes:
+    """Stand for ``_codecs.encode``, by which protocol 2 of Python 3 writes bytes."""
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError("bytes in an unknown encoding")
+    return bytes(text.encode("latin-1"))
+
+
+# How a pickle describes a NumPy array, by NumPy 1 and 2; `uint8_array` reads the result.
+NUMPY_NAMES: Names = {
+    "numpy.core.multiarray._reconstruct": _array_record,
+    "numpy._core.multiarray._reconstruct": _array_record,
+    "numpy.ndarray": None,
+    "numpy.dtype": _dtype_record,
+    "_codecs.encode": _encoded,
+}
+
+
+def uint8_array(described: object) -> np.ndarray:
+    """Return the uint8 array that a record describes; anything else is a `ValueError`."""
+    state = described.state if isinstance(described, Record) else None
+    if not isinstance(state, tuple) or len(state) != 5:
+        raise ValueError("expected an array")
+    _version, shape, dtype, fortran, data = state
+    if not isinstance(dtype, Record) or dtype.name != "numpy.dtype u1" or fortran is not False:
+        raise ValueError("expected an array of uint8 in C order")
+    if isinstance(data, str):  # Python 2's bytes, which genops reads as latin-1
+        data = data.encode("latin-1")
+    if not isinstance(data, bytes) or not isinstance(shape, tuple):
+        raise ValueError("expected an array's bytes and shape")
+    return np.frombuffer(data, np.uint8).reshape(shape)
