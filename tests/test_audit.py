@@ -252,7 +252,7 @@ def test_small_classes_are_told(tmp_path):
     )  # fmt: skip
     path = write(tmp_path / "rare.h5", train[keep], labels[keep], test, test_labels)
     found = featcache.audit(path)
-    assert "only training image of its class" in found.notes[0] and "class 2" in found.notes[0]
+    assert "only training image of a class" in found.notes[0] and "class 2" in found.notes[0]
     assert "fewer training images than the 5 folds" in found.notes[1]
     assert found.notes[1].endswith("class 3, class 4")
     assert "5 test images whose class has no training image" in found.notes[2]
@@ -297,7 +297,7 @@ def test_tiny_caches(tmp_path, capsys, n, m):
     assert (found.top1 is None) == (n == 1 or m == 0)
     json.dumps(asdict(found), default=str, allow_nan=False)
     assert main(["audit", str(path)]) == 0
-    assert f"of {m} test images have one in train" in capsys.readouterr().out
+    assert f"of {m} test images have one in the training split" in capsys.readouterr().out
 
 
 def test_mapped_and_halved_features(tmp_path):
@@ -326,7 +326,7 @@ def test_what_cannot_be_audited(tmp_path):
         ({"duplicates": float("nan")}, "found nan"),
         ({"folds": 1}, "folds: expected at least 2, found 1"),
         ({"neighbours": 0}, "neighbours: expected at least 1"),
-        ({"outliers": 1.0}, "outliers: expected a share"),
+        ({"outliers": 1.0}, "outliers: expected a fraction"),
         ({"seed": -1}, "seed: expected at least 0"),
     ],
 )
@@ -381,7 +381,7 @@ def test_tables_show_names_as_text(hostile_cache, capsys):
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\x07" not in out
     assert "[red]not markup[/red]" in out and "\\x1b[31m" in out
-    assert "8 of 8 test images have one in train" in out
+    assert "8 of 8 test images have one in the training split" in out
     assert "p(suggested)" in out and "x" * 100 not in out
 
 

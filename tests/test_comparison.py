@@ -74,9 +74,9 @@ def test_runs_are_ordered_by_data_and_then_accuracy(runs):
     )
     assert [record["run"] for record in compare(runs=folder)] == ["3", "2", "1"]
     assert [record["run"] for record in compare("a", runs=folder)] == ["3"]
-    with pytest.raises(FeatcacheError, match="data set 'b', found those on a, colours; name one"):
+    with pytest.raises(FeatcacheError, match="data set 'b', found those on a, colours; give one"):
         compare("b", runs=folder)
-    with pytest.raises(FeatcacheError, match=r"found none; make one .*, or name another --runs"):
+    with pytest.raises(FeatcacheError, match=r"found none; make one .*, or give another --runs"):
         compare("b", runs=folder / "1")
 
 

@@ -164,7 +164,7 @@ def test_a_class_with_too_few_images(tmp_path, heard):
     missing = relabelled(load(path), [60, 0, 60])
     with pytest.raises(DatasetError, match="found 0 of 'class 1'; extract a data set with more"):
         few_shot(missing, shots=(1,))
-    with pytest.raises(DatasetError, match="at least 2 classes, found 1"):
+    with pytest.raises(DatasetError, match="at least 2 classes with training images, found 1"):
         few_shot(relabelled(load(path), [120, 0, 0]))
 
 
@@ -236,7 +236,7 @@ def test_progress_counts_fits(cache):
         ({"shots": (0,)}, "shots: expected numbers from 1 or 'full', found 0"),
         ({"shots": ("all",)}, "found 'all'"),
         ({"shots": (2.5,)}, r"found 2\.5"),
-        ({"shots": ()}, "few-shot: expected at least one size, found none"),
+        ({"shots": ()}, "shots: expected at least one number, found none"),
         ({"seeds": 0}, "seeds: expected at least 1, found 0"),
         ({"metric": "auc"}, "expected one of top1, balanced, f1, found 'auc'"),
     ],

@@ -9,10 +9,9 @@ import pytest
 
 from featcache.errors import RecipeError, ShapeMismatchError
 from featcache.metrics import top1
-from featcache.probes import search
+from featcache.probes import knn as knn_module
 from featcache.probes.blocks import Rows
-from featcache.probes.knn import knn_probe
-from featcache.probes.search import nearest
+from featcache.probes.knn import knn_probe, nearest
 
 
 def brute_force(train, labels, test, n_classes, k, temperature=0.07):
@@ -43,8 +42,8 @@ def clouds(n, m, dim=12, n_classes=5, seed=0):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Make several blocks of training and of test images out of a few hundred."""
-    monkeypatch.setattr(search, "_LEAST_ROWS", 16)
-    monkeypatch.setattr(search, "_ROWS", 16)
+    monkeypatch.setattr(knn_module, "_LEAST_ROWS", 16)
+    monkeypatch.setattr(knn_module, "_ROWS", 16)
 
 
 @pytest.mark.parametrize("blocks", ["one block", "many blocks"])
@@ -88,7 +87,7 @@ def test_the_largest_are_those_of_a_stable_sort(k):
     for distinct in (2, 10, 1000):
         values = generator.integers(distinct, size=(50, 40)).astype(np.float32)
         expected = np.sort(np.argsort(-values, axis=1, kind="stable")[:, :k], axis=1)
-        assert np.array_equal(search._largest(values, k), expected)
+        assert np.array_equal(knn_module._largest(values, k), expected)
 
 
 def test_tie_rules_by_hand():
@@ -187,8 +186,8 @@ def searched(queries, keys, k, exclude_self=False):
 @pytest.mark.parametrize("order", ["shuffled", "by class"])
 @pytest.mark.parametrize("k", [1, 10, 199])
 def test_nearest_agrees_with_brute_force(rows, order, k, monkeypatch):
-    monkeypatch.setattr(search, "_LEAST_ROWS", rows)
-    monkeypatch.setattr(search, "_ROWS", rows)
+    monkeypatch.setattr(knn_module, "_LEAST_ROWS", rows)
+    monkeypatch.setattr(knn_module, "_ROWS", rows)
     train, labels, test, _ = clouds(n=200, m=50)
     if order == "by class":
         train = train[np.argsort(labels, kind="stable")]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import write_gaussian_cache
+from scipy.optimize import minimize
 
 from featcache import load
 from featcache.probes.cross_check import check_with_sklearn
@@ -87,6 +88,7 @@ def test_scikit_learn_minimises_this_very_objective(tmp_path, recipe, n_classes)
         result = check_with_sklearn(
             views,
             labels,
+            n_classes,
             cache.test.features,
             cache.test.labels,
             recipe,
@@ -101,6 +103,26 @@ def test_scikit_learn_minimises_this_very_objective(tmp_path, recipe, n_classes)
     assert pytest.approx((2 if n_classes == 2 else 1) / (800 * recipe.weight_decay)) == result.C
     assert result.agreement == result.top1 > 0.8
     assert result.objective_gap == pytest.approx((1 - result.objective) / result.objective)
+
+
+@pytest.mark.parametrize("missing", [1, 2], ids=["a middle class", "the last class"])
+@pytest.mark.parametrize("recipe", RECIPES, ids=["free bias", "penalised bias"])
+def test_the_check_finds_the_optimum_where_a_class_has_no_training_image(recipe, missing):
+    generator = np.random.default_rng(0)
+    labels = np.setdiff1d(np.arange(3), missing)[np.arange(300) % 2]
+    centres = generator.normal(size=(3, 6))
+    x = (centres[labels] + generator.normal(scale=0.5, size=(300, 6))).astype(np.float32)
+
+    def value_and_slope(head):
+        head = head.reshape(3, -1)
+        at = objective(head[:, :-1], head[:, -1], [x.astype(np.float64)], labels, recipe)
+        return at.value, np.column_stack([at.weight_gradient, at.bias_gradient]).ravel()
+
+    best = minimize(value_and_slope, np.zeros(21), jac=True, method="L-BFGS-B").fun
+    check = check_with_sklearn(
+        [x], labels, 3, x, labels, recipe, head_objective=best, head_predicted=labels
+    )
+    assert check.objective == pytest.approx(best, rel=1e-3) and not check.under_trained
 
 
 def test_whitening_changes_the_coordinates_and_not_the_function(gaussian):
@@ -145,6 +167,7 @@ def test_sgd_reaches_scikit_learns_optimum(tmp_path, n_train, spread, dim):
     check = check_with_sklearn(
         views,
         labels,
+        3,
         cache.test.features,
         cache.test.labels,
         recipe,

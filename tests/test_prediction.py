@@ -231,7 +231,7 @@ def test_a_pipe_is_no_image(head, tmp_path):
     [
         ({"batch_size": 0}, "batch size: expected at least 1, found 0"),
         ({"top": 0}, "top: expected at least 1, found 0"),
-        ({"on_error": "ignore"}, "on error: expected fail or skip, found 'ignore'"),
+        ({"on_error": "ignore"}, "on error: expected one of fail, skip, found 'ignore'"),
     ],
 )
 def test_wrong_options(head, image_folder, options, said):
@@ -258,7 +258,7 @@ def test_features_that_are_not_finite(head, image_folder, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"weights_sha256": "1" * 64}, r"weights_sha256: head '1{64}', here '.{64}'; name the"),
+        ({"weights_sha256": "1" * 64}, r"weights_sha256: head '1{64}', here '.{64}'; give the"),
         ({"cuts": ["layer3"]}, "cut: head 'layer3', here 'avgpool'"),
         ({"preprocess": {"mean": [0.5, 0.5, 0.5]}}, "preprocess mean: head .0.5, 0.5, 0.5., here"),
         ({"preprocess": {"geometry": "stretched"}}, "preprocess geometry: head 'stretched'"),
@@ -269,7 +269,7 @@ def test_features_that_are_not_finite(head, image_folder, monkeypatch):
         ({"preprocess": {"size": "32"}}, "pixels a side, found '32'"),
         ({"preprocess": "text"}, "pixels a side, found None"),
         ({"weights": "mine", "weights_sha256": "ab" * 32}, "'mine', .* --weights .*'(ab){32}'"),
-        ({"weights": None}, "which is not one of imagenet, tinyimagenet32; name it with --weights"),
+        ({"weights": None}, "which is not one of imagenet, tinyimagenet32; give it with --weights"),
     ],
 )
 def test_a_head_of_other_ingredients_is_refused(cache, image_folder, engines, changes, said):
@@ -287,9 +287,9 @@ def test_a_head_that_says_nothing_or_was_edited(cache, image_folder):
         replace(head, ingredients={**head.ingredients, "cuts": ["layer4"]}),
         replace(head, fingerprint="1" * 64),
     ):
-        with pytest.raises(WeightsError, match=r"hash to its fingerprint .* someone edited them"):
+        with pytest.raises(WeightsError, match=r"hash to its fingerprint .* they were edited"):
             predict(image_folder, other)
-        with pytest.raises(WeightsError, match=r"hash to its fingerprint .* someone edited them"):
+        with pytest.raises(WeightsError, match=r"hash to its fingerprint .* they were edited"):
             evaluate_head(other, cache)
 
 
@@ -368,7 +368,7 @@ def test_a_head_on_a_cache_made_alike(small_cache, tmp_path):
 )
 def test_a_head_of_other_classes_or_length_is_refused(small_cache, changes, said):
     head = replace(fitted(load(small_cache)), **changes)
-    with pytest.raises(CacheMismatchError, match=f"{small_cache}: expected .*, found {said}; name"):
+    with pytest.raises(CacheMismatchError, match=f"{small_cache}: expected .*, found {said}; give"):
         evaluate_head(head, small_cache)
 
 
@@ -390,7 +390,7 @@ def test_a_head_of_another_number_of_classes_is_refused(small_cache, tmp_path):
 )
 def test_a_cache_of_other_features_is_refused(small_cache, changes, said):
     head = edited(fitted(load(small_cache)), **changes)
-    with pytest.raises(CacheMismatchError, match=f"found {said}; name the cache"):
+    with pytest.raises(CacheMismatchError, match=f"found {said}; give the cache"):
         evaluate_head(head, small_cache)
 
 

@@ -74,7 +74,7 @@ def test_unlabelled_images_are_in_no_curve_vote_or_sweep(partly_labelled, capsys
     assert (swept.n_fit, swept.n_holdout) == (80, 20)
     assert probe(partly_labelled, train_limit=30, C=1.0, check=False).n_train == 30
     assert main(["probe", str(partly_labelled), "--C", "1"]) == 0
-    assert "Left out, for want of a label: 30 images." in capsys.readouterr().out
+    assert "left out without a label: 30 images" in capsys.readouterr().out
     assert any("or are -1" in check for check in verify(partly_labelled).checks)
     classes = load(partly_labelled).train
     frame = pytest.importorskip("pandas") and classes.to_pandas()
@@ -276,9 +276,9 @@ def test_sgd_does_what_its_options_say(small_cache):
 
 def test_a_gpu_that_is_not_there(small_cache, monkeypatch):
     from featcache.errors import EngineUnavailableError
-    from featcache.probes import solving
+    from featcache.probes import probe as probe_module
 
-    monkeypatch.setattr(solving, "cuda_status", lambda: (False, "no driver"))
+    monkeypatch.setattr(probe_module, "cuda_status", lambda: (False, "no driver"))
     with pytest.raises(EngineUnavailableError, match="found no driver; use --device cpu"):
         probe(small_cache, solver="sgd", device="cuda")
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import write_gaussian_cache
 
-from featcache import load, load_head, probe
-from featcache.errors import CacheCorruptError, CacheMissError, RecipeError, WeightsError
+from featcache import few_shot, learning_curve, load, load_head, probe
+from featcache.errors import CacheMissError, DatasetError, RecipeError, WeightsError
 from featcache.metrics import wilson_interval
 
 
@@ -85,7 +85,7 @@ def test_named_values_replace_the_recipes(small_cache):
         ({"momentum": 1.0}, "momentum: expected a number from 0 to below 1"),
         ({"batch_size": 0}, "batch size: expected at least 1"),
         ({"schedule": "step"}, "schedule: expected one of constant, cosine, found 'step'"),
-        ({"epochs": 1, "device": "tpu"}, "device: expected auto, cpu or cuda"),
+        ({"epochs": 1, "device": "tpu"}, "device: expected one of auto, cpu, cuda, found 'tpu'"),
         ({"device": "cuda"}, "expected auto or cpu with lbfgs, found 'cuda'; use --solver sgd"),
     ],
 )
@@ -98,8 +98,10 @@ def test_no_cache_and_one_class(tmp_path):
     with pytest.raises(CacheMissError, match="make one with featcache extract"):
         probe()
     path = write_gaussian_cache(tmp_path / "one.h5", n_classes=1)
-    with pytest.raises(CacheCorruptError, match="at least 2 classes"):
-        probe(path)
+    for verb in (probe, few_shot, learning_curve):
+        expected = "one.h5: expected at least 2 classes with training images, found 1; extract a"
+        with pytest.raises(DatasetError, match=expected):
+            verb(path)
 
 
 def test_the_default_is_the_exact_optimum_at_a_swept_penalty(small_cache):
@@ -136,7 +138,7 @@ def test_an_under_trained_head_is_marked(small_cache):
         ({"solver": "newton"}, "lbfgs, ridge, sgd, found 'newton'"),
         ({"metric": "auc"}, "top1, balanced, f1, found 'auc'"),
         ({"scale": "minmax"}, "none, standardize, l2"),
-        ({"solver": "ridge", "epochs": 3}, "no epochs, which is SGD's; leave it out"),
+        ({"solver": "ridge", "epochs": 3}, "no epochs, an option of SGD; leave it out"),
         ({"C": 1.0, "weight_decay": 1.0}, "found both"),
         ({"C": 1.0, "sweep": True}, "a given penalty"),
         ({"solver": "sgd", "sweep": True}, "SGD"),
