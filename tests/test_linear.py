@@ -147,13 +147,21 @@ def test_whitening_changes_the_coordinates_and_not_the_function(gaussian):
     assert 0.5 * np.linalg.eigvalsh(spread).min() + penalty <= CURVATURE_BOUND + 1e-3
 
 
+# A larger penalty needs fewer steps: seconds in place of minutes.
+SGD_RECIPES = [
+    pytest.param(replace(PROBE_RECIPES["default"], weight_decay=5e-3, min_steps=400), id="short"),
+    pytest.param(PROBE_RECIPES["default"], id="default", marks=pytest.mark.long),
+]
+
+
 @pytest.mark.oneflow
+@pytest.mark.parametrize("recipe", SGD_RECIPES)
 @pytest.mark.parametrize(
     ("n_train", "spread", "dim"),
     [(60, 0.1, 8), (300, 1.0, 8), (300, 4.0, 8), (90, 1.0, 200)],
     ids=["separable", "easy", "hard", "more dimensions than images"],
 )
-def test_sgd_reaches_scikit_learns_optimum(tmp_path, n_train, spread, dim):
+def test_sgd_reaches_scikit_learns_optimum(tmp_path, n_train, spread, dim, recipe):
     from featcache.frameworks import import_oneflow
     from featcache.probes.sgd import train_sgd
 
@@ -161,7 +169,6 @@ def test_sgd_reaches_scikit_learns_optimum(tmp_path, n_train, spread, dim):
         write_gaussian_cache(tmp_path / "g.h5", n_train=n_train, spread=spread, dim=dim, n_test=999)
     )
     views, labels = [cache.train.features], cache.train.labels
-    recipe = PROBE_RECIPES["default"]
     solution = train_sgd(views, labels, 3, recipe, framework=import_oneflow())
     predicted = (cache.test.features @ solution.weight.T + solution.bias).argmax(axis=1)
     check = check_with_sklearn(

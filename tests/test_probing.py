@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from conftest import write_gaussian_cache
 from featcache import few_shot, learning_curve, load, load_head, probe
 from featcache.errors import CacheMissError, DatasetError, RecipeError, WeightsError
 from featcache.metrics import wilson_interval
+from featcache.probes.recipes import PROBE_RECIPES
 
 
 @pytest.mark.oneflow
 def test_sgd_reaches_the_check(small_cache, home):
-    result = probe(small_cache, solver="sgd", weight_decay=0.02)  # 5e-4 takes minutes of steps
+    recipe = replace(PROBE_RECIPES["default"], weight_decay=0.02, min_steps=200)
+    result = probe(small_cache, recipe=recipe)
     assert result.check is not None
     assert abs(result.top1 - result.check.top1) <= 0.003
     assert result.check.agreement >= 0.98

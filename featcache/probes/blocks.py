@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 def block_rows(numbers_per_row: int) -> int:
-    """Return how many rows of so many float32 numbers make a block: a multiple of 256."""
+    """Return the rows of a block, a multiple of 256, for rows of float32 numbers."""
     return max(1, _BLOCK_BYTES // (4 * 256 * numbers_per_row)) * 256
 
 

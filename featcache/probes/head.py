@@ -218,7 +218,7 @@ def _array(entries: Mapping[str, Any], name: str) -> np.ndarray:
 
 
 def _shallow(value: object, levels: int) -> bool:
-    """Return whether lists and objects are nested in at most so many levels."""
+    """Return whether lists and objects are nested at most ``levels`` deep."""
     if isinstance(value, (dict, list)):
         inside = value.values() if isinstance(value, dict) else value
         return levels > 0 and all(_shallow(item, levels - 1) for item in inside)

@@ -41,16 +41,16 @@ def labelled(
 ) -> Labelled:
     """Return the labelled images of a split, without copying their features.
 
-    ``limit`` takes a stratified draw of so many, always the same. Raises DatasetError where the
+    ``limit`` draws a stratified sample of that size, always the same. Raises DatasetError where the
     split has no labelled image, CacheCorruptError where a feature is not finite.
     """
     split = cache.train if role == "train" else cache.test
     rows = np.flatnonzero(split.labels >= 0)
     n_unlabelled = len(split.labels) - len(rows)
     if not len(rows):
-        found = f"{n_unlabelled} without a label" if n_unlabelled else "none"
+        rest = f"{n_unlabelled} without a label" if n_unlabelled else "none"
         raise DatasetError(
-            f"{cache.path}: expected labelled {role} images, found {found}; extract a data set "
+            f"{cache.path}: expected labelled {role} images, found {rest}; extract a data set "
             f"with some in {role}"
         )
     if limit is not None:
