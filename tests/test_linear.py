@@ -74,12 +74,12 @@ def test_scikit_learn_minimises_this_very_objective(tmp_path, recipe, n_classes)
     """Its solution is a stationary point here, with two classes as with more."""
     cache = load(write_gaussian_cache(tmp_path / "g.h5", n_classes=n_classes, n_train=400))
     views, labels = [cache.train.features, cache.train.view("vflip")], cache.train.labels
-    found = {}
+    outcome = {}
 
     def spy(weight, bias, *rest):
-        found["at"] = objective(weight, bias, *rest)
-        found["moved"] = min(objective(weight * by, bias, *rest).value for by in (0.97, 1.03))
-        return found["at"]
+        outcome["at"] = objective(weight, bias, *rest)
+        outcome["moved"] = min(objective(weight * by, bias, *rest).value for by in (0.97, 1.03))
+        return outcome["at"]
 
     from featcache.probes import cross_check as check
 
@@ -98,8 +98,8 @@ def test_scikit_learn_minimises_this_very_objective(tmp_path, recipe, n_classes)
     finally:
         check.objective = original
     assert result.converged and result.iterations > 0
-    assert found["at"].gradient_norm < 2e-3
-    assert result.objective == found["at"].value < found["moved"]
+    assert outcome["at"].gradient_norm < 2e-3
+    assert result.objective == outcome["at"].value < outcome["moved"]
     assert pytest.approx((2 if n_classes == 2 else 1) / (800 * recipe.weight_decay)) == result.C
     assert result.agreement == result.top1 > 0.8
     assert result.objective_gap == pytest.approx((1 - result.objective) / result.objective)

@@ -37,7 +37,7 @@ def test_the_newest_cache_is_the_default(home):
 
 
 @pytest.mark.oneflow
-def test_the_tutorials_recipe_is_far_from_the_optimum_and_says_so(small_cache):
+def test_the_tutorials_recipe_is_reported_as_far_from_the_optimum(small_cache):
     result = probe(small_cache, recipe="tutorial")
     assert (result.epochs, result.steps) == (3, 6)
     assert result.check.objective_gap > 0.1
@@ -78,7 +78,7 @@ def test_named_values_replace_the_recipes(small_cache):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "excerpt"),
     [
         ({"recipe": "secret"}, "default, tutorial, found 'secret'"),
         ({"epochs": 0}, "epochs"),
@@ -92,8 +92,8 @@ def test_named_values_replace_the_recipes(small_cache):
         ({"device": "cuda"}, "expected auto or cpu with lbfgs, found 'cuda'; use --solver sgd"),
     ],
 )
-def test_wrong_arguments(small_cache, arguments, said):
-    with pytest.raises(RecipeError, match=said):
+def test_wrong_arguments(small_cache, arguments, excerpt):
+    with pytest.raises(RecipeError, match=excerpt):
         probe(small_cache, **arguments)
 
 
@@ -136,7 +136,7 @@ def test_an_under_trained_head_is_marked(small_cache):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "excerpt"),
     [
         ({"solver": "newton"}, "lbfgs, ridge, sgd, found 'newton'"),
         ({"metric": "auc"}, "top1, balanced, f1, found 'auc'"),
@@ -148,8 +148,8 @@ def test_an_under_trained_head_is_marked(small_cache):
         ({"C": 0.0}, "C: expected a positive number"),
     ],
 )
-def test_arguments_that_contradict_each_other(small_cache, arguments, said):
-    with pytest.raises(RecipeError, match=said):
+def test_arguments_that_contradict_each_other(small_cache, arguments, excerpt):
+    with pytest.raises(RecipeError, match=excerpt):
         probe(small_cache, **arguments)
 
 

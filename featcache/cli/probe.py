@@ -447,14 +447,7 @@ def head_summary(result: HeadResult) -> list[Any]:
 
 def head_facts(result: HeadResult) -> dict[str, Any]:
     """Return the fields of the result without arrays."""
-    return {
-        "top1": result.top1,
-        "top1_interval": result.top1_interval,
-        "n_test": result.n_test,
-        "cache": result.cache,
-        "own_cache": result.own_cache,
-        "notes": result.notes,
-    }
+    return {name: value for name, value in vars(result).items() if name != "predicted"}
 
 
 def knn_table(results: list[KnnResult]) -> list[Any]:
