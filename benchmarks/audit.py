@@ -25,7 +25,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 import featcache
 from featcache.auditing.labels import doubts, fit_heads, thresholds_of
-from featcache.probes.search import nearest
+from featcache.probes.knn import nearest
 
 THRESHOLDS = (0.90, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98)
 SHIFT, SAME = 4, 0.85

@@ -114,7 +114,6 @@ MEMORY = """
 import sys
 import featcache
 from featcache.probes.probe import probe
-from featcache.probes.solving import Job
 import scipy.optimize, sklearn.model_selection
 
 def status(name):

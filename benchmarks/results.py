@@ -54,7 +54,7 @@ def _cells(
     if check:
         yield {
             **dict.fromkeys(COLUMNS, ""),
-            "method": "its check: scikit-learn at that C alone",
+            "method": "cross-check: scikit-learn at the same C",
             "images": f"{first['n_train']:,}",
             "engine": "scikit-learn",
             "top-1 (95 %)": f"{100 * check['top1']:.1f} %",

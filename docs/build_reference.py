@@ -31,7 +31,8 @@ GROUPS = {
         *("VerifyReport", "DiffReport", "ExportResult"),
     ),
     "Heads on features": (
-        *("probe", "few_shot", "learning_curve", "knn", "ProbeResult", "KnnResult"),
+        *("probe", "few_shot", "learning_curve", "knn"),
+        *("ProbeOptions", "ProbeResult", "KnnResult"),
         *("LinearProbe", "ExactRecipe", "ProbeRecipe"),
     ),
     "Saved heads": ("load_head", "predict", "evaluate_head", "Head"),
@@ -46,7 +47,7 @@ GROUPS = {
 # What fields of the results are made of: no public names, yet what one reads.
 PARTS = {
     "probes.cross_check": ("CheckResult",),
-    "probes.head": ("Evaluation",),
+    "metrics": ("Evaluation",),
     "probes.sweep": ("Sweep", "SweepPoint"),
     "probes.curves": ("CurvePoint",),
     "prediction": ("Prediction", "HeadResult"),

@@ -39,6 +39,7 @@ _HOME = {
     "LinearProbe": "probes.estimator",
     "MergeResult": "store.merge",
     "Preprocess": "preprocess",
+    "ProbeOptions": "probes.probe",
     "ProbeRecipe": "probes.recipes",
     "ProbeResult": "probes.probe",
     "Progress": "progress",
@@ -92,6 +93,7 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "LinearProbe",
     "MergeResult",
     "Preprocess",
+    "ProbeOptions",
     "ProbeRecipe",
     "ProbeResult",
     "Progress",
@@ -148,7 +150,7 @@ if TYPE_CHECKING:
     from .probes.estimator import LinearProbe
     from .probes.head import Head, load_head
     from .probes.knn import KnnResult, knn
-    from .probes.probe import ProbeResult, probe
+    from .probes.probe import ProbeOptions, ProbeResult, probe
     from .probes.recipes import ExactRecipe, ProbeRecipe
     from .progress import Progress
     from .reporting.report import ReportResult, report

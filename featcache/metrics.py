@@ -1,18 +1,9 @@
-"""How good predictions are, and how sure one may be of it. Arrays in, plain numbers out.
+"""Accuracy measures and their 95 % intervals, on arrays.
 
-Three numbers can stand for a classifier (`METRICS`). Top-1 counts images, so
-that on imbalanced data the large classes decide it. Balanced accuracy and macro
-F1 count classes, each as much as any other.
-
-An interval says what would vary if the measurement were made again, and there
-are two answers. With one head, other test images could have been drawn:
-`wilson_interval`, and `score_interval` for every metric. With heads from
-several draws of the training images, other draws could have been made:
-`mean_interval`.
-
-All of it is done on counts per class, so that nothing but `confusion_matrix`
-itself needs memory for K x K numbers. Arrays that do not fit together, labels
-out of range or no rows at all are a mistake of the caller: ValueError.
+Top-1 weighs images, so large classes dominate it on imbalanced data. Balanced accuracy and macro
+F1 weigh classes equally. For one head an interval is over draws of test images
+(`wilson_interval`, `score_interval`), for heads on several draws of training images over these
+draws (`mean_interval`). Labels int64 (M,) are in [0, n_classes); other arrays raise ValueError.
 """
 
 from __future__ import annotations
@@ -56,24 +47,14 @@ def top1(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 
 def agreement(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the fraction of rows on which two classifiers say the same, right or wrong."""
+    """Return the fraction of rows on which two classifiers predict the same class."""
     return top1(one, other)
 
 
 def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Return the fraction of rows whose label is among the k classes of highest score.
+    """Return the fraction of rows whose label is among the k highest of scores (M, K).
 
-    Of equal scores the lower class counts as higher, as ``argmax`` has it: with k
-    = 1 this is top-1. A score that is not a number never counts as a hit.
-
-    Parameters
-    ----------
-    scores : numpy.ndarray
-        (M, K): logits, probabilities, votes.
-    labels : numpy.ndarray
-        int64 (M,), in [0, K).
-    k : int
-        From 1 to K; with K every row is right, so it says nothing.
+    Among equal scores the lower class ranks higher, as in ``argmax``. NaN is never a hit.
     """
     n_classes = scores.shape[1]
     if not 1 <= k <= n_classes:
@@ -82,20 +63,12 @@ def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     above = (~(scores < own)).sum(axis=1) - 1  # written so that NaN counts as above
     above -= ((scores == own) & (np.arange(n_classes) > labels[:, None])).sum(axis=1)
-    found = (above < k) & ~np.isnan(own[:, 0])
-    return float(np.mean(found))
+    hits = (above < k) & ~np.isnan(own[:, 0])
+    return float(np.mean(hits))
 
 
 def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return int64 (K, K): how many images of class i were taken for class j.
-
-    Parameters
-    ----------
-    predicted, labels : numpy.ndarray
-        int64 (M,), in [0, n_classes).
-    n_classes : int
-        K.
-    """
+    """Return int64 (K, K): how many images with label i were predicted as class j."""
     _check(predicted, labels, n_classes)
     cells = np.asarray(labels, np.int64) * n_classes + predicted
     counts: np.ndarray = np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
@@ -103,28 +76,20 @@ def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, n_classes: int) 
 
 
 def per_class_accuracy(predicted: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return float64 (K,): of the images of each class the fraction recognised, its recall.
-
-    NaN for a class that no label names. Parameters as in `confusion_matrix`.
-    """
+    """Return the recall of each class, float64 (K,); NaN for a class without images."""
     hits, present, _ = _counts(predicted, labels, n_classes)
     return np.divide(hits, present, out=np.full(n_classes, np.nan), where=present > 0)
 
 
 def balanced_accuracy(predicted: np.ndarray, labels: np.ndarray, n_classes: int) -> float:
-    """Return the mean of `per_class_accuracy` over the classes that labels name: in [0, 1].
-
-    scikit-learn's ``balanced_accuracy_score``. Parameters as in `confusion_matrix`.
-    """
+    """Return the mean recall over classes with images, as ``balanced_accuracy_score``."""
     return float(np.nanmean(per_class_accuracy(predicted, labels, n_classes)))
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray, n_classes: int) -> float:
-    """Return F1 = 2 TP / (2 TP + FP + FN) of each class, averaged over classes: in [0, 1].
+    """Return the mean of F1 = 2 TP / (2 TP + FP + FN) over classes, as ``f1_score``'s macro.
 
-    A class that is neither labelled nor predicted anywhere has no F1 and does not
-    count; one that is predicted but never labelled has 0. scikit-learn's
-    ``f1_score(average="macro")``. Parameters as in `confusion_matrix`.
+    A class that is neither labelled nor predicted does not count.
     """
     hits, present, claimed = _counts(predicted, labels, n_classes)
     both = present + claimed  # 2 TP + FP + FN
@@ -132,7 +97,7 @@ def macro_f1(predicted: np.ndarray, labels: np.ndarray, n_classes: int) -> float
 
 
 def score(metric: str, predicted: np.ndarray, labels: np.ndarray, n_classes: int) -> float:
-    """Return one of `METRICS`, by name: in [0, 1]. Parameters as in `confusion_matrix`."""
+    """Return one of `METRICS` by name."""
     if metric == "top1":
         _check(predicted, labels, n_classes)
         return top1(predicted, labels)
@@ -144,7 +109,7 @@ def score(metric: str, predicted: np.ndarray, labels: np.ndarray, n_classes: int
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """Return float64 (M, K): the probabilities that logits (M, K) stand for."""
+    """Return the probabilities of logits (M, K): float64, rows that sum to 1."""
     shifted = np.asarray(scores, np.float64)
     powers: np.ndarray = np.exp(shifted - shifted.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
@@ -153,33 +118,11 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 def expected_calibration_error(
     probabilities: np.ndarray, labels: np.ndarray, n_bins: int = 15
 ) -> tuple[float, tuple[ReliabilityBin, ...]]:
-    """Return how far confidence is from accuracy, and the bins that it was measured in.
+    """Return the expected calibration error of probabilities (M, K), and its bins.
 
-    An image's confidence is the probability of its predicted class. The interval
-    (0, 1] is cut into bins of equal width, and the error is the mean of |accuracy -
-    confidence| over bins, weighted by their images: 0 for a head that is right
-    on 80 % of what it is 80 % sure of.
-
-    Parameters
-    ----------
-    probabilities : numpy.ndarray
-        (M, K), each row in [0, 1] with sum 1.
-    labels : numpy.ndarray
-        int64 (M,), in [0, K).
-    n_bins : int
-        Their number changes the error, so compare at the same one.
-
-    Returns
-    -------
-    error : float
-        In [0, 1].
-    bins : tuple of ReliabilityBin
-        n_bins of them, for a reliability diagram.
-
-    References
-    ----------
-    Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural networks",
-    ICML 2017, section 2.
+    The error is the mean of |accuracy - confidence| over equal bins of (0, 1], weighted by their
+    images; it depends on the number of bins. Guo, Pleiss, Sun and Weinberger, "On calibration of
+    modern neural networks", ICML 2017, section 2.
     """
     if n_bins < 1:
         raise ValueError(f"n_bins: expected 1 or more, found {n_bins}")
@@ -204,15 +147,10 @@ def expected_calibration_error(
 
 
 def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of an accuracy measured on n images.
+    """Return the 95 % interval of an accuracy on n images: Wilson's score interval.
 
-    Wilson's score interval: unlike the normal approximation it stays within
-    [0, 1] and means something at 0 and at 1.
-
-    References
-    ----------
-    Wilson, "Probable inference, the law of succession, and statistical
-    inference", JASA 22 (1927), 209-212.
+    Unlike the normal approximation it stays within [0, 1] and is valid at 0 and at 1. Wilson,
+    "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
     """
     if n <= 0:
         return 0.0, 1.0
@@ -227,14 +165,9 @@ def score_interval(
 ) -> tuple[float, float]:
     """Return the 95 % interval of one of `METRICS` over draws of the test images.
 
-    Top-1 is a proportion and has `wilson_interval`. The others are not: theirs runs
-    from the 2.5th to the 97.5th percentile over 1,000 resamples of the images,
-    each class resampled by itself so that it keeps its number of images. Where
-    every resample scores the same, as when all are right, it has no width.
-
-    References
-    ----------
-    Efron and Tibshirani, "An introduction to the bootstrap" (1993), chapter 13.
+    Top-1 is a proportion and has `wilson_interval`. The others have the 2.5th to the 97.5th
+    percentile of 1,000 resamples, stratified by class. Efron and Tibshirani, "An introduction to
+    the bootstrap" (1993), chapter 13.
     """
     measured = score(metric, predicted, labels, n_classes)
     if metric == "top1":
@@ -253,16 +186,7 @@ def score_interval(
 
 
 def mean_interval(scores: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of two or more scores in [0, 1].
-
-    Student's: mean ± t * s / sqrt(n), with t the 97.5 % point at n - 1 degrees of
-    freedom, cut to [0, 1]. It is about the mean over draws, not about one draw,
-    which varies more.
-
-    References
-    ----------
-    Student, "The probable error of a mean", Biometrika 6 (1908), 1-25.
-    """
+    """Return the 95 % interval of the mean of two or more scores: Student's t, cut to [0, 1]."""
     from scipy.special import stdtrit
 
     n = len(scores)
@@ -273,10 +197,67 @@ def mean_interval(scores: Sequence[float]) -> tuple[float, float]:
     return max(0.0, mean - half), min(1.0, mean + half)
 
 
+_TOP = 5
+_LISTED_CLASSES = 100  # a confusion matrix of more is a file of its own, not a field
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measures of one classifier on a test split; accuracies are fractions.
+
+    Parameters
+    ----------
+    top1, balanced_accuracy, macro_f1 : float
+        Over images; mean recall over classes; mean F1 over classes.
+    top5 : float or None
+        Fraction of labels among the five highest scores; None for six classes or fewer.
+    calibration_error : float or None
+        Expected calibration error in 15 bins; None where scores are no probabilities.
+    per_class_accuracy : tuple of float or None
+        Recall of each class, None for a class without test images.
+    confusion : tuple of tuple of int
+        Counts, label by prediction. It and the recalls are empty for more than 100 classes.
+    reliability : tuple of ReliabilityBin
+        The bins of the calibration error; empty where it is None.
+    """
+
+    top1: float
+    balanced_accuracy: float
+    macro_f1: float
+    top5: float | None
+    calibration_error: float | None
+    per_class_accuracy: tuple[float | None, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    reliability: tuple[ReliabilityBin, ...] = ()
+
+
+def evaluate_scores(scores: np.ndarray, labels: np.ndarray, *, calibrated: bool) -> Evaluation:
+    """Measure scores (N, K) against labels; ``calibrated`` scores are logits of probabilities."""
+    n_classes = scores.shape[1]
+    predicted = scores.argmax(axis=1)
+    listed = n_classes <= _LISTED_CLASSES
+    recalls = per_class_accuracy(predicted, labels, n_classes) if listed else ()
+    matrix = confusion_matrix(predicted, labels, n_classes) if listed else ()
+    error: float | None = None
+    bins: tuple[ReliabilityBin, ...] = ()
+    if calibrated and np.isfinite(scores).all():
+        error, bins = expected_calibration_error(softmax(scores), labels)
+    return Evaluation(
+        top1=top1(predicted, labels),
+        balanced_accuracy=balanced_accuracy(predicted, labels, n_classes),
+        macro_f1=macro_f1(predicted, labels, n_classes),
+        top5=topk_accuracy(scores, labels, _TOP) if n_classes > _TOP + 1 else None,
+        calibration_error=error,
+        per_class_accuracy=tuple(None if np.isnan(value) else float(value) for value in recalls),
+        confusion=tuple(tuple(int(count) for count in row) for row in matrix),
+        reliability=bins,
+    )
+
+
 def _counts(
     predicted: np.ndarray, labels: np.ndarray, n_classes: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return of each class, int64 (K,): right predictions, labels, predictions."""
+    """Return for each class, int64 (K,): correct predictions, labels, predictions."""
     _check(predicted, labels, n_classes)
     hits = np.asarray(labels)[np.asarray(predicted) == labels]
     hit, present, claimed = (
@@ -286,7 +267,7 @@ def _counts(
 
 
 def _check(predicted: np.ndarray, labels: np.ndarray, n_classes: int) -> None:
-    """Refuse what would be counted wrongly without a word."""
+    """Refuse arrays that would be counted wrongly without an error."""
     if np.shape(predicted) != np.shape(labels) or np.ndim(labels) != 1 or len(labels) == 0:
         raise ValueError(
             f"predicted and labels: expected the same number of each, 1 or more, found shapes "

@@ -1,9 +1,8 @@
-"""A saved head at work: classes of new images, and accuracy on another cache.
+"""Using a saved head: classify new images, and test it on a cache.
 
-Whatever the head is used on must have been made as its own features were. Of a cache,
-its provenance says so. Of new images it is arranged: the backbone, the weights and the
-size that the head recorded are loaded again, and compared with the record before any
-image is read.
+The features must be made like those the head was trained on. A cache's provenance says how they
+were made. For new images the backbone, weights and size that the head recorded are loaded again
+and compared with the record before any image is read.
 """
 
 from __future__ import annotations
@@ -30,25 +29,24 @@ from .errors import CacheMismatchError, DatasetError, FeatcacheError, RecipeErro
 from .extraction.options import CUT
 from .files import csv_line
 from .metrics import top1, wilson_interval
+from .options import with_options
 from .preprocess import MAX_SIZE, MIN_SIZE
 from .probes.head import Head, load_head
 from .probes.ingredients import class_differences, feature_differences, rounding_differences
-from .probes.labelled import labelled
+from .probes.labelled import labelled, opened
+from .probes.recipes import check_choice
 from .progress import OnNote, OnProgress, Progress, silent
 from .remote import RemotePlace, located
-from .store.cache import Cache, load
+from .store.cache import Cache
 from .store.format import FINGERPRINT_FIELDS, fingerprint
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-_BATCH_SIZE = 64
-
-
 @dataclass(frozen=True)
 class Prediction:
-    """What a head says about one image.
+    """The classes of one image.
 
     Parameters
     ----------
@@ -57,9 +55,9 @@ class Prediction:
     class_name : str
         The class with the highest score.
     probability : float
-        Its share of the softmax, in [0, 1].
+        Its softmax probability, in [0, 1].
     top : tuple of (str, float)
-        The likeliest classes with their probabilities, the first one included.
+        The most likely classes with their probabilities, including the first one.
     """
 
     path: str
@@ -68,46 +66,60 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
 
 
+@dataclass(frozen=True)
+class PredictOptions:
+    """Options of `predict`, which describes them."""
+
+    weights: str | Path | None = None
+    device: str = "auto"
+    batch_size: int = 64
+    top: int = 1
+    on_error: OnError = "fail"
+
+    def __post_init__(self) -> None:
+        for name, value in (("batch size", self.batch_size), ("top", self.top)):
+            if value < 1:
+                raise RecipeError(f"{name}: expected at least 1, found {value}")
+        check_choice("on error", self.on_error, ("fail", "skip"))
+
+
+@with_options(PredictOptions)
 def predict(
     paths: str | Path | Sequence[str | Path],
     head: str | Path | Head,
     *,
-    weights: str | Path | None = None,
-    device: str = "auto",
-    batch_size: int = _BATCH_SIZE,
-    top: int = 1,
-    on_error: OnError = "fail",
+    options: PredictOptions,
     on_progress: OnProgress = silent,
     on_note: OnNote = silent,
 ) -> list[Prediction]:
-    """Name the class of images, with a head that `featcache.probe` saved.
+    """Classify images with a saved head.
 
-    Threads decode the next images while a batch is computed; what is in memory does not grow
-    with their number.
+    Threads decode the next images while a batch is computed. Memory does not grow with the number
+    of images.
 
     Parameters
     ----------
     paths : str, Path or sequence of them
-        Image files, folders and ``.zip`` archives. The last two are searched for image
-        files at any depth, hidden ones left out; their order is that of the names.
+        Image files, folders and ``.zip`` archives, or their URLs. Folders and archives are
+        searched for image files at any depth, without hidden ones, in the order of names.
     head : str, Path or Head
         The head, or its file.
     weights : str or Path, optional
-        The backbone's checkpoint; by default the one whose name the head recorded.
+        The backbone's checkpoint; by default the one that the head recorded.
     device : str
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     batch_size : int
         Images per forward pass.
     top : int
-        How many classes per image `Prediction.top` names, K at most.
+        Classes per image in `Prediction.top`, at most K.
     on_error : str
-        ``"fail"`` raises at the first file that is not a readable image, ``"skip"``
-        leaves it out and tells ``on_note``.
+        ``"fail"`` raises at the first file that is not a readable image, ``"skip"`` leaves it
+        out and calls ``on_note``.
     on_progress : callable
-        Hears of downloads and images.
+        Called with the progress of downloads and images.
     on_note : callable
-        Hears, as one text each, of files that were skipped, and of another engine,
-        device or version than the head's features were made with.
+        Called with one-line notes: files that were skipped; another engine, device or version
+        than made the head's features.
 
     Returns
     -------
@@ -117,9 +129,9 @@ def predict(
     Raises
     ------
     WeightsError
-        Not a head, weights that cannot be had, or ingredients that differ from the head's.
+        Not a head, unavailable weights, or ingredients that differ from the head's.
     DatasetError
-        Nothing at a path, no image there, an unreadable one, or not one readable.
+        Nothing at a path, no image in it, an unreadable image, or no readable one at all.
     EngineUnavailableError
         The engine or the device cannot run here.
     ShapeMismatchError
@@ -127,21 +139,16 @@ def predict(
     RecipeError
         An option out of range.
     """
-    for name, value in (("batch size", batch_size), ("top", top)):
-        if value < 1:
-            raise RecipeError(f"{name}: expected at least 1, found {value}")
-    if on_error not in ("fail", "skip"):
-        raise RecipeError(f"on error: expected fail or skip, found {on_error!r}")
     head, where = checked_head(head)
     images = PlacedImages(find_places([paths] if isinstance(paths, (str, Path)) else paths))
-    choice = choose_engine(device=device)
-    loaded = _load_weights(head, where, weights, on_progress)
+    choice = choose_engine(device=options.device)
+    loaded = _load_weights(head, where, options.weights, on_progress)
     here = {**computed_by(choice, loaded), "cuts": [CUT], "dtype": "float32"}
     differing = feature_differences(head.ingredients, here)
     if differing:
         raise WeightsError(
-            f"{where}: expected features made as those that it was trained on, found others: "
-            f"{'; '.join(differing)}; name the checkpoint that it was trained on with --weights, "
+            f"{where}: expected the features that it was trained on, found others: "
+            f"{'; '.join(differing)}; give the checkpoint that it was trained on with --weights, "
             "or train another head"
         )
     rounding = rounding_differences(head.ingredients, here)
@@ -150,27 +157,32 @@ def predict(
     engine = build_engine(choice, loaded, (CUT,), on_note=on_note)
 
     predictions: list[Prediction] = []
-    n = len(images)
-    batches = (range(start, min(start + batch_size, n)) for start in range(0, n, batch_size))
-    threads, done = reading_threads(images), 0
+    n, size, done = len(images), options.batch_size, 0
+    batches = (range(start, min(start + size, n)) for start in range(0, n, size))
     on_progress(Progress("images", 0, n))
     with closing(
-        decoded_batches(images, batches, loaded.preprocess, workers=threads, on_error=on_error)
+        decoded_batches(
+            images,
+            batches,
+            loaded.preprocess,
+            workers=reading_threads(images),
+            on_error=options.on_error,
+        )
     ) as decoded:
         for batch in decoded:
-            for _, why in batch.failures:
-                on_note(f"skipped: {why}")
+            for _, reason in batch.failures:
+                on_note(f"skipped: {reason}")
             if batch.rows.size:
                 names = [images.where(row) for row in batch.rows]
                 features = engine.extract(batch.pixels)[CUT]
                 _check_finite(features, names)
-                predictions += _named(head, features, names, top)
+                predictions += _named(head, features, names, options.top)
             done += batch.rows.size + len(batch.failures)
             on_progress(Progress("images", done, n))
     if not predictions:
         raise DatasetError(
             f"images: expected at least one that can be read, found none among {n}; "
-            "name other files"
+            "give other files"
         )
     return predictions
 
@@ -178,9 +190,9 @@ def predict(
 def _load_weights(
     head: Head, where: str, weights: str | Path | None, on_progress: OnProgress
 ) -> Weights:
-    """Load the checkpoint that the head recorded, or the one that was named, at its size.
+    """Load the checkpoint that was given or that the head recorded, at the head's image size.
 
-    A fine-tuned network lies beside its head; whether it is the one shows its digest.
+    A fine-tuned network is saved beside its head; its digest is compared later.
     """
     backbone, preprocess = head.ingredients["backbone"], head.ingredients["preprocess"]
     size = preprocess.get("size") if isinstance(preprocess, Mapping) else None
@@ -201,7 +213,7 @@ def _load_weights(
         elif weights not in WEIGHT_NAMES:
             raise WeightsError(
                 f"{where}: expected the checkpoint that its features were made with, "
-                f"{weights!r:.80}, which is not one of {', '.join(WEIGHT_NAMES)}; name it with "
+                f"{weights!r:.80}, which is not one of {', '.join(WEIGHT_NAMES)}; give it with "
                 f"--weights (its SHA-256 is {head.ingredients['weights_sha256']!r:.80})"
             )
     return load_weights(weights, backbone, size=size, on_progress=on_progress)
@@ -219,7 +231,7 @@ def _check_finite(features: np.ndarray, names: Sequence[str]) -> None:
 def _named(
     head: Head, features: np.ndarray, names: Sequence[str], top: int
 ) -> Iterator[Prediction]:
-    # Ordered by score and not by probability, which may round to the same number for two.
+    # Ordered by score, since two probabilities may round to the same number.
     order = np.argsort(-head.scores(features), axis=1, kind="stable")[:, :top]
     likely = np.take_along_axis(head.probabilities(features), order, axis=1)
     for name, classes, shares in zip(names, order.tolist(), likely.tolist(), strict=True):
@@ -231,20 +243,13 @@ Place = tuple[Files, str]  # where an image file is, and its name there
 
 
 class PlacedImages:
-    """The image files at places of any kind, as `decoded_batches` reads them.
-
-    Parameters
-    ----------
-    places : sequence of Place
-        As `find_places` finds them.
-    """
+    """Image files that `find_places` found, as `decoded_batches` reads them."""
 
     def __init__(self, places: Sequence[Place]) -> None:
         self._places = places
         self.remote = any(files.remote for files, _ in places)
 
     def __len__(self) -> int:
-        """Return how many there are."""
         return len(self._places)
 
     def read(self, index: int, side: int | None = None) -> Image.Image:
@@ -253,43 +258,28 @@ class PlacedImages:
         return decode_image(files.read(name), files.where(name), side)
 
     def where(self, index: int) -> str:
-        """Say where an image is."""
+        """Return the path or URL of an image, for messages."""
         files, name = self._places[index]
         return files.where(name)
 
 
 def find_places(paths: Sequence[str | Path]) -> list[Place]:
-    """Find the image files.
+    """Find the image files at paths and URLs: in their order, and inside each in that of names.
 
-    Parameters
-    ----------
-    paths : sequence of str or Path
-        Files, taken whatever their suffix; folders and ``.zip`` archives, searched at any
-        depth for names that end as images do, hidden ones left out. Or the URL of any.
-
-    Returns
-    -------
-    list of Place
-        In the order of ``paths``; inside a folder or archive, of the names.
-
-    Raises
-    ------
-    DatasetError
-        Nothing at a path, no image inside it, an archive that cannot be opened, no path.
-    RemoteError
-        A URL that cannot be reached, or is refused.
+    A file is taken whatever its suffix. Folders and ``.zip`` archives are searched at any depth
+    for image suffixes, without hidden files.
     """
     places: list[Place] = []
     for path in map(located, paths):
         if not isinstance(path, Path):
             places += _behind(path)
             continue
-        # os.path says no, where pathlib raises, of a path that nobody may look at.
+        # os.path returns False where pathlib raises: for a path without permission.
         folder = os.path.isdir(path)
         if not folder and not os.path.isfile(path):
-            found = "something else" if os.path.exists(path) else "nothing"
+            kind = "something else" if os.path.exists(path) else "nothing"
             raise DatasetError(
-                f"{path}: expected an image, a folder or a .zip of images, found {found}; check "
+                f"{path}: expected an image, a folder or a .zip of images, found {kind}; check "
                 "the path"
             )
         if not folder and path.suffix.lower() != ".zip":
@@ -314,7 +304,7 @@ def _inside(files: Files, path: Path | RemotePlace) -> list[Place]:
     if not inside:
         raise DatasetError(
             f"{path}: expected images (names that end in {', '.join(sorted(SUFFIXES))}), "
-            "found none; name another folder, or the files themselves"
+            "found none; give another folder, or the files themselves"
         )
     return inside
 
@@ -330,7 +320,7 @@ _AGAIN = "train it again with featcache probe --save-head"
 
 @dataclass(frozen=True, eq=False)
 class HeadResult:
-    """How good a saved head is on the test split of a cache.
+    """The accuracy of a saved head on the test split of a cache.
 
     Parameters
     ----------
@@ -339,15 +329,15 @@ class HeadResult:
     top1_interval : tuple of 2 floats
         Wilson's 95 % interval.
     n_test : int
-        Images that have a label.
+        Labelled test images.
     predicted : numpy.ndarray
         int64 (n_test,), the class of each.
     cache : Path
         The features.
     own_cache : bool
-        Whether this is the cache whose training split the head was trained on.
+        Whether the head was trained on the training split of this cache.
     notes : tuple of str
-        What computed these features differs from what computed the head's.
+        How engine, version, device or precision differ from those of the head's features.
     """
 
     top1: float
@@ -360,29 +350,27 @@ class HeadResult:
 
 
 def evaluate_head(head: str | Path | Head, cache: str | Path | Cache) -> HeadResult:
-    """Measure a saved head on the test split of a cache.
+    """Test a saved head on the test split of a cache.
 
     Parameters
     ----------
     head : str, Path or Head
         The head, or its file.
     cache : str, Path or Cache
-        The features; not necessarily those that the head was trained on.
+        The features; possibly of another data set than the head was trained on.
 
     Raises
     ------
     WeightsError
-        Not a head, or one that does not say what made its features.
+        Not a head, or one without the ingredients of its features.
     CacheMismatchError
-        Features made otherwise or of another length, other classes or another order of
-        them, no test images; the message says which.
+        Features made in another way or of another length, other classes or another order of
+        classes, or no test images; the message says which.
     CacheError
         A cache that cannot be read.
     """
     head, where = checked_head(head)
-    if not isinstance(cache, Cache):
-        cache = load(cache)
-    cache.check_vectors()
+    cache = opened(cache)
     differing = feature_differences(head.ingredients, cache.meta)
     if head.weight.shape[1] != cache.feature_dim:
         differing.append(f"length: head {head.weight.shape[1]}, here {cache.feature_dim}")
@@ -390,7 +378,7 @@ def evaluate_head(head: str | Path | Head, cache: str | Path | Cache) -> HeadRes
     if differing or not len(cache.test):
         raise CacheMismatchError(
             f"{cache.path}: expected test images with the features and classes of {where}, found "
-            f"{'; '.join(differing) or 'no test images'}; name the cache that the head was "
+            f"{'; '.join(differing) or 'no test images'}; give the cache that the head was "
             "trained on, or one made alike"
         )
     test = labelled(cache, "test")
@@ -408,31 +396,28 @@ def evaluate_head(head: str | Path | Head, cache: str | Path | Cache) -> HeadRes
 
 
 def checked_head(head: str | Path | Head) -> tuple[Head, str]:
-    """Return a head that says what its features are made of, and its name for messages."""
+    """Return a head whose ingredients hash to its fingerprint, and its name for messages."""
     where = "head" if isinstance(head, Head) else str(head)
     if not isinstance(head, Head):
         head = load_head(head)
     missing = [name for name in FINGERPRINT_FIELDS if name not in head.ingredients]
     if missing:
         raise WeightsError(
-            f"{where}: expected a head that says what made its features, found no "
+            f"{where}: expected a head that records what made its features, found no "
             f"{', '.join(missing)}; {_AGAIN}"
         )
     if fingerprint(head.ingredients) != head.fingerprint:
         raise WeightsError(
             f"{where}: expected ingredients that hash to its fingerprint "
-            f"{head.fingerprint[:8]!r}, found others: someone edited them; {_AGAIN}"
+            f"{head.fingerprint[:8]!r}, found others: they were edited; {_AGAIN}"
         )
     return head, where
 
 
 def as_csv(predictions: Sequence[Prediction]) -> str:
-    r"""Return a table of comma-separated values, one line per image, a header first.
+    """Return a CSV table: ``path,class,probability``, then ``class_2`` and so on.
 
-    The columns are ``path,class,probability``; where more classes were asked for, ``class_2``,
-    ``probability_2`` and so on follow. Text is quoted where it holds a comma, a quote or a line
-    break, and otherwise as it is: names that a spreadsheet takes for a formula stay names.
-    Lines end in ``\n``.
+    A name that a spreadsheet takes for a formula is not changed.
     """
     width = max((len(prediction.top) for prediction in predictions), default=1)
     ends = ["", *(f"_{number}" for number in range(2, width + 1))]

@@ -1,11 +1,8 @@
-"""One folder per run: a JSON record of what was asked and found, and what it saved.
+"""Records of runs, one folder each, and their comparison.
 
-``cache/runs/20261124-101502-probe-1f3c/run.json`` beside ``head.safetensors`` or
-``model.safetensors``. `featcache.compare` finds them again.
-
-There are runs that end in one accuracy, a probe or a fine-tune, and runs that end in a
-curve (`CURVES`), accuracies over the number of training images. Both are read by
-`load_runs`; a comparison is of the first.
+``cache/runs/20261124-101502-probe-1f3c/run.json`` stands beside ``head.safetensors`` or
+``model.safetensors``. A probe or a fine-tune has one accuracy, a curve (`CURVES`) one for each
+number of training images. `load_runs` reads both; `compare` compares the first.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ from .store.cache import Cache
 from .store.index import default_folder
 
 RECORD = "run.json"
-CURVES = ("few-shot", "learning-curve")  # kinds of runs that end in a curve
+CURVES = ("few-shot", "learning-curve")  # kinds of runs with a curve
 
 _NUMBER = (int, float)
 _Shape = Mapping[str, type | tuple[type, ...]]
@@ -54,21 +51,15 @@ _OF_POINT: _Shape = {"interval": list, "mean": _NUMBER, "n_train": int, "scores"
 
 
 def runs_folder(folder: str | Path | None = None) -> Path:
-    """Return where runs are kept: ``folder``, else ``runs`` beside the caches."""
+    """Return the folder of runs: ``folder``, else ``runs`` beside the caches."""
     return Path(folder) if folder else default_folder() / "runs"
 
 
 def new_run(folder: Path, label: str) -> Path:
-    """Return the folder of a new run, which its first file makes; its name sorts by time.
-
-    Raises
-    ------
-    OutputError
-        It cannot be written.
-    """
+    """Return the folder of a new run, named by time; its first file creates it."""
     now = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     path = folder / f"{now}-{label}-{secrets.token_hex(2)}"
-    check_writable(path)  # and no more: what ends before it has found anything leaves nothing
+    check_writable(path)  # does not create it: a run without a result leaves nothing behind
     return path
 
 
@@ -80,15 +71,9 @@ def save_run(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def load_runs(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Read every finished run's record.
+    """Read the record of every finished run, oldest first, and a line for each damaged one.
 
-    Returns
-    -------
-    records : list of dict
-        Oldest first; those whose ``kind`` is one of `CURVES` have ``points`` and ``metric``,
-        all others an accuracy.
-    problems : list of str
-        What stood where a record should be, a line each.
+    Records whose ``kind`` is one of `CURVES` have ``points`` and ``metric``, others an accuracy.
     """
     records, problems = [], []
     for path in sorted(folder.glob(f"*/{RECORD}")):
@@ -104,7 +89,7 @@ def load_runs(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _wrong(record: Any) -> list[str]:
-    """Return the fields that a record lacks, or has of another type."""
+    """Return the fields that are missing or of another type."""
     if not isinstance(record, dict) or record.get("kind") not in CURVES:
         wrong = _missing(record, _OF_RUN)
         return wrong or ["top1_interval"] * (not _are_numbers(record["top1_interval"], 2))
@@ -132,7 +117,7 @@ def _missing(record: Any, shape: _Shape) -> list[str]:
 
 
 def cache_facts(cache: Cache) -> dict[str, Any]:
-    """Return what the record of a run on a cache says about its features."""
+    """Return the facts about the features in the record of a run on a cache."""
     meta = cache.meta
     return {
         "cache": cache.path,
@@ -148,7 +133,7 @@ def cache_facts(cache: Cache) -> dict[str, Any]:
     }
 
 
-_COLUMNS = (  # what a notebook shows of a record
+_COLUMNS = (  # of a record in a notebook
     *("dataset", "method", "top1", "top1_interval", "n_train", "n_test", "n_epochs", "wall_s"),
     *("features_wall_s", "s_per_point", "weights", "size", "run"),
 )
@@ -160,10 +145,9 @@ def compare(
     runs: str | Path | None = None,
     on_note: OnNote = silent,
 ) -> list[dict[str, Any]]:
-    """Return the records of finished runs, those on the same data next to each other.
+    """Return the records of finished runs, grouped by data set.
 
-    Few-shot and learning curves end in no single accuracy and are left out:
-    `featcache.runs.load_runs` has them too.
+    Few-shot and learning curves have no single accuracy and are left out.
 
     Parameters
     ----------
@@ -172,32 +156,33 @@ def compare(
     runs : str or Path, optional
         Where the records are; ``cache/runs`` by default.
     on_note : callable
-        Hears of files that are no records; they are left out.
+        Called with a line for each damaged record, which is left out.
 
     Returns
     -------
     list of dict
-        By data set (name and digest), then by top-1, the best first. Every
-        record has ``method``, ``top1``, ``top1_interval``, ``n_epochs``,
-        ``epochs``, ``images_per_s``, ``wall_s``, ``weights``, ``dataset``,
-        ``dataset_digest``, ``n_train`` and ``n_test``; and ``s_per_point`` (`price`).
+        Sorted by data set (name and digest), then by top-1, the best first. Every record has
+        ``method``, ``top1``, ``top1_interval``, ``n_epochs``, ``epochs``, ``images_per_s``,
+        ``wall_s``, ``weights``, ``dataset``, ``dataset_digest``, ``n_train``, ``n_test`` and
+        ``s_per_point``: the cost of a fine-tune in seconds per percentage point gained over the
+        best probe on the same images, or None.
 
     Raises
     ------
     FeatcacheError
-        There is no such run.
+        No run, or none on this data set.
     """
     folder = runs_folder(runs)
-    found, problems = load_runs(folder)
+    loaded, problems = load_runs(folder)
     for problem in problems:
         on_note(problem)
     records = [
         record
-        for record in found
+        for record in loaded
         if record["kind"] not in CURVES and dataset in (None, record["dataset"])
     ]
     if not records:
-        raise FeatcacheError(_none_found(folder, dataset, found))
+        raise FeatcacheError(_none_found(folder, dataset, loaded))
     ordered = sorted(
         records,
         key=lambda record: (record["dataset"], record["dataset_digest"], -record["top1"]),
@@ -205,36 +190,25 @@ def compare(
     return Rows(({**record, "s_per_point": price(record, records)} for record in ordered), _COLUMNS)
 
 
-def _none_found(folder: Path, dataset: str | None, found: Iterable[Mapping[str, Any]]) -> str:
-    """Say what there is instead of what was asked for."""
-    there = sorted({record["dataset"] for record in found if record["kind"] not in CURVES})
+def _none_found(folder: Path, dataset: str | None, records: Iterable[Mapping[str, Any]]) -> str:
+    """Return an error message that lists the data sets with runs."""
+    there = sorted({record["dataset"] for record in records if record["kind"] not in CURVES})
     if dataset is None or not there:
         return (
             f"{folder}: expected the record of a run, found none; make one with featcache probe "
-            "or featcache finetune, or name another --runs"
+            "or featcache finetune, or give another --runs"
         )
     return (
         f"{folder}: expected runs on the data set {dataset!r}, found those on "
-        f"{', '.join(there)}; name one of these, or another --runs"
+        f"{', '.join(there)}; give one of these, or another --runs"
     )
 
 
 def price(record: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> float | None:
-    """Return what a fine-tune cost per percentage point gained over the best probe.
+    """Return the seconds of a fine-tune per percentage point gained over the best probe.
 
-    Parameters
-    ----------
-    record : mapping
-        Of a run.
-    records : iterable of mapping
-        Of all runs, among them the probes; those on the same images count.
-
-    Returns
-    -------
-    float or None
-        Seconds per point: the run's duration, with that of the features where it began
-        with cached ones, by the difference in top-1. None of a probe, without one on the
-        same images, and where nothing was gained.
+    The time includes that of the extraction where the run started from cached features. Only probes
+    on the same images count. None for a probe, without such a probe, and where nothing was gained.
     """
     probes = [
         other["top1"]
@@ -244,29 +218,26 @@ def price(record: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> fl
     gained = record["top1"] - max(probes, default=math.inf)
     if record["kind"] != "finetune" or gained <= 0:
         return None
-    spent: float = record["wall_s"] + _seconds(record.get("features_wall_s"))
-    return spent / (100 * gained)
+    wall_s: float = record["wall_s"] + _seconds(record.get("features_wall_s"))
+    return wall_s / (100 * gained)
 
 
 def epochs_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the epochs of a fine-tune's record, each with ``epoch``, ``train_loss`` and ``top1``.
-
-    Of a probe, or a record that has not these numbers, there are none.
-    """
+    """Return a fine-tune's epochs, each with ``epoch``, ``train_loss`` and ``top1``, or none."""
     epochs = record.get("epochs")
     if not isinstance(epochs, (list, tuple)):
         return []
-    wanted = ("epoch", "train_loss", "top1")
+    fields = ("epoch", "train_loss", "top1")
     sound = all(
         isinstance(epoch, Mapping)
-        and all(isinstance(epoch.get(name), (int, float)) for name in wanted)
+        and all(isinstance(epoch.get(name), (int, float)) for name in fields)
         for epoch in epochs
     )
     return list(epochs) if sound else []
 
 
 def run_label(record: Mapping[str, Any]) -> str:
-    """Return a run's method, and what sets it apart from others of the method."""
+    """Return a run's method with the options that distinguish it from others of the method."""
     words = [str(record.get("method", ""))]
     if record.get("kind") == "finetune":
         recipe = record.get("recipe")
@@ -277,10 +248,10 @@ def run_label(record: Mapping[str, Any]) -> str:
 
 
 def run_labels(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a label for each run on a data set, which says where it differs from the others.
+    """Return a label for each run on a data set, with the facts in which the runs differ.
 
-    Training images, weights and pixels are said of every run where they are not the same for
-    all; epochs, scaling and test images where they set runs of one `run_label` apart.
+    Training images, weights and pixels are in every label where they are not the same for all;
+    epochs, scaling and test images where runs of one `run_label` differ in them.
     """
     plain = [run_label(record) for record in records]
     facts = [_facts(record) for record in records]
@@ -291,7 +262,7 @@ def run_labels(records: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     labels = []
     for label, fact in zip(plain, facts, strict=True):
-        said = [fact[name] for name in common]
+        shown = [fact[name] for name in common]
         alike = [
             other
             for other, its in zip(facts, plain, strict=True)
@@ -299,14 +270,14 @@ def run_labels(records: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         for name in ("epochs", "scale", "test"):
             if len({other[name] for other in alike}) > 1:
-                said.append(fact[name])
+                shown.append(fact[name])
                 alike = [other for other in alike if other[name] == fact[name]]
-        labels.append(", ".join((label, *filter(None, said))))
+        labels.append(", ".join((label, *filter(None, shown))))
     return labels
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return in words what a run has in common with others, or has not."""
+    """Return the facts of a run in which it may differ from others, in words."""
     scale, n_epochs = record.get("scale", "none"), record["n_epochs"]
     epochs = f"{n_epochs} epoch{'s' * (n_epochs != 1)}"
     return {
@@ -320,11 +291,11 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _images(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what two runs must share for the difference of their accuracies to mean something."""
+    """Return what two runs must share for a comparison of their accuracies to be valid."""
     seen = record["n_train"] + (record.get("n_val") or 0)
     return record["dataset_digest"], seen, record["n_test"], record["size"]
 
 
 def _seconds(value: Any) -> float:
-    """Return a duration that older records lack."""
+    """Return a duration, 0 where a record lacks it."""
     return float(value) if isinstance(value, (int, float)) else 0.0

@@ -73,29 +73,29 @@ def test_planted_duplicates_are_found_and_grouped(tmp_path):
     train[40:52] = [near(train[40]) for _ in range(12)]  # more copies than neighbours are looked at
     test[7] = near(test[6])
     test_labels[7] = -1
-    found = featcache.audit(
+    result = featcache.audit(
         write(tmp_path / "planted.h5", train, labels, test, test_labels), duplicates=0.999
     )
-    assert {nodes(pair) for pair in found.duplicates[:2]} == {
+    assert {nodes(pair) for pair in result.duplicates[:2]} == {
         (("test", 4), ("train", 10)),
         (("test", 5), ("train", 20)),
     }
-    assert found.n_test_with_duplicate == 2 and found.n_test_without_duplicates == 27
-    copies = found.duplicates[2:13]
+    assert result.n_test_with_duplicate == 2 and result.n_test_without_duplicates == 27
+    copies = result.duplicates[2:13]
     members = {node for pair in copies for node in nodes(pair)}
     assert members == {("train", row) for row in range(40, 52)}
-    assert nodes(found.duplicates[13]) == (("test", 6), ("test", 7))
-    assert len(found.duplicates) == 14
-    by_pair = {nodes(pair)[0]: pair.same_label for pair in found.duplicates}
+    assert nodes(result.duplicates[13]) == (("test", 6), ("test", 7))
+    assert len(result.duplicates) == 14
+    by_pair = {nodes(pair)[0]: pair.same_label for pair in result.duplicates}
     assert by_pair["test", 4] is False and by_pair["test", 6] is None
     assert by_pair["test", 5] is bool(test_labels[5] == labels[20])
-    sizes = [(group.n_train, group.n_test) for group in found.groups]
+    sizes = [(group.n_train, group.n_test) for group in result.groups]
     assert sizes == [(1, 1), (1, 1), (12, 0), (0, 2)]
-    assert [group.number for group in found.groups] == [1, 2, 3, 4]
+    assert [group.number for group in result.groups] == [1, 2, 3, 4]
     assert {pair.group for pair in copies} == {3}
-    assert found.groups[2].same_label is False and found.groups[3].same_label is None
-    assert found.n_label_conflicts == sum(p.same_label is False for p in found.duplicates)
-    assert all(pair.similarity >= 0.999 for pair in found.duplicates)
+    assert result.groups[2].same_label is False and result.groups[3].same_label is None
+    assert result.n_label_conflicts == sum(p.same_label is False for p in result.duplicates)
+    assert all(pair.similarity >= 0.999 for pair in result.duplicates)
 
 
 def test_a_group_across_the_splits_is_one(tmp_path):
@@ -105,9 +105,9 @@ def test_a_group_across_the_splits_is_one(tmp_path):
     step[0] = 0.2 * np.linalg.norm(train[0])
     train[0, 0] = 0
     test[0], test[1] = train[0] + step, train[0] - step  # 0.98 to it, 0.92 to each other
-    found = featcache.audit(write(tmp_path / "chain.h5", train, labels, test, test_labels))
-    assert found.n_test_with_duplicate == 2 == len(found.duplicates)
-    (group,) = found.groups
+    result = featcache.audit(write(tmp_path / "chain.h5", train, labels, test, test_labels))
+    assert result.n_test_with_duplicate == 2 == len(result.duplicates)
+    (group,) = result.groups
     assert [(image.split, image.row) for image in group.images] == [
         ("train", 0), ("test", 0), ("test", 1),
     ]  # fmt: skip
@@ -134,27 +134,27 @@ def flipped_digits(tmp_path_factory):
 
 def test_planted_label_errors_are_found(flipped_digits):
     path, planted, truth = flipped_digits
-    found = featcache.audit(path)
+    result = featcache.audit(path)
     for split in ("train", "test"):
-        mine = [s for s in found.mislabelled if s.split == split]
+        mine = [s for s in result.mislabelled if s.split == split]
         wrong = {node for node in planted if node[0] == split}
         caught = {(s.split, s.row) for s in mine} & wrong
         assert len(caught) / len(wrong) > 0.6, split  # by definition only the confident ones
         assert len(caught) / len(mine) > 0.85, split
         first = mine[: len(wrong) // 2]
         assert np.mean([(s.split, s.row) in wrong for s in first]) > 0.95
-    right = [s.suggested == f"class {truth[s.split, s.row]}" for s in found.mislabelled
+    right = [s.suggested == f"class {truth[s.split, s.row]}" for s in result.mislabelled
              if (s.split, s.row) in planted]  # fmt: skip
     assert np.mean(right) > 0.9
-    scores = [s.score for s in found.mislabelled]
+    scores = [s.score for s in result.mislabelled]
     assert scores == sorted(scores, reverse=True)
-    for suspect in found.mislabelled:
+    for suspect in result.mislabelled:
         assert suspect.label != suspect.suggested
         assert suspect.score == 1 - suspect.self_confidence
         assert 0 <= suspect.self_confidence < suspect.confidence <= 1
-    assert found.n_judged == 1797 and found.C is not None and found.top1 > 0.8
-    assert featcache.audit(path).mislabelled == found.mislabelled
-    assert featcache.audit(path, seed=1).mislabelled != found.mislabelled
+    assert result.n_judged == 1797 and result.C is not None and result.top1 > 0.8
+    assert featcache.audit(path).mislabelled == result.mislabelled
+    assert featcache.audit(path, seed=1).mislabelled != result.mislabelled
 
 
 def test_confident_joint_by_hand():
@@ -172,9 +172,9 @@ def test_confident_joint_by_hand():
     )
     thresholds = thresholds_of(p, labels)
     assert np.allclose(thresholds, [0.55, 0.8, 0.35])
-    found = doubts(p, labels, thresholds)
-    assert found.rows.tolist() == [1, 5] and found.suggested.tolist() == [1, 0]
-    assert np.allclose(found.self_confidence, [0.2, 0.3])
+    result = doubts(p, labels, thresholds)
+    assert result.rows.tolist() == [1, 5] and result.suggested.tolist() == [1, 0]
+    assert np.allclose(result.self_confidence, [0.2, 0.3])
     p[1] = np.nan  # held out by no head
     assert np.allclose(thresholds_of(p, labels), [0.9, 0.8, 0.35])
     assert doubts(p, labels, thresholds).rows.tolist() == [5]
@@ -197,26 +197,26 @@ def test_planted_outliers_come_first(tmp_path):
     train[7], test[3] = -train[7], -test[3]
     test_labels = test_labels.copy()
     test_labels[3] = -1
-    found = featcache.audit(
+    result = featcache.audit(
         write(tmp_path / "far.h5", train, labels, test, test_labels), outliers=0.02
     )
-    first = {(image.split, image.row): image.label for image in found.outliers[:2]}
+    first = {(image.split, image.row): image.label for image in result.outliers[:2]}
     assert first == {("train", 7): "class 1", ("test", 3): None}
-    scores = [image.score for image in found.outliers]
+    scores = [image.score for image in result.outliers]
     assert scores == sorted(scores, reverse=True) and scores[1] > 2 * scores[2]
-    assert min(scores) > found.outlier_score
-    assert sum(image.split == "train" for image in found.outliers) == 6
+    assert min(scores) > result.outlier_score
+    assert sum(image.split == "train" for image in result.outliers) == 6
 
 
 def test_an_outlier_score_by_hand(tmp_path):
     train = np.array([[1, 0], [0.6, 0.8], [0, 1]])
-    found = featcache.audit(
+    result = featcache.audit(
         write(tmp_path / "three.h5", train, [0, 1, 0], [[-1, 0]], [0]), neighbours=2
     )
-    assert found.n_neighbours == 2
-    (other,) = [image for image in found.outliers if image.split == "test"]
+    assert result.n_neighbours == 2
+    (other,) = [image for image in result.outliers if image.split == "test"]
     assert other.score == pytest.approx(1 - (0 - 0.6) / 2)
-    assert found.outlier_score == pytest.approx(np.quantile([0.7, 0.3, 0.6], 0.99))
+    assert result.outlier_score == pytest.approx(np.quantile([0.7, 0.3, 0.6], 0.99))
 
 
 def test_images_without_a_label_are_not_judged(tmp_path):
@@ -224,26 +224,26 @@ def test_images_without_a_label_are_not_judged(tmp_path):
     labels, test_labels = labels.copy(), test_labels.copy()
     labels[:30], test_labels[:10] = -1, -1
     test[0] = train[0]
-    found = featcache.audit(write(tmp_path / "some.h5", train, labels, test, test_labels))
-    assert found.n_unlabelled == 40 and found.n_judged == 80
-    assert nodes(found.duplicates[0]) == (("test", 0), ("train", 0))
-    assert found.duplicates[0].same_label is None and found.duplicates[0].first.label is None
-    assert all(suspect.label is not None for suspect in found.mislabelled)
+    result = featcache.audit(write(tmp_path / "some.h5", train, labels, test, test_labels))
+    assert result.n_unlabelled == 40 and result.n_judged == 80
+    assert nodes(result.duplicates[0]) == (("test", 0), ("train", 0))
+    assert result.duplicates[0].same_label is None and result.duplicates[0].first.label is None
+    assert all(suspect.label is not None for suspect in result.mislabelled)
 
 
-@pytest.mark.parametrize(("labels", "said"), [([-1] * 90, "none"), ([1] * 90, "class 1")])
-def test_without_two_classes_no_label_is_judged(tmp_path, labels, said):
+@pytest.mark.parametrize(("labels", "excerpt"), [([-1] * 90, "none"), ([1] * 90, "class 1")])
+def test_without_two_classes_no_label_is_judged(tmp_path, labels, excerpt):
     train, _, test, _ = clouds()
-    heard = []
+    noted = []
     path = write(tmp_path / "one.h5", train, labels, test, [1] * 30)
-    found = featcache.audit(path, on_note=heard.append)
-    assert found.mislabelled == () and found.n_judged == 0
-    assert found.C is found.top1 is found.top1_without_duplicates is None
-    assert list(found.notes) == heard and len(heard) == 1 and heard[0].endswith(said)
-    assert found.outliers
+    result = featcache.audit(path, on_note=noted.append)
+    assert result.mislabelled == () and result.n_judged == 0
+    assert result.C is result.top1 is result.top1_without_duplicates is None
+    assert list(result.notes) == noted and len(noted) == 1 and noted[0].endswith(excerpt)
+    assert result.outliers
 
 
-def test_small_classes_are_told(tmp_path):
+def test_small_classes_get_notes(tmp_path):
     """Classes of 1, 2 and 3 training images among five folds, and one of test images alone."""
     train, labels, test, test_labels = clouds(n=90, m=30, n_classes=6)
     keep = np.concatenate(
@@ -251,14 +251,14 @@ def test_small_classes_are_told(tmp_path):
          for label, count in enumerate((15, 15, 1, 2, 3))]
     )  # fmt: skip
     path = write(tmp_path / "rare.h5", train[keep], labels[keep], test, test_labels)
-    found = featcache.audit(path)
-    assert "only training image of its class" in found.notes[0] and "class 2" in found.notes[0]
-    assert "fewer training images than the 5 folds" in found.notes[1]
-    assert found.notes[1].endswith("class 3, class 4")
-    assert "5 test images whose class has no training image" in found.notes[2]
-    assert found.n_judged == 35 + 25
+    result = featcache.audit(path)
+    assert "only training image of a class" in result.notes[0] and "class 2" in result.notes[0]
+    assert "fewer training images than the 5 folds" in result.notes[1]
+    assert result.notes[1].endswith("class 3, class 4")
+    assert "5 test images whose class has no training image" in result.notes[2]
+    assert result.n_judged == 35 + 25
     alone = int(np.flatnonzero(labels[keep] == 2)[0])
-    assert ("train", alone) not in {(s.split, s.row) for s in found.mislabelled}
+    assert ("train", alone) not in {(s.split, s.row) for s in result.mislabelled}
 
 
 @pytest.mark.parametrize("value", [0.0, 1.5])
@@ -266,17 +266,17 @@ def test_constant_features(tmp_path, value):
     """All zeros are similar to nothing; all alike are one group of n - 1 pairs."""
     labels = np.arange(40) % 2
     path = write(tmp_path / "flat.h5", np.full((40, 6), value), labels, [[value] * 6] * 4, [0] * 4)
-    found = featcache.audit(path)
-    text = json.dumps(asdict(found), default=str, allow_nan=False)
+    result = featcache.audit(path)
+    text = json.dumps(asdict(result), default=str, allow_nan=False)
     assert "NaN" not in text
     if value:
-        assert len(found.groups) == 1 and len(found.groups[0].images) == 44
-        assert len(found.duplicates) == 4 + 39 + 3 and found.n_test_with_duplicate == 4
-        assert found.top1_without_duplicates is None and found.n_test_without_duplicates == 0
+        assert len(result.groups) == 1 and len(result.groups[0].images) == 44
+        assert len(result.duplicates) == 4 + 39 + 3 and result.n_test_with_duplicate == 4
+        assert result.top1_without_duplicates is None and result.n_test_without_duplicates == 0
     else:
-        assert found.duplicates == found.groups == ()
-        assert found.outlier_score == 1.0
-    assert found.outliers == ()  # none is further out than the others
+        assert result.duplicates == result.groups == ()
+        assert result.outlier_score == 1.0
+    assert result.outliers == ()  # none is further out than the others
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -291,13 +291,13 @@ def test_tiny_caches(tmp_path, capsys, n, m):
         np.arange(m) % 2,
         names=["a", "b"],
     )
-    found = featcache.audit(path)
-    assert (found.n_train, found.n_test) == (n, m)
-    assert (found.outlier_score is None) == (n == 1)
-    assert (found.top1 is None) == (n == 1 or m == 0)
-    json.dumps(asdict(found), default=str, allow_nan=False)
+    result = featcache.audit(path)
+    assert (result.n_train, result.n_test) == (n, m)
+    assert (result.outlier_score is None) == (n == 1)
+    assert (result.top1 is None) == (n == 1 or m == 0)
+    json.dumps(asdict(result), default=str, allow_nan=False)
     assert main(["audit", str(path)]) == 0
-    assert f"of {m} test images have one in train" in capsys.readouterr().out
+    assert f"of {m} test images have one in the training split" in capsys.readouterr().out
 
 
 def test_mapped_and_halved_features(tmp_path):
@@ -319,19 +319,19 @@ def test_what_cannot_be_audited(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "excerpt"),
     [
         ({"duplicates": 0.0}, "duplicates: expected a cosine above 0"),
         ({"duplicates": 1.01}, "duplicates"),
         ({"duplicates": float("nan")}, "found nan"),
         ({"folds": 1}, "folds: expected at least 2, found 1"),
         ({"neighbours": 0}, "neighbours: expected at least 1"),
-        ({"outliers": 1.0}, "outliers: expected a share"),
+        ({"outliers": 1.0}, "outliers: expected a fraction"),
         ({"seed": -1}, "seed: expected at least 0"),
     ],
 )
-def test_options_out_of_range(small_cache, arguments, said):
-    with pytest.raises(RecipeError, match=said):
+def test_options_out_of_range(small_cache, arguments, excerpt):
+    with pytest.raises(RecipeError, match=excerpt):
         featcache.audit(small_cache, **arguments)
 
 
@@ -352,27 +352,27 @@ def test_csv_gives_every_name_back(hostile_cache, tmp_path, capsys):
     folder = tmp_path / "lists" / "of health"
     assert main(["audit", str(hostile_cache), "--csv", str(folder)]) == 0
     assert main(["audit", str(hostile_cache), "--csv", str(folder)]) == 0  # replaces them
-    found = featcache.audit(hostile_cache)
+    result = featcache.audit(hostile_cache)
     assert {path.name for path in folder.iterdir()} == {f"{table}.csv" for table in TABLES}
     rows = {}
     for table in TABLES:
         text = (folder / f"{table}.csv").read_bytes().decode()
         with (folder / f"{table}.csv").open(encoding="utf-8", newline="") as stream:
             rows[table] = list(csv.DictReader(stream))
-        assert text == as_csv(found, table).encode("utf-8", "backslashreplace").decode()
-    assert len(rows["mislabelled"]) == len(found.mislabelled) >= 4
-    for row, suspect in zip(rows["mislabelled"], found.mislabelled, strict=True):
+        assert text == as_csv(result, table).encode("utf-8", "backslashreplace").decode()
+    assert len(rows["mislabelled"]) == len(result.mislabelled) >= 4
+    for row, suspect in zip(rows["mislabelled"], result.mislabelled, strict=True):
         assert row["label"] == suspect.label and row["suggested"] == suspect.suggested
         assert row["id"] == suspect.id.replace("\udcff", "\\udcff")
         assert float(row["self_confidence"]) == pytest.approx(suspect.self_confidence, abs=1e-6)
-    assert len(rows["duplicates"]) == len(found.duplicates)
-    for row, pair in zip(rows["duplicates"], found.duplicates, strict=True):
+    assert len(rows["duplicates"]) == len(result.duplicates)
+    for row, pair in zip(rows["duplicates"], result.duplicates, strict=True):
         assert (row["first_split"], int(row["first_row"])) == nodes(pair)[0]
         assert row["second_id"] == pair.second.id.replace("\udcff", "\\udcff")
         assert row["same_label"] == ("yes" if pair.same_label else "no")
-    assert len(rows["groups"]) == sum(len(group.images) for group in found.groups)
+    assert len(rows["groups"]) == sum(len(group.images) for group in result.groups)
     assert [row["id"] for row in rows["outliers"]] == [
-        image.id.replace("\udcff", "\\udcff") for image in found.outliers
+        image.id.replace("\udcff", "\\udcff") for image in result.outliers
     ]
 
 
@@ -381,7 +381,7 @@ def test_tables_show_names_as_text(hostile_cache, capsys):
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\x07" not in out
     assert "[red]not markup[/red]" in out and "\\x1b[31m" in out
-    assert "8 of 8 test images have one in train" in out
+    assert "8 of 8 test images have one in the training split" in out
     assert "p(suggested)" in out and "x" * 100 not in out
 
 
@@ -389,10 +389,10 @@ def test_cli(capsys, tmp_path):
     small_cache = write_gaussian_cache(tmp_path / "vague.h5", spread=2.5)
     assert main(["audit", str(small_cache), "--json", "--duplicates", "0.99"]) == 0
     captured = capsys.readouterr()
-    found = json.loads(captured.out)
-    assert found["threshold"] == 0.99 and found["n_train"] == 120
-    assert found["cache"] == str(small_cache)
-    assert set(found["mislabelled"][0]) >= {"id", "split", "row", "label", "suggested", "score"}
+    result = json.loads(captured.out)
+    assert result["threshold"] == 0.99 and result["n_train"] == 120
+    assert result["cache"] == str(small_cache)
+    assert set(result["mislabelled"][0]) >= {"id", "split", "row", "label", "suggested", "score"}
     assert main(["audit", str(small_cache), "--top", "0"]) == 0
     assert "p(suggested)" not in capsys.readouterr().out
     assert main(["audit", str(small_cache), "--top", "1"]) == 0
@@ -419,7 +419,7 @@ def test_cli_refuses_in_one_line(capsys, small_cache, arguments, code):
     assert len(captured.err.strip().splitlines()) == 1 and captured.err.startswith("error: ")
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_work(small_cache, tmp_path):
+def test_a_folder_that_cannot_be_written_fails_before_the_work(small_cache, tmp_path):
     from featcache.auditing.findings import write_tables
 
     (tmp_path / "taken").write_text("a file")

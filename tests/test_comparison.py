@@ -61,11 +61,11 @@ def test_the_price_is_seconds_per_point_over_the_best_probe(runs):
         record_of("of fewer images", top1=0.9, n_train=90),
         record_of("of other pixels", top1=0.9, size=224),
     )
-    found = prices(folder)
-    assert found.pop("full") == pytest.approx(20.0)
-    assert found.pop("cached") == pytest.approx(20.0), "features belong to its price"
-    assert found.pop("patient") == pytest.approx(10.0), "its validation images are the probe's too"
-    assert set(found.values()) == {None}
+    result = prices(folder)
+    assert result.pop("full") == pytest.approx(20.0)
+    assert result.pop("cached") == pytest.approx(20.0), "features belong to its price"
+    assert result.pop("patient") == pytest.approx(10.0), "its validation images are the probe's too"
+    assert set(result.values()) == {None}
 
 
 def test_runs_are_ordered_by_data_and_then_accuracy(runs):
@@ -74,13 +74,13 @@ def test_runs_are_ordered_by_data_and_then_accuracy(runs):
     )
     assert [record["run"] for record in compare(runs=folder)] == ["3", "2", "1"]
     assert [record["run"] for record in compare("a", runs=folder)] == ["3"]
-    with pytest.raises(FeatcacheError, match="data set 'b', found those on a, colours; name one"):
+    with pytest.raises(FeatcacheError, match="data set 'b', found those on a, colours; give one"):
         compare("b", runs=folder)
-    with pytest.raises(FeatcacheError, match=r"found none; make one .*, or name another --runs"):
+    with pytest.raises(FeatcacheError, match=r"found none; make one .*, or give another --runs"):
         compare("b", runs=folder / "1")
 
 
-def test_the_table_fits_80_columns_and_says_what_a_run_was(runs):
+def test_the_table_fits_80_columns_and_labels_each_run(runs):
     more = {"recipe": {"freeze_until": "layer3"}, "cache": "c.h5", "init_head": "h.safetensors"}
     folder = runs(
         record_of("1", "probe", 0.5, n_train=50_000, n_test=10_000, features_wall_s=123.4),
@@ -112,7 +112,7 @@ def test_a_wide_table_has_the_curve_of_each_fine_tune(runs, monkeypatch):
     assert "curve" not in shown(80)
 
 
-def test_a_record_whose_interval_is_none_is_told_and_left_out(runs):
+def test_a_record_whose_interval_is_none_is_left_out_with_a_note(runs):
     folder = runs(record_of("1"), record_of("2", top1_interval=[None, 0.5]))
     notes = []
     assert [record["run"] for record in compare(runs=folder, on_note=notes.append)] == ["1"]

@@ -29,7 +29,7 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def heard(monkeypatch):
+def fits(monkeypatch):
     """Listen to what the solver is given: rows and labels of every fit."""
     fits = []
     original = _fits.train_lbfgs
@@ -79,19 +79,19 @@ def test_sizes_are_not_nested():
     assert not set(five) <= set(ten)
 
 
-def test_what_is_trained_on_is_what_was_drawn(cache, heard):
+def test_what_is_trained_on_is_what_was_drawn(cache, fits):
     points = few_shot(cache, shots=(3, "full"), seeds=2, recipe=ExactRecipe(weight_decay=0.1))
     assert [point.n_train for point in points] == [15, 1000]
-    assert len(heard) == 3
-    for seed, (features, labels, n_classes, recipe) in enumerate(heard[:2]):
+    assert len(fits) == 3
+    for seed, (features, labels, n_classes, recipe) in enumerate(fits[:2]):
         rows = _fits.draw(cache.train.labels, np.full(5, 3), seed)
         assert np.array_equal(features, cache.train.features[rows])
         assert np.array_equal(labels, cache.train.labels[rows])
         assert (n_classes, recipe.weight_decay) == (5, 0.1)
-    assert np.array_equal(heard[2][0], cache.train.features)
+    assert np.array_equal(fits[2][0], cache.train.features)
 
 
-def test_a_draw_does_not_change_with_what_else_is_asked(cache):
+def test_a_draw_does_not_depend_on_other_sizes(cache):
     together = few_shot(cache, shots=np.array([1, 5, 10]), seeds=3)
     alone = few_shot(cache.path, shots=(5,), seeds=3)
     fewer = few_shot(cache, shots=(10, 5), seeds=2)
@@ -130,18 +130,18 @@ def test_mean_and_interval(cache):
     assert single.interval == wilson_interval(single.mean, 500)
 
 
-def test_all_images_are_all_images_however_they_are_asked_for(cache):
+def test_shots_full_and_fraction_1_are_the_same(cache):
     """200 shots of 200: there is one draw, and so no spread of draws."""
     every, full = few_shot(cache, shots=(200, "full"), seeds=3)
     assert (every.shots, full.shots) == (200, None)
     assert every.scores == full.scores and every.interval == full.interval
 
 
-def test_a_fraction_keeps_the_proportions_and_loses_no_class(tmp_path, heard):
+def test_a_fraction_keeps_the_proportions_and_loses_no_class(tmp_path, fits):
     path = write_gaussian_cache(tmp_path / "g.h5", n_classes=4, n_train=600)
     cache = relabelled(load(path), [500, 95, 5, 0])
     points = learning_curve(cache, fractions=(0.1, 0.01), seeds=1, metric="balanced")
-    counts = [np.bincount(labels, minlength=4).tolist() for _, labels, *_ in heard]
+    counts = [np.bincount(labels, minlength=4).tolist() for _, labels, *_ in fits]
     assert counts == [[50, 10, 1, 0], [5, 1, 1, 0]]
     assert [point.n_train for point in points] == [61, 7]
 
@@ -153,18 +153,20 @@ def test_other_metrics_have_intervals_of_their_own(cache, metric):
     assert point.interval != wilson_interval(point.mean, 500)
 
 
-def test_a_class_with_too_few_images(tmp_path, heard):
+def test_a_class_with_too_few_images(tmp_path, fits):
     path = write_gaussian_cache(tmp_path / "g.h5", n_classes=3, n_train=120)
     scarce = relabelled(load(path), [60, 4, 56])
-    said = "expected 5 training images of every class, found 4 of 'class 1'; ask for at most 4, or"
-    with pytest.raises(DatasetError, match=said):
+    excerpt = (
+        "expected 5 training images of every class, found 4 of 'class 1'; ask for at most 4, or"
+    )
+    with pytest.raises(DatasetError, match=excerpt):
         few_shot(scarce, shots=(1, 5))
-    assert not heard, "refused before anything was trained"
+    assert not fits, "refused before anything was trained"
     assert few_shot(scarce, shots=(4,), seeds=2)[0].n_train == 12
     missing = relabelled(load(path), [60, 0, 60])
     with pytest.raises(DatasetError, match="found 0 of 'class 1'; extract a data set with more"):
         few_shot(missing, shots=(1,))
-    with pytest.raises(DatasetError, match="at least 2 classes, found 1"):
+    with pytest.raises(DatasetError, match="at least 2 classes with training images, found 1"):
         few_shot(relabelled(load(path), [120, 0, 0]))
 
 
@@ -173,9 +175,9 @@ def test_a_solver_that_stopped_early_is_reported(cache):
     assert not any(point.converged for point in few_shot(cache, shots=(5, "full"), recipe=short))
 
 
-def test_the_test_split_is_not_trained_on(cache, heard):
+def test_the_test_split_is_not_trained_on(cache, fits):
     few_shot(cache, seeds=1)
-    for features, *_ in heard:
+    for features, *_ in fits:
         assert not (features[:, None, :2] == cache.test.features[None, :, :2]).all(-1).any()
 
 
@@ -208,7 +210,7 @@ def test_a_curve_leaves_a_record_that_a_comparison_leaves_out(cache, tmp_path):
         {"metric": None},
     ],
 )
-def test_a_damaged_record_of_a_curve_is_told(cache, tmp_path, change):
+def test_a_damaged_record_of_a_curve_is_reported(cache, tmp_path, change):
     few_shot(cache, shots=(1,), seeds=1, runs=tmp_path)
     (file,) = tmp_path.glob("*/run.json")
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
@@ -216,11 +218,11 @@ def test_a_damaged_record_of_a_curve_is_told(cache, tmp_path, change):
     assert not records and f"no usable {next(iter(change))}" in problem and str(file) in problem
 
 
-def test_where_no_record_can_be_written_nothing_is_trained(cache, tmp_path, heard):
+def test_where_no_record_can_be_written_nothing_is_trained(cache, tmp_path, fits):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         few_shot(cache, shots=(1,), runs=tmp_path / "file")
-    assert not heard
+    assert not fits
 
 
 def test_progress_counts_fits(cache):
@@ -231,18 +233,18 @@ def test_progress_counts_fits(cache):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "excerpt"),
     [
         ({"shots": (0,)}, "shots: expected numbers from 1 or 'full', found 0"),
         ({"shots": ("all",)}, "found 'all'"),
         ({"shots": (2.5,)}, r"found 2\.5"),
-        ({"shots": ()}, "few-shot: expected at least one size, found none"),
+        ({"shots": ()}, "shots: expected at least one number, found none"),
         ({"seeds": 0}, "seeds: expected at least 1, found 0"),
         ({"metric": "auc"}, "expected one of top1, balanced, f1, found 'auc'"),
     ],
 )
-def test_what_cannot_be_asked(cache, arguments, said):
-    with pytest.raises(RecipeError, match=said):
+def test_invalid_options(cache, arguments, excerpt):
+    with pytest.raises(RecipeError, match=excerpt):
         few_shot(cache, **arguments)
 
 

@@ -164,13 +164,13 @@ def test_it_works_in_a_pipeline_a_cross_validation_and_a_search():
     np.testing.assert_array_equal(scores, cross_val_score(reference, features, labels, cv=4))
 
     grid = [1e-4, 1e-2, 1.0, 100.0]
-    found = []
+    result = []
     for model, name in ((chain, "linearprobe__C"), (reference, "logisticregression__C")):
         search = GridSearchCV(model, {name: grid}, scoring="neg_log_loss", cv=4)
         search.fit(features, labels)
-        found.append((search.best_params_[name], search.cv_results_["mean_test_score"]))
-    assert found[0][0] == found[1][0]
-    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-4)
+        result.append((search.best_params_[name], search.cv_results_["mean_test_score"]))
+    assert result[0][0] == result[1][0]
+    np.testing.assert_allclose(result[0][1], result[1][1], atol=1e-4)
 
 
 def test_a_clone_has_the_parameters_and_nothing_learned():
@@ -199,7 +199,7 @@ def test_pickled_it_predicts_the_same():
         ({"tolerance": 1e-30}, "precision of floating point ended .* short of tolerance=1e-30"),
     ],
 )
-def test_it_says_when_it_stopped_early(parameters, message):
+def test_an_early_stop_warns(parameters, message):
     features, labels = clouds(3)
     with pytest.warns(ConvergenceWarning, match=message):
         probe = LinearProbe(**parameters).fit(features, labels)

@@ -51,29 +51,29 @@ CASES = {
 def test_lbfgs_finds_scikit_learns_optimum(case, decay):
     x, labels = clouds(**CASES[case])
     recipe = ExactRecipe(decay)
-    found = train_lbfgs([x], labels, 4, recipe)
+    result = train_lbfgs([x], labels, 4, recipe)
     weight, bias = reference(x, labels, decay)
     best = objective(weight, bias, [x.astype(np.float64)], labels, recipe).value
-    at = objective(found.weight, found.bias, [x.astype(np.float64)], labels, recipe).value
+    at = objective(result.weight, result.bias, [x.astype(np.float64)], labels, recipe).value
     # Heads are float32, and where classes are all but separated the optimum lies far out and
     # flat: there the estimate of the distance is good to a factor, and the precision may end
     # the search within a millionth of a nat.
     easy = decay > 1e-5 and case != "separable"
-    assert found.converged or at - best < 1e-6
+    assert result.converged or at - best < 1e-6
     assert -1e-7 <= at - best <= (2e-6 if easy else 2e-5) * max(best, 0.05)
-    assert found.objective == pytest.approx(at, rel=1e-4, abs=1e-8)
-    assert found.weight.dtype == np.float32
+    assert result.objective == pytest.approx(at, rel=1e-4, abs=1e-8)
+    assert result.weight.dtype == np.float32
 
 
 def test_lbfgs_with_duplicated_and_constant_features():
     x, labels = clouds()
     x = np.column_stack([x, x, np.full(len(x), 7, np.float32)])
-    found = train_lbfgs([x], labels, 4, ExactRecipe(1e-3))
+    result = train_lbfgs([x], labels, 4, ExactRecipe(1e-3))
     weight, bias = reference(x, labels, 1e-3)
     best = objective(weight, bias, [x], labels, ExactRecipe(1e-3)).value
-    assert found.converged and found.objective / best - 1 < 2e-6
-    assert abs(found.weight[:, -1]).max() < 1e-5, "a constant explains nothing"
-    np.testing.assert_allclose(found.weight[:, :12], found.weight[:, 12:24], atol=1e-4)
+    assert result.converged and result.objective / best - 1 < 2e-6
+    assert abs(result.weight[:, -1]).max() < 1e-5, "a constant explains nothing"
+    np.testing.assert_allclose(result.weight[:, :12], result.weight[:, 12:24], atol=1e-4)
 
 
 def test_views_are_further_rows():
@@ -92,7 +92,7 @@ def test_labels_in_step_with_any_stride_do_no_harm():
     assert train_lbfgs([x], labels, 2, ExactRecipe(1e-3)).converged
 
 
-def test_an_early_stop_is_said():
+def test_an_early_stop_is_reported():
     x, labels = clouds(spread=3.0)
     stopped = train_lbfgs([x], labels, 4, ExactRecipe(1e-6, max_iterations=3))
     assert stopped.converged is False and stopped.steps == 3
@@ -109,12 +109,12 @@ def test_a_start_spares_iterations():
 @pytest.mark.parametrize("decay", [1e-3, 1.0])
 def test_ridge_solves_its_normal_equations(decay):
     x, labels = clouds()
-    found = Ridge([x[:300], x[300:]], labels[:300], 4)  # two views of 300 images
+    result = Ridge([x[:300], x[300:]], labels[:300], 4)  # two views of 300 images
     targets = np.eye(4)[np.tile(labels[:300], 2)]
     centred = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
     gram = centred.T @ centred / len(x) + decay * np.eye(12)
     expected = np.linalg.solve(gram, centred.T @ (targets - targets.mean(axis=0)) / len(x)).T
-    solution = found.solve(decay)
+    solution = result.solve(decay)
     np.testing.assert_allclose(solution.weight, expected, atol=1e-4 * abs(expected).max())
     value = ridge_objective(solution.weight, solution.bias, [x[:300], x[300:]], labels[:300], decay)
     assert solution.objective == pytest.approx(value, rel=1e-4)
@@ -166,9 +166,9 @@ def test_a_sweep_never_sees_the_test_split():
     x, labels = clouds(1000, shares=[0.7, 0.1, 0.1, 0.1])
     seen = []
 
-    def score(predicted, wanted):
-        seen.append(wanted)
-        return float(np.mean(predicted == wanted))
+    def score(predicted, expected_labels):
+        seen.append(expected_labels)
+        return float(np.mean(predicted == expected_labels))
 
     sweep_ridge([x], labels, 4, grid=(1.0, 2.0), score=score)
     shares = np.bincount(seen[0]) / len(seen[0])

@@ -90,7 +90,7 @@ def test_many_rows_and_half_precision_give_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "said"),
+    ("changes", "error", "excerpt"),
     [
         ({"weight": np.zeros((3, 5))}, ShapeMismatchError, r"float32 \(K, D\).*float64 \(3, 5\)"),
         ({"weight": np.zeros(3, np.float32)}, ShapeMismatchError, r"found float32 \(3,\)"),
@@ -100,12 +100,12 @@ def test_many_rows_and_half_precision_give_the_same(monkeypatch):
         ({"scaling": "L2"}, RecipeError, "expected the scaling none or l2, found 'L2'"),
     ],
 )
-def test_what_is_no_head(changes, error, said):
+def test_invalid_heads(changes, error, excerpt):
     fields = {
         "weight": drawn(3), "bias": drawn(1, 2, 3)[0], "class_names": ("a", "b", "c"),
         "fingerprint": "",
     }  # fmt: skip
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=excerpt):
         Head(**{**fields, **changes})
 
 
@@ -184,16 +184,16 @@ def changed(ingredients, name, value):
 def test_what_changes_features_is_a_difference(head, name, value):
     other = changed(head.ingredients, name, value)
     for one, two in ((head.ingredients, other), (other, head.ingredients)):
-        (said,) = feature_differences(one, two)
+        (excerpt,) = feature_differences(one, two)
         assert (
-            said.startswith(f"{name.replace('.', ' ').replace('cuts', 'cut')}: head ")
-            and ", here " in said
+            excerpt.startswith(f"{name.replace('.', ' ').replace('cuts', 'cut')}: head ")
+            and ", here " in excerpt
         )
     assert rounding_differences(head.ingredients, other) == []
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "excerpt"),
     [
         ("engine", "openvino", "engine: head 'fake', here 'openvino'"),
         ("engine_version", "2", "engine_version: head '1', here '2'"),
@@ -206,14 +206,18 @@ def test_what_changes_features_is_a_difference(head, name, value):
         ("views", ["identity"], None),
     ],
 )
-def test_what_rounds_features_is_said_and_what_labels_them_is_not(head, name, value, said):
+def test_only_what_rounds_features_is_a_rounding_difference(head, name, value, excerpt):
     other = changed(head.ingredients, name, value)
     assert feature_differences(head.ingredients, other) == []
-    found = rounding_differences(head.ingredients, other)
-    assert [bool(re.fullmatch(said, line)) for line in found] == [True] if said else found == []
+    result = rounding_differences(head.ingredients, other)
+    assert (
+        [bool(re.fullmatch(excerpt, line)) for line in result] == [True]
+        if excerpt
+        else result == []
+    )
 
 
-def test_what_a_head_does_not_say_is_a_difference(head):
+def test_a_missing_ingredient_is_a_difference(head):
     assert len(feature_differences({}, {})) == 4
     for name in ("backbone", "cuts", "weights_sha256", "preprocess"):
         silent = {key: value for key, value in head.ingredients.items() if key != name}
@@ -244,10 +248,12 @@ def written(head, tmp_path):
     facts = facts_of(path)
 
     def write(changes=(), text=None, **tensors):
-        said = {key: value for key, value in {**facts, **dict(changes)}.items() if value != "GONE"}
+        excerpt = {
+            key: value for key, value in {**facts, **dict(changes)}.items() if value != "GONE"
+        }
         arrays = {"weight": head.weight, "bias": head.bias, **tensors}
         arrays = {name: array for name, array in arrays.items() if array is not None}
-        path.write_bytes(save(arrays, {KEY: json.dumps(said) if text is None else text}))
+        path.write_bytes(save(arrays, {KEY: json.dumps(excerpt) if text is None else text}))
         return path
 
     return write
@@ -256,10 +262,12 @@ def written(head, tmp_path):
 def refusal(path):
     with pytest.raises(WeightsError) as caught:
         load_head(path)
-    said = str(caught.value)
-    assert said.startswith(f"{path}: expected a head that featcache probe --save-head wrote, found")
-    assert said.isprintable() and len(said) < 600, "one line, short, no terminal codes"
-    return said
+    excerpt = str(caught.value)
+    assert excerpt.startswith(
+        f"{path}: expected a head that featcache probe --save-head wrote, found"
+    )
+    assert excerpt.isprintable() and len(excerpt) < 600, "one line, short, no terminal codes"
+    return excerpt
 
 
 def test_the_written_head_is_a_good_one(written):
@@ -267,7 +275,7 @@ def test_the_written_head_is_a_good_one(written):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "excerpt"),
     [
         ({"version": 2}, "another version than 1"),
         ({"version": "GONE"}, "another version than 1"),
@@ -289,8 +297,8 @@ def test_the_written_head_is_a_good_one(written):
         ({"ingredients": {"a": "x" * 20_000}}, "fill pages"),
     ],
 )
-def test_facts_that_are_missing_or_wrong(written, changes, said):
-    assert said in refusal(written(changes))
+def test_facts_that_are_missing_or_wrong(written, changes, excerpt):
+    assert excerpt in refusal(written(changes))
 
 
 @pytest.mark.parametrize(
@@ -301,7 +309,7 @@ def test_metadata_that_is_not_an_object_of_json(written, text):
 
 
 @pytest.mark.parametrize(
-    ("tensors", "said"),
+    ("tensors", "excerpt"),
     [
         ({"weight": None}, "no float32 tensor called 'weight'"),
         ({"bias": None}, "no float32 tensor called 'bias'"),
@@ -315,8 +323,8 @@ def test_metadata_that_is_not_an_object_of_json(written, text):
         ({"bias": np.full(3, -np.inf, np.float32)}, "NaN or infinity in 'bias'"),
     ],
 )
-def test_tensors_that_are_missing_or_wrong(written, tensors, said):
-    assert said in refusal(written(**tensors))
+def test_tensors_that_are_missing_or_wrong(written, tensors, excerpt):
+    assert excerpt in refusal(written(**tensors))
 
 
 def test_files_that_are_no_heads(written, tmp_path, small_cache):

@@ -160,7 +160,7 @@ def test_runs_land_and_are_found_where_it_was_said(capsys, small_cache, tmp_path
             "predict a.png --head h --format csv --json",
             "error: --format: has no effect with --json",
         ),
-        ("probe --knn 3 --shots 1", "error: expected one of them at most, found --knn and --shots"),
+        ("probe --knn 3 --shots 1", "error: expected at most one of them, found --knn and --shots"),
         ("fit --budget soon", "--budget: expected a duration such as 90s, 10m or 2h, found 'soon'"),
         ("probe --knn 5 --scale l2", "--scale: has no effect with --knn"),
         ("probe --shots 1 --train-limit 9", "--train-limit: has no effect with --shots"),
@@ -205,7 +205,7 @@ def test_choices_are_those_of_the_library():
     from featcache.finetuning.framework import TRAINERS
     from featcache.finetuning.recipes import AUGMENTATIONS, METHODS, SCHEDULES
     from featcache.metrics import METRICS
-    from featcache.probes import solving
+    from featcache.probes.probe import SOLVERS
     from featcache.probes.recipes import PROBE_RECIPES, PROBE_SCHEDULES
     from featcache.store import export as exporting
 
@@ -222,7 +222,7 @@ def test_choices_are_those_of_the_library():
         (finetune, "method", METHODS),
         (finetune, "schedule", SCHEDULES),
         (finetune, "augment", AUGMENTATIONS),
-        (probe, "solver", solving.SOLVERS),
+        (probe, "solver", SOLVERS),
         (probe, "recipe", PROBE_RECIPES),
         (probe, "schedule", PROBE_SCHEDULES),
         (probe, "metric", METRICS),

@@ -96,9 +96,9 @@ MAY_IMPORT = {
     "extraction": GROUND
     | {"backbones", "cores", "datasets", "files", "preprocess", "remote", "store"},
     "probes": GROUND | {"cores", "files", "frameworks", "process", "runs", "sampling", "store"},
-    "auditing": {"errors", "files", "metrics", "probes", "progress", "store"},
+    "auditing": {"errors", "files", "metrics", "options", "probes", "progress", "store"},
     "prediction": {"backbones", "datasets", "errors", "extraction", "files", "metrics"}
-    | {"preprocess", "probes", "progress", "remote", "store"},
+    | {"options", "preprocess", "probes", "progress", "remote", "store"},
     "finetuning": GROUND
     | {"backbones", "cores", "datasets", "extraction", "files", "frameworks", "prediction"}
     | {"preprocess", "probes", "process", "runs", "sampling", "store"},

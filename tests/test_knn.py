@@ -9,10 +9,9 @@ import pytest
 
 from featcache.errors import RecipeError, ShapeMismatchError
 from featcache.metrics import top1
-from featcache.probes import search
+from featcache.probes import knn as knn_module
 from featcache.probes.blocks import Rows
-from featcache.probes.knn import knn_probe
-from featcache.probes.search import nearest
+from featcache.probes.knn import knn_probe, nearest
 
 
 def brute_force(train, labels, test, n_classes, k, temperature=0.07):
@@ -43,8 +42,8 @@ def clouds(n, m, dim=12, n_classes=5, seed=0):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Make several blocks of training and of test images out of a few hundred."""
-    monkeypatch.setattr(search, "_LEAST_ROWS", 16)
-    monkeypatch.setattr(search, "_ROWS", 16)
+    monkeypatch.setattr(knn_module, "_LEAST_ROWS", 16)
+    monkeypatch.setattr(knn_module, "_ROWS", 16)
 
 
 @pytest.mark.parametrize("blocks", ["one block", "many blocks"])
@@ -57,13 +56,13 @@ def test_every_k_agrees_with_brute_force(blocks, order, request):
         rows = np.argsort(labels, kind="stable")
         train, labels = train[rows], labels[rows]
     ks = (1, 3, 10, 100, 300)
-    found = knn_probe(train, labels, test, 5, ks)
-    assert tuple(found) == ks
+    result = knn_probe(train, labels, test, 5, ks)
+    assert tuple(result) == ks
     for k in ks:
-        assert found[k].dtype == np.int64 and found[k].shape == (50,)
-        assert np.array_equal(found[k], brute_force(train, labels, test, 5, k)), k
-        assert np.array_equal(found[k], knn_probe(train, labels, test, 5, [k])[k]), k
-    assert top1(found[10], test_labels) > 0.7
+        assert result[k].dtype == np.int64 and result[k].shape == (50,)
+        assert np.array_equal(result[k], brute_force(train, labels, test, 5, k)), k
+        assert np.array_equal(result[k], knn_probe(train, labels, test, 5, [k])[k]), k
+    assert top1(result[10], test_labels) > 0.7
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -88,7 +87,7 @@ def test_the_largest_are_those_of_a_stable_sort(k):
     for distinct in (2, 10, 1000):
         values = generator.integers(distinct, size=(50, 40)).astype(np.float32)
         expected = np.sort(np.argsort(-values, axis=1, kind="stable")[:, :k], axis=1)
-        assert np.array_equal(search._largest(values, k), expected)
+        assert np.array_equal(knn_module._largest(values, k), expected)
 
 
 def test_tie_rules_by_hand():
@@ -111,17 +110,17 @@ def test_a_close_neighbour_outvotes_several_far_ones():
 
 def test_length_means_nothing_and_half_precision_little():
     train, labels, test, _ = clouds(n=400, m=100)
-    found = knn_probe(train, labels, test, 5, [20])[20]
+    result = knn_probe(train, labels, test, 5, [20])[20]
     lengths = np.random.default_rng(1).choice([0.25, 1, 4096], size=(400, 1)).astype(np.float32)
-    assert np.array_equal(found, knn_probe(train * lengths, labels, test / 64, 5, [20])[20])
+    assert np.array_equal(result, knn_probe(train * lengths, labels, test / 64, 5, [20])[20])
     halved = knn_probe(train.astype(np.float16), labels, test.astype(np.float16), 5, [20])[20]
-    assert top1(halved, found) >= 0.99
+    assert top1(halved, result) >= 0.99
 
 
 def test_the_smallest_temperature_is_the_nearest_neighbour():
     train, labels, test, _ = clouds(n=200, m=40)
-    found = knn_probe(train, labels, test, 5, [1, 50], temperature=1e-6)
-    assert np.array_equal(found[1], found[50])
+    result = knn_probe(train, labels, test, 5, [1, 50], temperature=1e-6)
+    assert np.array_equal(result[1], result[50])
 
 
 def test_memory_stays_bounded():
@@ -141,14 +140,14 @@ def test_memory_stays_bounded():
 
 def test_progress_counts_every_test_image(small_blocks):
     train, labels, test, _ = clouds(n=100, m=40)
-    heard = []
-    knn_probe(train, labels, test, 5, [5], on_progress=heard.append)
-    assert [message.done for message in heard] == [0, 16, 32, 40]
-    assert {message.total for message in heard} == {40}
+    progress = []
+    knn_probe(train, labels, test, 5, [5], on_progress=progress.append)
+    assert [message.done for message in progress] == [0, 16, 32, 40]
+    assert {message.total for message in progress} == {40}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "excerpt"),
     [
         ({"ks": (10, 201)}, "from 1 to the 200 training images, found 10, 201"),
         ({"ks": (0,)}, "found 0"),
@@ -157,9 +156,9 @@ def test_progress_counts_every_test_image(small_blocks):
         ({"temperature": math.nan}, "found nan"),
     ],
 )
-def test_what_cannot_be_asked(arguments, said):
+def test_invalid_options(arguments, excerpt):
     train, labels, test, _ = clouds(n=200, m=10)
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=excerpt):
         knn_probe(train, labels, test, 5, **{"ks": (10,), **arguments})
 
 
@@ -170,7 +169,7 @@ def test_features_of_another_backbone():
 
 
 def searched(queries, keys, k, exclude_self=False):
-    """Say what `nearest` says with one matrix in float64: by (similarity, row)."""
+    """Return what `nearest` returns, from one float64 matrix sorted by (similarity, row)."""
     units = []
     for features in (queries, keys):
         features = np.asarray(features[:], np.float64)
@@ -187,17 +186,17 @@ def searched(queries, keys, k, exclude_self=False):
 @pytest.mark.parametrize("order", ["shuffled", "by class"])
 @pytest.mark.parametrize("k", [1, 10, 199])
 def test_nearest_agrees_with_brute_force(rows, order, k, monkeypatch):
-    monkeypatch.setattr(search, "_LEAST_ROWS", rows)
-    monkeypatch.setattr(search, "_ROWS", rows)
+    monkeypatch.setattr(knn_module, "_LEAST_ROWS", rows)
+    monkeypatch.setattr(knn_module, "_ROWS", rows)
     train, labels, test, _ = clouds(n=200, m=50)
     if order == "by class":
         train = train[np.argsort(labels, kind="stable")]
     other = train.copy()  # not the same object: every pair of blocks meets twice
     for queries, keys, alone in ((test, train, False), (train, train, True), (train, other, True)):
         values, neighbours = nearest(queries, keys, k, exclude_self=alone)
-        expected, wanted = searched(queries, keys, k, alone)
+        expected, expected_rows = searched(queries, keys, k, alone)
         assert values.dtype == np.float32 and neighbours.dtype == np.int64
-        assert np.array_equal(neighbours, wanted)
+        assert np.array_equal(neighbours, expected_rows)
         assert np.allclose(values, expected, atol=1e-6)
     values, neighbours = nearest(train, train, k)
     assert np.array_equal(neighbours[:, 0], np.arange(200)) and values.max() <= 1
@@ -211,8 +210,8 @@ def test_nearest_of_copies_goes_by_the_row(small_blocks, exclude_self):
     features[::7] = 0
     for k in (1, 5, 60, 149):
         values, rows = nearest(features, features, k, exclude_self=exclude_self)
-        expected, wanted = searched(features, features, k, exclude_self)
-        assert np.array_equal(rows, wanted), k
+        expected, expected_rows = searched(features, features, k, exclude_self)
+        assert np.array_equal(rows, expected_rows), k
         assert np.array_equal(values, expected), k
 
 
@@ -229,7 +228,7 @@ def test_nearest_reads_rows_halves_and_maps(tmp_path, small_blocks):
     )
 
 
-def test_nearest_never_says_nan():
+def test_nearest_never_returns_nan():
     """Lengths whose squares overflow or vanish in float32, and no length at all."""
     features = np.array([[1, 1], [1e30, 1e30], [1e-30, 1e-30], [0, 0]], np.float32)
     values, rows = nearest(features, features, 3, exclude_self=True)
@@ -239,27 +238,27 @@ def test_nearest_never_says_nan():
 
 def test_nearest_does_not_depend_on_the_number_of_threads(monkeypatch, small_blocks):
     train, *_ = clouds(n=300, m=1)
-    found = []
+    result = []
     for threads in ("1", "2", "7"):
         monkeypatch.setenv("FEATCACHE_THREADS", threads)
-        found.append(nearest(train, train, 9, exclude_self=True))
-    for values, rows in found[1:]:
-        assert np.array_equal(values, found[0][0]) and np.array_equal(rows, found[0][1])
+        result.append(nearest(train, train, 9, exclude_self=True))
+    for values, rows in result[1:]:
+        assert np.array_equal(values, result[0][0]) and np.array_equal(rows, result[0][1])
 
 
-def test_nearest_of_nobody_and_its_progress(small_blocks):
+def test_nearest_without_queries_and_its_progress(small_blocks):
     train, _, test, _ = clouds(n=100, m=40)
     values, rows = nearest(test[:0], train, 3)
     assert values.shape == rows.shape == (0, 3)
     for queries, total in ((test, 3 * 7), (train, 7 * 8 // 2)):
-        heard = []
-        nearest(queries, train, 3, on_progress=heard.append)
-        assert [message.done for message in heard] == list(range(total + 1))
-        assert {message.total for message in heard} == {total}
+        progress = []
+        nearest(queries, train, 3, on_progress=progress.append)
+        assert [message.done for message in progress] == list(range(total + 1))
+        assert {message.total for message in progress} == {total}
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "said"),
+    ("changes", "error", "excerpt"),
     [
         ({"k": 0}, RecipeError, "from 1 to 20, found 0"),
         ({"k": 21}, RecipeError, "from 1 to 20, found 21"),
@@ -269,9 +268,9 @@ def test_nearest_of_nobody_and_its_progress(small_blocks):
         ({"queries": np.ones((20, 5), np.float32)}, ShapeMismatchError, r"\(M, 12\) as the keys"),
     ],
 )
-def test_what_nearest_cannot_be_asked(changes, error, said):
+def test_invalid_arguments_of_nearest(changes, error, excerpt):
     keys = np.ones((20, 12), np.float32)
     alone = "queries" in changes
     arguments = {"queries": keys, "keys": keys, "k": 3, "exclude_self": alone, **changes}
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=excerpt):
         nearest(**arguments)

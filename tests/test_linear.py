@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import write_gaussian_cache
+from scipy.optimize import minimize
 
 from featcache import load
 from featcache.probes.cross_check import check_with_sklearn
@@ -73,12 +74,12 @@ def test_scikit_learn_minimises_this_very_objective(tmp_path, recipe, n_classes)
     """Its solution is a stationary point here, with two classes as with more."""
     cache = load(write_gaussian_cache(tmp_path / "g.h5", n_classes=n_classes, n_train=400))
     views, labels = [cache.train.features, cache.train.view("vflip")], cache.train.labels
-    found = {}
+    outcome = {}
 
     def spy(weight, bias, *rest):
-        found["at"] = objective(weight, bias, *rest)
-        found["moved"] = min(objective(weight * by, bias, *rest).value for by in (0.97, 1.03))
-        return found["at"]
+        outcome["at"] = objective(weight, bias, *rest)
+        outcome["moved"] = min(objective(weight * by, bias, *rest).value for by in (0.97, 1.03))
+        return outcome["at"]
 
     from featcache.probes import cross_check as check
 
@@ -87,6 +88,7 @@ def test_scikit_learn_minimises_this_very_objective(tmp_path, recipe, n_classes)
         result = check_with_sklearn(
             views,
             labels,
+            n_classes,
             cache.test.features,
             cache.test.labels,
             recipe,
@@ -96,11 +98,31 @@ def test_scikit_learn_minimises_this_very_objective(tmp_path, recipe, n_classes)
     finally:
         check.objective = original
     assert result.converged and result.iterations > 0
-    assert found["at"].gradient_norm < 2e-3
-    assert result.objective == found["at"].value < found["moved"]
+    assert outcome["at"].gradient_norm < 2e-3
+    assert result.objective == outcome["at"].value < outcome["moved"]
     assert pytest.approx((2 if n_classes == 2 else 1) / (800 * recipe.weight_decay)) == result.C
     assert result.agreement == result.top1 > 0.8
     assert result.objective_gap == pytest.approx((1 - result.objective) / result.objective)
+
+
+@pytest.mark.parametrize("missing", [1, 2], ids=["a middle class", "the last class"])
+@pytest.mark.parametrize("recipe", RECIPES, ids=["free bias", "penalised bias"])
+def test_the_check_finds_the_optimum_where_a_class_has_no_training_image(recipe, missing):
+    generator = np.random.default_rng(0)
+    labels = np.setdiff1d(np.arange(3), missing)[np.arange(300) % 2]
+    centres = generator.normal(size=(3, 6))
+    x = (centres[labels] + generator.normal(scale=0.5, size=(300, 6))).astype(np.float32)
+
+    def value_and_slope(head):
+        head = head.reshape(3, -1)
+        at = objective(head[:, :-1], head[:, -1], [x.astype(np.float64)], labels, recipe)
+        return at.value, np.column_stack([at.weight_gradient, at.bias_gradient]).ravel()
+
+    best = minimize(value_and_slope, np.zeros(21), jac=True, method="L-BFGS-B").fun
+    check = check_with_sklearn(
+        [x], labels, 3, x, labels, recipe, head_objective=best, head_predicted=labels
+    )
+    assert check.objective == pytest.approx(best, rel=1e-3) and not check.under_trained
 
 
 def test_whitening_changes_the_coordinates_and_not_the_function(gaussian):
@@ -125,13 +147,21 @@ def test_whitening_changes_the_coordinates_and_not_the_function(gaussian):
     assert 0.5 * np.linalg.eigvalsh(spread).min() + penalty <= CURVATURE_BOUND + 1e-3
 
 
+# A larger penalty needs fewer steps: seconds in place of minutes.
+SGD_RECIPES = [
+    pytest.param(replace(PROBE_RECIPES["default"], weight_decay=5e-3, min_steps=400), id="short"),
+    pytest.param(PROBE_RECIPES["default"], id="default", marks=pytest.mark.long),
+]
+
+
 @pytest.mark.oneflow
+@pytest.mark.parametrize("recipe", SGD_RECIPES)
 @pytest.mark.parametrize(
     ("n_train", "spread", "dim"),
     [(60, 0.1, 8), (300, 1.0, 8), (300, 4.0, 8), (90, 1.0, 200)],
     ids=["separable", "easy", "hard", "more dimensions than images"],
 )
-def test_sgd_reaches_scikit_learns_optimum(tmp_path, n_train, spread, dim):
+def test_sgd_reaches_scikit_learns_optimum(tmp_path, n_train, spread, dim, recipe):
     from featcache.frameworks import import_oneflow
     from featcache.probes.sgd import train_sgd
 
@@ -139,12 +169,12 @@ def test_sgd_reaches_scikit_learns_optimum(tmp_path, n_train, spread, dim):
         write_gaussian_cache(tmp_path / "g.h5", n_train=n_train, spread=spread, dim=dim, n_test=999)
     )
     views, labels = [cache.train.features], cache.train.labels
-    recipe = PROBE_RECIPES["default"]
     solution = train_sgd(views, labels, 3, recipe, framework=import_oneflow())
     predicted = (cache.test.features @ solution.weight.T + solution.bias).argmax(axis=1)
     check = check_with_sklearn(
         views,
         labels,
+        3,
         cache.test.features,
         cache.test.labels,
         recipe,

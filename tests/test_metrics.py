@@ -49,9 +49,9 @@ def test_by_hand():
     predicted = np.array([0, 0, 0, 1, 1, 2])
     matrix = confusion_matrix(predicted, labels, 4)
     assert matrix.tolist() == [[3, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    found = per_class_accuracy(predicted, labels, 4)
-    np.testing.assert_array_equal(found, [0.75, 0.5, np.nan, np.nan])
-    assert found.dtype == np.float64
+    result = per_class_accuracy(predicted, labels, 4)
+    np.testing.assert_array_equal(result, [0.75, 0.5, np.nan, np.nan])
+    assert result.dtype == np.float64
     assert balanced_accuracy(predicted, labels, 4) == 0.625
     # F1: 6 / (4 + 3), 2 / (2 + 2), 0 / (0 + 1), and class 3 does not exist.
     assert macro_f1(predicted, labels, 4) == pytest.approx((6 / 7 + 1 / 2 + 0) / 3)
@@ -165,7 +165,7 @@ def test_softmax_by_hand_and_far_out():
 
 
 @pytest.mark.parametrize(
-    ("predicted", "labels", "said"),
+    ("predicted", "labels", "excerpt"),
     [
         ([0, 3], [0, 1], "predicted: expected classes from 0 to 2, found 0 to 3"),
         ([0, 1], [0, -1], "labels: expected classes from 0 to 2, found -1 to 0"),
@@ -173,12 +173,12 @@ def test_softmax_by_hand_and_far_out():
         ([], [], "1 or more"),
     ],
 )
-def test_arrays_that_would_be_miscounted(predicted, labels, said):
+def test_arrays_that_would_be_miscounted(predicted, labels, excerpt):
     predicted, labels = np.array(predicted, np.int64), np.array(labels, np.int64)
     for measure in (confusion_matrix, per_class_accuracy, balanced_accuracy, macro_f1):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=excerpt):
             measure(predicted, labels, 3)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=excerpt):
         score("top1", predicted, labels, 3)
 
 
@@ -235,7 +235,7 @@ def test_the_interval_of_a_score(imbalanced):
         assert again == pytest.approx((low, high), abs=0.02)
 
 
-def test_the_bootstrap_is_as_wide_as_the_binomial_says():
+def test_the_bootstrap_is_as_wide_as_the_binomial_interval():
     """Of balanced accuracy the variance is known: sum of p (1 - p) / n over classes, by K^2."""
     labels = np.repeat([0, 1], [400, 100])
     predicted = labels.copy()

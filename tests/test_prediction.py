@@ -90,18 +90,18 @@ def edited(head, **changes):
 @pytest.mark.parametrize("scaling", ["none", "l2"])
 def test_the_test_images_get_the_classes_of_their_cached_features(cache, image_folder, scaling):
     head = fitted(cache, scaling)
-    found = predict(image_folder / "test", head, batch_size=4)
+    outcome = predict(image_folder / "test", head, batch_size=4)
     names = [
-        f"test/{prediction.path[len(str(image_folder / 'test')) + 1 :]}" for prediction in found
+        f"test/{prediction.path[len(str(image_folder / 'test')) + 1 :]}" for prediction in outcome
     ]
     assert names == list(cache.test.ids)
     classes = head.predict(cache.test.features)
-    assert [prediction.class_name for prediction in found] == [
+    assert [prediction.class_name for prediction in outcome] == [
         cache.class_names[index] for index in classes
     ]
     shares = head.probabilities(cache.test.features)
     np.testing.assert_allclose(
-        [prediction.probability for prediction in found], shares.max(axis=1), atol=1e-5
+        [prediction.probability for prediction in outcome], shares.max(axis=1), atol=1e-5
     )
     assert (classes == cache.test.labels).mean() > 0.8, "the head must have something to say"
 
@@ -114,12 +114,12 @@ def test_files_folders_and_archives_are_the_same_images(head, image_folder, tmp_
         for name in reversed(names):
             zipped.write(folder / name, name)
     inside = predict(str(archive), str(head))
-    assert [found.path for found in inside] == [f"{archive}!{name}" for name in names]
+    assert [outcome.path for outcome in inside] == [f"{archive}!{name}" for name in names]
     files = predict([folder / name for name in names], head)
-    assert [found.path for found in files] == [str(folder / name) for name in names]
+    assert [outcome.path for outcome in files] == [str(folder / name) for name in names]
     whole = predict([folder], head)
     assert files == whole
-    assert [found.top for found in inside] == [found.top for found in whole]
+    assert [outcome.top for outcome in inside] == [outcome.top for outcome in whole]
     assert predict([folder, archive], head) == whole + inside, "in the order that was asked for"
 
 
@@ -132,34 +132,34 @@ def test_hidden_and_other_files_are_left_out_unless_named(head, image_folder, tm
     image = image_folder / "test" / "red" / "00.png"
     for name in (".hidden/1.png", "__MACOSX/._1.png", ".2.png", "deep/er/B.PNG", "a.png", "plain"):
         shutil.copy(image, folder / name)
-    found = [prediction.path for prediction in predict(folder, head)]
-    assert found == [str(folder / "a.png"), str(folder / "deep/er/B.PNG")]
+    outcome = [prediction.path for prediction in predict(folder, head)]
+    assert outcome == [str(folder / "a.png"), str(folder / "deep/er/B.PNG")]
     named = predict([folder / ".2.png", folder / "plain"], head)
     assert [prediction.class_name for prediction in named] == ["red", "red"]
 
 
 def test_top_names_the_likeliest_classes(head, image_folder):
     image = image_folder / "test" / "blue" / "03.png"
-    (found,) = predict(image, head, top=2)
-    assert len(found.top) == 2 and found.top[0] == (found.class_name, found.probability)
-    assert found.top[0][1] >= found.top[1][1]
-    (found,) = predict(image, head, top=99)
-    assert sorted(name for name, _ in found.top) == ["blue", "green", "red"]
-    assert sum(share for _, share in found.top) == pytest.approx(1)
-    assert predict(image, head)[0].top == (found.top[0],)
+    (outcome,) = predict(image, head, top=2)
+    assert len(outcome.top) == 2 and outcome.top[0] == (outcome.class_name, outcome.probability)
+    assert outcome.top[0][1] >= outcome.top[1][1]
+    (outcome,) = predict(image, head, top=99)
+    assert sorted(name for name, _ in outcome.top) == ["blue", "green", "red"]
+    assert sum(share for _, share in outcome.top) == pytest.approx(1)
+    assert predict(image, head)[0].top == (outcome.top[0],)
 
 
 def test_no_more_than_a_batch_is_decoded_at_once(head, image_folder, monkeypatch):
-    seen, heard = [], []
+    seen, progress = [], []
     honest = FakeEngine.extract
     monkeypatch.setattr(
         FakeEngine,
         "extract",
         lambda self, images: seen.append(images.shape) or honest(self, images),
     )
-    predict(image_folder / "test", head, batch_size=7, on_progress=heard.append)
+    predict(image_folder / "test", head, batch_size=7, on_progress=progress.append)
     assert seen == [(7, SIZE, SIZE, 3), (7, SIZE, SIZE, 3), (4, SIZE, SIZE, 3)]
-    assert [(message.stage, message.done, message.total) for message in heard] == [
+    assert [(message.stage, message.done, message.total) for message in progress] == [
         ("images", done, 18) for done in (0, 7, 14, 18)
     ]
 
@@ -168,11 +168,11 @@ def test_images_of_other_shapes_are_cropped_as_in_a_cache(cache, tmp_path):
     head = fitted(cache)
     image = colour_image(2, 5, (90, 33))
     image.save(tmp_path / "wide.png")
-    (found,) = predict(tmp_path / "wide.png", head, top=3)
+    (outcome,) = predict(tmp_path / "wide.png", head, top=3)
     engine = FakeEngine(load_weights(STARTER, size=SIZE), ("avgpool",))
     shares = head.probabilities(engine.extract(Preprocess(SIZE).batch([image]))["avgpool"])[0]
     expected = dict(zip(cache.class_names, shares, strict=True))
-    assert dict(found.top) == pytest.approx(expected)
+    assert dict(outcome.top) == pytest.approx(expected)
 
 
 @pytest.fixture
@@ -187,12 +187,12 @@ def torn(image_folder, tmp_path):
     return folder
 
 
-def test_an_unreadable_image_fails_or_is_skipped_and_told(head, torn):
+def test_an_unreadable_image_fails_or_is_skipped_with_a_note(head, torn):
     with pytest.raises(DatasetError, match=r"00\.png: expected an image .* --on-error skip"):
         predict(torn, head)
     notes = []
-    (found,) = predict(torn, head, on_error="skip", batch_size=2, on_note=notes.append)
-    assert found.path == str(torn / "02.png")
+    (outcome,) = predict(torn, head, on_error="skip", batch_size=2, on_note=notes.append)
+    assert outcome.path == str(torn / "02.png")
     assert [note.split(":")[0] for note in notes] == ["skipped", "skipped"]
     assert "01.png: expected an image" in notes[1]
     (torn / "02.png").write_bytes(b"")
@@ -206,13 +206,13 @@ def test_no_images(head, tmp_path, engines):
         archive.writestr("notes.txt", "no image")
     (tmp_path / "damaged.zip").write_bytes(b"not an archive")
     made = len(engines)
-    for path, said in (
+    for path, excerpt in (
         ("empty", r"empty: expected images \(names that end in .*\.png.*\), found none"),
         ("empty.zip", r"empty\.zip: expected images"),
         ("damaged.zip", "damaged.zip: .* not a readable zip archive"),
         ("nowhere", "nowhere: expected an image, a folder or a .zip of images, found nothing"),
     ):
-        with pytest.raises(DatasetError, match=said):
+        with pytest.raises(DatasetError, match=excerpt):
             predict([tmp_path / path], head, on_error="skip")
     with pytest.raises(DatasetError, match="expected the path of at least one"):
         predict([], head)
@@ -227,15 +227,15 @@ def test_a_pipe_is_no_image(head, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "excerpt"),
     [
         ({"batch_size": 0}, "batch size: expected at least 1, found 0"),
         ({"top": 0}, "top: expected at least 1, found 0"),
-        ({"on_error": "ignore"}, "on error: expected fail or skip, found 'ignore'"),
+        ({"on_error": "ignore"}, "on error: expected one of fail, skip, found 'ignore'"),
     ],
 )
-def test_wrong_options(head, image_folder, options, said):
-    with pytest.raises(RecipeError, match=said):
+def test_wrong_options(head, image_folder, options, excerpt):
+    with pytest.raises(RecipeError, match=excerpt):
         predict(image_folder, head, **options)
 
 
@@ -256,9 +256,9 @@ def test_features_that_are_not_finite(head, image_folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "excerpt"),
     [
-        ({"weights_sha256": "1" * 64}, r"weights_sha256: head '1{64}', here '.{64}'; name the"),
+        ({"weights_sha256": "1" * 64}, r"weights_sha256: head '1{64}', here '.{64}'; give the"),
         ({"cuts": ["layer3"]}, "cut: head 'layer3', here 'avgpool'"),
         ({"preprocess": {"mean": [0.5, 0.5, 0.5]}}, "preprocess mean: head .0.5, 0.5, 0.5., here"),
         ({"preprocess": {"geometry": "stretched"}}, "preprocess geometry: head 'stretched'"),
@@ -269,17 +269,17 @@ def test_features_that_are_not_finite(head, image_folder, monkeypatch):
         ({"preprocess": {"size": "32"}}, "pixels a side, found '32'"),
         ({"preprocess": "text"}, "pixels a side, found None"),
         ({"weights": "mine", "weights_sha256": "ab" * 32}, "'mine', .* --weights .*'(ab){32}'"),
-        ({"weights": None}, "which is not one of imagenet, tinyimagenet32; name it with --weights"),
+        ({"weights": None}, "which is not one of imagenet, tinyimagenet32; give it with --weights"),
     ],
 )
-def test_a_head_of_other_ingredients_is_refused(cache, image_folder, engines, changes, said):
+def test_a_head_of_other_ingredients_is_refused(cache, image_folder, engines, changes, excerpt):
     made = len(engines)
-    with pytest.raises(WeightsError, match=f"head: expected .*{said}"):
+    with pytest.raises(WeightsError, match=f"head: expected .*{excerpt}"):
         predict(image_folder, edited(fitted(cache), **changes))
     assert len(engines) == made
 
 
-def test_a_head_that_says_nothing_or_was_edited(cache, image_folder):
+def test_a_head_with_missing_or_edited_ingredients(cache, image_folder):
     head = fitted(cache)
     with pytest.raises(WeightsError, match=r"found no backbone, cuts, .*; train it again"):
         predict(image_folder, replace(head, ingredients={}))
@@ -287,9 +287,9 @@ def test_a_head_that_says_nothing_or_was_edited(cache, image_folder):
         replace(head, ingredients={**head.ingredients, "cuts": ["layer4"]}),
         replace(head, fingerprint="1" * 64),
     ):
-        with pytest.raises(WeightsError, match=r"hash to its fingerprint .* someone edited them"):
+        with pytest.raises(WeightsError, match=r"hash to its fingerprint .* they were edited"):
             predict(image_folder, other)
-        with pytest.raises(WeightsError, match=r"hash to its fingerprint .* someone edited them"):
+        with pytest.raises(WeightsError, match=r"hash to its fingerprint .* they were edited"):
             evaluate_head(other, cache)
 
 
@@ -325,15 +325,15 @@ def test_a_checkpoint_that_is_named_must_be_the_heads(image_folder, engines, tmp
         predict(image, head, weights=STARTER)
 
 
-def test_another_engine_is_told_and_not_refused(cache, image_folder, monkeypatch):
+def test_another_engine_gets_a_note(cache, image_folder, monkeypatch):
     from featcache import prediction
 
     other = EngineChoice("fake", "2", "cuda", "float32", "a test asked for it")
     monkeypatch.setattr(prediction, "choose_engine", lambda **wishes: other)
     image = image_folder / "test" / "red" / "00.png"
     notes = []
-    found = predict(image, fitted(cache), on_note=notes.append)
-    assert found == predict(image, fitted(cache)), "nobody has to listen"
+    outcome = predict(image, fitted(cache), on_note=notes.append)
+    assert outcome == predict(image, fitted(cache)), "nobody has to listen"
     (note,) = notes
     assert "device: head 'cpu', here 'cuda'; engine_version: head '1', here '2'" in note
 
@@ -359,16 +359,18 @@ def test_a_head_on_a_cache_made_alike(small_cache, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "excerpt"),
     [
         ({"class_names": ("class 0", "class 2", "class 1")}, "the same classes in another order"),
         ({"class_names": ("class 0", "cat", "class 2")}, "class 1: head 'cat', here 'class 1'"),
         ({"weight": np.zeros((3, 5), np.float32)}, "length: head 5, here 8"),
     ],
 )
-def test_a_head_of_other_classes_or_length_is_refused(small_cache, changes, said):
+def test_a_head_of_other_classes_or_length_is_refused(small_cache, changes, excerpt):
     head = replace(fitted(load(small_cache)), **changes)
-    with pytest.raises(CacheMismatchError, match=f"{small_cache}: expected .*, found {said}; name"):
+    with pytest.raises(
+        CacheMismatchError, match=f"{small_cache}: expected .*, found {excerpt}; give"
+    ):
         evaluate_head(head, small_cache)
 
 
@@ -380,7 +382,7 @@ def test_a_head_of_another_number_of_classes_is_refused(small_cache, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "excerpt"),
     [
         ({"backbone": "resnet50"}, "backbone: head 'resnet50', here 'resnet18'"),
         ({"cuts": ["layer3"]}, "cut: head 'layer3', here 'avgpool'"),
@@ -388,9 +390,9 @@ def test_a_head_of_another_number_of_classes_is_refused(small_cache, tmp_path):
         ({"preprocess": {"size": 32}}, "preprocess size: head 32, here 64"),
     ],
 )
-def test_a_cache_of_other_features_is_refused(small_cache, changes, said):
+def test_a_cache_of_other_features_is_refused(small_cache, changes, excerpt):
     head = edited(fitted(load(small_cache)), **changes)
-    with pytest.raises(CacheMismatchError, match=f"found {said}; name the cache"):
+    with pytest.raises(CacheMismatchError, match=f"found {excerpt}; give the cache"):
         evaluate_head(head, small_cache)
 
 
@@ -405,8 +407,8 @@ def test_every_difference_is_named(small_cache):
     )
     with pytest.raises(CacheMismatchError) as caught:
         evaluate_head(head, small_cache)
-    for said in ("cut: ", "preprocess size: ", "length: head 5", "classes: head 2"):
-        assert said in str(caught.value)
+    for excerpt in ("cut: ", "preprocess size: ", "length: head 5", "classes: head 2"):
+        assert excerpt in str(caught.value)
 
 
 def test_no_cache_and_no_test_images(small_cache, tmp_path):
@@ -450,17 +452,17 @@ def test_csv_has_columns_for_further_classes():
 
 
 @pytest.mark.oneflow
-def test_a_probed_head_says_of_images_what_it_says_of_their_features(image_folder, tmp_path):
+def test_a_probed_head_predicts_the_same_for_images_and_features(image_folder, tmp_path):
     cache = extract(image_folder, weights=STARTER, size=SIZE).load()
     path = tmp_path / "h.safetensors"
     probed = probe(cache, save_head_to=path, check=False)
     result = evaluate_head(path, cache)
     assert result.own_cache and result.top1 == probed.top1
     notes = []
-    found = predict(image_folder / "test", path, device="cpu", batch_size=5, on_note=notes.append)
+    outcome = predict(image_folder / "test", path, device="cpu", batch_size=5, on_note=notes.append)
     names = [cache.class_names[index] for index in result.predicted]
-    assert [prediction.class_name for prediction in found] == names
+    assert [prediction.class_name for prediction in outcome] == names
     assert notes == [] or cache.meta["device"] == "cuda"
     one = predict(image_folder / "test" / "red" / "00.png", path)
-    assert one[0].class_name == found[12].class_name
-    assert one[0].probability == pytest.approx(found[12].probability, abs=1e-3)
+    assert one[0].class_name == outcome[12].class_name
+    assert one[0].probability == pytest.approx(outcome[12].probability, abs=1e-3)

@@ -54,16 +54,16 @@ def partly_labelled(small_cache, tmp_path):
 @pytest.mark.parametrize("solver", ["lbfgs", "ridge", SGD])
 def test_unlabelled_images_are_left_out_and_counted(small_cache, partly_labelled, tmp_path, solver):
     options = {"epochs": 2} if solver == "sgd" else {"C": 1.0}
-    found = probe(partly_labelled, solver=solver, **options)
-    assert (found.n_train, found.n_test, found.n_unlabelled) == (100, 50, 30)
+    outcome = probe(partly_labelled, solver=solver, **options)
+    assert (outcome.n_train, outcome.n_test, outcome.n_unlabelled) == (100, 50, 30)
     # The same head as without their rows.
     fewer = rewritten(small_cache, tmp_path / "fewer.h5", rows=np.arange(20, 120))
     expected = probe(fewer, solver=solver, **options)
-    ours, theirs = load_head(found.head), load_head(expected.head)
+    ours, theirs = load_head(outcome.head), load_head(expected.head)
     assert np.array_equal(ours.weight, theirs.weight) and expected.n_unlabelled == 0
     labels = load(small_cache).test.labels[:50]
     hits = ours.predict(load(small_cache).test.features[:50]) == labels
-    assert found.top1 == hits.mean() == evaluate_head(found.head, partly_labelled).top1
+    assert outcome.top1 == hits.mean() == evaluate_head(outcome.head, partly_labelled).top1
 
 
 def test_unlabelled_images_are_in_no_curve_vote_or_sweep(partly_labelled, capsys):
@@ -74,7 +74,7 @@ def test_unlabelled_images_are_in_no_curve_vote_or_sweep(partly_labelled, capsys
     assert (swept.n_fit, swept.n_holdout) == (80, 20)
     assert probe(partly_labelled, train_limit=30, C=1.0, check=False).n_train == 30
     assert main(["probe", str(partly_labelled), "--C", "1"]) == 0
-    assert "Left out, for want of a label: 30 images." in capsys.readouterr().out
+    assert "left out without a label: 30 images" in capsys.readouterr().out
     assert any("or are -1" in check for check in verify(partly_labelled).checks)
     classes = load(partly_labelled).train
     frame = pytest.importorskip("pandas") and classes.to_pandas()
@@ -121,13 +121,13 @@ def test_constant_features_mean_chance(tmp_path):
     same = rewritten(path, tmp_path / "c.h5", features=np.full((120, 8), 3, np.float32))
     cache = load(same)
     for scale in ("none", "standardize", "l2"):
-        found = train_lbfgs(
+        outcome = train_lbfgs(
             [loaded(Scaling(scale, [cache.train.features]).lazily(cache.train.features))],
             cache.train.labels,
             3,
             ExactRecipe(),
         )
-        assert found.objective == pytest.approx(np.log(3), rel=1e-6) and found.converged
+        assert outcome.objective == pytest.approx(np.log(3), rel=1e-6) and outcome.converged
 
 
 def test_another_cache_is_tested_on(small_cache, tmp_path):
@@ -146,7 +146,7 @@ def test_another_cache_is_tested_on(small_cache, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "excerpt"),
     [
         ({"backbone": "resnet50"}, "backbone: training 'resnet18', here 'resnet50'"),
         ({"weights_sha256": "9" * 64}, "weights_sha256"),
@@ -155,9 +155,9 @@ def test_another_cache_is_tested_on(small_cache, tmp_path):
         ({"class_names": ["class 0", "class 2", "class 1"]}, "the same classes in another order"),
     ],
 )
-def test_a_test_cache_of_other_features_or_classes(small_cache, tmp_path, changes, said):
+def test_a_test_cache_of_other_features_or_classes(small_cache, tmp_path, changes, excerpt):
     other = write_gaussian_cache(tmp_path / "other.h5", **changes)
-    with pytest.raises(CacheMismatchError, match=said):
+    with pytest.raises(CacheMismatchError, match=excerpt):
         probe(small_cache, test=other)
     assert main(["probe", str(small_cache), "--test-cache", str(other)]) == 1
 
@@ -194,7 +194,7 @@ def test_shards_on_the_disk_are_read_as_one_array(tmp_path):
     assert one.objective == two.objective and one.sweep == two.sweep
 
 
-def test_mapped_features_beyond_a_copy_are_not_checked_and_that_is_said(small_cache, monkeypatch):
+def test_large_mapped_features_are_not_checked_and_a_note_says_so(small_cache, monkeypatch):
     from featcache.probes import probe as _run
 
     monkeypatch.setattr(_run, "_CHECKED_BYTES", 100)
@@ -229,11 +229,11 @@ def test_blocks_and_threads_change_nothing(monkeypatch, n_classes, dim):
     monkeypatch.setattr(blocks_module._Blas, "leave", lambda self: None)
     for rows in (256, 512, 1 << 20):
         monkeypatch.setattr(blocks_module, "block_rows", lambda _, rows=rows: rows)
-        found = []
+        outcome = []
         for workers in (1, 3):
             monkeypatch.setattr(blocks_module._Blas, "enter", lambda _, workers=workers: workers)
             at = objective(weight, bias, [x], labels, ExactRecipe(0.1))
-            found.append((at.value, at.weight_gradient.tobytes()))
+            outcome.append((at.value, at.weight_gradient.tobytes()))
             assert at.value == pytest.approx(value, rel=1e-12)
             expected = residual.T @ x / 3001 + 0.1 * weight
             np.testing.assert_allclose(at.weight_gradient, expected, atol=1e-12)
@@ -243,7 +243,7 @@ def test_blocks_and_threads_change_nothing(monkeypatch, n_classes, dim):
             np.testing.assert_allclose(lie.mean, x.mean(axis=0), atol=1e-5)
             spread = lie.directions * lie.variances @ lie.directions.T
             np.testing.assert_allclose(spread, np.cov(x.T, bias=True), atol=1e-4)
-        assert found[0] == found[1]
+        assert outcome[0] == outcome[1]
 
 
 def test_blas_has_its_threads_back_after_overlapping_passes():
@@ -276,15 +276,15 @@ def test_sgd_does_what_its_options_say(small_cache):
 
 def test_a_gpu_that_is_not_there(small_cache, monkeypatch):
     from featcache.errors import EngineUnavailableError
-    from featcache.probes import solving
+    from featcache.probes import probe as probe_module
 
-    monkeypatch.setattr(solving, "cuda_status", lambda: (False, "no driver"))
+    monkeypatch.setattr(probe_module, "cuda_status", lambda: (False, "no driver"))
     with pytest.raises(EngineUnavailableError, match="found no driver; use --device cpu"):
         probe(small_cache, solver="sgd", device="cuda")
 
 
 @pytest.mark.oneflow
-def test_the_head_trains_where_it_is_told(small_cache, monkeypatch):
+def test_the_head_trains_on_the_given_device(small_cache, monkeypatch):
     """Never run on a GPU: this holds that the device reaches every tensor."""
     import oneflow
 

@@ -54,7 +54,7 @@ def test_a_draw_keeps_the_proportions_and_ignores_nothing():
 
 
 @pytest.mark.parametrize("limit", [0, 2, 998, 999])
-def test_a_draw_that_leaves_a_class_out_says_which_ones_do_not(limit):
+def test_a_draw_without_a_class_is_refused_with_the_valid_limits(limit):
     labels = np.repeat([0, 1, 2], [600, 300, 100])
     with pytest.raises(DatasetError) as caught:
         stratified_rows(labels, limit, 0, "a split")

@@ -1,1 +1,1 @@
-"""The health of a data set, read off its features."""
+"""Audits of a data set by its features: near-duplicates, wrong labels, outliers."""

@@ -1,4 +1,4 @@
-"""The whole of `featcache.audit`: neighbours, duplicates, heads, suspects, outliers."""
+"""`featcache.audit`: neighbours, near-duplicates, likely wrong labels, outliers."""
 
 from __future__ import annotations
 
@@ -12,59 +12,81 @@ import numpy as np
 
 from ..errors import RecipeError
 from ..metrics import top1
+from ..options import with_options
 from ..probes.blocks import Features, Rows
-from ..probes.labelled import check_finite
+from ..probes.labelled import check_finite, opened
 from ..progress import OnNote, OnProgress, silent
-from ..store.cache import Cache, load, newest_cache
+from ..store.cache import Cache
 from .duplicates import Copies, find_copies, find_neighbours, furthest, outlier_scores
 from .findings import AuditResult, DuplicateGroup, DuplicatePair, Image, Outlier, Suspect
 from .labels import Doubts, doubts, fit_heads, thresholds_of
 
-_THRESHOLD = 0.95  # docs/audit.md has the measurement
-_NEIGHBOURS = 10
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """Options of `audit`, which describes them."""
+
+    duplicates: float = 0.95  # docs/audit.md has the measurement
+    folds: int = 5
+    neighbours: int = 10
+    outliers: float = 0.01
+    seed: int = 0
+    mmap: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.duplicates) and 0 < self.duplicates <= 1):
+            raise RecipeError(
+                f"duplicates: expected a cosine above 0 and at most 1, found {self.duplicates}; "
+                "the default is 0.95"
+            )
+        if not 0 < self.outliers < 1:
+            raise RecipeError(
+                f"outliers: expected a fraction above 0 and below 1, found {self.outliers}; the "
+                "default is 0.01"
+            )
+        for name, least in (("folds", 2), ("neighbours", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value < least:
+                raise RecipeError(f"{name}: expected at least {least}, found {value}")
 
 
+@with_options(AuditOptions)
 def audit(
     cache: str | Path | Cache | None = None,
     *,
-    duplicates: float = _THRESHOLD,
-    folds: int = 5,
-    neighbours: int = _NEIGHBOURS,
-    outliers: float = 0.01,
-    seed: int = 0,
-    mmap: bool = False,
+    options: AuditOptions,
     on_progress: OnProgress = silent,
     on_note: OnNote = silent,
 ) -> AuditResult:
-    """Look for what is wrong with a data set: near-duplicates, wrong labels, outliers.
+    """Find near-duplicates, likely wrong labels and outliers in a data set.
 
-    Images without a label take part in near-duplicates and outliers. Nothing is changed:
-    the lists are for a person to look at.
+    Images without a label are checked for near-duplicates and as outliers. Nothing is changed: the
+    lists are for a person to review. The methods and their sources are in ``docs/audit.md``.
 
     Parameters
     ----------
     cache : str, Path or Cache, optional
         The features; the newest cache by default.
     duplicates : float
-        The cosine from which on two images count as near-duplicates, above 0, at most 1.
+        Two images with at least this cosine are near-duplicates: above 0, at most 1.
     folds : int
-        Heads that training labels are judged by, at least 2: each image by the one that
+        Folds of cross-validation for training labels, at least 2: the head that judges an image
         was fitted to the other folds.
     neighbours : int
-        Of the nearest images so many are looked at, at least 1: for near-duplicates, and for
-        outliers, whose score is a mean over them.
+        Nearest images per image, at least 1, for near-duplicates and for outliers, whose score is
+        a mean over them.
     outliers : float
-        Images further out than all but this share of the training images are listed:
-        above 0, below 1.
+        List images further away than all but this fraction of the training images: above 0,
+        below 1.
     seed : int
-        Of the folds.
+        For the folds.
     mmap : bool
-        Leave the features on the disk, for a cache larger than the memory. Their
-        checksums are then not verified. A `Cache` is taken as it was loaded.
+        Leave the features on disk, for a cache larger than memory. Their checksums are then not
+        verified. Has no effect on a `Cache` that is already loaded.
     on_progress : callable
-        Hears of blocks and heads.
+        Called with the progress of block pairs and heads.
     on_note : callable
-        Hears what `AuditResult.notes` has.
+        Called with each of `AuditResult.notes`.
 
     Returns
     -------
@@ -73,32 +95,24 @@ def audit(
     Raises
     ------
     CacheError
-        No cache, one that cannot be trusted, features that are not vectors or not finite.
+        No cache, a damaged one, or features that are not vectors or not finite.
     RecipeError
-        An option out of its range.
-
-    Notes
-    -----
-    The methods and their sources are in the modules `featcache.auditing` is made of, and in
-    ``docs/audit.md``.
+        An option out of range.
     """
-    _check(duplicates, folds, neighbours, outliers, seed)
-    if not isinstance(cache, Cache):
-        cache = load(cache if cache is not None else newest_cache(), mmap=mmap)
-    cache.check_vectors()
+    cache = opened(cache, mmap=options.mmap)
     started = time.perf_counter()
     for role, split in (("train", cache.train), ("test", cache.test)):
         check_finite(cache, role, [split.features])
 
     crossing, within_train, within_test = find_neighbours(
-        cache.train.features, cache.test.features, neighbours, on_progress
+        cache.train.features, cache.test.features, options.neighbours, on_progress
     )
-    copies = find_copies(crossing, within_train, within_test, duplicates)
-    limit, far = furthest(outlier_scores(within_train), outlier_scores(crossing), outliers)
+    copies = find_copies(crossing, within_train, within_test, options.duplicates)
+    limit, far = furthest(outlier_scores(within_train), outlier_scores(crossing), options.outliers)
     searched = time.perf_counter()
 
     copied = np.array([pair[0] for pair in copies.pairs[: copies.n_crossing]], np.int64)
-    judgement = judge(cache, copied - len(cache.train), folds, seed, on_progress)
+    judgement = judge(cache, copied - len(cache.train), options, on_progress)
     ended = time.perf_counter()
 
     for note in judgement.notes:
@@ -110,7 +124,7 @@ def audit(
         n_train=len(cache.train),
         n_test=len(cache.test),
         n_unlabelled=int((cache.train.labels < 0).sum() + (cache.test.labels < 0).sum()),
-        threshold=float(duplicates),
+        threshold=float(options.duplicates),
         duplicates=pairs,
         groups=_groups(copies, catalogue),
         n_test_with_duplicate=copies.n_crossing,
@@ -133,25 +147,6 @@ def audit(
     )
 
 
-def _check(duplicates: float, folds: int, neighbours: int, outliers: float, seed: int) -> None:
-    if not (math.isfinite(duplicates) and 0 < duplicates <= 1):
-        raise RecipeError(
-            f"duplicates: expected a cosine above 0 and at most 1, found {duplicates}; 0.95 is the "
-            "default"
-        )
-    if not 0 < outliers < 1:
-        raise RecipeError(
-            f"outliers: expected a share above 0 and below 1, found {outliers}; 0.01 is the default"
-        )
-    for name, value, least in (
-        ("folds", folds, 2),
-        ("neighbours", neighbours, 1),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise RecipeError(f"{name}: expected at least {least}, found {value}")
-
-
 class _Catalogue:
     """The images of a cache by split and row."""
 
@@ -169,7 +164,7 @@ class _Catalogue:
         return Image(ids[row], role, row, self._names[label] if label >= 0 else None)
 
     def node(self, node: int) -> Image:
-        """Return an image by its number in both splits, training images first."""
+        """Return an image by its node number: training images first, then test images."""
         if node < self.n_train:
             return self.image("train", node)
         return self.image("test", node - self.n_train)
@@ -207,17 +202,18 @@ def _suspects(judgement: Judgement, catalogue: _Catalogue) -> tuple[Suspect, ...
     if judgement.classes is None:
         return ()
     suspects = []
-    for role, rows, found in judgement.doubts:
-        columns = (rows[found.rows], judgement.classes[found.suggested])
-        shares = (found.self_confidence, found.confidence)
-        listed = zip(*(column.tolist() for column in (*columns, *shares)), strict=True)
-        for row, label, own, other in listed:
-            image = catalogue.image(role, row)
-            name = catalogue.class_name(label)
+    for role, rows, doubted in judgement.doubts:
+        columns = (
+            rows[doubted.rows],
+            judgement.classes[doubted.suggested],
+            doubted.self_confidence,
+            doubted.confidence,
+        )
+        for row, label, own, other in zip(*(column.tolist() for column in columns), strict=True):
             suspects.append(
                 Suspect(
-                    **vars(image),
-                    suggested=name,
+                    **vars(catalogue.image(role, row)),
+                    suggested=catalogue.class_name(label),
                     self_confidence=own,
                     confidence=other,
                     score=1 - own,
@@ -226,12 +222,12 @@ def _suspects(judgement: Judgement, catalogue: _Catalogue) -> tuple[Suspect, ...
     return tuple(sorted(suspects, key=lambda suspect: suspect.self_confidence))
 
 
-_NAMED = 3  # classes that a note names
+_NAMED = 3  # classes in a note
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What heads say about the labels of both splits."""
+    """The result of heads on the labels of both splits."""
 
     doubts: tuple[tuple[str, np.ndarray, Doubts], ...] = ()  # split, rows of its images
     classes: np.ndarray | None = None
@@ -244,26 +240,27 @@ class Judgement:
 
 
 def judge(
-    cache: Cache, copied: np.ndarray, folds: int, seed: int, on_progress: OnProgress
+    cache: Cache, copied: np.ndarray, options: AuditOptions, on_progress: OnProgress
 ) -> Judgement:
-    """Fit heads and doubt labels; ``copied`` are test rows with a near-duplicate in train."""
+    """Fit heads and judge labels; ``copied`` are test rows with a near-duplicate in train."""
     rows = np.flatnonzero(cache.train.labels >= 0)
     classes, labels, counts = np.unique(
         cache.train.labels[rows], return_inverse=True, return_counts=True
     )
     if len(classes) < 2:
-        found = f"one class, {cache.class_names[classes[0]]}" if len(classes) else "none"
+        present = f"only {cache.class_names[classes[0]]}" if len(classes) else "none"
         return Judgement(
-            notes=(f"labels: not judged, which takes two classes in train, found {found}",)
+            notes=(f"labels: not judged: expected at least 2 classes in train, found {present}",)
         )
     test_labels = np.full(len(cache.class_names), -1)
     test_labels[classes] = np.arange(len(classes))
     given = cache.test.labels
-    wanted = np.where(given >= 0, test_labels[given], -1)
-    test_rows = np.flatnonzero(wanted >= 0)
-    wanted = wanted[test_rows]
+    expected = np.where(given >= 0, test_labels[given], -1)
+    test_rows = np.flatnonzero(expected >= 0)
+    expected = expected[test_rows]
     test = _some(cache.test.features, test_rows)
-    heads = fit_heads(_some(cache.train.features, rows), labels, test, folds, seed, on_progress)
+    train = _some(cache.train.features, rows)
+    heads = fit_heads(train, labels, test, options.folds, options.seed, on_progress)
     thresholds = thresholds_of(heads.train, labels)
     clean = ~np.isin(test_rows, copied)
     predicted = heads.test.argmax(axis=1)
@@ -271,15 +268,15 @@ def judge(
     return Judgement(
         doubts=(
             ("train", rows, doubts(heads.train, labels, thresholds)),
-            ("test", test_rows, doubts(heads.test, wanted, thresholds)),
+            ("test", test_rows, doubts(heads.test, expected, thresholds)),
         ),
         classes=classes,
         n_judged=len(rows) - int((counts == 1).sum()) + len(test_rows),
         C=heads.C,
-        top1=top1(predicted, wanted) if len(wanted) else None,
-        top1_without=top1(predicted[clean], wanted[clean]) if clean.any() else None,
+        top1=top1(predicted, expected) if len(expected) else None,
+        top1_without=top1(predicted[clean], expected[clean]) if clean.any() else None,
         n_without=int(clean.sum()),
-        notes=_notes(cache, classes, counts, folds, unknown),
+        notes=_notes(cache, classes, counts, options.folds, unknown),
     )
 
 
@@ -299,7 +296,7 @@ def _notes(
     single, few = counts == 1, (counts > 1) & (counts < folds)
     if single.any():
         notes.append(
-            f"labels: the only training image of its class can't be held out, and is not judged: "
+            "labels: the only training image of a class cannot be held out and is not judged: "
             f"{named(single)}"
         )
     if few.any():

@@ -1,13 +1,8 @@
-"""Near-duplicates: pairs of images whose features point the same way, and their groups.
+"""Near-duplicates (pairs of images with a high cosine, and their groups) and outliers.
 
-The pairs that are looked at are each image with its nearest ones. Where more copies
-than that lie together, they are found through one another.
-
-References
-----------
-Barz and Denzler, "Do we train on test data? Purging CIFAR of near-duplicates", Journal
-of Imaging 6 (2020): candidates by the cosine of a network's features, across train and
-test.
+Only the nearest images of each image are compared. A larger set of copies is connected through
+them. Barz and Denzler, "Do we train on test data? Purging CIFAR of near-duplicates", Journal of
+Imaging 6 (2020), find candidates by the cosine of a network's features.
 """
 
 from __future__ import annotations
@@ -18,37 +13,27 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..probes.blocks import Features
-from ..probes.search import nearest
+from ..probes.knn import nearest
 from ..progress import OnProgress, Progress
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Near-duplicates by node: training rows first, test rows from n_train on.
+    """Near-duplicates by node number: training rows first, test rows from n_train on."""
 
-    Parameters
-    ----------
-    pairs : list of (int, int, float)
-        Nodes and cosine, in the order in which they are listed.
-    groups : list of list of int
-        Nodes, ascending, in the order in which groups are numbered.
-    n_crossing : int
-        Test images with a near-duplicate in train: the first so many pairs.
-    """
-
-    pairs: list[tuple[int, int, float]]
-    groups: list[list[int]]
-    n_crossing: int
+    pairs: list[tuple[int, int, float]]  # nodes and cosine, in the order of the listing
+    groups: list[list[int]]  # nodes, ascending, in the order of group numbers
+    n_crossing: int  # the first n_crossing pairs are test images with a near-duplicate in train
 
 
 class _Sets:
-    """Disjoint sets of whole numbers; one that was never joined is a set of its own."""
+    """Disjoint sets of integers; each integer starts as a set of its own."""
 
     def __init__(self) -> None:
         self._parents: dict[int, int] = {}
 
     def find(self, node: int) -> int:
-        """Return the number that stands for the set of this one."""
+        """Return the number that represents the set of a node."""
         root = node
         while (above := self._parents.get(root, root)) != root:
             root = above
@@ -58,14 +43,14 @@ class _Sets:
         return root
 
     def join(self, first: int, second: int) -> bool:
-        """Make one set of two; return whether they were two."""
+        """Join two sets; return whether they were separate."""
         first, second = self.find(first), self.find(second)
         self._parents[max(first, second)] = min(first, second)
         self._parents.setdefault(min(first, second), min(first, second))
         return first != second
 
     def all(self) -> list[list[int]]:
-        """Return the members of every set that was made by joining."""
+        """Return the members of every joined set."""
         members: dict[int, list[int]] = {}
         for node in sorted(self._parents):
             members.setdefault(self.find(node), []).append(node)
@@ -108,12 +93,12 @@ def _edges(within: Neighbours, threshold: float, offset: int) -> list[tuple[int,
     for low, high, value in zip(
         *(part[order].tolist() for part in (first, second, values)), strict=True
     ):
-        listed.setdefault((low + offset, high + offset), value)  # each may have the other
+        listed.setdefault((low + offset, high + offset), value)  # each may be the other's neighbour
     return [(low, high, value) for (low, high), value in listed.items()]
 
 
 def _tree(edges: Iterable[tuple[int, int, float]]) -> list[tuple[int, int, float]]:
-    """Return the closest pairs that hold all together: n - 1 of n copies (Kruskal 1956)."""
+    """Return the spanning forest of the closest pairs: n - 1 for n copies (Kruskal 1956)."""
     sets = _Sets()
     return [edge for edge in edges if sets.join(edge[0], edge[1])]
 
@@ -128,20 +113,8 @@ def _in_order(groups: Sequence[list[int]], n_train: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest of one split, for each image of another or the same.
+    """The nearest images, the nearest first: cosines float32 (M, k) and rows int64 (M, k)."""
 
-    Parameters
-    ----------
-    role, among : str
-        Whose neighbours, and of which split they are.
-    similarity : numpy.ndarray
-        float32 (M, k), in [-1, 1], the nearest first.
-    rows : numpy.ndarray
-        int64 (M, k).
-    """
-
-    role: str
-    among: str
     similarity: np.ndarray
     rows: np.ndarray
 
@@ -149,16 +122,13 @@ class Neighbours:
 def find_neighbours(
     train: Features, test: Features, k: int, on_progress: OnProgress
 ) -> tuple[Neighbours, Neighbours, Neighbours]:
-    """Return the k nearest of test in train, train in train and test in test.
-
-    Fewer than k where a split has fewer other images, and none (M, 0) where it has none.
-    """
+    """Return the nearest, at most k, of test in train, train in train and test in test."""
     searches = (
         ("test", test, "train", train),
         ("train", train, "train", train),
         ("test", test, "test", test),
     )
-    found = []
+    results = []
     for role, queries, among, keys in searches:
         within = role == among
         count = min(k, max(0, len(keys) - within))
@@ -171,8 +141,8 @@ def find_neighbours(
         else:
             shape = (len(queries), 0)
             pair = np.empty(shape, np.float32), np.empty(shape, np.int64)
-        found.append(Neighbours(role, among, *pair))
-    return found[0], found[1], found[2]
+        results.append(Neighbours(*pair))
+    return results[0], results[1], results[2]
 
 
 def outlier_scores(neighbours: Neighbours) -> np.ndarray:
@@ -186,21 +156,16 @@ def outlier_scores(neighbours: Neighbours) -> np.ndarray:
 def furthest(
     train_scores: np.ndarray, test_scores: np.ndarray, share: float
 ) -> tuple[float | None, list[tuple[str, int, float]]]:
-    """Return the score that a ``share`` of training images exceed, and who exceeds it.
+    """Return the score that a ``share`` of training images exceed, or None, and the images above.
 
-    Returns
-    -------
-    limit : float or None
-        None where no training image has a score.
-    found : list of (split, row, score)
-        The furthest first; of equals train before test, and the lower row.
+    Images are (split, row, score), the highest score first.
     """
     if not len(train_scores) or np.isnan(train_scores).any():
         return None, []
     limit = float(np.quantile(train_scores, 1 - share))
-    found = [
+    above = [
         (role, int(row), float(scores[row]))
         for role, scores in (("train", train_scores), ("test", test_scores))
         for row in np.flatnonzero(scores > limit)
     ]
-    return limit, sorted(found, key=lambda item: -item[2])
+    return limit, sorted(above, key=lambda item: -item[2])

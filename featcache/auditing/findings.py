@@ -1,4 +1,4 @@
-"""What an audit returns: plain fields, so that JSON and CSV are one step away."""
+"""The result of an audit, and its CSV tables."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Image:
     split : str
         ``"train"`` or ``"test"``.
     row : int
-        Its place in the split.
+        Its row in the split.
     label : str or None
-        Its class as given; None for an image without a label.
+        The name of its class; None without a label.
     """
 
     id: str
@@ -33,12 +33,12 @@ class Image:
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two images that are all but the same.
+    """Two images that are almost the same.
 
     Parameters
     ----------
     first, second : Image
-        Across splits the test image stands first, within one the earlier row.
+        The test image first where the splits differ, else the earlier row.
     similarity : float
         Cosine of their features.
     same_label : bool or None
@@ -56,18 +56,18 @@ class DuplicatePair:
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Images that hang together by near-duplicates, of both splits.
+    """Images of both splits that near-duplicate pairs connect.
 
     Parameters
     ----------
     number : int
-        From 1; groups of both splits come first, then the larger ones.
+        From 1; groups with images of both splits first, then larger groups first.
     images : tuple of Image
         Training images first, each split by row.
     n_train, n_test : int
-        How many of each split.
+        Images of each split.
     same_label : bool or None
-        Whether the labels that are there are all the same; None where there are fewer than two.
+        Whether all labels are the same; None with fewer than two labels.
     """
 
     number: int
@@ -86,9 +86,9 @@ class Suspect(Image):
     id, split, row, label
         As of `Image`.
     suggested : str
-        The class that the head takes it for.
+        The class that the head predicts.
     self_confidence : float
-        The head's probability of the label, in [0, 1]; the head never saw the image.
+        Probability of the label, in [0, 1], by a head that was not trained on the image.
     confidence : float
         Its probability of the suggested class.
     score : float
@@ -129,37 +129,37 @@ class AuditResult:
     n_unlabelled : int
         Those without.
     threshold : float
-        The cosine from which on two images count as near-duplicates.
+        Images with at least this cosine are near-duplicates.
     duplicates : tuple of DuplicatePair
-        For each test image with near-duplicates in train, the nearest of them; then, of
-        train and of test, just so many pairs that they hold each group together. Within
-        each of the three the closest come first.
+        For each test image with near-duplicates in the training split the nearest one; then,
+        within train and within test, the closest pairs that connect each group. In each of the
+        three the closest pairs come first.
     groups : tuple of DuplicateGroup
-        Everything that hangs together.
+        Connected images.
     n_test_with_duplicate : int
-        Test images with a near-duplicate in train: they inflate the accuracy.
+        Test images with a near-duplicate in the training split, which inflate accuracy.
     n_label_conflicts : int
         Pairs among ``duplicates`` whose labels differ.
     mislabelled : tuple of Suspect
         The most suspect first.
     n_judged : int
-        Images whose label was looked at.
+        Images whose label was judged.
     outliers : tuple of Outlier
         The furthest first.
     n_neighbours : int
-        How many of the nearest training images an outlier's score is the mean over.
+        Nearest training images that an outlier's score is the mean over.
     outlier_score : float or None
-        The score above which images are listed: the quantile of the training images' own
-        that was asked for. None with fewer than two training images.
+        Images with a higher score are listed: a quantile of the training images' scores. None
+        with fewer than two training images.
     C : float or None
         The head's penalty in scikit-learn's terms; None where no head was trained.
     top1, top1_without_duplicates : float or None
-        The head's accuracy on the labelled test images: on all, and on those without a
-        near-duplicate in train. None where there are none, or no head.
+        The head's accuracy on all labelled test images, and on those without a near-duplicate
+        in the training split. None without such images, or without a head.
     n_test_without_duplicates : int
-        How many the second is over.
+        Test images of the second accuracy.
     notes : tuple of str
-        What was left out and why, a sentence each.
+        What was left out and why.
     neighbours_s, heads_s, wall_s : float
         Duration of the search for neighbours, of the heads, and of everything.
     """
@@ -189,13 +189,7 @@ class AuditResult:
 
 
 def as_csv(result: AuditResult, table: str) -> str:
-    r"""Return one of `TABLES` as comma-separated values, a header first.
-
-    An image takes four columns: ``split``, ``row``, ``id``, ``label``, the last empty where
-    there is none. Text is quoted where it holds a comma, a quote or a line break, and
-    otherwise as it is: names that a spreadsheet takes for a formula stay names. Lines end
-    in ``\n``.
-    """
+    """Return one of `TABLES` as CSV; docs/audit.md describes the columns."""
     return "".join(csv_line(line) for line in TABLES[table](result))
 
 
@@ -205,15 +199,7 @@ def table_paths(folder: Path) -> dict[str, Path]:
 
 
 def write_tables(result: AuditResult, folder: Path) -> None:
-    """Write every table as a file of a folder, which is made where it is not there.
-
-    A name that is not text (a path may be none) is spelt out with backslashes.
-
-    Raises
-    ------
-    OutputError
-        The folder cannot be written.
-    """
+    """Write every table to a folder, created if need be; invalid Unicode in names is escaped."""
     for table, path in table_paths(folder).items():
         write_atomically(path, as_csv(result, table).encode("utf-8", "backslashreplace"))
 

@@ -1,23 +1,17 @@
-"""Likely wrong labels, by what a head says about images that it never saw.
+"""Likely wrong labels, found by heads that were not trained on the image.
 
-Every training image gets its probabilities from a head fitted to the other folds, and
-every test image from one fitted to all of train. Confident learning then asks more
-than "does the head disagree": class j's threshold is the mean probability of j over the
-training images labelled j, so that a class which the head is never sure of is not
-suspected wholesale. An image counts as of class j where its probability reaches the
-threshold of j, and of several such classes as of the likeliest. One that counts as of
-another class than its label, and that the head would not give its label either, is
-suspect: the off-diagonal of the confident joint. Suspects are ranked by p(label), their
-self-confidence, which finds planted errors better than the margin to the suggested class
-does (docs/audit.md has both).
+A training image is judged by a head fitted to the other folds, a test image by one fitted to the
+whole training split. Confident learning sets a threshold for each class j: the mean probability of
+j over the training images labelled j. So a class of which the head is never confident is not
+suspected as a whole. An image counts as class j where its probability of j reaches that
+threshold; among several such classes the most likely one counts. A suspect counts as another class
+than its label, and its label is not the most likely class either: the off-diagonal of the
+confident joint. Suspects are ranked by p(label), their self-confidence, which finds planted errors
+better than the margin to the suggested class (docs/audit.md has both).
 
-The method is that of the paper, written anew here: cleanlab, its authors' library, is
-under the AGPL-3.0, which does not fit into a project under the Apache-2.0.
-
-References
-----------
-Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset
-labels", Journal of Artificial Intelligence Research 70 (2021), 1373-1411.
+Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels", Journal
+of Artificial Intelligence Research 70 (2021), 1373-1411. This is our own implementation: cleanlab,
+the authors' library, is under the AGPL-3.0, which this Apache-2.0 project cannot depend on.
 """
 
 from __future__ import annotations
@@ -35,61 +29,44 @@ from ..probes.sweep import C_GRID
 from ..progress import OnProgress, Progress
 
 _GRID = C_GRID[::3]
-_TOLERANCE = 1e-3  # of the objective: probabilities are compared, not their third digit
+_TOLERANCE = 1e-3  # of the objective: enough to compare probabilities
 _TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What heads say about labelled images; classes are those of the training labels.
+    """Probabilities float64 (N, K) of training images and (M, K) of test images, and the penalty.
 
-    Parameters
-    ----------
-    train : numpy.ndarray
-        float64 (N, K): of each training image by the head that did not see it; NaN where none
-        can say, the only image of its class.
-    test : numpy.ndarray
-        float64 (M, K): by the head of all training images.
-    C : float
-        The penalty, chosen by the log-loss on one fold.
+    Rows of training images are NaN where no head can judge: the only image of a class.
     """
 
     train: np.ndarray
     test: np.ndarray
-    C: float
+    C: float  # chosen by the log-loss on one fold
 
 
 @dataclass(frozen=True)
 class Doubts:
-    """The suspects of one split: rows among its labelled images, the most suspect first.
+    """The suspects of one split, the most suspect first; rows are among its labelled images."""
 
-    Parameters
-    ----------
-    rows, suggested : numpy.ndarray
-        int64 (S,).
-    self_confidence, confidence : numpy.ndarray
-        float64 (S,): probability of the label, and of the suggested class.
-    """
-
-    rows: np.ndarray
-    suggested: np.ndarray
-    self_confidence: np.ndarray
-    confidence: np.ndarray
+    rows: np.ndarray  # int64 (S,)
+    suggested: np.ndarray  # int64 (S,): classes
+    self_confidence: np.ndarray  # float64 (S,): probability of the label
+    confidence: np.ndarray  # float64 (S,): probability of the suggested class
 
 
 def fold_numbers(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Deal each class's rows out to the folds in a drawn order: int64 (N,), in [0, folds).
+    """Assign the shuffled rows of each class to folds in turn: int64 (N,), in [0, folds).
 
-    Every fold gets as many of a class as any other, or one more. The images of a class
-    with fewer than folds go to as many folds, so that whichever is held out, the others stay.
+    The folds' numbers of images of a class differ by at most 1.
     """
     numbers = np.empty(len(labels), np.int64)
-    dealt = 0
+    assigned = 0
     for label in np.unique(labels).tolist():
         rows = np.flatnonzero(labels == label)
         np.random.default_rng((seed, label)).shuffle(rows)
-        numbers[rows] = (dealt + np.arange(len(rows))) % folds
-        dealt += len(rows)  # the next class goes on where this one ended: folds of one size
+        numbers[rows] = (assigned + np.arange(len(rows))) % folds
+        assigned += len(rows)  # the next class starts at the next fold: folds of equal size
     return numbers
 
 
@@ -101,23 +78,9 @@ def fit_heads(
     seed: int,
     on_progress: OnProgress,
 ) -> Heads:
-    """Fit one head per fold and one on everything.
-
-    Parameters
-    ----------
-    train, test : numpy.ndarray or Rows
-        (N, D) and (M, D), finite.
-    labels : numpy.ndarray
-        int64 (N,), every number from 0 to K - 1 among them, K at least 2.
-    folds : int
-        At least 2.
-    seed : int
-        Of the folds.
-    on_progress : callable
-        Hears of heads.
-    """
+    """Fit one head per fold and one on all; labels int64 (N,) are 0 to K - 1, each present."""
     counts = np.bincount(labels)
-    # The only image of its class can't be held out: it stays in every head, and is not judged.
+    # The only image of a class cannot be held out: every head trains on it, and none judges it.
     single = counts[labels] == 1
     numbers = np.where(single, -1, fold_numbers(labels, folds, seed))
     probabilities = np.full((len(labels), len(counts)), np.nan)
@@ -125,7 +88,7 @@ def fit_heads(
     used = [int(fold) for fold in np.argsort(-fold_sizes, kind="stable") if fold_sizes[fold]]
     total = len(used) + 1
     on_progress(Progress("heads", 0, total, "fit"))
-    C = 1.0  # where no image can be held out to choose by
+    C = 1.0  # where no image can be held out to choose it
     solution: Solution | None = None
     for done, fold in enumerate(used):
         held, kept = np.flatnonzero(numbers == fold), np.flatnonzero(numbers != fold)
@@ -149,9 +112,9 @@ def _choose(
     held_labels: np.ndarray,
     n_classes: int,
 ) -> tuple[float, Solution]:
-    """Return the C of least log-loss on the fold held out, and its solution.
+    """Return the C with the lowest log-loss on the held-out fold, and its solution.
 
-    The log-loss falls and then rises with C: the search ends where it rises.
+    The log-loss falls and then rises with C: the search stops where it rises.
     """
     best: tuple[float, float, Solution] | None = None
     solution: Solution | None = None
@@ -185,16 +148,9 @@ def _probabilities(solution: Solution, features: Features) -> np.ndarray:
 
 
 def doubts(probabilities: np.ndarray, labels: np.ndarray, thresholds: np.ndarray) -> Doubts:
-    """Return the suspects among labelled images; those whose probabilities are NaN are left out.
+    """Return the suspects among labelled images, by probabilities (N, K) and thresholds (K,).
 
-    Parameters
-    ----------
-    probabilities : numpy.ndarray
-        float64 (N, K).
-    labels : numpy.ndarray
-        int64 (N,), in [0, K).
-    thresholds : numpy.ndarray
-        float64 (K,): from which probability on an image counts as of a class.
+    Images whose probabilities are NaN are left out.
     """
     reached = np.where(probabilities >= thresholds, probabilities, -1.0)
     suggested = reached.argmax(axis=1)
@@ -210,9 +166,9 @@ def doubts(probabilities: np.ndarray, labels: np.ndarray, thresholds: np.ndarray
 
 
 def thresholds_of(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return each class's mean probability over the images that bear its label: float64 (K,).
+    """Return the mean probability of each class over the images with its label: float64 (K,).
 
-    Infinite for a class that no judged image bears: nothing counts as of it.
+    It is infinite for a class without judged images: no image counts as that class.
     """
     n_classes = probabilities.shape[1]
     own = probabilities[np.arange(len(labels)), labels]

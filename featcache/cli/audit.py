@@ -22,27 +22,23 @@ def audit(
     cache: CacheArgument = None,
     duplicates: Annotated[
         float,
-        typer.Option(
-            min=0.0, max=1.0, help="Cosine from which on two images count as near-duplicates."
-        ),
+        typer.Option(min=0.0, max=1.0, help="Least cosine of two near-duplicates."),
     ] = 0.95,
     folds: Annotated[
-        int, typer.Option(min=2, help="Heads that training labels are judged by.")
+        int, typer.Option(min=2, help="Folds of cross-validation for training labels.")
     ] = 5,
     neighbours: Annotated[
-        int, typer.Option(min=1, help="Nearest images that are looked at, for each image.")
+        int, typer.Option(min=1, help="Nearest images compared, for each image.")
     ] = 10,
     outliers: Annotated[
         float,
-        typer.Option(
-            min=0.0, max=1.0, help="List what lies further out than all but this share of train."
-        ),
+        typer.Option(min=0.0, max=1.0, help="Fraction of training images to list as outliers."),
     ] = 0.01,
-    top: Annotated[int, typer.Option(min=0, help="Lines of each list that are shown.")] = 10,
+    top: Annotated[int, typer.Option(min=0, help="Lines shown of each list.")] = 10,
     csv: Annotated[
         Path | None,
         typer.Option(
-            help="A folder for the whole lists: duplicates, groups, mislabelled, outliers.",
+            help="Folder for the full lists: duplicates, groups, mislabelled, outliers.",
             metavar="FOLDER",
         ),
     ] = None,
@@ -50,7 +46,7 @@ def audit(
     mmap: MmapOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Look for near-duplicates, likely wrong labels and outliers in a data set.
+    """Find near-duplicates, likely wrong labels and outliers in a data set.
 
     Example: [bold]featcache audit --csv health[/bold]
     """
@@ -80,11 +76,11 @@ def audit(
 
 _NAMED = 2  # images of a group
 _LABELS = 3  # of a group
-_LONG = 60  # characters of a name; all of it is in the lists
+_LONG = 60  # characters of a name; the full lists have all of it
 
 
 def audit_summary(result: AuditResult, top: int, folder: Path | None) -> list[Any]:
-    """Return what was found in sentences, and the first lines of each list."""
+    """Return the results in sentences, and the first lines of each list."""
     shown: list[Any] = [_duplicates(result)]
     if top and result.groups:
         shown.append(_groups_table(result, top))
@@ -96,47 +92,47 @@ def audit_summary(result: AuditResult, top: int, folder: Path | None) -> list[An
         shown.append(_outliers_table(result, top))
     shown += [name_of(f"note: {note}") for note in result.notes]
     if folder is not None:
-        shown.append(name_of(f"whole lists: {folder}/*.csv"))
+        shown.append(name_of(f"full lists: {folder}/*.csv"))
     else:
-        shown.append("whole lists: --csv FOLDER, or --json")
+        shown.append("full lists: --csv FOLDER, or --json")
     shown.append(
         f"neighbours {result.neighbours_s:.1f} s, heads {result.heads_s:.1f} s, "
-        f"in all {result.wall_s:.1f} s"
+        f"total {result.wall_s:.1f} s"
     )
     return shown
 
 
 def _duplicates(result: AuditResult) -> str:
     n_images = sum(len(group.images) for group in result.groups)
-    said = (
+    text = (
         f"Near-duplicates: {result.n_test_with_duplicate:,} of {result.n_test:,} test images have "
-        f"one in train (cosine {result.threshold:g} or more)."
+        f"one in the training split (cosine {result.threshold:g} or more)."
     )
     if result.top1 is not None and result.top1_without_duplicates is not None:
-        said += (
+        text += (
             f" A head's top-1 is {100 * result.top1:.2f} % on all labelled test images and "
             f"{100 * result.top1_without_duplicates:.2f} % on the "
             f"{result.n_test_without_duplicates:,} without one."
         )
     mixed = sum(group.same_label is False for group in result.groups)
     return (
-        f"{said} Images in groups of near-duplicates: {n_images:,}; groups: "
-        f"{len(result.groups):,}, with different labels: {mixed:,}."
+        f"{text} {len(result.groups):,} groups of near-duplicates hold {n_images:,} images; "
+        f"{mixed:,} groups have different labels."
     )
 
 
 def _labels(result: AuditResult) -> str:
     if result.C is None:
-        return "Likely wrong labels: none was judged."
+        return "Likely wrong labels: no label was judged."
     return (
         f"Likely wrong labels: {len(result.mislabelled):,} of {result.n_judged:,} images, which a "
-        "head that never saw them takes for another class. Ranked; for a person to look at."
+        "head not trained on them assigns to another class. Ranked, for a person to review."
     )
 
 
 def _outliers(result: AuditResult) -> str:
     if result.outlier_score is None:
-        return "Outliers: none, for train has no two images to compare."
+        return "Outliers: none, because the training split has fewer than two images."
     return (
         f"Outliers: {len(result.outliers):,} of {result.n_train + result.n_test:,} images, further "
         f"than {result.outlier_score:.3f} from their {result.n_neighbours} nearest training images "
@@ -169,7 +165,7 @@ def _labels_of(group: DuplicateGroup) -> str:
 
 
 def _images_of(group: DuplicateGroup) -> str:
-    # One of each split says most, where both are there.
+    # The first and the last: one of each split where the group has both.
     images = (group.images[0], group.images[-1])
     more = len(group.images) - _NAMED
     return ", ".join(_cut(image.id) for image in images) + (f" and {more:,} more" if more else "")
@@ -199,12 +195,12 @@ def _outliers_table(result: AuditResult, top: int) -> Table:
 
 
 def _cut(name: str) -> str:
-    """Return a name of a bearable length: of a path the end says most."""
+    """Shorten a name in the middle, keeping most of its end."""
     return name if len(name) <= _LONG else f"{name[: _LONG // 3]}…{name[1 + _LONG // 3 - _LONG :]}"
 
 
 def _table(*columns: tuple[str, ...]) -> Table:
-    """Return an empty table: columns of text, then of numbers, then of text again."""
+    """Return an empty table: columns of text, then of numbers, then of text."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, names in enumerate(columns):
         for column in names:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -39,9 +40,12 @@ if TYPE_CHECKING:
     from ..probes.probe import ProbeResult
 
 
-_HEAD, _SGD, _INSTEAD = "The head", "Of --solver sgd", "Instead of one head"
+_head = partial(typer.Option, rich_help_panel="The head")
+_sgd = partial(typer.Option, rich_help_panel="Only with --solver sgd", show_default="the recipe's")
+_instead = partial(typer.Option, rich_help_panel="Instead of one head")
+_result = partial(typer.Option, rich_help_panel=RESULTS)
 
-# What may be asked for together with each form that takes the place of one head.
+# The options that each alternative to one head may be combined with.
 _CURVE = {"cache", "seeds", "metric", "plot", "runs", "json"}
 _FORMS = {
     "head": {"cache", "json"},
@@ -56,16 +60,16 @@ def _numbers(text: str, option: str, also: tuple[str, ...] = ()) -> list[int | s
     values: list[int | str] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         if part not in also and not part.isdecimal():
-            wanted = " or ".join(("numbers", *also))
+            expected = " or ".join(("numbers", *also))
             raise typer.BadParameter(
-                f"expected {wanted} with commas, found {part!r}", param_hint=option
+                f"expected {expected} with commas, found {part!r}", param_hint=option
             )
         values.append(part if part in also else int(part))
     return values
 
 
 def _check_form(context: typer.Context) -> None:
-    """Refuse what would be without effect, rather than leave it out without a word."""
+    """Refuse options that would have no effect, instead of ignoring them silently."""
     spelled = {parameter.name: parameter.opts[0] for parameter in context.command.params}
     given = {
         name
@@ -75,11 +79,11 @@ def _check_form(context: typer.Context) -> None:
     forms = [name for name in _FORMS if name in given]
     if len(forms) > 1:
         names = " and ".join(spelled[name] for name in forms)
-        raise typer.BadParameter(f"expected one of them at most, found {names}")
+        raise typer.BadParameter(f"expected at most one of them, found {names}")
     if not forms:
         if "seeds" in given:
-            unfit = "has no effect without --shots or --learning-curve"
-            raise typer.BadParameter(unfit, param_hint="--seeds")
+            message = "has no effect without --shots or --learning-curve"
+            raise typer.BadParameter(message, param_hint="--seeds")
         return
     (form,) = forms
     for name in sorted(given - _FORMS[form] - {form}):
@@ -92,115 +96,65 @@ def probe(
     cache: CacheArgument = None,
     solver: Annotated[
         Literal["lbfgs", "ridge", "sgd"] | None,
-        typer.Option(
+        _head(
             help="lbfgs: the exact optimum. ridge: least squares, closed form. sgd: in OneFlow.",
             show_default="lbfgs",
-            rich_help_panel=_HEAD,
         ),
     ] = None,
     recipe: Annotated[
         Literal["default", "tutorial"],
-        typer.Option(
-            help="default: to the optimum. tutorial: its 3 epochs at 1e-3.", rich_help_panel=_SGD
+        _sgd(
+            help="default: to the optimum. tutorial: 3 epochs at 1e-3.",
+            show_default="default",
         ),
     ] = "default",
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Exactly so many.", show_default="the recipe's", rich_help_panel=_SGD
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Features per step.", show_default="the recipe's", rich_help_panel=_SGD
-        ),
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(help="Learning rate.", show_default="the recipe's", rich_help_panel=_SGD),
-    ] = None,
-    momentum: Annotated[
-        float | None,
-        typer.Option(help="From 0 to below 1.", show_default="the recipe's", rich_help_panel=_SGD),
-    ] = None,
+    epochs: Annotated[int | None, _sgd(min=1, help="Exact number of epochs.")] = None,
+    batch_size: Annotated[int | None, _sgd(min=1, help="Features per step.")] = None,
+    lr: Annotated[float | None, _sgd(help="Learning rate.")] = None,
+    momentum: Annotated[float | None, _sgd(help="Momentum, from 0 to below 1.")] = None,
     schedule: Annotated[
-        Literal["constant", "cosine"] | None,
-        typer.Option(
-            help="cosine lets the rate fall to 0.",
-            show_default="the recipe's",
-            rich_help_panel=_SGD,
-        ),
+        Literal["constant", "cosine"] | None, _sgd(help="cosine: the learning rate falls to 0.")
     ] = None,
     weight_decay: Annotated[
-        float | None,
-        typer.Option(help="The penalty as lambda; C = 1 / (N lambda).", rich_help_panel=_HEAD),
+        float | None, _head(help="The penalty lambda; C = 1 / (N lambda).")
     ] = None,
-    c: Annotated[
-        float | None,
-        typer.Option("--C", help="The penalty in scikit-learn's terms.", rich_help_panel=_HEAD),
-    ] = None,
+    C: Annotated[float | None, _head("--C", help="The penalty in scikit-learn's terms.")] = None,
     sweep: Annotated[
         bool | None,
-        typer.Option(
+        _head(
             "--sweep/--no-sweep",
             help="Choose C on a holdout of the training split.",
             show_default="on where no penalty is given",
-            rich_help_panel=_HEAD,
         ),
     ] = None,
     scale: Annotated[
-        Literal["none", "standardize", "l2"],
-        typer.Option(help="What is done to features first.", rich_help_panel=_HEAD),
+        Literal["none", "standardize", "l2"], _head(help="Scaling of the features.")
     ] = "none",
     metric: Annotated[
         Literal["top1", "balanced", "f1"],
-        typer.Option(
-            help="What the sweep and the curves go by: balanced for rare classes.",
-            rich_help_panel=_HEAD,
-        ),
+        _head(help="What the sweep maximises and curves show; balanced for rare classes."),
     ] = "top1",
     per_class: Annotated[
-        bool,
-        typer.Option(
-            "--per-class", help="Show the accuracy of every class.", rich_help_panel=RESULTS
-        ),
+        bool, _result("--per-class", help="Show the accuracy of every class.")
     ] = False,
-    confusion: Annotated[
-        bool,
-        typer.Option("--confusion", help="Show label against prediction.", rich_help_panel=RESULTS),
-    ] = False,
+    confusion: Annotated[bool, _result("--confusion", help="Show the confusion matrix.")] = False,
     knn: Annotated[
         str | None,
-        typer.Option(
-            help="Vote of so many neighbours instead: 10,20,100.", rich_help_panel=_INSTEAD
-        ),
+        _instead(help="k-nearest-neighbour vote instead of a linear head: 10,20,100."),
     ] = None,
     shots: Annotated[
-        str | None,
-        typer.Option(help="Few-shot curve instead: 1,2,5,10,25,full.", rich_help_panel=_INSTEAD),
+        str | None, _instead(help="Few-shot curve, images per class: 1,2,5,10,25,full.")
     ] = None,
     learning_curve: Annotated[
-        bool,
-        typer.Option(
-            "--learning-curve",
-            help="Accuracy by training-set size instead.",
-            rich_help_panel=_INSTEAD,
-        ),
+        bool, _instead("--learning-curve", help="Accuracy by training-set size.")
     ] = False,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Draws per point of a curve.", rich_help_panel=_INSTEAD)
-    ] = 5,
-    head: Annotated[
+    seeds: Annotated[int, _instead(min=1, help="Draws per point of a curve.")] = 5,
+    head: Annotated[Path | None, _instead(help="Test this saved head.")] = None,
+    test: Annotated[
         Path | None,
         typer.Option(
-            help="Measure this saved head instead of training one.", rich_help_panel=_INSTEAD
-        ),
-    ] = None,
-    test_cache: Annotated[
-        Path | None,
-        typer.Option(
-            help="Test on the test split of this cache instead.",
+            "--test-cache",
+            help="Test on the test split of this cache.",
             metavar="PATH",
             rich_help_panel=IMAGES,
             parser=cache_place,
@@ -212,28 +166,23 @@ def probe(
     device: DeviceOption = "auto",
     mmap: MmapOption = False,
     check: Annotated[
-        bool,
-        typer.Option(
-            "--check/--no-check", help="Compare with scikit-learn.", rich_help_panel=RESULTS
-        ),
+        bool, _result("--check/--no-check", help="Cross-check with scikit-learn.")
     ] = True,
     strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict", help="Exit 1 if the head is under-trained.", rich_help_panel=RESULTS
-        ),
+        bool, _result("--strict", help="Exit 1 if the head is under-trained.")
     ] = False,
-    save_head: Annotated[
-        Path | None, typer.Option(help="A .safetensors file for the head.", rich_help_panel=RESULTS)
+    save_head_to: Annotated[
+        Path | None, _result("--save-head", help="Save the head to this .safetensors file.")
     ] = None,
     plot: PlotOption = None,
     runs: RunsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train a linear head on cached features, checked against scikit-learn.
+    """Train a linear head on cached features and cross-check it with scikit-learn.
 
     Example: [bold]featcache probe --scale standardize --per-class[/bold]
     """
+    given = dict(locals())
     _check_form(context)
     _plot.checked(plot)
     if head is not None:
@@ -241,69 +190,44 @@ def probe(
         from ..store.cache import newest_cache
 
         out.show(evaluate_head(head, cache or newest_cache()), json, head_summary, head_facts)
-        return
-    with out.progress() as report:
-        if knn is not None:
-            from ..probes.knn import knn as run_knn
+    elif knn is not None:
+        from ..probes.knn import knn as run_knn
 
-            ks = [int(k) for k in _numbers(knn, "--knn")]
+        ks = [int(k) for k in _numbers(knn, "--knn")]
+        with out.progress() as report:
             votes = run_knn(cache, ks=ks, runs=runs, on_progress=report)
-        elif shots is not None:
-            from ..probes.curves import few_shot
-
-            wanted = _numbers(shots, "--shots", ("full",))
-            points = few_shot(
-                cache, shots=wanted, seeds=seeds, metric=metric, runs=runs, on_progress=report
-            )
-        elif learning_curve:
-            from ..probes.curves import learning_curve as run_curve
-
-            points = run_curve(cache, seeds=seeds, metric=metric, runs=runs, on_progress=report)
-        else:
-            from ..probes.probe import probe as run
-
-            result = run(
-                cache,
-                solver=solver,
-                recipe=recipe,
-                epochs=epochs,
-                batch_size=batch_size,
-                lr=lr,
-                momentum=momentum,
-                schedule=schedule,
-                weight_decay=weight_decay,
-                C=c,
-                sweep=sweep,
-                scale=scale,
-                metric=metric,
-                test=test_cache,
-                train_limit=train_limit,
-                test_limit=test_limit,
-                seed=seed,
-                device=device,
-                mmap=mmap,
-                check=check or strict,
-                save_head_to=save_head,
-                runs=runs,
-                on_progress=report,
-            )
-    if knn is not None:
-        out.show(votes, json, knn_table, lambda items: [asdict(item) for item in items])
+        out.show(votes, json, knn_table, _as_dicts)
     elif shots is not None or learning_curve:
-        out.show(
-            points,
-            json,
-            lambda items: curve_table(items, metric),
-            lambda items: [asdict(item) for item in items],
-        )
+        from ..probes.curves import few_shot
+        from ..probes.curves import learning_curve as run_curve
+
+        more: dict[str, Any] = {"seeds": seeds, "metric": metric, "runs": runs}
+        with out.progress() as report:
+            if shots is not None:
+                sizes = _numbers(shots, "--shots", ("full",))
+                points = few_shot(cache, shots=sizes, on_progress=report, **more)
+            else:
+                points = run_curve(cache, on_progress=report, **more)
+        out.show(points, json, lambda items: curve_table(items, metric), _as_dicts)
         _plot.save(plot, lambda: _curve_figure(points, metric))
     else:
+        from ..probes.probe import ProbeOptions
+        from ..probes.probe import probe as run
+
+        given["check"] = check or strict
+        options = ProbeOptions(**{field.name: given[field.name] for field in fields(ProbeOptions)})
+        with out.progress() as report:
+            result = run(cache, options=options, on_progress=report)
         out.show(result, json, lambda item: probe_summary(item, per_class, confusion))
         _plot.save(plot, lambda: _probe_figure(result))
-        # What could not be checked must at least have reached its own tolerance.
+        # Without a check, the solver must at least have reached its own tolerance.
         short = result.check.under_trained if result.check else result.converged is False
         if strict and short:
             raise typer.Exit(1)
+
+
+def _as_dicts(items: list[Any]) -> list[dict[str, Any]]:
+    return [asdict(item) for item in items]
 
 
 def _curve_figure(points: list[CurvePoint], metric: str) -> Any:
@@ -332,18 +256,22 @@ def predict(
     head: Annotated[Path, typer.Option(help="A head that featcache probe saved.")],
     weights: Annotated[
         str | None,
-        typer.Option(help="The backbone's checkpoint.", show_default="the one that the head names"),
+        typer.Option(
+            help="The backbone's checkpoint.", show_default="the one that the head recorded"
+        ),
     ] = None,
     device: DeviceOption = "auto",
     top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 1,
     on_error: OnErrorOption = "fail",
     form: Annotated[
         Literal["table", "csv"],
-        typer.Option("--format", help="What is printed; JSON by --json.", rich_help_panel=RESULTS),
+        typer.Option(
+            "--format", help="Output format; --json prints JSON.", rich_help_panel=RESULTS
+        ),
     ] = "table",
     json: JsonOption = False,
 ) -> None:
-    """Name the class of images, with a saved head.
+    """Classify images with a saved head.
 
     Example: [bold]featcache predict photos --head cats.safetensors --format csv[/bold]
     """
@@ -353,7 +281,7 @@ def predict(
     if json and form == "csv":
         raise typer.BadParameter("has no effect with --json", param_hint="--format")
     with out.progress() as report:
-        found = run(
+        predictions = run(
             list(images),
             head,
             weights=weights,
@@ -364,10 +292,10 @@ def predict(
             on_note=out.note,
         )
     if form == "csv":
-        # A file name need not be text: what cannot be printed is spelt out.
-        print(as_csv(found).encode("utf-8", "backslashreplace").decode(), end="")
+        # A file name may be invalid Unicode, which is escaped.
+        print(as_csv(predictions).encode("utf-8", "backslashreplace").decode(), end="")
         return
-    out.show(found, json, prediction_table, lambda items: [asdict(item) for item in items])
+    out.show(predictions, json, prediction_table, _as_dicts)
 
 
 _CONFUSION_CLASSES = 20
@@ -389,7 +317,9 @@ def _solver(result: ProbeResult) -> str:
 
 
 def probe_summary(result: ProbeResult, per_class: bool, confusion: bool) -> list[Any]:
-    """Return the head next to scikit-learn's, and what to make of it."""
+    """Return the head next to scikit-learn's, and how they compare."""
+    from ..metrics import wilson_interval
+
     table = _table(
         f"linear probe of {result.cache.name}", "solver", "top-1 (95 %)", "objective", "wall"
     )
@@ -399,9 +329,8 @@ def probe_summary(result: ProbeResult, per_class: bool, confusion: bool) -> list
         f"{result.objective:.5f}",
         f"{result.wall_s:.2f} s",
     )
-    from ..metrics import wilson_interval
-
-    check, said = result.check, [table, f"C = {result.C:.4g}{_chosen(result)}"]
+    check = result.check
+    shown: list[Any] = [table, f"C = {result.C:.4g}{_choice(result)}"]
     if check:
         table.add_row(
             f"scikit-learn, C = {check.C:.4g}",
@@ -409,34 +338,36 @@ def probe_summary(result: ProbeResult, per_class: bool, confusion: bool) -> list
             f"{check.objective:.5f}",
             f"{check.wall_s:.2f} s",
         )
-        said += _verdict(result, check)
+        shown += _comparison(result, check)
     if result.converged is False:
-        said.append(
+        shown.append(
             f"The solver stopped before its tolerance, after {counted(result.steps, 'step')}."
         )
-    said.append(_details(result))
+    shown.append(_measures(result))
     if result.n_unlabelled:
-        said.append(f"Left out, for want of a label: {counted(result.n_unlabelled, 'image')}.")
+        shown.append(f"left out without a label: {counted(result.n_unlabelled, 'image')}")
     if result.test_cache != result.cache:
-        said.append(f"tested on {result.test_cache}")
-    said += [f"note: {note}" for note in result.notes]
+        shown.append(f"tested on {result.test_cache}")
+    shown += [f"note: {note}" for note in result.notes]
     names = _class_names(result)
     if per_class:
-        said.append(_per_class(result, names))
+        shown.append(_per_class(result, names))
     if confusion:
-        said.append(_confusion(result, names))
-    said.append(f"head: {result.head}")
-    return said
+        shown.append(_confusion(result, names))
+    shown.append(f"head: {result.head}")
+    return shown
 
 
-def _chosen(result: ProbeResult) -> str:
+def _choice(result: ProbeResult) -> str:
     sweep = result.sweep
     if sweep is None:
         return f", given (lambda = {result.weight_decay:.3g})"
     scores = [point.score for point in sweep.points]
     line = sparkline(scores, encoding())
     edge = (
-        f"; the {sweep.at_edge} of the grid: a better one may lie beyond" if sweep.at_edge else ""
+        f"; the {sweep.at_edge} of the grid, so a better one may lie beyond"
+        if sweep.at_edge
+        else ""
     )
     return (
         f", the best of {len(scores)} by {result.metric} on {sweep.n_holdout:,} held-out training "
@@ -444,34 +375,35 @@ def _chosen(result: ProbeResult) -> str:
     )
 
 
-def _verdict(result: ProbeResult, check: CheckResult) -> list[Any]:
-    gap = f"objective {100 * check.objective_gap:+.4f} %"
-    said: list[Any] = [
-        f"Same prediction on {100 * check.agreement:.2f} % of "
-        f"{counted(result.n_test, 'test image')}, {gap}."
+def _comparison(result: ProbeResult, check: CheckResult) -> list[Any]:
+    gap = 100 * check.objective_gap
+    loss = f"{abs(gap):.2f} % {'lower' if gap < 0 else 'higher'}"
+    loss = loss if abs(gap) >= 0.01 else "the same within 0.01 %"
+    shown: list[Any] = [
+        f"agrees with scikit-learn on {100 * check.agreement:.2f} % of "
+        f"{counted(result.n_test, 'test image')}; our loss is {loss}"
     ]
     if not check.converged:
-        said.append(f"scikit-learn stopped early, after {counted(check.iterations, 'iteration')}.")
+        shown.append(f"scikit-learn stopped early, after {counted(check.iterations, 'iteration')}.")
     if check.under_trained:
         short = 100 * (check.top1 - result.top1)
-        points = f"{short:.1f} points of top-1 below it" if short > 0 else "no less accurate"
-        said.append(
-            f"Under-trained: its objective is {100 * check.objective_gap:.3f} % above "
-            f"scikit-learn's, {points}."
+        points = f"{short:.1f} points lower" if short > 0 else "not lower"
+        shown.append(
+            f"Under-trained: the loss is {gap:.3f} % above scikit-learn's, and top-1 is {points}."
         )
-    return said
+    return shown
 
 
-def _details(result: ProbeResult) -> str:
-    found = result.evaluation
+def _measures(result: ProbeResult) -> str:
+    measured = result.evaluation
     facts = [
-        f"balanced accuracy {100 * found.balanced_accuracy:.2f} %",
-        f"macro F1 {100 * found.macro_f1:.2f} %",
+        f"balanced accuracy {100 * measured.balanced_accuracy:.2f} %",
+        f"macro F1 {100 * measured.macro_f1:.2f} %",
     ]
-    if found.top5 is not None:
-        facts.append(f"top-5 {100 * found.top5:.2f} %")
-    if found.calibration_error is not None:
-        facts.append(f"calibration error {100 * found.calibration_error:.2f} %")
+    if measured.top5 is not None:
+        facts.append(f"top-5 {100 * measured.top5:.2f} %")
+    if measured.calibration_error is not None:
+        facts.append(f"calibration error {100 * measured.calibration_error:.2f} %")
     return ", ".join(facts)
 
 
@@ -485,7 +417,7 @@ def _per_class(result: ProbeResult, names: tuple[str, ...]) -> Any:
     recalls = result.evaluation.per_class_accuracy
     if not recalls:
         return "Per-class accuracy of more than 100 classes is not listed."
-    table = _table("per class", "class", "accuracy")
+    table = _table("accuracy per class", "class", "accuracy")
     for name, recall in zip(names, recalls, strict=True):
         table.add_row(name_of(name), "no test image" if recall is None else f"{100 * recall:.1f} %")
     return table
@@ -494,9 +426,11 @@ def _per_class(result: ProbeResult, names: tuple[str, ...]) -> Any:
 def _confusion(result: ProbeResult, names: tuple[str, ...]) -> Any:
     matrix = result.evaluation.confusion
     if not 0 < len(matrix) <= _CONFUSION_CLASSES:
-        return f"A confusion matrix of more than {_CONFUSION_CLASSES} classes is in --json alone."
+        return f"The confusion matrix of more than {_CONFUSION_CLASSES} classes: see --json."
     none = "·" if shows("·", encoding()) else "."
-    table = _table("confusion: label by prediction", "", *(name_of(name[:8]) for name in names))
+    table = _table(
+        "confusion matrix: label by prediction", "", *(name_of(name[:8]) for name in names)
+    )
     for name, row in zip(names, matrix, strict=True):
         table.add_row(name_of(name), *(str(count) if count else none for count in row))
     return table
@@ -512,20 +446,13 @@ def head_summary(result: HeadResult) -> list[Any]:
 
 
 def head_facts(result: HeadResult) -> dict[str, Any]:
-    """Return the fields that are plain."""
-    return {
-        "top1": result.top1,
-        "top1_interval": result.top1_interval,
-        "n_test": result.n_test,
-        "cache": result.cache,
-        "own_cache": result.own_cache,
-        "notes": result.notes,
-    }
+    """Return the fields of the result without arrays."""
+    return {name: value for name, value in vars(result).items() if name != "predicted"}
 
 
 def knn_table(results: list[KnnResult]) -> list[Any]:
     """Return one line per k."""
-    table = _table("k nearest neighbours", "k", "top-1 (95 %)", "balanced", "macro F1")
+    table = _table("k-nearest-neighbour vote", "k", "top-1 (95 %)", "balanced", "macro F1")
     for item in results:
         table.add_row(
             str(item.k),

@@ -26,8 +26,7 @@ from ..metrics import top1, wilson_interval
 from ..notebook import ShownAsTable
 from ..probes.head import Head
 from ..probes.ingredients import feature_ingredients
-from ..probes.probe import ProbeResult, probe
-from ..probes.solving import Job
+from ..probes.probe import ProbeOptions, ProbeResult, probe
 from ..progress import OnNote, OnProgress, silent
 from ..runs import runs_folder
 from ..sampling import validation_rows
@@ -408,9 +407,9 @@ class Work:
         labels = self._cache.train.labels
         fitted = np.delete(np.arange(len(labels)), self._held)
         n_classes = len(self._cache.class_names)
-        job = Job.of()
+        job = ProbeOptions(seed=self._seed).job()
         views = [features[fitted]]
-        more = (views, labels[fitted], n_classes, self._seed, self._on_progress)
+        more = (views, labels[fitted], n_classes, self._on_progress)
         job, _ = job.with_penalty(*more)
         solution = job.train(*more)
         head = Head(

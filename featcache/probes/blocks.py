@@ -1,10 +1,9 @@
-"""Passes over features: in blocks of rows, by one thread per core, in the order of the rows.
+"""Passes over features (N, D): in blocks of rows, by one thread per core, in the order of rows.
 
-NumPy leaves Python's lock free inside its loops and products, so that threads that each
-take the next block keep every core busy with all of a pass: reading, converting, products,
-softmax. BLAS's own threads share the products alone and wait in between. Blocks are cut by
-the size of the features and summed in their order: the result does not depend on the
-number of threads.
+NumPy releases Python's lock inside its loops and products. Threads that each take the next block
+therefore keep every core busy with all of a pass: reading, converting, products, softmax. BLAS's
+own threads would share the products alone. Blocks are cut by the size of the features and summed
+in their order, so the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -19,29 +18,22 @@ import numpy as np
 from ..cores import usable_cores
 from ..process import Stop, work_ahead
 
-_BLOCK_BYTES = 4 << 20  # of features at once: what fits a core's cache is read from memory once
+_BLOCK_BYTES = 4 << 20  # a block that fits a core's cache is read from memory once
 
 R = TypeVar("R")
 
 
 def block_rows(numbers_per_row: int) -> int:
-    """Return how many rows of so many float32 numbers make a block: a multiple of 256."""
+    """Return the rows of a block, a multiple of 256, for rows of float32 numbers."""
     return max(1, _BLOCK_BYTES // (4 * 256 * numbers_per_row)) * 256
 
 
 def each_block(
     views: Sequence[Any], work: Callable[[Any, slice], R], numbers_per_row: int
 ) -> Generator[R, None, None]:
-    """Yield ``work(view, rows)`` of every block of every view, in order.
+    """Yield ``work(view, rows)`` for every block of every view, in order; it runs in threads.
 
-    Parameters
-    ----------
-    views : sequence of array
-        (N, …) each.
-    work : callable
-        Runs in a thread; takes the view and a slice of its rows.
-    numbers_per_row : int
-        How many float32 numbers ``work`` needs for each row, its results not counted.
+    ``numbers_per_row`` is how many float32 numbers ``work`` needs for each row.
     """
     rows = block_rows(numbers_per_row)
     blocks = [
@@ -63,37 +55,37 @@ def each_block(
 
 
 class _Blas:
-    """BLAS's number of threads, which belongs to the process: set by the first, reset by the last.
+    """BLAS's number of threads, which is global: the first user limits it, the last restores it.
 
-    Each limiter of threadpoolctl alone puts back what it found, so that two that overlap in two
-    threads could leave the process with one thread for good.
+    threadpoolctl's limiters restore the number they read. Two that overlap in two threads could
+    leave the process with one thread for good.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inside = 0
+        self._users = 0
         self._limiter: Any = None
         self._workers = 1
 
     def enter(self) -> int:
-        """Set one thread; return how many threads of our own may take their place."""
+        """Limit BLAS to one thread; return how many threads of our own may run instead."""
         from threadpoolctl import ThreadpoolController
 
         with self._lock:
-            if self._inside == 0:
+            if self._users == 0:
                 controller = ThreadpoolController().select(user_api="blas")
-                # Someone who gave BLAS fewer threads, as joblib's workers do, meant us too.
+                # A limit that somebody set before, as joblib does in its workers, holds for us too.
                 allowed = [library["num_threads"] for library in controller.info()]
                 self._workers = min([usable_cores(), *([max(allowed)] if allowed else [])])
                 self._limiter = controller.limit(limits=1)
-            self._inside += 1
+            self._users += 1
             return self._workers
 
     def leave(self) -> None:
-        """Put back what was found, after the last."""
+        """Restore the number of threads after the last user."""
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
+            self._users -= 1
+            if self._users == 0:
                 self._limiter.restore_original_limits()
 
 
@@ -102,9 +94,9 @@ _blas = _Blas()
 
 @contextmanager
 def one_blas_thread() -> Iterator[int]:
-    """Let every product run in the thread that asks for it; yields how many threads may ask.
+    """Let every product run in the thread that calls it; yield how many threads may run.
 
-    To be entered around many passes, since finding the libraries takes a millisecond.
+    Enter it around many passes: finding the libraries takes a millisecond.
     """
     workers = _blas.enter()
     try:
@@ -114,26 +106,17 @@ def one_blas_thread() -> Iterator[int]:
 
 
 def some_rows(n: int, limit: int) -> np.ndarray:
-    """Return sorted rows, always the same: a stride could fall into step with the labels."""
+    """Return sorted random rows, always the same; a stride could coincide with the labels."""
     if limit >= n:
         return np.arange(n)
     return np.sort(np.random.default_rng(0).choice(n, limit, replace=False))
 
 
 class Rows:
-    """Some rows of an array (N, D), in an order of one's own.
+    """Chosen rows of features (N, D), read and changed only when they are indexed.
 
-    Indexed by a slice or by numbers (n,) of rows it gives an array (n, D), which is all
-    that an exact solver asks of features.
-
-    Parameters
-    ----------
-    features : array
-        (N, D): in memory, mapped, or again `Rows`.
-    numbers : numpy.ndarray, optional
-        int64 (n,), which rows; all by default.
-    change : callable, optional
-        Takes rows (n, D) and returns them as float32 (n, D), such as `Scaling.apply`.
+    ``features`` is an array, mapped or not, or again `Rows`; ``numbers`` int64 (n,) are the rows,
+    by default all; ``change`` maps rows (n, D) to float32 (n, D), such as `Scaling.apply`.
     """
 
     def __init__(
@@ -150,11 +133,9 @@ class Rows:
         self.shape: tuple[int, int] = (count, features.shape[1])
 
     def __len__(self) -> int:
-        """Return n."""
         return self.shape[0]
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        """Read rows."""
         chosen = index if self._numbers is None else self._numbers[index]
         rows: np.ndarray = self._features[chosen]
         return self._change(rows) if self._change else rows
@@ -169,21 +150,21 @@ Features: TypeAlias = "np.ndarray | Rows"  # (N, D): an array, mapped or not, or
 
 
 def in_memory(features: Features) -> bool:
-    """Return whether features lie in memory: neither mapped nor a cache's shards."""
+    """Return whether features are in memory: neither mapped nor in a cache's shards."""
     return features.in_memory if isinstance(features, Rows) else type(features) is np.ndarray
 
 
 def loaded(features: Features) -> Features:
-    """Return features as a float32 array where they lie in memory, and as they are elsewhere.
+    """Return features in memory as a float32 array, and mapped ones as they are.
 
-    What was mapped was mapped because it is too large; it is read again in every pass.
+    Features are mapped because they are too large for memory: every pass reads them again.
     """
     if not in_memory(features):
         return features
     if isinstance(features, np.ndarray):
         return np.asarray(features, np.float32)
     whole = np.empty(features.shape, np.float32)
-    rows = 512  # at once, so that nothing but the result needs memory
+    rows = 512  # at once: only the result needs memory
     for first in range(0, len(features), rows):
         whole[first : first + rows] = features[first : first + rows]
     return whole

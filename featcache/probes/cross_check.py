@@ -1,8 +1,7 @@
-"""The independent check: scikit-learn's LogisticRegression on the same objective.
+"""The independent check: scikit-learn on the same features and objective.
 
-scikit-learn minimises ``C * sum(loss) + ||W||^2 / 2``; dividing by ``C * N`` gives
-our `objective` at ``C = 1 / (N * lambda)``. Comparing at
-any other C would check nothing.
+Its LogisticRegression minimises ``C * sum(loss) + ||W||^2 / 2``. Divided by ``C * N`` that is our
+`objective` at ``C = 1 / (N * lambda)``; a comparison at another C would check nothing.
 """
 
 from __future__ import annotations
@@ -19,30 +18,30 @@ from .objective import Penalty, objective
 from .ridge import ridge_objective
 
 MAX_ITERATIONS = 2000
-_NEVER = -1e4  # a score whose probability is 0 beside any that occurs
-UNDER_TRAINED = 1e-4  # a relative gap above this means that the head is not at its optimum
+_NEVER = -1e4  # a score whose probability rounds to 0 next to any other
+UNDER_TRAINED = 1e-4  # a larger relative gap means that the head is not at its optimum
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What scikit-learn found.
+    """The result of scikit-learn.
 
     Parameters
     ----------
     top1 : float
         Its accuracy on the test split.
     agreement : float
-        Fraction of test images on which it predicts what the head predicts.
+        Fraction of test images on which it predicts the same class as the head.
     wall_s : float
         Duration of its fit.
     C : float
-        1 / (N * lambda), twice that for the logistic regression of two classes.
+        1 / (N * lambda), twice that for logistic regression of two classes.
     objective : float
         Value of the shared objective at its solution.
     objective_gap : float
-        (head's objective - its objective) / its objective; below 0 where the head's is better.
+        (head's objective - its objective) / its objective; below 0 where the head's is lower.
     iterations : int
-        Of lbfgs; 0 for a closed form.
+        Of its L-BFGS; 0 for a closed form.
     converged : bool
         Whether it stopped by its own tolerance.
     """
@@ -65,6 +64,7 @@ class CheckResult:
 def check_with_sklearn(
     views: Sequence[np.ndarray],
     labels: np.ndarray,
+    n_classes: int,
     test_features: np.ndarray,
     test_labels: np.ndarray,
     penalty: Penalty,
@@ -72,51 +72,41 @@ def check_with_sklearn(
     head_objective: float,
     head_predicted: np.ndarray,
 ) -> CheckResult:
-    """Fit scikit-learn's LogisticRegression to the same features and objective.
+    """Fit LogisticRegression to views (N, D), and compare it with a head.
 
-    Parameters
-    ----------
-    views : sequence of numpy.ndarray
-        float32 (N, D) each: what the head was trained on.
-    labels : numpy.ndarray
-        int64 (N,).
-    test_features, test_labels : numpy.ndarray
-        float32 (M, D) and int64 (M,).
-    penalty : ProbeRecipe or ExactRecipe
-        Gives lambda, and whether the bias is penalised.
-    head_objective : float
-        f of the head under check.
-    head_predicted : numpy.ndarray
-        int64 (M,), its predictions.
+    ``head_objective`` and ``head_predicted`` int64 (M,) are the head's loss with penalty, and its
+    predictions for the test features (M, D).
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     x = np.concatenate(views) if len(views) > 1 else views[0]
     y = np.tile(labels, len(views))
-    # A free intercept absorbs any shift of the features, so that centring changes nothing in
-    # the objective and spares lbfgs half of its iterations. A penalised bias is the weight of
-    # a feature that is always 1, and then nothing may be shifted.
+    n, mean, weights = len(x), np.zeros(x.shape[1], x.dtype), None
+    classes = np.unique(labels)
     if penalty.decay_bias:
-        mean = np.zeros(x.shape[1], x.dtype)
-        x = np.column_stack([x, np.ones(len(x), x.dtype)])
+        # A penalised bias is the weight of a feature that is always 1. Every class has a finite
+        # optimum then, also one without images: scikit-learn gets a row of weight 0 for each.
+        missing = np.setdiff1d(np.arange(n_classes), classes)
+        x = np.pad(np.column_stack([x, np.ones(n, x.dtype)]), ((0, len(missing)), (0, 0)))
+        y, weights = np.append(y, missing), np.arange(len(x)) < n
+        classes = np.arange(n_classes)
     else:
+        # A free bias absorbs any shift of the features: centring does not change the objective
+        # and halves the iterations.
         mean = x.mean(axis=0, dtype=np.float64).astype(x.dtype)
         x = x - mean
-    # Of two classes scikit-learn fits the difference w of their weights. W = (-w, w) / 2 has
+    # With two classes scikit-learn fits the difference w of their weights. W = (-w, w) / 2 has
     # ||W||^2 = ||w||^2 / 2: half the penalty, so twice the C.
-    present = np.unique(labels)
-    inverse_penalty = (2 if len(present) == 2 else 1) / (len(x) * penalty.weight_decay)
-    model = LogisticRegression(
-        C=inverse_penalty, fit_intercept=not penalty.decay_bias, max_iter=MAX_ITERATIONS
-    )
+    C = (2 if len(classes) == 2 else 1) / (n * penalty.weight_decay)
+    model = LogisticRegression(C=C, fit_intercept=not penalty.decay_bias, max_iter=MAX_ITERATIONS)
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model.fit(x, y)
-    spent = time.perf_counter() - started
+        model.fit(x, y, weights)
+    wall_s = time.perf_counter() - started
 
-    weight, bias = _every_class(*_both_sides(model.coef_, model.intercept_), present)
+    weight, bias = _every_class(*_both_classes(model.coef_, model.intercept_), classes)
     if penalty.decay_bias:
         weight, bias = weight[:, :-1], weight[:, -1]
     bias = bias - weight @ mean
@@ -125,8 +115,8 @@ def check_with_sklearn(
     return CheckResult(
         top1=top1(predicted, test_labels),
         agreement=agreement(predicted, head_predicted),
-        wall_s=spent,
-        C=inverse_penalty,
+        wall_s=wall_s,
+        C=C,
         objective=value,
         objective_gap=(head_objective - value) / value,
         iterations=int(np.max(model.n_iter_)),
@@ -137,33 +127,35 @@ def check_with_sklearn(
 def check_ridge(
     views: Sequence[np.ndarray],
     labels: np.ndarray,
+    n_classes: int,
     test_features: np.ndarray,
     test_labels: np.ndarray,
-    weight_decay: float,
+    penalty: Penalty,
     *,
     head_objective: float,
     head_predicted: np.ndarray,
 ) -> CheckResult:
-    """Fit scikit-learn's Ridge to the same features and one-hot labels; as `check_with_sklearn`.
+    """Fit Ridge to the one-hot labels; arguments as of `check_with_sklearn`.
 
     It minimises ``||Y - X W^T - b||^2 + alpha ||W||^2``: ours at ``alpha = N * lambda``.
     """
-    from sklearn.linear_model import Ridge as SklearnRidge
+    from sklearn.linear_model import Ridge
 
     x = np.concatenate(views) if len(views) > 1 else views[0]
-    y = np.tile(labels, len(views))
-    targets = np.eye(int(labels.max()) + 1, dtype=x.dtype)[y]
-    model = SklearnRidge(alpha=len(x) * weight_decay)
+    targets = np.eye(n_classes, dtype=x.dtype)[np.tile(labels, len(views))]
+    alpha = len(x) * penalty.weight_decay
+    model = Ridge(alpha=alpha)
     started = time.perf_counter()
     model.fit(x, targets)
-    spent = time.perf_counter() - started
-    value = ridge_objective(model.coef_, model.intercept_, views, labels, weight_decay)
-    predicted = (test_features @ model.coef_.T + model.intercept_).argmax(axis=1)
+    wall_s = time.perf_counter() - started
+    weight, bias = model.coef_, model.intercept_
+    value = ridge_objective(weight, bias, views, labels, penalty.weight_decay)
+    predicted = (test_features @ weight.T + bias).argmax(axis=1)
     return CheckResult(
         top1=top1(predicted, test_labels),
         agreement=agreement(predicted, head_predicted),
-        wall_s=spent,
-        C=1 / (len(x) * weight_decay),
+        wall_s=wall_s,
+        C=1 / alpha,
         objective=value,
         objective_gap=(head_objective - value) / value,
         iterations=0,
@@ -171,7 +163,7 @@ def check_ridge(
     )
 
 
-def _both_sides(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _both_classes(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Give both classes a row where scikit-learn keeps one for two."""
     if len(weight) > 1:
         return weight, bias
@@ -181,7 +173,7 @@ def _both_sides(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.nd
 def _every_class(
     weight: np.ndarray, bias: np.ndarray, present: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give every class up to the last a row: one without images is never likely."""
+    """Give every class up to the last a row; one without images gets a probability of 0."""
     if len(present) == present[-1] + 1:
         return weight, bias
     every = np.zeros((present[-1] + 1, weight.shape[1]), weight.dtype)

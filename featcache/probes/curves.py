@@ -1,23 +1,11 @@
-"""How many labels a linear head needs: accuracy over the number of training images.
+"""Accuracy over the number of training images: `few_shot` and `learning_curve`.
 
-`few_shot` draws so many images of every class, `learning_curve` a fraction of every
-class, and both train the exact head on each draw and score it on the whole test
-split. The backbone does not run, so that a curve with five draws a point is a
-matter of seconds to a few minutes.
-
-What keeps the curve clean:
-
-- **Draws depend on nothing but themselves.** The images of a class come from
-  ``default_rng((seed, images drawn, class))`` over its rows in order. Other classes,
-  other sizes asked for in the same call, and what was computed before change
-  nothing; the same cache gives the same images again. Sizes are drawn
-  separately: the 5 shots of a seed are not the first 5 of its 10.
-- **Test images are scored and do nothing else.** The penalty is the one given, for
-  every size; no size, seed or penalty is picked by what it scores.
-- **An interval says what it is about.** With several draws it is Student's, for the
-  mean over draws of training images on these test images. With a single one,
-  as when all images are used, there is no spread of draws to see, and it is
-  the interval of that one head over draws of test images.
+- **Draws depend on the cache, seed, class and size alone**, from ``default_rng((seed, size,
+  class))``: other classes or sizes in the same call change nothing. Each size is drawn anew: the 5
+  shots of a seed are not the first 5 of its 10.
+- **The test split chooses nothing.** The penalty is the same at every size.
+- **Intervals**: with several draws Student's, of the mean over draws; with one, as where all images
+  are used, that of one head over draws of test images.
 """
 
 from __future__ import annotations
@@ -32,50 +20,91 @@ import numpy as np
 from ..errors import DatasetError, RecipeError
 from ..metrics import METRICS, mean_interval, score, score_interval
 from ..notebook import Rows, ShownAsTable
+from ..options import with_options
 from ..progress import OnProgress, Progress, silent
 from ..runs import cache_facts, new_run, runs_folder, save_run
-from ..store.cache import Cache, load, newest_cache
+from ..store.cache import Cache
 from .head import Head
-from .labelled import Labelled, labelled
+from .labelled import class_counts, labelled, opened
 from .lbfgs import train_lbfgs
-from .recipes import ExactRecipe
+from .recipes import ExactRecipe, check_choice
 
 FULL = "full"
 
 
+@dataclass(frozen=True)
+class CurveOptions:
+    """Options that both curves share."""
+
+    seeds: int = 5
+    recipe: ExactRecipe | None = None
+    metric: str = "top1"
+    runs: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise RecipeError(f"seeds: expected at least 1, found {self.seeds}")
+        check_choice("metric", self.metric, METRICS)
+
+
+@dataclass(frozen=True)
+class FewShotOptions(CurveOptions):
+    """Options of `few_shot`, which describes them."""
+
+    shots: Sequence[int | str] = (1, 2, 5, 10, 25, FULL)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not len(self.shots):
+            raise RecipeError("shots: expected at least one number, found none")
+        for shots in self.shots:
+            if shots != FULL and (not isinstance(shots, (int, np.integer)) or shots < 1):
+                raise RecipeError(f"shots: expected numbers from 1 or {FULL!r}, found {shots!r}")
+
+
+@dataclass(frozen=True)
+class LearningCurveOptions(CurveOptions):
+    """Options of `learning_curve`, which describes them."""
+
+    fractions: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not len(self.fractions):
+            raise RecipeError("fractions: expected at least one number, found none")
+        for fraction in self.fractions:
+            if not 0 < fraction <= 1:
+                raise RecipeError(f"fractions: expected above 0 and at most 1, found {fraction}")
+
+
+@with_options(FewShotOptions)
 def few_shot(
     cache: str | Path | Cache | None = None,
     *,
-    shots: Sequence[int | str] = (1, 2, 5, 10, 25, FULL),
-    seeds: int = 5,
-    recipe: ExactRecipe | None = None,
-    metric: str = "top1",
-    runs: str | Path | None = None,
+    options: FewShotOptions,
     on_progress: OnProgress = silent,
 ) -> list[CurvePoint]:
-    """Score heads trained on a few images of every class.
+    """Test heads trained on a few images of every class.
 
     Parameters
     ----------
     cache : str, Path or Cache, optional
-        The features, of the images as they are; the newest cache by default.
+        The features, without flip views; the newest cache by default.
     shots : sequence of int or "full"
-        Images of every class; ``"full"`` takes all there are.
+        Images of every class; ``"full"`` takes all of them.
     seeds : int
-        How many draws of each size: seeds 0, 1, … below this.
+        Number of draws of each size: seeds 0, 1, … below this.
     recipe : ExactRecipe, optional
-        Penalty and tolerance; `ExactRecipe()` by default. The penalty lambda is the same at
-        every size. Since the objective takes the mean over images, C = 1 / (N * lambda):
-        a hundredth of the images means a hundred times the C. That is scikit-learn's way
-        to count and not a weaker penalty. It is not the best one for each size either:
-        the fewer the images, the larger the lambda that suits them, and a curve with
-        penalties chosen on a holdout at each size would lie higher at its start.
+        Penalty and tolerance, by default those of `ExactRecipe()`. The penalty lambda is the
+        same at every size, so C = 1 / (N * lambda) grows as N shrinks. Small samples are best
+        served by a larger lambda: with a penalty chosen for each size the curve would start
+        higher.
     metric : str
-        One of `featcache.metrics.METRICS`.
+        ``"top1"``, ``"balanced"`` or ``"f1"``.
     runs : str or Path, optional
         Folder for the record; ``cache/runs`` by default.
     on_progress : callable
-        Hears of fits.
+        Called with the number of finished fits.
 
     Returns
     -------
@@ -85,12 +114,12 @@ def few_shot(
     Raises
     ------
     CacheError
-        No cache, or one that cannot be trusted.
+        No cache, or a damaged one.
     DatasetError
-        A class has fewer labelled training images than shots, there are fewer than 2
-        classes, or no labelled test images.
+        A class with fewer labelled training images than shots, fewer than 2 classes with
+        training images, or no labelled test images.
     RecipeError
-        Shots or seeds below 1, none at all, or no such metric.
+        An option out of range.
     OutputError
         The record cannot be written.
 
@@ -99,49 +128,42 @@ def few_shot(
     Kolesnikov et al., "Big Transfer (BiT): General visual representation learning",
     ECCV 2020: 1, 5, 10, 25 and 100 images per class.
     """
-    cache = _opened(cache)
-    train = labelled(cache, "train")
-    present = _present(cache, train)
+    cache = opened(cache)
+    present = class_counts(cache, labelled(cache, "train").labels)
+    scarce = int(present.argmin())
     sizes = []
-    for asked in shots:
-        if asked == FULL:
+    for shots in options.shots:
+        if isinstance(shots, str):
             sizes.append(Size(present, None))
             continue
-        if not isinstance(asked, (int, np.integer)) or asked < 1:
-            raise RecipeError(f"shots: expected numbers from 1 or {FULL!r}, found {asked!r}")
-        scarce = int(present.argmin())
-        if present[scarce] < asked:
+        if present[scarce] < shots:
             advice = f"ask for at most {present[scarce]}, or " if present[scarce] else ""
             raise DatasetError(
-                f"{cache.path}: expected {asked} training images of every class, found "
+                f"{cache.path}: expected {shots} training images of every class, found "
                 f"{present[scarce]} of {cache.class_names[scarce]!r}; {advice}extract a data set "
                 "with more images of it"
             )
-        sizes.append(Size(np.full_like(present, asked), int(asked)))
-    return curve(cache, train, sizes, seeds, recipe, metric, "few-shot", runs, on_progress)
+        sizes.append(Size(np.full_like(present, shots), int(shots)))
+    return _curve(cache, sizes, options, "few-shot", on_progress)
 
 
+@with_options(LearningCurveOptions)
 def learning_curve(
     cache: str | Path | Cache | None = None,
     *,
-    fractions: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
-    seeds: int = 5,
-    recipe: ExactRecipe | None = None,
-    metric: str = "top1",
-    runs: str | Path | None = None,
+    options: LearningCurveOptions,
     on_progress: OnProgress = silent,
 ) -> list[CurvePoint]:
-    """Score heads trained on a fraction of every class.
+    """Test heads trained on a fraction of every class.
 
-    Whether more labels would help is how much the curve still rises at its end.
+    If the curve still rises at its end, more labels would help.
 
     Parameters
     ----------
     cache, seeds, recipe, metric, runs, on_progress
-        As in `few_shot`, what it says of C included.
+        As in `few_shot`.
     fractions : sequence of float
-        Above 0, at most 1. Of every class so much is drawn, rounded, at least one image:
-        small fractions keep the proportions of the classes as well as whole images can.
+        Above 0, at most 1: the fraction of each class, rounded, at least one image.
 
     Returns
     -------
@@ -151,42 +173,21 @@ def learning_curve(
     Raises
     ------
     CacheError
-        No cache, or one that cannot be trusted.
+        No cache, or a damaged one.
     DatasetError
-        Fewer than 2 classes, or no test images.
+        Fewer than 2 classes with training images, or no labelled test images.
     RecipeError
-        A fraction out of range, seeds below 1, no fraction at all, or no such metric.
+        An option out of range.
     OutputError
         The record cannot be written.
     """
-    cache = _opened(cache)
-    train = labelled(cache, "train")
-    present = _present(cache, train)
+    cache = opened(cache)
+    present = class_counts(cache, labelled(cache, "train").labels)
     sizes = []
-    for fraction in fractions:
-        if not 0 < fraction <= 1:
-            raise RecipeError(f"fractions: expected above 0 and at most 1, found {fraction}")
+    for fraction in options.fractions:
         counts = np.floor(fraction * present + 0.5).astype(np.int64)
         sizes.append(Size(np.maximum(counts, np.minimum(present, 1)), None))
-    return curve(cache, train, sizes, seeds, recipe, metric, "learning-curve", runs, on_progress)
-
-
-def _opened(cache: str | Path | Cache | None) -> Cache:
-    if not isinstance(cache, Cache):
-        cache = load(cache if cache is not None else newest_cache())
-    cache.check_vectors()
-    return cache
-
-
-def _present(cache: Cache, train: Labelled) -> np.ndarray:
-    """Return the number of training images of each class: int64 (K,)."""
-    present = np.bincount(train.labels, minlength=len(cache.class_names))
-    if np.count_nonzero(present) < 2:
-        raise DatasetError(
-            f"{cache.path}: expected training images of at least 2 classes, found "
-            f"{np.count_nonzero(present)}; extract a data set with more"
-        )
-    return present
+    return _curve(cache, sizes, options, "learning-curve", on_progress)
 
 
 @dataclass(frozen=True)
@@ -197,31 +198,17 @@ class Size:
     shots: int | None
 
 
-def curve(
-    cache: Cache,
-    train: Labelled,
-    sizes: Sequence[Size],
-    seeds: int,
-    recipe: ExactRecipe | None,
-    metric: str,
-    kind: str,
-    runs: str | Path | None,
-    on_progress: OnProgress,
+def _curve(
+    cache: Cache, sizes: Sequence[Size], options: CurveOptions, kind: str, on_progress: OnProgress
 ) -> list[CurvePoint]:
-    """Draw, train and score every size with every seed; save the record."""
-    if not sizes:
-        raise RecipeError(f"{kind}: expected at least one size, found none")
-    if seeds < 1:
-        raise RecipeError(f"seeds: expected at least 1, found {seeds}")
-    if metric not in METRICS:
-        raise RecipeError(f"metric: expected one of {', '.join(METRICS)}, found {metric!r}")
-    recipe = recipe if recipe is not None else ExactRecipe()
+    """Draw, train and test every size with every seed; save the record."""
+    metric, recipe = options.metric, options.recipe or ExactRecipe()
+    train, test = labelled(cache, "train"), labelled(cache, "test")
     n_classes, labels = len(cache.class_names), train.labels
-    test = labelled(cache, "test")
-    run = new_run(runs_folder(runs), kind)
+    run = new_run(runs_folder(options.runs), kind)
     stage = kind.replace("learning-", "learning ")
-    # All images can be drawn in one way only.
-    draws = [1 if size.counts.sum() == len(labels) else seeds for size in sizes]
+    # There is only one way to draw all images.
+    draws = [1 if size.counts.sum() == len(labels) else options.seeds for size in sizes]
     done = 0
     points: Rows[CurvePoint] = Rows()
     for size, n_draws in zip(sizes, draws, strict=True):
@@ -230,8 +217,7 @@ def curve(
         for seed in range(n_draws):
             on_progress(Progress(stage, done, sum(draws), "fit"))
             rows = draw(labels, size.counts, seed)
-            features = [train.views[0][rows]]
-            solution = train_lbfgs(features, labels[rows], n_classes, recipe)
+            solution = train_lbfgs([train.views[0][rows]], labels[rows], n_classes, recipe)
             converged = converged and bool(solution.converged)
             head = Head(solution.weight, solution.bias, cache.class_names, cache.fingerprint)
             predicted = head.predict(test.views[0])
@@ -253,29 +239,24 @@ def curve(
             )
         )
     on_progress(Progress(stage, done, sum(draws), "fit"))
-    save_run(
-        run,
-        {
-            "kind": kind,
-            "method": kind,
-            "metric": metric,
-            "points": [asdict(point) for point in points],
-            "seeds": seeds,
-            "recipe": asdict(recipe),
-            "n_train": len(labels),
-            "n_test": len(test.labels),
-            "wall_s": sum(point.wall_s for point in points),
-            **cache_facts(cache),
-        },
-    )
+    record = {
+        "kind": kind,
+        "method": kind,
+        "metric": metric,
+        "points": [asdict(point) for point in points],
+        "seeds": options.seeds,
+        "recipe": asdict(recipe),
+        "n_train": len(labels),
+        "n_test": len(test.labels),
+        "wall_s": sum(point.wall_s for point in points),
+        **cache_facts(cache),
+    }
+    save_run(run, record)
     return points
 
 
 def draw(labels: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray | slice:
-    """Return sorted rows, int64 (sum of counts,): so many of each class.
-
-    All rows come as a slice, which spares a copy of the features.
-    """
+    """Draw sorted rows, int64 (sum of counts,); a slice where all are taken, to avoid a copy."""
     if counts.sum() == len(labels):
         return slice(None)
     present = np.bincount(labels, minlength=len(counts))
@@ -289,26 +270,25 @@ def draw(labels: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray | slic
 
 @dataclass(frozen=True)
 class CurvePoint(ShownAsTable):
-    """What heads trained on so many images score.
+    """The scores of heads trained on one number of images.
 
     Parameters
     ----------
     n_train : int
         Images in each draw.
     shots : int or None
-        Images of every class; None where classes were drawn by fraction or whole.
+        Images of every class; None for a fraction or all of them.
     scores : tuple of float
-        One per seed, in the order of seeds, each in [0, 1]; a single one where all
-        images are used, since there is one way to do that.
+        One per seed, each in [0, 1]; only one where all images are used.
     mean : float
         Of the scores.
     interval : tuple of 2 floats
-        95 %. Of two or more scores `mean_interval`: Student's, of the mean over draws. Of one
-        score `score_interval`: over draws of test images, Wilson's for top-1.
+        95 %. For two or more scores Student's, of the mean over draws; for one score over draws
+        of test images, Wilson's for top-1.
     converged : bool
         Whether every head reached the recipe's tolerance.
     wall_s : float
-        Duration of drawing, training and scoring, all seeds together.
+        Duration of drawing, training and testing, all seeds together.
     """
 
     n_train: int

@@ -1,16 +1,8 @@
 """The exact linear probe as a scikit-learn estimator: for pipelines, searches, cross-validation.
 
-scikit-learn weighs loss against penalty by C where our `objective` has lambda, and
-``C * sum(loss) + ||W||^2 / 2`` is C * N times the objective at ``lambda = 1 / (C * N)``.
-
-Of two classes scikit-learn keeps one row, the difference w of their weights. At the
-optimum the two rows are ``(-w, w) / 2``, and ``||W||^2 = ||w||^2 / 2``. So that w is
-penalised as in scikit-learn, lambda is twice as large for two classes.
-
-Scaling changes what the penalty weighs: C is then a C of scaled features. To
-standardise is an affine map, ``z = (x - m) / s``, which the head takes in: with
-``W / s`` and ``b - (W / s) m`` it suits the features as they come. To divide each row by
-its length is not linear; it is done again to every row that is to be classified.
+``C * sum(loss) + ||W||^2 / 2`` is C * N times our `objective` at ``lambda = 1 / (C * N)``. For two
+classes scikit-learn keeps one row, the difference w of their weights. At the optimum the two rows
+are ``(-w, w) / 2`` with ``||W||^2 = ||w||^2 / 2``, so lambda is doubled to penalise w equally.
 """
 
 from __future__ import annotations
@@ -28,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..errors import RecipeError
 from .lbfgs import train_lbfgs
-from .recipes import ExactRecipe
+from .recipes import ExactRecipe, check_choice
 from .scaling import SCALINGS
 
 try:
@@ -51,22 +43,21 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
     C : float
         Inverse strength of the penalty, above 0.
     scale : str
-        What is done to the features first. ``"none"``: nothing. ``"standardize"``: each
-        is centred and divided by its standard deviation over the training rows, if
-        that is not 0. ``"l2"``: each row is divided by its Euclidean length, if that is not 0.
+        Scaling of the features. ``"none"``; ``"standardize"``: each column minus its mean,
+        divided by its standard deviation over the training rows unless 0; ``"l2"``: each row
+        divided by its Euclidean length unless 0. C applies to scaled features.
     tolerance : float
-        Stop when the objective is estimated to lie no larger a fraction than this above
-        its optimum.
+        Stop when the estimated gap of the objective to its optimum is at most this fraction.
     max_iterations : int
-        Stop at the latest after so many, with a ``ConvergenceWarning``.
+        Stop after this many at the latest, with a ``ConvergenceWarning``.
 
     Attributes
     ----------
     classes_ : numpy.ndarray
         (K,): the labels, sorted.
     coef_ : numpy.ndarray
-        (K, D), or (1, D) for two classes: weights, in the features' precision. They suit
-        features as they are given to `fit`, divided by their length where ``scale`` is ``"l2"``.
+        (K, D), or (1, D) for two classes: weights, in the features' precision, for features as
+        given to `fit`, divided by their length where ``scale`` is ``"l2"``.
     intercept_ : numpy.ndarray
         (K,), or (1,) for two classes.
     n_features_in_ : int
@@ -74,11 +65,11 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
     feature_names_in_ : numpy.ndarray
         (D,): names of the columns, where `fit` was given a data frame.
     n_iter_ : int
-        Iterations that the solver took.
+        Iterations of the solver.
     converged_ : bool
         Whether it reached the tolerance.
     objective_ : float
-        Mean cross-entropy plus penalty that it reached: scikit-learn's objective / (C * N).
+        Mean cross-entropy plus penalty at the solution: scikit-learn's objective / (C * N).
     """
 
     def __init__(
@@ -99,7 +90,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like
-            (N, D) features: float32 or float64; what is neither is trained on as float64.
+            (N, D) features: float32 or float64; others are converted to float64.
         y : array-like
             (N,) labels of two classes or more: numbers or strings.
 
@@ -119,8 +110,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         """
         if not (math.isfinite(self.C) and self.C > 0):
             raise RecipeError(f"C: expected a positive number, found {self.C}")
-        if self.scale not in SCALINGS:
-            raise RecipeError(f"scale: expected one of {', '.join(SCALINGS)}, found {self.scale!r}")
+        check_choice("scale", self.scale, SCALINGS)
         features, given = validate_data(self, X, y, dtype=_PRECISIONS)
         check_classification_targets(given)
         self.classes_, labels = np.unique(given, return_inverse=True)
@@ -177,14 +167,14 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         return scores[:, 0] if len(self.classes_) == 2 else scores
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the likeliest class of each of (M, D) features: (M,), of ``classes_``."""
+        """Return the most likely class of each of (M, D) features: (M,), of ``classes_``."""
         scores = self.decision_function(X)
         best = scores > 0 if scores.ndim == 1 else scores.argmax(axis=1)
         labels: np.ndarray = self.classes_[best.astype(np.intp)]
         return labels
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Return the logarithms of `predict_proba`, exact where those round to 0: (M, K)."""
+        """Return the logarithm of `predict_proba`, exact where it rounds to 0: (M, K)."""
         scores = self.decision_function(X)
         if scores.ndim == 1:
             scores = np.column_stack([np.zeros_like(scores), scores])
@@ -198,7 +188,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         return probabilities
 
     def _rescaled(self, features: np.ndarray) -> np.ndarray:
-        """Return the rows as the head takes them, which for all but ``"l2"`` is as they are."""
+        """Return the rows divided by their lengths where ``scale`` is ``"l2"``, else unchanged."""
         if self.scale != "l2":
             return features
         lengths = np.linalg.norm(features, axis=1, keepdims=True)

@@ -1,9 +1,6 @@
-"""A linear head, and its file.
+"""A linear head and its file: safetensors, with JSON under ``featcache.head`` in the metadata.
 
-A head carries the `ingredients` of its cache, so that it is used on features made alike.
-
-The file is safetensors: ``weight`` and ``bias``, and one text of metadata under
-``featcache.head`` that holds JSON.
+A head carries the `ingredients` of its cache, so that it is used only on features made alike.
 """
 
 from __future__ import annotations
@@ -18,17 +15,7 @@ import numpy as np
 
 from ..errors import RecipeError, ShapeMismatchError, WeightsError
 from ..files import split_safetensors, write_atomically
-from ..metrics import (
-    ReliabilityBin,
-    balanced_accuracy,
-    confusion_matrix,
-    expected_calibration_error,
-    macro_f1,
-    per_class_accuracy,
-    softmax,
-    top1,
-    topk_accuracy,
-)
+from ..metrics import softmax
 from .blocks import Features
 from .scaling import unit_length
 
@@ -37,7 +24,7 @@ _ROWS_AT_ONCE = 2048  # 4 MiB of ResNet-18 features
 _KEY = "featcache.head"
 _VERSION = 1
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
-_MAX_HEADER_BYTES = 1 << 24  # names of 100,000 classes fit
+_MAX_HEADER_BYTES = 1 << 24  # the names of 100,000 classes fit
 _MAX_BYTES = 1 << 30
 _MAX_LEVELS = 3  # of lists and objects in the ingredients
 _MAX_INGREDIENTS = 10_000  # characters; messages repeat them
@@ -56,20 +43,19 @@ class Head:
     class_names : tuple of str
         K names, in label order.
     fingerprint : str
-        Of the cache that it was trained on.
+        The fingerprint of the cache it was trained on.
     scaling : str
-        ``"l2"``: each feature is divided by its Euclidean norm first, and one of zeros
-        stays as it is. ``"none"``: features are taken as they come; a scaling that is the
-        same for every feature, such as standardising, is in weight and bias already.
+        ``"l2"``: each feature is first divided by its Euclidean norm; a zero feature stays zero.
+        ``"none"``: features are used as they are; standardising is already in weight and bias.
     ingredients : mapping of str to Any
-        What made the features: `feature_ingredients` of the cache's ``meta``.
+        What made the features, from the cache's ``meta``.
 
     Raises
     ------
     ShapeMismatchError
-        Arrays of another dtype or of shapes that do not fit, another number of names.
+        Arrays of another dtype, shapes that do not fit, or another number of names.
     RecipeError
-        No such scaling.
+        An unknown scaling.
     """
 
     weight: np.ndarray
@@ -80,7 +66,6 @@ class Head:
     ingredients: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check what every use of a head relies on."""
         dtypes = {self.weight.dtype, self.bias.dtype}
         fits = self.weight.ndim == 2 and self.bias.shape == (len(self.weight),)
         if dtypes != {np.dtype(np.float32)} or not fits or not self.weight.size:
@@ -141,13 +126,7 @@ class Head:
 
 
 def save_head(path: Path, head: Head, provenance: Mapping[str, Any]) -> None:
-    """Write a head, with a JSON account of how it was trained.
-
-    Raises
-    ------
-    OutputError
-        The file cannot be written.
-    """
+    """Write a head, and as JSON how it was trained."""
     from safetensors.numpy import save
 
     facts = {
@@ -158,13 +137,18 @@ def save_head(path: Path, head: Head, provenance: Mapping[str, Any]) -> None:
         "scaling": head.scaling,
         "ingredients": dict(head.ingredients),
     }
-    # safetensors takes an array's memory as it lies, transposed or not.
+    # safetensors writes an array's memory as it is, transposed or not.
     arrays = {"weight": np.ascontiguousarray(head.weight), "bias": np.ascontiguousarray(head.bias)}
     write_atomically(path, save(arrays, {_KEY: json.dumps(facts)}))
 
 
 def load_head(path: str | Path) -> Head:
-    """Read a head that `save_head` wrote.
+    """Read a head's file; no code in it is run.
+
+    Parameters
+    ----------
+    path : str or Path
+        As `featcache.probe` saved it.
 
     Raises
     ------
@@ -179,14 +163,14 @@ def load_head(path: str | Path) -> Head:
             raise ValueError(f"{path.stat().st_size:,} bytes, more than any head has")
         return _parse(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        found = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
         raise WeightsError(
-            f"{path}: expected a head that featcache probe --save-head wrote, found: {found}"
+            f"{path}: expected a head that featcache probe --save-head wrote, found: {reason}"
         ) from None
 
 
 def _parse(data: bytes) -> Head:
-    """Read a file that nobody trusts; ValueError says what is wrong with it."""
+    """Parse an untrusted file; raise ValueError with what is wrong with it."""
     from safetensors import SafetensorError, deserialize
 
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
@@ -206,7 +190,7 @@ def _parse(data: bytes) -> Head:
     names, ingredients = facts.get("class_names"), facts.get("ingredients")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("no class_names, or others than a list of texts")
-    "".join(names).encode()  # half a character can be in JSON, and in no file name or table
+    "".join(names).encode()  # JSON may hold half a surrogate pair, which no file can
     if not isinstance(facts.get("fingerprint"), str):
         raise ValueError("no fingerprint")
     if not isinstance(ingredients, dict) or not _shallow(ingredients, _MAX_LEVELS):
@@ -234,75 +218,8 @@ def _array(entries: Mapping[str, Any], name: str) -> np.ndarray:
 
 
 def _shallow(value: object, levels: int) -> bool:
-    """Return whether lists and objects are nested in at most so many levels."""
+    """Return whether lists and objects are nested at most ``levels`` deep."""
     if isinstance(value, (dict, list)):
         inside = value.values() if isinstance(value, dict) else value
         return levels > 0 and all(_shallow(item, levels - 1) for item in inside)
     return True
-
-
-_TOP = 5
-_LISTED_CLASSES = 100  # a confusion matrix of more is a file of its own, not a field
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Measures of one classifier on n images; accuracies are fractions.
-
-    Parameters
-    ----------
-    top1, balanced_accuracy, macro_f1 : float
-        Over images; mean recall over classes; mean F1 over classes.
-    top5 : float or None
-        Whether the label is among the five best; None for six classes or fewer.
-    calibration_error : float or None
-        Expected calibration error in 15 bins; None where scores are no probabilities.
-    per_class_accuracy : tuple of float or None
-        Recall of each class, None for a class without test images.
-    confusion : tuple of tuple of int
-        Label by prediction. Empty, as the line above, for more than 100 classes.
-    reliability : tuple of ReliabilityBin
-        The bins that the calibration error was measured in; empty where it is None.
-    """
-
-    top1: float
-    balanced_accuracy: float
-    macro_f1: float
-    top5: float | None
-    calibration_error: float | None
-    per_class_accuracy: tuple[float | None, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    reliability: tuple[ReliabilityBin, ...] = ()
-
-
-def evaluate_scores(scores: np.ndarray, labels: np.ndarray, *, calibrated: bool) -> Evaluation:
-    """Measure class scores against labels.
-
-    Parameters
-    ----------
-    scores : numpy.ndarray
-        float (N, K); the softmax of a row is its probabilities where ``calibrated``.
-    labels : numpy.ndarray
-        int64 (N,).
-    calibrated : bool
-        Whether the scores are logits of a probability.
-    """
-    n_classes = scores.shape[1]
-    predicted = scores.argmax(axis=1)
-    listed = n_classes <= _LISTED_CLASSES
-    recalls = per_class_accuracy(predicted, labels, n_classes) if listed else ()
-    matrix = confusion_matrix(predicted, labels, n_classes) if listed else ()
-    error: float | None = None
-    bins: tuple[ReliabilityBin, ...] = ()
-    if calibrated and np.isfinite(scores).all():
-        error, bins = expected_calibration_error(softmax(scores), labels)
-    return Evaluation(
-        top1=top1(predicted, labels),
-        balanced_accuracy=balanced_accuracy(predicted, labels, n_classes),
-        macro_f1=macro_f1(predicted, labels, n_classes),
-        top5=topk_accuracy(scores, labels, _TOP) if n_classes > _TOP + 1 else None,
-        calibration_error=error,
-        per_class_accuracy=tuple(None if np.isnan(value) else float(value) for value in recalls),
-        confusion=tuple(tuple(int(count) for count in row) for row in matrix),
-        reliability=bins,
-    )

@@ -1,18 +1,14 @@
-"""What made features, and whether two sets of them can be used together.
+"""The ingredients of features: what made them, and whether two sets can be used together.
 
-A head means something only for features made as those that it was trained on, so it
-carries the ingredients of its cache; test features of another cache are compared in the
-same way. Features differ in one of two ways:
+A head is valid only for features made like those it was trained on, so it carries the ingredients
+of its cache. Two sets of features can differ in
 
-* **What** is computed differs: the backbone, its weights, where it is cut, how an image
-  becomes its input. Such features have nothing to do with the head, which would still name
-  a class for each, with confidence: it is refused (`feature_differences`).
-* **Who** computes it differs: engine, version, device, precision, the numbers' type in the
-  file, the version of the image decoder. All approximate the same function. Each engine
-  states its tolerance in a test, float16 rounds by one part in 2,048, and Pillow 12.3 and
-  13.0 gave the same bytes for 1,000 of CIFAR-10's JPEG files at 64 pixels. A class changes
-  only where two scores are closer than that, and a head has to outlive an upgrade and to
-  move from the GPU to a laptop: this is said, and not refused (`rounding_differences`).
+* **what** is computed: backbone, weights, cut, preprocessing. A head on such features would still
+  predict classes, confidently and at random: an error (`feature_differences`).
+* **who** computes it: engine, version, device, precision, dtype, version of the image decoder. All
+  approximate the same function, and a class changes only where two scores are closer than their
+  rounding. A head must survive an upgrade and a move from GPU to laptop: a note
+  (`rounding_differences`).
 
 A cache's fingerprint covers both, since one cache must not mix them.
 """
@@ -22,8 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What a head keeps of its cache's provenance: all that the fingerprint covers, and the weights'
-# name, to find them by.
+# The provenance that a head keeps: all that the fingerprint covers, and the name of the weights.
 INGREDIENTS = (
     "backbone",
     "cuts",
@@ -45,17 +40,16 @@ _WHO = ("engine", "engine_version", "device", "precision", "dtype", _DECODER_VER
 
 
 def feature_ingredients(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a head keeps of a cache's provenance."""
+    """Return the part of a cache's provenance that a head keeps."""
     return {name: meta[name] for name in INGREDIENTS if name in meta}
 
 
 def feature_differences(
     head_ingredients: Mapping[str, Any], other: Mapping[str, Any], mine: str = "head"
 ) -> list[str]:
-    """List what makes other features than the head's, as ``name: head …, here …``.
+    """List the ingredients that make other features than the head's, as ``name: head …, here …``.
 
-    Whatever the head does not say counts as different. ``mine`` names what stands in the
-    place of the head, such as another cache.
+    An ingredient that the head lacks counts as different. ``mine`` replaces the word head.
     """
     return _differences(head_ingredients, other, mine, who=False)
 
@@ -63,12 +57,12 @@ def feature_differences(
 def rounding_differences(
     head_ingredients: Mapping[str, Any], other: Mapping[str, Any], mine: str = "head"
 ) -> list[str]:
-    """List what makes the same features as the head's up to rounding, in the same form."""
+    """List the ingredients that change the head's features by rounding alone, in the same form."""
     return _differences(head_ingredients, other, mine, who=True)
 
 
 def class_differences(mine: Sequence[str], theirs: Sequence[str], name: str = "head") -> list[str]:
-    """Say in one line how two lists of class names differ; an empty list if they do not."""
+    """Return how two lists of class names differ, in one line; an empty list if they do not."""
     if mine == theirs:
         return []
     if sorted(mine) == sorted(theirs):
@@ -91,7 +85,7 @@ def _differences(
 
 
 def _compared(ingredients: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is compared, by name: preprocessing field by field, the decoder in two."""
+    """Return what is compared by name: preprocessing by field, the decoder's version apart."""
     facts = {name: ingredients.get(name) for name in (*_WHAT, *_WHO)}
     cuts = ingredients.get("cuts")  # a head uses the first cut of its cache
     facts["cut"] = cuts[0] if isinstance(cuts, list) and cuts else None

@@ -1,31 +1,34 @@
-"""The images of a cache that a head can learn from or be judged by: labelled, and finite."""
+"""The labelled images of a cache, from which a head can learn or on which it is tested."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import CacheCorruptError, DatasetError
 from ..sampling import LIMIT_SEED, stratified_rows
-from ..store.cache import Cache
+from ..store.cache import Cache, load, newest_cache
 from .blocks import Features, Rows, each_block
+
+
+def opened(cache: str | Path | Cache | None, *, mmap: bool = False) -> Cache:
+    """Return a cache with features (N, D): the given one, or the newest."""
+    if not isinstance(cache, Cache):
+        cache = load(cache if cache is not None else newest_cache(), mmap=mmap)
+    cache.check_vectors()
+    return cache
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features and labels of one split.
+    """The labelled images of one split.
 
-    Parameters
-    ----------
-    views : list of numpy.ndarray or Rows
-        (N, D), one per view that was asked for; the cache's own arrays where all rows count.
-    labels : numpy.ndarray
-        int64 (N,), from 0.
-    n_unlabelled : int
-        Images of the split whose label is -1: left out.
+    ``views`` are features (N, D), the cache's own arrays where every image has a label;
+    ``labels`` are int64 (N,); ``n_unlabelled`` images of the split have the label -1.
     """
 
     views: list[Features]
@@ -36,33 +39,18 @@ class Labelled:
 def labelled(
     cache: Cache, role: str, *, views: Sequence[str] = ("identity",), limit: int | None = None
 ) -> Labelled:
-    """Return the labelled images of a split, without a copy of their features.
+    """Return the labelled images of a split, without copying their features.
 
-    Parameters
-    ----------
-    cache : Cache
-        With features (N, D).
-    role : str
-        ``"train"`` or ``"test"``.
-    views : sequence of str
-        Which flip views; test images have but the identity.
-    limit : int, optional
-        A stratified draw of so many, always the same.
-
-    Raises
-    ------
-    DatasetError
-        No labelled image, or a limit that leaves a class without one.
-    CacheCorruptError
-        NaN or infinity in a feature.
+    ``limit`` draws a stratified sample of that size, always the same. Raises DatasetError where the
+    split has no labelled image, CacheCorruptError where a feature is not finite.
     """
     split = cache.train if role == "train" else cache.test
     rows = np.flatnonzero(split.labels >= 0)
     n_unlabelled = len(split.labels) - len(rows)
     if not len(rows):
-        found = f"{n_unlabelled} without a label" if n_unlabelled else "none"
+        rest = f"{n_unlabelled} without a label" if n_unlabelled else "none"
         raise DatasetError(
-            f"{cache.path}: expected labelled {role} images, found {found}; extract a data set "
+            f"{cache.path}: expected labelled {role} images, found {rest}; extract a data set "
             f"with some in {role}"
         )
     if limit is not None:
@@ -75,23 +63,20 @@ def labelled(
     return Labelled(chosen, split.labels[rows], n_unlabelled)
 
 
+def class_counts(cache: Cache, labels: np.ndarray) -> np.ndarray:
+    """Return the training images of each class, int64 (K,); raise where fewer than 2 have any."""
+    counts = np.bincount(labels, minlength=len(cache.class_names))
+    present = np.count_nonzero(counts)
+    if present < 2:
+        raise DatasetError(
+            f"{cache.path}: expected at least 2 classes with training images, found {present}; "
+            "extract a data set with more"
+        )
+    return counts
+
+
 def check_finite(cache: Cache, role: str, arrays: Sequence[Any]) -> None:
-    """Refuse what would turn every number that is computed from it into NaN.
-
-    Parameters
-    ----------
-    cache : Cache
-        For the message, as ``role``.
-    role : str
-        ``"train"`` or ``"test"``.
-    arrays : sequence of array
-        (N, D) each.
-
-    Raises
-    ------
-    CacheCorruptError
-        NaN or infinity in a feature.
-    """
+    """Raise CacheCorruptError where a feature of arrays (N, D) is NaN or infinite."""
 
     def wrong(array: Any, rows: slice) -> int | None:
         finite = np.isfinite(array[rows]).all(axis=1)

@@ -1,16 +1,13 @@
 """The exact optimum of the linear probe: L-BFGS in coordinates that suit the features.
 
-SciPy's L-BFGS does the optimising; what is done here is to hand it a problem on
-which it needs tens of iterations instead of hundreds. Near the optimum the
-Hessian is about the Kronecker product of A, the mean of ``diag(p) - p p^T`` over
-the rows (which classes are still confused), and S, the features' covariance, plus
-lambda I. In the eigenbases of A and S that is a diagonal, and dividing each
-coordinate by its root gives a problem whose Hessian is about the identity. The
-bias takes the mean out of the features, so that they need not be centred and no
-copy of them is made.
+SciPy's L-BFGS does the optimising, on a problem that takes it tens of iterations instead of
+hundreds. Near the optimum the Hessian is about the Kronecker product of A, the mean of
+``diag(p) - p p^T`` over the rows, and S, the features' covariance, plus lambda I. In the
+eigenbases of A and S that is diagonal; dividing each coordinate by its root gives a Hessian close
+to the identity. The bias absorbs the mean, so the features are neither centred nor copied.
 
-Two cheap steps come first: S from a part of the rows (it only shapes the
-coordinates, not the optimum), and a solution on a part of the rows to start from.
+Two cheap steps come first: S from a part of the rows (it shapes the coordinates, not the
+optimum), and a solution on a part of the rows to start from.
 """
 
 from __future__ import annotations
@@ -28,20 +25,20 @@ from .recipes import ExactRecipe
 from .scaling import Moments, moments
 
 _MEMORY = 20  # pairs that L-BFGS keeps
-_COVARIANCE_ROWS = 40  # times D: enough for a covariance that shapes coordinates
+_COVARIANCE_ROWS = 40  # times D: enough for the coordinates
 _START_ROWS = 20  # times D
 _START_TOLERANCE = 1e-3
 _CURVATURE_ROWS = 4096
-_SMALL = 1 << 23  # numbers that are worth a copy in float64, where float32 ends the line search
+_SMALL = 1 << 23  # numbers: features up to this size are copied to float64, for the line search
 # The decrement in these coordinates underestimates the gap, since the true Hessian has smaller
-# curvatures than the product's; on CIFAR-10 by a factor of 16 at the most.
+# curvatures than the product; on CIFAR-10 by a factor of at most 16.
 _CAUTION = 20.0
-# Where classes are all but separated the decrement says little; then what the last iterations
-# gained must be a small part of the tolerance too.
+# Where classes are almost separated the decrement says little, so the gain of the last iterations
+# must be a small part of the tolerance too.
 _WINDOW, _WINDOW_SHARE = 5, 0.25
-_SEPARATED = 1e-3  # nats: below this the objective is no scale for what is left to gain
-_FLAT = 1e-12  # a curvature that counts as none
-_STALE = 3.0  # the curvature changed so much that new coordinates are worth losing the memory
+_SEPARATED = 1e-3  # nats: the least objective that the tolerance is relative to
+_FLAT = 1e-12  # a curvature that counts as zero
+_STALE = 3.0  # a change of curvature that makes new coordinates worth losing the memory
 
 
 def train_lbfgs(
@@ -54,37 +51,15 @@ def train_lbfgs(
     coordinates: Moments | None = None,
     on_progress: OnProgress = silent,
 ) -> Solution:
-    """Find the head that minimises the objective.
+    """Find the head that minimises the objective on features (N, D), one array per flip view.
 
-    Parameters
-    ----------
-    views : sequence of numpy.ndarray or Rows
-        (N, D) each, float16, float32 or float64, memory-mapped or not; one per flip view.
-    labels : numpy.ndarray
-        int64 (N,), in [0, n_classes).
-    n_classes : int
-        K.
-    recipe : ExactRecipe
-        Penalty and tolerance.
-    start : Solution, optional
-        Where to begin, such as the solution at another penalty.
-    coordinates : Moments, optional
-        `coordinates_of` these features, where several penalties are solved in turn.
-    on_progress : callable
-        Hears of iterations.
-
-    Returns
-    -------
-    Solution
-        ``steps`` counts iterations, ``epochs`` passes over all features; ``converged``
-        is False where ``max_iterations`` or the arithmetic's precision ended it.
-
-    Notes
-    -----
-    Liu and Nocedal, "On the limited memory BFGS method for large scale
+    ``start`` is a solution to start from, such as one at another penalty; ``coordinates`` are
+    `coordinates_of` the features, shared by several penalties. ``steps`` of the solution counts
+    iterations, ``epochs`` passes; ``converged`` is False where ``max_iterations`` or the precision
+    of the arithmetic ended it. Liu and Nocedal, "On the limited memory BFGS method for large scale
     optimization", Mathematical Programming 45 (1989), 503-528.
     """
-    import scipy.optimize  # noqa: F401  # brings a BLAS of its own, which must be there to be limited
+    import scipy.optimize  # noqa: F401  # loads its own BLAS, which must exist to be limited
 
     started = time.perf_counter()
     n, dim = views[0].shape
@@ -119,7 +94,7 @@ def _rough_head(
     recipe: ExactRecipe,
     coordinates: Moments,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return a head to start from: solved on a part of the rows, or zeros where all are few."""
+    """Return a head to start from: solved on a part of the rows, or zeros for few rows."""
     n, dim = views[0].shape
     weight, bias = np.zeros((n_classes, dim)), np.zeros(n_classes)
     rows = some_rows(n, _START_ROWS * dim)
@@ -138,11 +113,11 @@ def coordinates_of(views: Sequence[Features]) -> Moments:
 
 
 class _Converged(Exception):
-    """Raised through SciPy's loop, which has no other way to be stopped in every version."""
+    """Ends SciPy's loop, which not every version can stop in another way."""
 
 
 class _Stale(Exception):
-    """Raised when the curvature left the coordinates behind."""
+    """Ends SciPy's loop when the coordinates no longer fit the curvature."""
 
 
 class _Descent:
@@ -194,11 +169,11 @@ class _Descent:
             except _Stale:
                 continue
             else:
-                # No step lowers the objective: the optimum, or the limit of the precision.
+                # No step lowers the objective: the optimum, or the limit of precision.
                 self.converged = self.iterations < self._recipe.max_iterations and self._is_flat()
                 break
-        # SciPy's objects refer to this one and to each other in a circle, and would keep the
-        # features in memory until someone collects garbage.
+        # SciPy's objects refer to this one in a cycle, and would keep the features in memory until
+        # the garbage collector runs.
         self._views = ()
         return self._best
 
@@ -210,7 +185,7 @@ class _Descent:
         curvatures = np.maximum(curvatures, 0)
         decay = self._recipe.weight_decay
         self._scale = np.sqrt(np.outer(curvatures, self._coordinates.variances) + decay)
-        # All biases together shift nothing: that direction has no curvature of its own.
+        # Adding the same to all biases changes nothing: that direction has no curvature.
         self._free_scale = np.sqrt(np.maximum(curvatures, curvatures.max() * 1e-3 + _FLAT))
 
     def _encode(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -248,7 +223,7 @@ class _Descent:
         return _CAUTION * decrement <= self._allowed()
 
     def _recent_gain(self) -> float:
-        """Return what the last iterations gained, or so many like the last one."""
+        """Return the gain of the last `_WINDOW` iterations, or that many times the last gain."""
         if len(self._values) > _WINDOW:
             return self._values[-1 - _WINDOW] - self._values[-1]
         return _WINDOW * (self._values[-2] - self._values[-1])

@@ -1,4 +1,4 @@
-"""What a linear head minimises, whoever minimises it.
+"""The objective of every linear head but ridge, its gradient, and a solution of it.
 
 The objective, over N features x of D numbers, labels y and K classes, is ::
 
@@ -19,8 +19,8 @@ import numpy as np
 
 from .blocks import Features, each_block
 
-# OpenBLAS multiplies small matrices without copying them into another layout first, which for
-# few classes takes longer than the product. These are its bounds for the product of scores
+# OpenBLAS multiplies small matrices without first copying them into another layout, which with
+# few classes takes longer than the product. Its bounds for the product of scores
 # (kernel/x86_64/sgemm_small_kernel_permit_skylakex.c): elements of the result, multiplications.
 _SMALL_RESULT = 1200
 _SMALL_PRODUCT = 1_000_000
@@ -28,7 +28,7 @@ _LEAST_TILE, _MOST_TILE = 32, 64  # rows: fewer cost more in calls than the copy
 
 
 class Penalty(Protocol):
-    """What the objective needs to know of a recipe."""
+    """The penalty of a recipe."""
 
     @property
     def weight_decay(self) -> float:
@@ -36,21 +36,14 @@ class Penalty(Protocol):
 
     @property
     def decay_bias(self) -> bool:
-        """Whether the bias is in the penalty too."""
+        """Whether the bias is penalised too."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The objective at one head.
+    """The objective at one head: value, gradients float64 (K, D) and (K,), and curvature.
 
-    Parameters
-    ----------
-    value : float
-        f(W, b).
-    weight_gradient, bias_gradient : numpy.ndarray
-        float64 (K, D) and (K,).
-    curvature : float
-        p (1 - p), averaged over features and classes: how much the softmax curves here.
+    The curvature of the softmax is p (1 - p), averaged over features and classes.
     """
 
     value: float
@@ -72,25 +65,10 @@ def objective(
     labels: np.ndarray,
     penalty: Penalty,
 ) -> Objective:
-    """Return the value of f, its gradient and mean curvature.
+    """Return the value of f, its gradient and mean curvature, in one pass over the features.
 
-    One pass over the features, in blocks, in their own precision (float16 in
-    float32); sums over blocks are float64. Needs a few megabytes whatever N.
-
-    Parameters
-    ----------
-    weight, bias : numpy.ndarray
-        (K, D) and (K,).
-    views : sequence of numpy.ndarray or Rows
-        Features (N, D) of each view; float16, float32 or float64, memory-mapped or not.
-    labels : numpy.ndarray
-        int64 (N,).
-    penalty : ProbeRecipe, or anything with ``weight_decay`` and ``decay_bias``
-        The penalty's strength and reach.
-
-    Returns
-    -------
-    Objective
+    Blocks are computed in the precision of the features (N, D), float16 in float32; sums over
+    blocks are float64. The pass needs a few megabytes for any N.
     """
     n, dim = views[0].shape
     total = len(views) * n
@@ -127,7 +105,7 @@ def objective(
 
 
 def predict(features: Features, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Return the class of highest score of features (N, D): int64 (N,), block by block."""
+    """Return the class with the highest score of features (N, D): int64 (N,), block by block."""
     transposed = weight.T.astype(np.float32)
 
     def of_block(features: Features, rows: slice) -> np.ndarray:
@@ -140,7 +118,7 @@ def predict(features: Features, weight: np.ndarray, bias: np.ndarray) -> np.ndar
 
 
 def _tile_rows(n_classes: int, dim: int) -> int:
-    """Return how many rows make a product small, or 0 where too few would."""
+    """Return how many rows make a small product, or 0 where they would be too few."""
     rows = min(_SMALL_RESULT // n_classes, _SMALL_PRODUCT // (n_classes * dim), _MOST_TILE)
     return rows if rows >= _LEAST_TILE else 0
 
@@ -155,7 +133,7 @@ class _Sums:
 
     def add(self, weight: np.ndarray, bias: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
         """Add tiles of rows: features (T, R, D) and labels (T, R)."""
-        # Rows last: the maximum and the sum over classes then run along memory.
+        # Rows last: maximum and sum over classes then read memory in order.
         scores = np.matmul(weight, x.transpose(0, 2, 1))  # (T, K, R)
         scores += bias[:, None]
         scores -= scores.max(axis=1, keepdims=True)
@@ -174,25 +152,10 @@ class _Sums:
 
 @dataclass(frozen=True)
 class Solution:
-    """A trained head and how far the training got.
+    """A trained head, float32 (K, D) and (K,), and how its training ended.
 
-    Parameters
-    ----------
-    weight : numpy.ndarray
-        float32 (K, D), for features as they are cached.
-    bias : numpy.ndarray
-        float32 (K,).
-    epochs, steps : int
-        Passes over the training features, and updates of the head.
-    converged : bool or None
-        Whether the recipe's tolerance was reached; None where it asks for a number of
-        epochs and not for the optimum.
-    objective : float
-        f at the end, over every view.
-    gradient_norm : float
-        Euclidean norm of its gradient with respect to W and b.
-    wall_s : float
-        Duration of the training.
+    ``epochs`` are passes over the training features, ``steps`` updates of the head. ``converged``
+    is None where the recipe sets a number of epochs and no tolerance.
     """
 
     weight: np.ndarray

@@ -1,69 +1,282 @@
-"""The whole of `featcache.probe`: read, scale, sweep, train, test, check, save."""
+"""`featcache.probe`: choose a penalty, train a linear head, test it, check it, save it."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import CacheCorruptError, CacheMismatchError
+from ..errors import CacheMismatchError, EngineUnavailableError, RecipeError
 from ..files import check_writable, user_path
-from ..metrics import wilson_interval
+from ..frameworks import cuda_status, import_oneflow
+from ..metrics import METRICS, Evaluation, evaluate_scores, score, wilson_interval
 from ..notebook import ShownAsTable
+from ..options import with_options
 from ..progress import OnProgress, silent
 from ..runs import cache_facts, new_run, runs_folder, save_run
-from ..store.cache import Cache, load, newest_cache
+from ..store.cache import Cache
 from .blocks import Features, in_memory, loaded
-from .cross_check import CheckResult
-from .head import Evaluation, Head, evaluate_scores, save_head
+from .cross_check import CheckResult, check_ridge, check_with_sklearn
+from .head import Head, save_head
 from .ingredients import (
     class_differences,
     feature_differences,
     feature_ingredients,
     rounding_differences,
 )
-from .labelled import labelled
-from .recipes import ExactRecipe, ProbeRecipe
-from .scaling import Scaling
-from .solving import Job
-from .sweep import Sweep
+from .labelled import class_counts, labelled, opened
+from .lbfgs import train_lbfgs
+from .objective import Solution
+from .recipes import PROBE_RECIPES, ExactRecipe, ProbeRecipe, check_choice
+from .ridge import train_ridge
+from .scaling import SCALINGS, Scaling
+from .sgd import train_sgd
+from .sweep import Sweep, sweep_lbfgs, sweep_ridge
 
-# scikit-learn wants the features as one float32 array and makes a copy of it. Mapped features of
-# more than this stay unchecked.
+SOLVERS = ("lbfgs", "ridge", "sgd")
+DEVICES = ("auto", "cpu", "cuda")
+_OF_SGD = ("epochs", "batch_size", "lr", "momentum", "schedule")
+
+# scikit-learn copies the features into one float32 array. Larger mapped features are not checked.
 _CHECKED_BYTES = 2 << 30
 
 
+@dataclass(frozen=True)
+class ProbeOptions:
+    """Options of `probe`, which also takes each of them as a keyword argument.
+
+    Parameters
+    ----------
+    solver : str, optional
+        ``"lbfgs"``: the exact optimum of multinomial logistic regression, the default.
+        ``"ridge"``: least squares on one-hot labels, in closed form. ``"sgd"``: stochastic
+        gradient descent in OneFlow, the default where a recipe or one of its values is given.
+    recipe : str or ProbeRecipe
+        Only for SGD. ``"default"`` trains to the optimum, ``"tutorial"`` for the tutorial's 3
+        epochs.
+    epochs, batch_size, lr, momentum, schedule : optional
+        Only for SGD: each replaces one value of the recipe. ``epochs`` trains for exactly that
+        many.
+    weight_decay, C : float, optional
+        The penalty, as lambda or in scikit-learn's terms: C = 1 / (N * lambda).
+    sweep : bool, optional
+        Choose C on a stratified holdout of the training split. The default is to do so where no
+        penalty is given, and never for SGD.
+    scale : str
+        ``"none"``, ``"standardize"`` (by the training split) or ``"l2"``.
+    metric : str
+        What the sweep maximises: ``"top1"``, ``"balanced"`` or ``"f1"``.
+    test : str, Path or Cache, optional
+        Another cache whose test split is used: same features, same classes.
+    train_limit, test_limit : int, optional
+        Use a stratified sample of this size, the same one as `featcache.finetune`.
+    seed : int
+        For the holdout; for SGD also for the order of images, the views and the initial head.
+    device : str
+        Only for SGD: ``"auto"`` takes a GPU that OneFlow can use; ``"cpu"``, ``"cuda"``.
+    mmap : bool
+        Leave the features on disk and read them in every pass, for a cache larger than memory.
+        Their checksums are then not verified. Has no effect on a `Cache` that is already loaded.
+    check : bool
+        Fit scikit-learn to the same objective and compare. Mapped features of more than 2 GiB
+        are not checked; a note says so.
+    save_head_to : str or Path, optional
+        Save the head to this file too, besides the run's own.
+    runs : str or Path, optional
+        Folder for the record; ``cache/runs`` by default.
+
+    Raises
+    ------
+    RecipeError
+        An option out of range, an unknown name, or options that contradict each other.
+    """
+
+    solver: str | None = None
+    recipe: str | ProbeRecipe = "default"
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    momentum: float | None = None
+    schedule: str | None = None
+    weight_decay: float | None = None
+    C: float | None = None
+    sweep: bool | None = None
+    scale: str = "none"
+    metric: str = "top1"
+    test: str | Path | Cache | None = None
+    train_limit: int | None = None
+    test_limit: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    mmap: bool = False
+    check: bool = True
+    save_head_to: str | Path | None = None
+    runs: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("metric", self.metric, METRICS)
+        check_choice("scale", self.scale, SCALINGS)
+        check_choice("device", self.device, DEVICES)
+        if self.C is not None and not (math.isfinite(self.C) and self.C > 0):
+            raise RecipeError(f"C: expected a positive number, found {self.C}")
+        if self.C is not None and self.weight_decay is not None:
+            raise RecipeError("penalty: expected C or the weight decay, found both; give one")
+        self.job()
+
+    def job(self) -> Job:
+        """Return the solver with its hyperparameters; raise RecipeError if they do not fit."""
+        given = {name: getattr(self, name) for name in _OF_SGD if getattr(self, name) is not None}
+        for_sgd = self.recipe != "default" or bool(given)
+        solver = self.solver or ("sgd" if for_sgd else "lbfgs")
+        check_choice("solver", solver, SOLVERS)
+        if solver != "sgd" and for_sgd:
+            raise RecipeError(
+                f"solver {solver}: expected no {', '.join(given).replace('_', ' ') or 'recipe'}, "
+                "an option of SGD; leave it out, or use --solver sgd"
+            )
+        if solver != "sgd" and self.device == "cuda":
+            raise RecipeError(
+                f"device: expected auto or cpu with {solver}, found 'cuda'; use --solver sgd"
+            )
+        has_penalty = self.C is not None or self.weight_decay is not None
+        if self.sweep and (has_penalty or solver == "sgd"):
+            raise RecipeError(
+                "sweep: expected lbfgs or ridge and no given penalty, found "
+                f"{'a given penalty' if has_penalty else 'SGD'}; leave one of them out"
+            )
+        recipe = _sgd_recipe(self.recipe, given) if solver == "sgd" else ExactRecipe()
+        if self.weight_decay is not None:
+            recipe = replace(recipe, weight_decay=self.weight_decay)
+        sweep = solver != "sgd" and not has_penalty if self.sweep is None else self.sweep
+        return Job(solver, recipe, self.C, sweep, self.metric, self.device, self.seed)
+
+
+def _sgd_recipe(recipe: str | ProbeRecipe, changes: dict[str, Any]) -> ProbeRecipe:
+    if isinstance(recipe, str):
+        check_choice("recipe", recipe, PROBE_RECIPES)
+        recipe = PROBE_RECIPES[recipe]
+    if "epochs" in changes:
+        # A given number of epochs is exact: no minimum of steps, no further rounds.
+        recipe = replace(recipe, min_steps=0, tolerance=None)
+    return replace(recipe, **changes)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One head to train: a solver, its recipe, and how its penalty is chosen.
+
+    The recipe's penalty holds where ``C`` is None and ``sweep`` is False.
+    """
+
+    solver: str
+    recipe: ProbeRecipe | ExactRecipe
+    C: float | None
+    sweep: bool
+    metric: str
+    device: str
+    seed: int
+
+    def with_penalty(
+        self,
+        views: Sequence[Features],
+        labels: np.ndarray,
+        n_classes: int,
+        on_progress: OnProgress,
+    ) -> tuple[Job, Sweep | None]:
+        """Return the job with its penalty in the recipe, and the sweep that chose it."""
+        swept, C = None, self.C
+        if self.sweep:
+
+            def holdout_score(predicted: np.ndarray, held: np.ndarray) -> float:
+                return score(self.metric, predicted, held, n_classes)
+
+            more: dict[str, Any] = {
+                "seed": self.seed,
+                "score": holdout_score,
+                "on_progress": on_progress,
+            }
+            if isinstance(self.recipe, ExactRecipe) and self.solver == "lbfgs":
+                swept = sweep_lbfgs(views, labels, n_classes, self.recipe, **more)
+            else:
+                swept = sweep_ridge(views, labels, n_classes, **more)
+            C = swept.C
+        if C is None:
+            return self, None
+        decay = 1 / (C * len(views) * len(labels))
+        return replace(self, recipe=replace(self.recipe, weight_decay=decay)), swept
+
+    def train(
+        self,
+        views: Sequence[Features],
+        labels: np.ndarray,
+        n_classes: int,
+        on_progress: OnProgress,
+    ) -> Solution:
+        """Return the head at the recipe's penalty."""
+        if isinstance(self.recipe, ProbeRecipe):
+            return train_sgd(
+                views,
+                labels,
+                n_classes,
+                self.recipe,
+                framework=import_oneflow(),
+                device=_sgd_device(self.device),
+                seed=self.seed,
+                on_progress=on_progress,
+            )
+        if self.solver == "lbfgs":
+            return train_lbfgs(views, labels, n_classes, self.recipe, on_progress=on_progress)
+        return train_ridge(views, labels, n_classes, self.recipe.weight_decay)
+
+    def check(
+        self,
+        views: Sequence[np.ndarray],
+        labels: np.ndarray,
+        n_classes: int,
+        test_features: np.ndarray,
+        test_labels: np.ndarray,
+        solution: Solution,
+        predicted: np.ndarray,
+    ) -> CheckResult:
+        """Return what scikit-learn reaches on the same objective."""
+        check = check_ridge if self.solver == "ridge" else check_with_sklearn
+        return check(
+            views,
+            labels,
+            n_classes,
+            test_features,
+            test_labels,
+            self.recipe,
+            head_objective=solution.objective,
+            head_predicted=predicted,
+        )
+
+
+def _sgd_device(device: str) -> str:
+    """Return the device on which OneFlow trains the head; a GPU was never tried so far."""
+    if device == "cpu":
+        return "cpu"
+    usable, reason = cuda_status()
+    if device == "cuda" and not usable:
+        raise EngineUnavailableError(
+            f"device: expected a GPU that OneFlow can use, found {reason}; use --device cpu"
+        )
+    return "cuda" if usable else "cpu"
+
+
+@with_options(ProbeOptions)
 def probe(
     cache: str | Path | Cache | None = None,
     *,
-    solver: str | None = None,
-    recipe: str | ProbeRecipe = "default",
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    momentum: float | None = None,
-    schedule: str | None = None,
-    weight_decay: float | None = None,
-    C: float | None = None,
-    sweep: bool | None = None,
-    scale: str = "none",
-    metric: str = "top1",
-    test: str | Path | Cache | None = None,
-    train_limit: int | None = None,
-    test_limit: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    mmap: bool = False,
-    check: bool = True,
-    save_head_to: str | Path | None = None,
-    runs: str | Path | None = None,
+    options: ProbeOptions,
     on_progress: OnProgress = silent,
 ) -> ProbeResult:
-    """Train a linear head on cached features, and check it.
+    """Train a linear head on cached features, test it, and check it with scikit-learn.
 
     Images whose label is -1 are left out of training and testing, and counted.
 
@@ -71,44 +284,10 @@ def probe(
     ----------
     cache : str, Path or Cache, optional
         The features; the newest cache by default.
-    solver : str, optional
-        ``"lbfgs"``: the exact optimum of the multinomial logistic regression, the
-        default. ``"ridge"``: least squares on one-hot labels, in closed form.
-        ``"sgd"``: in OneFlow; the default where a recipe or one of its values is named.
-    recipe : str or ProbeRecipe
-        Of SGD: ``"default"`` trains to the optimum, ``"tutorial"`` is the tutorial's 3 epochs.
-    epochs, batch_size, lr, momentum, schedule : optional
-        Of SGD: each replaces one value of the recipe. ``epochs`` asks for exactly that many.
-    weight_decay, C : float, optional
-        The penalty, as lambda or in scikit-learn's terms: C = 1 / (N * lambda).
-    sweep : bool, optional
-        Choose C on a stratified holdout of the training split; by default where no
-        penalty is given, and never for SGD.
-    scale : str
-        ``"none"``, ``"standardize"`` (by the training split) or ``"l2"``.
-    metric : str
-        What the sweep goes by: ``"top1"``, ``"balanced"`` or ``"f1"``.
-    test : str, Path or Cache, optional
-        Another cache, whose test split is tested on: features made alike, the same classes.
-    train_limit, test_limit : int, optional
-        Use a stratified draw of so many images: the same ones as `featcache.finetune` does.
-    seed : int
-        Of the holdout; for SGD of the order of images, the views, and the first head.
-    device : str
-        Of SGD: ``"auto"`` takes the GPU where OneFlow can use it; ``"cpu"``, ``"cuda"``.
-    mmap : bool
-        Leave the features on the disk and read them again in every pass, for a cache
-        larger than the memory. Their checksums are then not verified. A `Cache` is
-        taken as it was loaded.
-    check : bool
-        Fit scikit-learn to the same objective and compare. Mapped features of more than
-        2 GiB are not checked, which is noted.
-    save_head_to : str or Path, optional
-        A file for the head besides the run's own.
-    runs : str or Path, optional
-        Folder for the record; ``cache/runs`` by default.
+    options : ProbeOptions
+        Or its fields as keyword arguments, as in ``probe(cache, scale="l2", C=0.1)``.
     on_progress : callable
-        Hears of the sweep and of steps.
+        Called with the progress of sweep and training.
 
     Returns
     -------
@@ -117,113 +296,88 @@ def probe(
     Raises
     ------
     CacheError
-        No cache, one that cannot be trusted, features that are not finite, or a test
-        cache whose features or classes are others.
+        No cache, a damaged one, features that are not finite, or a test cache with other
+        features or classes.
     RecipeError
-        A hyperparameter out of range, or no such recipe, solver, scale or metric.
+        As `ProbeOptions`.
     DatasetError
-        No labelled images, a limit that leaves a class without any, or a class too small
-        for a holdout.
+        No labelled images, fewer than 2 classes with training images, a limit that leaves a
+        class without images, or a class too small for a holdout.
     EngineUnavailableError
         SGD without OneFlow, or on a GPU that it cannot use.
     OutputError
         The head or the record cannot be written.
     """
-    changes = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "momentum": momentum,
-        "schedule": schedule,
-    }
-    job = Job.of(
-        solver,
-        recipe,
-        changes,
-        weight_decay=weight_decay,
-        C=C,
-        sweep=sweep,
-        metric=metric,
-        device=device,
-    )
-    if not isinstance(cache, Cache):
-        cache = load(cache if cache is not None else newest_cache(), mmap=mmap)
-    cache.check_vectors()
-    tested, notes = _test_cache(cache, test, mmap)
-    train = labelled(cache, "train", views=cache.views, limit=train_limit)
-    held = labelled(tested, "test", limit=test_limit)
+    job = options.job()
+    cache = opened(cache, mmap=options.mmap)
+    tested, notes = _test_cache(cache, options)
+    train = labelled(cache, "train", views=cache.views, limit=options.train_limit)
+    test = labelled(tested, "test", limit=options.test_limit)
     labels, n_classes = train.labels, len(cache.class_names)
-    if len(np.unique(labels)) < 2:
-        raise CacheCorruptError(
-            f"{cache.path}: expected training images of at least 2 classes, found one; extract a "
-            "data set with more"
-        )
-    if save_head_to is not None:
-        save_head_to = user_path(save_head_to)
-        check_writable(save_head_to)
-    scaling = Scaling(scale, train.views)
+    class_counts(cache, labels)
+    save_to = None if options.save_head_to is None else user_path(options.save_head_to)
+    if save_to is not None:
+        check_writable(save_to)
+    scaling = Scaling(options.scale, train.views)
     views = [loaded(scaling.lazily(features)) for features in train.views]
-    run = new_run(runs_folder(runs), "probe")
+    run = new_run(runs_folder(options.runs), "probe")
 
     started = time.perf_counter()
-    job, swept = job.with_penalty(views, labels, n_classes, seed, on_progress)
-    solution = job.train(views, labels, n_classes, seed, on_progress)
-    spent = time.perf_counter() - started
+    job, swept = job.with_penalty(views, labels, n_classes, on_progress)
+    solution = job.train(views, labels, n_classes, on_progress)
+    wall_s = time.perf_counter() - started
 
-    weight, bias = scaling.fold(solution.weight, solution.bias)
     head = Head(
-        weight,
-        bias,
+        *scaling.fold(solution.weight, solution.bias),
         cache.class_names,
         cache.fingerprint,
-        "l2" if scale == "l2" else "none",
+        "l2" if options.scale == "l2" else "none",
         feature_ingredients(cache.meta),
     )
-    scores = head.scores(held.views[0])
-    checked: CheckResult | None = None
-    if check and _may_be_checked(views):
-        checked = job.check(
+    scores = head.scores(test.views[0])
+    check: CheckResult | None = None
+    if options.check and _fits_memory(views):
+        check = job.check(
             [np.asarray(features[:], np.float32) for features in views],
             labels,
-            scaling.apply(np.asarray(held.views[0][:], np.float32)),
-            held.labels,
+            n_classes,
+            scaling.apply(np.asarray(test.views[0][:], np.float32)),
+            test.labels,
             solution,
             scores.argmax(axis=1),
         )
-    elif check:
+    elif options.check:
         notes += ("not checked: scikit-learn would need a copy of the mapped features in memory",)
-    evaluation = evaluate_scores(scores, held.labels, calibrated=job.solver != "ridge")
+    evaluation = evaluate_scores(scores, test.labels, calibrated=job.solver != "ridge")
     provenance = {
         "solver": job.solver,
-        "seed": seed,
-        "scale": scale,
+        "seed": options.seed,
+        "scale": options.scale,
         "recipe": asdict(job.recipe),
         "top1": evaluation.top1,
     }
-    head_path = run / "head.safetensors"
-    save_head(head_path, head, provenance)
-    if save_head_to is not None:
-        head_path = user_path(save_head_to)
-        save_head(head_path, head, provenance)
+    paths = [run / "head.safetensors", *([save_to] if save_to else [])]
+    for path in paths:
+        save_head(path, head, provenance)
     decay = job.recipe.weight_decay
     result = ProbeResult(
         top1=evaluation.top1,
-        top1_interval=wilson_interval(evaluation.top1, len(held.labels)),
+        top1_interval=wilson_interval(evaluation.top1, len(test.labels)),
         n_train=len(labels),
-        n_test=len(held.labels),
-        n_unlabelled=train.n_unlabelled + held.n_unlabelled,
+        n_test=len(test.labels),
+        n_unlabelled=train.n_unlabelled + test.n_unlabelled,
         solver=job.solver,
-        wall_s=spent,
-        head=head_path,
-        check=checked,
+        wall_s=wall_s,
+        head=paths[-1],
+        check=check,
         C=1 / (decay * len(views) * len(labels)),
         weight_decay=decay,
-        scale=scale,
+        scale=options.scale,
         sweep=swept,
-        metric=metric,
+        metric=options.metric,
         evaluation=evaluation,
         recipe=job.recipe,
-        seed=seed,
+        seed=options.seed,
         epochs=solution.epochs,
         steps=solution.steps,
         converged=solution.converged,
@@ -235,21 +389,28 @@ def probe(
         notes=notes,
         run=run,
     )
-    save_run(run, record_of(result, cache))
+    record = {
+        "kind": "probe",
+        "method": f"probe {result.solver}",
+        **asdict(result),
+        **cache_facts(cache),
+        "class_names": list(cache.class_names),
+        "run": run.name,
+        "n_epochs": result.epochs,
+        "epochs": [],
+        "images_per_s": result.n_train * result.epochs / wall_s,
+    }
+    save_run(run, record)
     return result
 
 
-def _test_cache(
-    cache: Cache, test: str | Path | Cache | None, mmap: bool
-) -> tuple[Cache, tuple[str, ...]]:
+def _test_cache(cache: Cache, options: ProbeOptions) -> tuple[Cache, tuple[str, ...]]:
     """Return the cache to test on, and how its features differ by rounding."""
-    if test is None:
+    if options.test is None:
         return cache, ()
-    if not isinstance(test, Cache):
-        test = load(test, mmap=mmap)
-    test.check_vectors()
-    mine = feature_ingredients(cache.meta)
-    differing = feature_differences(mine, test.meta, "training")
+    test = opened(options.test, mmap=options.mmap)
+    ingredients = feature_ingredients(cache.meta)
+    differing = feature_differences(ingredients, test.meta, "training")
     if test.feature_dim != cache.feature_dim:
         differing.append(f"length: training {cache.feature_dim}, here {test.feature_dim}")
     differing += class_differences(cache.class_names, test.class_names, "training")
@@ -258,19 +419,19 @@ def _test_cache(
             f"{test.path}: expected the features and classes of {cache.path}, found "
             f"{'; '.join(differing)}; extract the test images as the training images were"
         )
-    rounding = rounding_differences(mine, test.meta, "training")
+    rounding = rounding_differences(ingredients, test.meta, "training")
     return test, tuple(f"test features: {difference}" for difference in rounding)
 
 
-def _may_be_checked(views: Sequence[Features]) -> bool:
-    """Return whether the features are in memory anyway, or small."""
+def _fits_memory(views: Sequence[Features]) -> bool:
+    """Return whether scikit-learn may copy the features: they are small, or in memory anyway."""
     n_bytes = sum(4 * features.shape[0] * features.shape[1] for features in views)
     return n_bytes <= _CHECKED_BYTES or all(in_memory(features) for features in views)
 
 
 @dataclass(frozen=True)
 class ProbeResult(ShownAsTable):
-    """A linear head on cached features, and how good it is.
+    """A linear head on cached features, and its accuracy.
 
     Parameters
     ----------
@@ -285,40 +446,40 @@ class ProbeResult(ShownAsTable):
     solver : str
         ``"lbfgs"``, ``"ridge"`` or ``"sgd"``.
     wall_s : float
-        Duration of sweep and training; the check and the reading not counted.
+        Duration of sweep and training, without the check and reading the cache.
     head : Path
         Where the head was saved.
     check : CheckResult or None
-        scikit-learn on the same features and objective; None where it was not asked for, or
-        would not fit into memory, which then is among the notes.
+        scikit-learn on the same features and objective; None where it was switched off, or
+        would not fit into memory, which a note then says.
     C, weight_decay : float
         The penalty, in scikit-learn's terms and as lambda: C = 1 / (N * lambda).
     scale : str
         ``"none"``, ``"standardize"`` or ``"l2"``.
     sweep : Sweep or None
-        How C was chosen; None where it was given.
+        How C was chosen; None where the penalty was given.
     metric : str
-        What the sweep went by: ``"top1"``, ``"balanced"`` or ``"f1"``.
+        What the sweep maximised: ``"top1"``, ``"balanced"`` or ``"f1"``.
     evaluation : Evaluation
-        Per class, confusion, calibration and the rest, on the test split.
+        Accuracy by class, confusion matrix, calibration and more, on the test split.
     recipe : ProbeRecipe or ExactRecipe
         The hyperparameters used.
     seed, epochs, steps : int
-        What was run: passes over the features, updates of the head.
+        The seed, passes over the features, updates of the head.
     converged : bool or None
-        Whether the recipe's tolerance was reached; None where it asks for epochs alone.
+        Whether the recipe's tolerance was reached; None where it only sets a number of epochs.
     objective, gradient_norm : float
-        At the head, over the training features.
+        Of the head, on the training features.
     views : tuple of str
-        The flip views that it was trained over.
+        The flip views that it was trained on.
     cache : Path
         The features.
     test_cache : Path
-        Those of the test split: the same, unless another was named.
+        The cache of the test split: the same one, unless ``test`` was given.
     notes : tuple of str
-        What else to know: a check left out, another engine behind the test features.
+        Further remarks: a check left out, another engine behind the test features.
     run : Path
-        Folder of the record.
+        Folder of the record and the head.
     """
 
     top1: float
@@ -348,18 +509,3 @@ class ProbeResult(ShownAsTable):
     test_cache: Path
     notes: tuple[str, ...]
     run: Path
-
-
-def record_of(result: ProbeResult, cache: Cache) -> dict[str, Any]:
-    """Return the run's record: what `featcache.compare` reads, then everything else."""
-    return {
-        "kind": "probe",
-        "method": f"probe {result.solver}",
-        **asdict(result),
-        **cache_facts(cache),
-        "class_names": list(cache.class_names),
-        "run": result.run.name,
-        "n_epochs": result.epochs,
-        "epochs": [],
-        "images_per_s": result.n_train * result.epochs / result.wall_s,
-    }

@@ -1,8 +1,9 @@
-"""What every recipe refuses: numbers outside the range in which they mean something."""
+"""Hyperparameters of a probe, checked when they are made."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,22 +13,17 @@ _COUNTS = ("epochs", "batch_size", "max_iterations", "patience")
 _RATES = ("lr", "head_lr", "backbone_lr")
 
 
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise RecipeError unless a value is one of the choices."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise RecipeError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
+
+
 def check_common(recipe: Any, *, least_batch: int = 1, may_lack_penalty: bool = False) -> None:
-    """Check the fields of a recipe that many recipes have, by their names.
+    """Raise RecipeError where a field that many recipes share, found by its name, is out of range.
 
-    Parameters
-    ----------
-    recipe : dataclass
-        None in a field that may lack a value is fine.
-    least_batch : int
-        The smallest batch size.
-    may_lack_penalty : bool
-        Whether a weight decay of 0 has an optimum too.
-
-    Raises
-    ------
-    RecipeError
-        With the field, what was expected, and what was found.
+    None is always allowed; ``may_lack_penalty`` allows a weight decay of 0.
     """
     for field in fields(recipe):
         value = getattr(recipe, field.name)
@@ -43,8 +39,8 @@ def check_common(recipe: Any, *, least_batch: int = 1, may_lack_penalty: bool = 
             raise RecipeError(f"{name}: expected 0 or a positive number, found {value}")
         if field.name == "weight_decay" and value == 0 and not may_lack_penalty:
             raise RecipeError(
-                f"{name}: expected a positive number (without a penalty, classes that can be "
-                "separated have no optimum), found 0"
+                f"{name}: expected a positive number (without a penalty, separable classes "
+                "have no optimum), found 0"
             )
         if field.name == "momentum" and not 0 <= value < 1:
             raise RecipeError(f"{name}: expected a number from 0 to below 1, found {value}")
@@ -63,9 +59,9 @@ class ProbeRecipe:
     Parameters
     ----------
     epochs : int
-        Passes over the training features, at least.
+        Least number of passes over the training features.
     min_steps : int
-        Steps, at least: small data sets get more epochs.
+        Least number of steps: small data sets get more epochs.
     batch_size : int
         Features per step.
     lr : float
@@ -81,17 +77,14 @@ class ProbeRecipe:
         One of `PROBE_SCHEDULES`. ``"cosine"``: the rate falls to 0 along half a cosine, step
         by step (Loshchilov and Hutter, ICLR 2017). ``"constant"``: it stays.
     whiten : bool
-        Take the steps in coordinates in which the features are centred and
-        decorrelated. The objective and its optimum stay the same; SGD reaches it
-        in seconds instead of minutes.
+        Take the steps in coordinates in which the features are centred and decorrelated. The
+        objective and its optimum stay the same; SGD reaches it in seconds instead of minutes.
     decay_bias : bool
-        Whether the bias is in the penalty too, as when an optimizer is simply
-        given every parameter.
+        Whether the bias is penalised too, as when an optimizer is given every parameter.
     tolerance : float or None
-        With ``whiten`` and unless None, the schedule is run again, up to `MAX_ROUNDS` times in all,
-        while the objective is estimated to lie a larger fraction than this above its
-        optimum. Below 0.1 nats, where classes are all but separated, the fraction is
-        of 0.1 nats.
+        With ``whiten`` and unless None, the schedule is run again, up to `MAX_ROUNDS` times in
+        all, while the estimated gap of the objective to its optimum exceeds this fraction. Below
+        0.1 nats, where classes are almost separated, the fraction is of 0.1 nats.
     """
 
     epochs: int = 20
@@ -107,27 +100,23 @@ class ProbeRecipe:
     tolerance: float | None = 1e-3
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
         check_common(self)
-        if self.schedule not in PROBE_SCHEDULES:
-            raise RecipeError(
-                f"schedule: expected one of {', '.join(PROBE_SCHEDULES)}, found {self.schedule!r}"
-            )
+        check_choice("schedule", self.schedule, PROBE_SCHEDULES)
 
 
 @dataclass(frozen=True)
 class ExactRecipe:
-    """How the exact optimum of the same objective is found; the bias is not penalised.
+    """How L-BFGS finds the exact optimum of the same objective; the bias is not penalised.
 
     Parameters
     ----------
     weight_decay : float
         lambda of the objective; scikit-learn's C is 1 / (N * lambda).
     tolerance : float
-        Stop when the objective is estimated to lie no larger a fraction than this above
-        its optimum; below 0.001 nats, where classes are separated, a fraction of that.
+        Stop when the estimated gap of the objective to its optimum is at most this fraction of
+        it; below 0.001 nats, where classes are separated, of 0.001 nats.
     max_iterations : int
-        Stop at the latest after so many; the solution then says that it did not converge.
+        Stop after this many at the latest; the solution then says that it did not converge.
     """
 
     weight_decay: float = 5e-4
@@ -135,21 +124,20 @@ class ExactRecipe:
     max_iterations: int = 500
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
         check_common(self)
         if not 0 < self.tolerance < 1:
             raise RecipeError(f"tolerance: expected a number from 0 to 1, found {self.tolerance}")
 
     @property
     def decay_bias(self) -> bool:
-        """Whether the bias is in the penalty too."""
+        """Whether the bias is penalised too."""
         return False
 
 
-# "tutorial" is its method 3: SGD(momentum=0.9, weight_decay=5e-4) at 1e-3 over the head's
-# weight and bias, batches of 64, 3 epochs. "default" keeps its weight decay, the best of six
-# on two stratified holdouts of CIFAR-10's training images (benchmarks/weight_decay.py), and
-# trains to the optimum.
+# "tutorial" is method 3 of the tutorial: SGD(momentum=0.9, weight_decay=5e-4) at 1e-3 over weight
+# and bias, batches of 64, 3 epochs. "default" keeps its weight decay, the best of six on two
+# stratified holdouts of CIFAR-10's training images (benchmarks/weight_decay.py), and trains to
+# the optimum.
 PROBE_RECIPES = {
     "default": ProbeRecipe(),
     "tutorial": ProbeRecipe(

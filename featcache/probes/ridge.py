@@ -27,37 +27,27 @@ from .scaling import moments
 def train_ridge(
     views: Sequence[Features], labels: np.ndarray, n_classes: int, weight_decay: float
 ) -> Solution:
-    """Return the optimum at one lambda, with the objective that its residuals give.
+    """Return the optimum at one lambda, its objective computed from the residuals.
 
-    That of `Ridge.solve` costs no pass and is good to four digits. Arguments as there.
+    The objective of `Ridge.solve` needs no pass and has four correct digits.
     """
     started = time.perf_counter()
-    found = Ridge(views, labels, n_classes).solve(weight_decay)
-    value = ridge_objective(found.weight, found.bias, views, labels, weight_decay)
-    return replace(found, objective=value, wall_s=time.perf_counter() - started)
+    solution = Ridge(views, labels, n_classes).solve(weight_decay)
+    value = ridge_objective(solution.weight, solution.bias, views, labels, weight_decay)
+    return replace(solution, objective=value, wall_s=time.perf_counter() - started)
 
 
 class Ridge:
-    """The decomposition of one set of training features.
-
-    Parameters
-    ----------
-    views : sequence of numpy.ndarray or Rows
-        (N, D) each, float16 or float32; one per flip view.
-    labels : numpy.ndarray
-        int64 (N,), in [0, n_classes).
-    n_classes : int
-        K.
-    """
+    """The eigendecomposition of training features (N, D), one array per flip view."""
 
     def __init__(self, views: Sequence[Features], labels: np.ndarray, n_classes: int) -> None:
         started = time.perf_counter()
         n, dim = views[0].shape
-        found = moments(views)
-        self._mean, self._variances = found.mean, found.variances
-        self._directions = found.directions
+        measured = moments(views)
+        self._mean, self._variances = measured.mean, measured.variances
+        self._directions = measured.directions
         self._shares = np.bincount(labels, minlength=n_classes) / n
-        centre = found.mean.astype(np.float32)
+        centre = measured.mean.astype(np.float32)
 
         def class_sums(features: Features, rows: slice) -> np.ndarray:
             x = np.asarray(features[rows], np.float32) - centre
@@ -67,17 +57,17 @@ class Ridge:
 
         self._products = np.zeros((n_classes, dim))  # of centred features and labels, mean
         for sums in each_block(views, class_sums, dim + n_classes):
-            self._products += sums / found.total
+            self._products += sums / measured.total
         self._along = self._products @ self._directions
         self._wall_s = time.perf_counter() - started
 
     def solve(self, weight_decay: float) -> Solution:
-        """Return the optimum at one lambda; a second one costs one product of (K, D) and (D, D)."""
+        """Return the optimum at one lambda: one product of (K, D) and (D, D)."""
         started = time.perf_counter()
         scale = self._variances + weight_decay
         weight = (self._along / scale) @ self._directions.T
         bias = self._shares - weight @ self._mean
-        # Of the shares y (1 - y) is the labels' own variance; the fit explains a part of it.
+        # y (1 - y) is the variance of the labels; the fit explains a part of it.
         unexplained = (self._shares * (1 - self._shares)).sum()
         unexplained -= 2 * np.vdot(weight, self._products)
         unexplained += np.vdot(self._along / scale, self._along / scale * self._variances)
@@ -103,7 +93,7 @@ def ridge_objective(
     labels: np.ndarray,
     weight_decay: float,
 ) -> float:
-    """Return the objective at any head, from the residuals themselves."""
+    """Return the objective of any head, from its residuals."""
     transposed, offset = weight.T.astype(np.float32), bias.astype(np.float32)
 
     def of_block(features: Features, rows: slice) -> float:

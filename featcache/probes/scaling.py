@@ -1,12 +1,8 @@
-"""Feature scaling: what changes the meaning of the penalty, and how it leaves the head.
+"""Feature scaling, and the moments of features (N, D).
 
-``none``
-    Features as they are cached.
-``standardize``
-    Each number of a feature minus its mean, divided by its standard deviation, both
-    over the training features alone. A linear map: it is folded into the head.
-``l2``
-    Each feature divided by its Euclidean length. Not linear: the head records it.
+``standardize`` subtracts the training mean and divides by the standard deviation: an affine map
+that is folded into the head. ``l2`` divides each feature by its Euclidean length: not affine, so
+the head records it.
 """
 
 from __future__ import annotations
@@ -16,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import RecipeError
 from .blocks import Features, Rows, each_block
+from .recipes import check_choice
 
 _ROUNDING = 1e-6  # relative, of float32
 
@@ -25,24 +21,10 @@ SCALINGS = ("none", "standardize", "l2")
 
 
 class Scaling:
-    """A scaling fitted to training features.
-
-    Parameters
-    ----------
-    kind : str
-        One of `SCALINGS`.
-    views : sequence of numpy.ndarray or Rows
-        Training features (N, D), one per flip view.
-
-    Raises
-    ------
-    RecipeError
-        No such scaling.
-    """
+    """One of `SCALINGS`, fitted to the training features (N, D) of each flip view."""
 
     def __init__(self, kind: str, views: Sequence[Features]) -> None:
-        if kind not in SCALINGS:
-            raise RecipeError(f"scale: expected one of {', '.join(SCALINGS)}, found {kind!r}")
+        check_choice("scale", kind, SCALINGS)
         self.kind = kind
         if kind == "standardize":
             dim = views[0].shape[1]
@@ -52,9 +34,9 @@ class Scaling:
             def squares(features: Features, rows: slice) -> np.ndarray:
                 return np.square(features[rows] - mean).sum(axis=0)
 
-            # Numbers of 8 bytes, several arrays of them: blocks are cut for that.
+            # float64, in several arrays: 6 * dim float32 numbers per row.
             spread = np.sqrt(sum(each_block(views, squares, 6 * dim), np.zeros(dim)) / total)
-            # A number that never changes says nothing about the class; rounding gives it a spread.
+            # A constant number keeps its scale; only rounding gives it a spread.
             constant = spread <= np.abs(mean) * _ROUNDING
             self._spread = np.where(constant, 1.0, spread)
             self._mean = mean
@@ -92,18 +74,10 @@ def _sums(features: Features, rows: slice) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Moments:
-    """How features lie.
+    """Mean (D,) and covariance of ``total`` rows, float64.
 
-    Parameters
-    ----------
-    total : int
-        Rows, of all views together.
-    mean : numpy.ndarray
-        float64 (D,).
-    directions : numpy.ndarray
-        float64 (D, D): eigenvectors of the covariance, one per column.
-    variances : numpy.ndarray
-        float64 (D,), ascending, none below 0: its eigenvalues.
+    The columns of ``directions`` (D, D) are the covariance's eigenvectors, ``variances`` (D,) its
+    eigenvalues, ascending and not negative.
     """
 
     total: int
@@ -113,7 +87,7 @@ class Moments:
 
 
 def moments(views: Sequence[Features]) -> Moments:
-    """Measure features (N, D) of every view; products are float32, sums over blocks float64."""
+    """Return the moments of all views (N, D); products are float32, sums over blocks float64."""
     dim = views[0].shape[1]
     shift = np.asarray(views[0][:1], np.float32)[0]  # keeps squares small in float32
 

@@ -1,15 +1,14 @@
 """Multinomial logistic regression on fixed features, by stochastic gradient descent.
 
-Features of a ReLU network are far from centred and strongly correlated (with the
-starter weights on CIFAR-10 the variances of their principal components span a
-factor of 960, by ``benchmarks/weight_decay.py``), and plain SGD crawls. So the
-default recipe steps in other coordinates. With the mean m and covariance S of
-the features and ``P = (S + 2 lambda I)^(-1/2)``, it trains V in ``W = V P`` on
-``z = P (x - m)``: the same function of another variable, with the same optimum.
-By Boehning's bound the softmax curves at most half as much as its inputs spread,
-so the cross-entropy contributes at most ``S / (2 (S + 2 lambda))`` and the penalty
-``lambda / (S + 2 lambda)``, together at most 1/2 in every direction: the step size
-needs no tuning to the backbone.
+Features of a ReLU network are far from centred and strongly correlated (with the starter weights
+on CIFAR-10 the variances of their principal components span a factor of 960, by
+``benchmarks/weight_decay.py``), which makes plain SGD slow. The default recipe therefore takes
+its steps in other coordinates. With the mean m and covariance S of the features and
+``P = (S + 2 lambda I)^(-1/2)``, it trains V in ``W = V P`` on ``z = P (x - m)``: the same function
+of another variable, with the same optimum. By Boehning's bound the curvature of the cross-entropy
+is at most half the covariance of its inputs. It contributes at most ``S / (2 (S + 2 lambda))``,
+the penalty ``lambda / (S + 2 lambda)``, together at most 1/2 in every direction: one step size
+suits every backbone.
 
 References
 ----------
@@ -36,7 +35,7 @@ from .recipes import MAX_ROUNDS, ProbeRecipe
 from .scaling import moments
 
 CURVATURE_BOUND = 0.5
-_SEPARATED = 0.1  # nats: below this the objective is no scale for what is left to gain
+_SEPARATED = 0.1  # nats: the least objective that the tolerance is relative to
 
 
 def train_sgd(
@@ -50,30 +49,9 @@ def train_sgd(
     seed: int = 0,
     on_progress: OnProgress = silent,
 ) -> Solution:
-    """Train a head by SGD.
+    """Train a head on features (N, D), one array per flip view; draws depend on ``seed`` alone.
 
-    Parameters
-    ----------
-    views : sequence of numpy.ndarray or Rows
-        (N, D) each, the same images in the same order; one per flip view.
-    labels : numpy.ndarray
-        int64 (N,), in [0, n_classes).
-    n_classes : int
-        K.
-    recipe : ProbeRecipe
-        Hyperparameters.
-    framework : module
-        OneFlow, or one with the same tensors and optimizers.
-    device : str
-        Where the head trains.
-    seed : int
-        Of the order of images, the views, and the first head.
-    on_progress : callable
-        Hears of steps.
-
-    Returns
-    -------
-    Solution
+    ``framework`` is OneFlow, or a module with the same tensors and optimizers.
     """
     started = time.perf_counter()
     n, dim = views[0].shape
@@ -190,19 +168,19 @@ class _Trainee:
 
 
 def _tensor(framework: ModuleType, array: np.ndarray, device: str) -> Any:
-    """Return a copy of an array in memory of the framework's own, which may outlive Python's."""
+    """Copy an array into memory of the framework, which may outlive that of NumPy."""
     tensor = framework.empty(*array.shape, dtype=getattr(framework, array.dtype.name))
     tensor.numpy()[...] = array
     return tensor.to(device)
 
 
 class _Whitening:
-    """The change of coordinates of the module's docstring."""
+    """The change of coordinates that the module's docstring describes."""
 
     def __init__(self, views: Sequence[Features], decay: float) -> None:
-        found = moments(views)
-        self.mean: np.ndarray = found.mean.astype(np.float32)
-        self._directions, self._variances = found.directions, found.variances
+        measured = moments(views)
+        self.mean: np.ndarray = measured.mean.astype(np.float32)
+        self._directions, self._variances = measured.directions, measured.variances
         spread = np.sqrt(self._variances + 2 * decay)
         self.matrix: np.ndarray = ((self._directions / spread) @ self._directions.T).astype(
             np.float32
@@ -214,12 +192,12 @@ class _Whitening:
         return z
 
     def fold(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the head for features as they were before `apply`."""
+        """Return the head for features before `apply`."""
         plain = weight @ self.matrix
         return plain, bias - plain @ self.mean
 
     def estimated_gap(self, reached: Objective, decay: float) -> float:
-        """Estimate how far the objective lies above its optimum.
+        """Estimate the gap of the objective to its optimum.
 
         Half the squared Newton decrement (Boyd and Vandenberghe, "Convex Optimization",
         section 9.5), with the Hessian taken as (mean curvature) * S + lambda I.
@@ -232,7 +210,7 @@ class _Whitening:
 
 
 def _changed(features: Features, change: Callable[[np.ndarray], np.ndarray]) -> Features:
-    """Return float32 features: at once where they lie in memory, else as their rows are drawn."""
+    """Return changed features: at once where they are in memory, else when rows are read."""
     return change(features[:]) if in_memory(features) else Rows(features, change=change)
 
 

@@ -1,8 +1,7 @@
-"""Choosing the regularisation: a grid of C, judged on a stratified holdout of the training split.
+"""The choice of C: a grid, scored on a stratified holdout of the training split.
 
-The holdout is drawn from the training features; the test split has no part in the
-choice. Along the grid each solution starts from the one before. The chosen C is
-then fitted to all training features.
+The test split has no part in it. Each solution along the grid starts from the one before. The
+chosen C is then fitted to all training features.
 """
 
 from __future__ import annotations
@@ -23,11 +22,10 @@ from .recipes import ExactRecipe
 from .ridge import Ridge
 from .scaling import Moments
 
-# 20 values from 1e-4 to 1e2: from a head that hardly moves to one that all but interpolates,
-# for features of the size that ResNets give.
+# From a head that hardly fits to one that almost interpolates, for ResNet features.
 C_GRID = tuple(float(value) for value in np.logspace(-4, 2, 20))
 HOLDOUT_SHARE = 0.2
-_TOLERANCE = 1e-3  # ranks the values; the chosen one is solved to the recipe's own
+_TOLERANCE = 1e-3  # enough to rank the values; the chosen one is solved to the recipe's own
 
 Score = Callable[[np.ndarray, np.ndarray], float]
 
@@ -53,19 +51,19 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A whole grid and the choice.
+    """The scores of a whole grid, and the choice.
 
     Parameters
     ----------
     C : float
-        The best value; of equal ones the smallest.
+        The best value; among equals the smallest.
     points : tuple of SweepPoint
         By increasing C.
     n_fit, n_holdout : int
         Images fitted and held out.
     at_edge : str
-        ``"lowest"`` or ``"highest"`` where the best value ends the grid, so that a better
-        one may lie outside; else empty.
+        ``"lowest"`` or ``"highest"`` where the best value is at that end of the grid, so that a
+        better one may lie outside; else empty.
     """
 
     C: float
@@ -86,32 +84,10 @@ def sweep_lbfgs(
     score: Score = top1,
     on_progress: OnProgress = silent,
 ) -> Sweep:
-    """Sweep C for the exact logistic regression.
+    """Sweep C for logistic regression on training features (N, D), one array per flip view.
 
-    Parameters
-    ----------
-    views : sequence of numpy.ndarray or Rows
-        Training features (N, D), one per flip view. The views of one image are
-        fitted or held out together; the holdout is scored on the first view.
-    labels : numpy.ndarray
-        int64 (N,).
-    n_classes : int
-        K.
-    recipe : ExactRecipe
-        Its penalty is replaced by the grid's.
-    grid : sequence of float
-        Values of C.
-    seed : int
-        Of the holdout.
-    score : callable
-        ``score(predicted, labels)``, the higher the better.
-    on_progress : callable
-        Hears of grid values.
-
-    Raises
-    ------
-    DatasetError
-        A class is too small to be divided.
+    The views of an image are fitted or held out together; the first one is scored. Raises
+    DatasetError where a class is too small to divide.
     """
     solution: Solution | None = None
     coordinates: Moments | None = None
@@ -139,7 +115,7 @@ def sweep_ridge(
     score: Score = top1,
     on_progress: OnProgress = silent,
 ) -> Sweep:
-    """Sweep C for ridge regression, from one decomposition; arguments as in `sweep_lbfgs`."""
+    """Sweep C for ridge regression, with one eigendecomposition for all values."""
     ridge: Ridge | None = None
 
     def fit(fit_views: list[Features], fit_labels: np.ndarray, value: float) -> Solution:
@@ -169,7 +145,7 @@ def _sweep(
     held_out = max(round(HOLDOUT_SHARE * len(labels)), len(np.unique(labels)))
     holdout = stratified_rows(labels, held_out, seed, "holdout of the training images")
     fitted = np.setdiff1d(np.arange(len(labels)), holdout)
-    # Gathered block by block in every pass: a copy would cost 0.8 of the features' memory and
+    # Gathered block by block in every pass: a copy would need 0.8 of the features' memory and
     # save an eighth of the time.
     fit_views: list[Features] = [Rows(features, fitted) for features in views]
     fit_labels, holdout_labels = labels[fitted], labels[holdout]

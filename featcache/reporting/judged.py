@@ -10,8 +10,14 @@ import numpy as np
 
 from ..auditing.findings import AuditResult, DuplicatePair, Outlier, Suspect
 from ..errors import FeatcacheError
-from ..metrics import confusion_matrix, per_class_accuracy, softmax
-from ..probes.head import Evaluation, Head, evaluate_scores, load_head
+from ..metrics import (
+    Evaluation,
+    confusion_matrix,
+    evaluate_scores,
+    per_class_accuracy,
+    softmax,
+)
+from ..probes.head import Head, load_head
 from ..probes.ingredients import feature_differences
 from ..probes.labelled import labelled
 from ..store.cache import Cache

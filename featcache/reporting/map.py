@@ -14,9 +14,9 @@ import numpy as np
 from ..errors import DatasetError, EngineUnavailableError
 from ..metrics import softmax
 from ..probes.head import Head
+from ..probes.knn import nearest
 from ..probes.labelled import check_finite
 from ..probes.scaling import moments
-from ..probes.search import nearest
 from ..progress import OnProgress, Progress
 from ..store.cache import Cache, CachedSplit
 from .names import as_name, head, put
