@@ -30,8 +30,10 @@ _HOME = {
     "ExportResult": "store.export",
     "ExtractResult": "extraction.result",
     "FeatcacheError": "errors",
+    "FinetuneOptions": "finetuning.recipes",
     "FinetuneRecipe": "finetuning.recipes",
     "FinetuneResult": "finetuning.run",
+    "FitOptions": "finetuning.fit",
     "FitResult": "finetuning.fit",
     "Head": "probes.head",
     "KnnResult": "probes.knn",
@@ -82,8 +84,10 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "ExportResult",
     "ExtractResult",
     "FeatcacheError",
+    "FinetuneOptions",
     "FinetuneRecipe",
     "FinetuneResult",
+    "FitOptions",
     "FitResult",
     "Head",
     "KnnResult",
@@ -137,8 +141,8 @@ if TYPE_CHECKING:
     from .extraction.packing import pack
     from .extraction.result import ExtractResult
     from .finetuning.finetune import finetune
-    from .finetuning.fit import FitResult, fit
-    from .finetuning.recipes import FinetuneRecipe
+    from .finetuning.fit import FitOptions, FitResult, fit
+    from .finetuning.recipes import FinetuneOptions, FinetuneRecipe
     from .finetuning.run import FinetuneResult
     from .prediction import evaluate_head, predict
     from .preprocess import Preprocess

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import json
 import platform
 import re
-import signal
 import subprocess
 import sys
 from functools import cache
@@ -27,8 +25,6 @@ from .process import (
     silenced_stderr,
 )
 
-# Its processes speak to each other by gRPC, which would ask a proxy for them.
-_PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "grpc_proxy", "GRPC_PROXY")
 _CUDA_TIMEOUT_S = 120
 
 # Runs in a child: an operation that the GPU has no kernel for aborts the process.
@@ -68,14 +64,8 @@ def oneflow_status() -> tuple[str | None, str]:
 
 
 @cache
-def import_oneflow(*, join: bool = False) -> ModuleType:
+def import_oneflow() -> ModuleType:
     """Import OneFlow and leave the process as it was.
-
-    Parameters
-    ----------
-    join : bool
-        Where a launcher started several processes: become one of theirs, which waits for all
-        of them to import it. Otherwise OneFlow does not hear of the launcher.
 
     Raises
     ------
@@ -85,16 +75,13 @@ def import_oneflow(*, join: bool = False) -> ModuleType:
     version, why = oneflow_status()
     if version is None:
         raise EngineUnavailableError(f"engine oneflow: not available: {why}")
-    # Of several processes OneFlow aborts those that are left once one has ended, with a trace of
-    # its C++ code. Whoever joins tells what happened: above the severest level, 3, it is silent.
-    wanted = {"GLOG_minloglevel": "4" if join else "2"}
+    wanted = {"GLOG_minloglevel": "2"}
     core_type = openblas_core_type()
     if core_type:
         wanted["OPENBLAS_CORETYPE"] = core_type
-    hidden = _PROXIES if join else LAUNCH_VARIABLES
     with (
         ctrl_c_later(),
-        process_environment(wanted, (*LAUNCH_VARIABLES, "CUDA_MODULE_LOADING"), hidden),
+        process_environment(wanted, (*LAUNCH_VARIABLES, "CUDA_MODULE_LOADING"), LAUNCH_VARIABLES),
         silenced_stderr() as complaints,
     ):
         try:
@@ -106,21 +93,8 @@ def import_oneflow(*, join: bool = False) -> ModuleType:
                 f"{type(error).__name__}: {error}{' | ' + said[-1] if said else ''}; "
                 "run featcache doctor"
             ) from error
-    if join:
-        _put_aborts_off()
     module: ModuleType = oneflow
     return module
-
-
-def _put_aborts_off() -> None:
-    """Leave this process some seconds to speak between OneFlow's decision to abort and its end.
-
-    The signal goes to the thread that aborts, one of OneFlow's own. Its handler, C's ``sleep``,
-    is given the signal's number, 6, for the seconds; once it returns, the process ends.
-    """
-    c = ctypes.CDLL(None)
-    c.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-    c.signal(signal.SIGABRT, ctypes.cast(c.sleep, ctypes.c_void_p))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""From a target to a model: what is tried, in which order, and what is said about the rest."""
+"""From a target to a model: what is tried, in which order, and why the rest is not."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ STARTER = {"weights": "tinyimagenet32", "size": 32}
 def small(request):
     """What makes a fit small, in each engine that trains."""
     return {**STARTER, "engine": request.param}
+
+
+@pytest.fixture
+def torch_small():
+    """What makes a fit small, where the framework does not matter."""
+    return {**STARTER, "engine": "torch"}
 
 
 class Clock:
@@ -114,7 +120,7 @@ def test_ctrl_c_says_nothing_of_options_that_fit_has_not(image_folder, small, mo
         raise KeyboardInterrupt("add --resume folder to the same command to go on")
 
     monkeypatch.setattr(fitting, "top1", lambda predicted, labels: 0.5)
-    monkeypatch.setattr(fitting.Work, "_rates", lambda *_: {"whole": 9.0, "cut": 9.0})
+    monkeypatch.setattr(fitting._Work, "_rates", lambda *_: {"whole": 9.0, "cut": 9.0})
     monkeypatch.setattr(fitting, "finetune", interrupted)
     words = ["--weights", "tinyimagenet32", "--size", "32", "--engine", small["engine"]]
     assert main(["fit", str(image_folder), *words]) == 130
@@ -122,7 +128,8 @@ def test_ctrl_c_says_nothing_of_options_that_fit_has_not(image_folder, small, mo
     assert "again: featcache fit" in err and "--resume" not in err
 
 
-def test_a_probes_head_under_moving_statistics_is_warned_of(image_folder, small, tmp_path):
+@pytest.mark.torch
+def test_a_probes_head_under_moving_statistics_is_warned_of(image_folder, torch_small, tmp_path):
     size = {"weights": "tinyimagenet32", "size": 32}
     cache = featcache.extract(image_folder, **size, output=tmp_path / "colours.h5").load()
     head = featcache.probe(cache, C=1.0, check=False).head
@@ -133,7 +140,7 @@ def test_a_probes_head_under_moving_statistics_is_warned_of(image_folder, small,
     ):
         notes = []
         featcache.finetune(
-            image_folder, **small, **options, init_head=head, epochs=1, on_note=notes.append
+            image_folder, **torch_small, **options, init_head=head, epochs=1, on_note=notes.append
         )
         warnings = [note for note in notes if note.startswith("warning: ")]
         assert len(warnings) == warned, notes
@@ -166,9 +173,10 @@ def test_a_target_that_the_probe_reaches(image_folder, small, tmp_path):
     assert len(found) == 18 and any("validation images" in note for note in notes)
 
 
-def test_everything_is_tried_and_the_winner_predicts(noisy_folder, small):
+@pytest.mark.torch
+def test_everything_is_tried_and_the_winner_predicts(noisy_folder, torch_small):
     notes = []
-    result = featcache.fit(noisy_folder, 1.0, epochs=1, **small, on_note=notes.append)
+    result = featcache.fit(noisy_folder, 1.0, epochs=1, **torch_small, on_note=notes.append)
     assert result.attempts[0].name == "probe"
     assert {attempt.status for attempt in result.attempts} == {"done"}
     assert len(result.attempts) == 4 and result.next_step == ""
@@ -196,11 +204,12 @@ def test_where_nothing_can_train_the_probe_is_all_there_is(image_folder, fake_en
     assert result.next_step == "" and 0 <= result.top1 <= 1
 
 
-def test_a_budget_that_is_spent_says_what_is_next(noisy_folder, capsys, small):
+@pytest.mark.torch
+def test_a_budget_that_is_spent_says_what_is_next(noisy_folder, capsys, torch_small):
     from featcache.cli import main
 
     words = ["--target", "1", "--budget", "0.001s", "--weights", "tinyimagenet32", "--size", "32"]
-    words += ["--engine", small["engine"]]
+    words += ["--engine", torch_small["engine"]]
     assert main(["fit", str(noisy_folder), *words]) == 0
     out = capsys.readouterr().out
     assert "not reached: probe" in out and "over budget" in out and "next: " in out
