@@ -102,7 +102,7 @@ def interrupted(data, small, after, **options):
 
 
 @pytest.mark.parametrize("step", [1, 4, 7])
-def test_a_stopped_run_goes_on_to_the_same_bytes(image_folder, expected, step, small):
+def test_a_stopped_run_resumes_to_the_same_bytes(image_folder, expected, step, small):
     """In the middle of an epoch, at its end, and before the last step."""
     folder = interrupted(image_folder, small, step)
     for name in ("checkpoint.safetensors", "model.safetensors", "run.json"):
@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(image_folder, expected, step, s
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, N_STEPS + 1))
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(14, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [1, pytest.param(14, marks=pytest.mark.long)])
 def test_kills_at_random_moments_change_not_a_byte(image_folder, home, expected, kills, small):
     generator, killed, resume = random.Random(kills), 0, []
     runs = home / "cache" / "runs"
@@ -138,7 +138,7 @@ def test_kills_at_random_moments_change_not_a_byte(image_folder, home, expected,
     assert not list(Path(json.loads(out)["run"]).glob(".*.part")), "leftovers of a kill are gone"
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(image_folder, home, expected, small):
+def test_ctrl_c_saves_and_says_how_to_resume(image_folder, home, expected, small):
     child = Child(image_folder, small, step_s=0.3, every_s=1e9)
     time.sleep(0.8)
     child.process.send_signal(signal.SIGINT)
@@ -191,7 +191,7 @@ def test_the_checkpoint_before_stays_where_a_new_one_cannot_be_written(
     assert notes[2].endswith("is of step 1")
 
 
-def test_early_stopping_goes_on_with_its_best_epoch(image_folder, monkeypatch, small):
+def test_early_stopping_resumes_with_its_best_epoch(image_folder, monkeypatch, small):
     def scripted():
         scores = iter([0.75, 0.5, 0.25, 0.25])
         monkeypatch.setattr(run_module, "top1", lambda predicted, labels: next(scores))
@@ -258,7 +258,7 @@ def test_a_checkpoint_comes_back_to_the_bit(tmp_path):
         assert loaded[name].tobytes() == array.tobytes() and loaded[name].shape == array.shape
 
 
-def test_a_run_goes_on_in_the_engine_it_was_begun_in(tmp_path):
+def test_a_run_resumes_in_the_engine_that_started_it(tmp_path):
     """Two engines round differently, so that the other would end with another network."""
     identity = {"method": "full", "engine": "torch", "precision": "f32", "seed": 0}
     path = tmp_path / "checkpoint.safetensors"

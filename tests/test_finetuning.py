@@ -446,7 +446,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(image_folder, small):
     options = {"epochs": 2, "batch_size": 6, "train_limit": 18, "test_limit": 6}
     options |= {**small, "freeze_until": "layer4", "augment": "crop-flip"}
     whole = finetune(image_folder, "full", **options)
-    with pytest.raises(KeyboardInterrupt, match="step 2 of 6: .* add --resume"):
+    with pytest.raises(KeyboardInterrupt, match=r"step 2 of 6: .* add --resume"):
         finetune(image_folder, "full", **options, on_progress=stop)
     resumed = finetune(image_folder, "full", **options, resume=True)
     assert resumed.resumed and resumed.epochs[1].train_loss == whole.epochs[1].train_loss

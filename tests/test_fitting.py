@@ -67,7 +67,7 @@ def test_a_probe_that_is_enough_needs_nothing_else():
     assert tried == [] and attempts[1].status == "not needed"
 
 
-def test_what_the_budget_does_not_hold_is_not_begun_and_costs_are_said():
+def test_what_exceeds_the_budget_is_not_started_and_its_cost_is_given():
     options = [("cut", 20, 0.85), ("split", 100, 0.93), ("full", 300, 0.99)]
     attempts, tried = climbed(options, budget_s=60)
     assert tried == ["cut"]
@@ -117,7 +117,7 @@ def test_ctrl_c_says_nothing_of_options_that_fit_has_not(image_folder, small, mo
     from featcache.cli import main
 
     def interrupted(*arguments, **options):
-        raise KeyboardInterrupt("add --resume folder to the same command to go on")
+        raise KeyboardInterrupt("add --resume folder to the same command to resume")
 
     monkeypatch.setattr(fitting, "top1", lambda predicted, labels: 0.5)
     monkeypatch.setattr(fitting._Work, "_rates", lambda *_: {"whole": 9.0, "cut": 9.0})

@@ -218,17 +218,17 @@ class Run:
         n = len(self._train)
         stage = f"epoch {number}/{self._recipe.epochs}"
         earlier_s, earlier_wall_s, earlier_trained_s = self._epoch_s, self.wall_s, self.trained_s
-        begun = saved = time.perf_counter()
+        start = saved = time.perf_counter()
 
         def clock() -> None:
-            spent = time.perf_counter() - begun
+            spent = time.perf_counter() - start
             self._epoch_s, self.wall_s = earlier_s + spent, earlier_wall_s + spent
 
         self._on_progress(Progress(stage, min(self._batch * self._recipe.batch_size, n), n))
         with closing(self._trainer.steps(self._train, number - 1, self._batch)) as steps:
             while step := self._next(steps):
                 clock()
-                self.trained_s = earlier_trained_s + time.perf_counter() - begun
+                self.trained_s = earlier_trained_s + time.perf_counter() - start
                 self._settle(self._trainer.behind)
                 if time.perf_counter() - saved > CHECKPOINT_EVERY_S:
                     self._save()
@@ -240,7 +240,7 @@ class Run:
                     raise KeyboardInterrupt
         self._settle(0)
         clock()
-        self.trained_s = earlier_trained_s + time.perf_counter() - begun
+        self.trained_s = earlier_trained_s + time.perf_counter() - start
         stage = f"{self._measured_name} images"
         predicted = self._trainer.predict(self._measured, self._report_or_stop, stage)
         accuracy = top1(predicted, self._measured.labels)
