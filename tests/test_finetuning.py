@@ -454,6 +454,8 @@ def test_a_stopped_run_resumes_to_the_same_bytes(image_folder, small):
 
 
 @pytest.mark.slow
-def test_a_short_run_learns_digits(home, small):
+@pytest.mark.torch
+def test_a_short_run_learns_digits(home):
+    small = {"weights": STARTER, "size": 32, "engine": "torch"}
     made = finetune("digits", "full", **small, epochs=2, lr=0.02, augment="none", schedule="cosine")
     assert made.top1 >= 0.95

@@ -13,6 +13,9 @@ import featcache
 from featcache.errors import DatasetError, EngineUnavailableError, RecipeError
 from featcache.finetuning import fit as fitting
 from featcache.finetuning.fit import Attempt, Option, Outcome, best_of, climb
+from featcache.finetuning.ingredients import gather
+from featcache.finetuning.recipes import FinetuneOptions, finetune_recipe
+from featcache.progress import silent
 
 STARTER = {"weights": "tinyimagenet32", "size": 32}
 
@@ -128,20 +131,18 @@ def test_ctrl_c_says_nothing_of_options_that_fit_has_not(image_folder, small, mo
     assert "again: featcache fit" in err and "--resume" not in err
 
 
-@pytest.mark.torch
-def test_a_probes_head_under_moving_statistics_is_warned_of(image_folder, torch_small, tmp_path):
-    size = {"weights": "tinyimagenet32", "size": 32}
-    cache = featcache.extract(image_folder, **size, output=tmp_path / "colours.h5").load()
+def test_a_probes_head_under_moving_statistics_is_warned_of(image_folder, small, tmp_path):
+    cache = featcache.extract(image_folder, **STARTER, output=tmp_path / "colours.h5").load()
     head = featcache.probe(cache, C=1.0, check=False).head
-    for options, warned in (
-        ({"method": "split"}, True),
-        ({"method": "split", "bn": "eval"}, False),
-        ({"method": "frozen"}, False),
+    for method, changes, warned in (
+        ("split", {}, True),
+        ("split", {"bn": "eval"}, False),
+        ("frozen", {}, False),
     ):
+        recipe = finetune_recipe(method, epochs=1, **changes)
+        options = FinetuneOptions(method, recipe, **small, init_head=head)
         notes = []
-        featcache.finetune(
-            image_folder, **torch_small, **options, init_head=head, epochs=1, on_note=notes.append
-        )
+        gather(image_folder, options, 1, silent, notes.append)
         warnings = [note for note in notes if note.startswith("warning: ")]
         assert len(warnings) == warned, notes
         assert all("for 1 step: add --bn eval --lr 1e-4" in it for it in warnings)
@@ -151,7 +152,7 @@ def test_a_probes_head_under_moving_statistics_is_warned_of(image_folder, torch_
 def noisy_folder(tmp_path):
     """Three classes whose training labels are mostly noise: no target is reached."""
     generator = np.random.default_rng(0)
-    for role, count in (("train", 20), ("test", 4)):
+    for role, count in (("train", 12), ("test", 4)):
         for index, name in enumerate(("blue", "green", "red")):
             folder = tmp_path / "noisy" / role / name
             folder.mkdir(parents=True)
@@ -204,12 +205,12 @@ def test_where_nothing_can_train_the_probe_is_all_there_is(image_folder, fake_en
     assert result.next_step == "" and 0 <= result.top1 <= 1
 
 
-@pytest.mark.torch
-def test_a_budget_that_is_spent_says_what_is_next(noisy_folder, capsys, torch_small):
+def test_a_budget_that_is_spent_says_what_is_next(noisy_folder, capsys, small, monkeypatch):
     from featcache.cli import main
 
+    monkeypatch.setattr(fitting._Work, "_rates", lambda *_: {"whole": 9.0, "cut": 9.0})
     words = ["--target", "1", "--budget", "0.001s", "--weights", "tinyimagenet32", "--size", "32"]
-    words += ["--engine", torch_small["engine"]]
+    words += ["--engine", small["engine"]]
     assert main(["fit", str(noisy_folder), *words]) == 0
     out = capsys.readouterr().out
     assert "not reached: probe" in out and "over budget" in out and "next: " in out
