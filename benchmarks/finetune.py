@@ -1,20 +1,25 @@
-"""The tutorial's training loop as written, beside featcache; and what a cached cut saves.
+"""Training in OneFlow and in PyTorch, each as a plain loop and as featcache, in one run.
 
-    python benchmarks/finetune.py CIFAR10.zip [--size 64] [--steps 8] [--rounds 1] [--json FILE]
-                                  [--engine torch [--device cuda] [--precision bf16]]
+    python benchmarks/finetune.py CIFAR10.zip [--torch-python .venv-torch/bin/python]
+                                  [--size 64] [--steps 8] [--rounds 1] [--json FILE]
 
-CIFAR10.zip holds train/ and test/ with class folders. In turn, each in a process of its own, with
-batches of 64 and the same images in the same order and flip views:
+CIFAR10.zip holds train/ and test/ with class folders. In turn, each in a process of its own, in
+float32, with batches of 64 and the same images in the same order and flip views:
 
-- the tutorial's loop: flowvision's ResNet-18 in OneFlow, DataLoader, PIL transforms, SGD;
-- `featcache.finetune`, method full: the same mathematics, so that the losses agree;
-- both again with everything up to layer3 frozen;
-- the same from a cache of layer3 (`extract --cut layer3`), whose making is not counted.
+- the tutorial's loop as written: flowvision's ResNet-18 in OneFlow, DataLoader, PIL, SGD;
+- `featcache.finetune` with OneFlow;
+- the same loop in PyTorch, channels last;
+- `featcache.finetune` with PyTorch;
 
-With another engine than OneFlow the tutorial's loop is left out.
+training everything ("full"), or with everything up to layer3 frozen ("layer4 + head"); and the
+latter with featcache from a cache of layer3 (`extract --cut layer3`), whose making is not counted.
+
+--torch-python is an interpreter with PyTorch, where this one has OneFlow; without it PyTorch is
+imported here if it can be. At 64 px this takes about 6 minutes on two cores; for 224 px use
+--size 224 --steps 3. `--only PyTorch` leaves out the others, `--device cuda` uses a GPU.
 
 Prints images per second (of the median step, the best of the rounds), how many times the tutorial's
-each is, how many times the run without a cache, and how far the losses of the steps lie apart.
+each is, how many times the plain PyTorch loop's, and how far the losses of the steps lie apart.
 """
 
 from __future__ import annotations
@@ -31,13 +36,21 @@ from pathlib import Path
 
 WEIGHTS = "tinyimagenet32"
 BATCH = 64
-CONTENDERS = (
-    # what, function, everything up to layer3 frozen
-    ("tutorial, full", "tutorial", False),
-    ("featcache, full", "uncached", False),
-    ("tutorial, layer4 + head", "tutorial", True),
-    ("featcache, layer4 + head", "uncached", True),
-    ("featcache, layer4 + head, cached", "cached", True),
+# name, function, engine, everything up to layer3 frozen
+CONTENDERS = tuple(
+    (f"{name}, {what}", function, engine, frozen)
+    for what, frozen in (("full", False), ("layer4 + head", True))
+    for name, function, engine in (
+        ("tutorial, OneFlow", "tutorial", "oneflow"),
+        ("featcache, OneFlow", "uncached", "oneflow"),
+        ("plain loop, PyTorch", "plain_torch", "torch"),
+        ("featcache, PyTorch", "uncached", "torch"),
+        *(
+            ("featcache from a cache, OneFlow", "cached", "oneflow"),
+            ("featcache from a cache, PyTorch", "cached", "torch"),
+        )
+        * frozen,
+    )
 )
 
 
@@ -87,10 +100,60 @@ def tutorial(zip_path: str, size: int, n_steps: int, frozen: bool, trainer: dict
                 image = image.transpose(Transpose.FLIP_TOP_BOTTOM)
             return transform(image), int(data.labels[rows[index]])
 
+    model = flowvision.models.resnet18(num_classes=len(data.class_names))
     state = {k: v for k, v in load_weights(WEIGHTS).state.items() if not k.startswith("fc.")}
     weight, bias = initial_head(len(data.class_names), 512, 0)
-    model = flowvision.models.resnet18(num_classes=len(data.class_names))
     model.load_state_dict({**state, "fc.weight": weight, "fc.bias": bias})
+    batches = flow.utils.data.DataLoader(Images(), batch_size=BATCH, num_workers=0)
+    return loop(flow, model, batches, frozen)
+
+
+def plain_torch(zip_path: str, size: int, n_steps: int, frozen: bool, trainer: dict) -> dict:
+    """Train with the same loop in PyTorch, channels last."""
+    import numpy as np
+    import torch
+    from featcache.backbones.torch_resnet import build_backbone
+    from PIL.Image import Resampling, Transpose
+
+    from featcache import load_weights
+    from featcache.backbones.architectures import get_backbone
+    from featcache.sampling import epoch_plan, initial_head
+
+    data = part(zip_path, n_steps * BATCH).train
+    rows, views = epoch_plan(len(data), 4, 0, 0)
+    device = "cpu" if trainer["device"] == "auto" else trainer["device"]
+    mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(data)
+
+        def __getitem__(self, index):
+            image = data.images[int(rows[index])]
+            if views[index] & 1:
+                image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
+            if views[index] & 2:
+                image = image.transpose(Transpose.FLIP_TOP_BOTTOM)
+            pixels = np.array(image.resize((size, size), Resampling.BILINEAR))
+            x = (torch.from_numpy(pixels) / 255 - mean) / std
+            return x.permute(2, 0, 1), int(data.labels[rows[index]])
+
+    model = build_backbone(get_backbone("resnet18"))
+    model.fc = torch.nn.Linear(512, len(data.class_names))
+    state = {k: v for k, v in load_weights(WEIGHTS).state.items() if not k.startswith("fc.")}
+    weight, bias = initial_head(len(data.class_names), 512, 0)
+    state |= {"fc.weight": weight, "fc.bias": bias}
+    model.load_state_dict({name: torch.tensor(value) for name, value in state.items()})
+    model.to(device, memory_format=torch.channels_last)
+    batches = (
+        (x.to(device, memory_format=torch.channels_last), y.to(device))
+        for x, y in torch.utils.data.DataLoader(Images(), batch_size=BATCH, num_workers=0)
+    )
+    return loop(torch, model, batches, frozen)
+
+
+def loop(flow, model, batches, frozen: bool) -> dict:
+    """Train for an epoch, as the tutorial writes it, in either framework."""
     model.train()
     trained = list(model.parameters())
     if frozen:
@@ -104,16 +167,16 @@ def tutorial(zip_path: str, size: int, n_steps: int, frozen: bool, trainer: dict
     optimizer = flow.optim.SGD(trained, lr=1e-3, momentum=0.9, weight_decay=5e-4)
     criterion = flow.nn.CrossEntropyLoss()
     losses, seconds = [], []
-    begun = time.perf_counter()
-    for images, labels in flow.utils.data.DataLoader(Images(), batch_size=BATCH, num_workers=0):
+    start = time.perf_counter()
+    for images, labels in batches:
         loss = criterion(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        trained[0].numpy()  # the step is over when its update is
-        seconds.append(time.perf_counter() - begun)
-        begun = time.perf_counter()
+        trained[0].detach().cpu().numpy()  # the step is over when its update is
+        seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
     return {"losses": losses, "seconds": seconds}
 
 
@@ -129,8 +192,8 @@ def cached(zip_path: str, size: int, n_steps: int, frozen: bool, trainer: dict) 
     with tempfile.TemporaryDirectory() as folder:
         options = {"cut": "layer3", "views": "flips", "output": folder}
         made = featcache.extract(data, weights=WEIGHTS, size=size, **options)
-        found = _finetune(None, n_steps, cache=made.cache, **_until(frozen), **trainer)
-    return {**found, "extract_s": made.wall_s, "engine": made.engine}
+        trained = _finetune(None, n_steps, cache=made.cache, **_until(frozen), **trainer)
+    return {**trained, "extract_s": made.wall_s, "extracted_by": made.engine}
 
 
 def _until(frozen: bool) -> dict:
@@ -151,9 +214,9 @@ def _finetune(data, n_steps: int, **options) -> dict:
     return {"losses": [line["loss"] for line in steps], "seconds": seconds}
 
 
-def in_child(*arguments: object) -> dict:
+def in_child(python: str, *arguments: object) -> dict:
     """Run one of the functions above in a process of its own."""
-    command = [sys.executable, __file__, "--child", json.dumps(arguments)]
+    command = [python, __file__, "--child", json.dumps(arguments)]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(answer.stdout.splitlines()[-1])
 
@@ -165,27 +228,24 @@ def show(rows: list[dict], size: int, n_steps: int) -> None:
         rate = BATCH / statistics.median(row["seconds"])
         rates[row["what"]] = max(rate, rates.get(row["what"], 0.0))
         losses[row["what"]] = row["losses"]
-    print(f"ResNet-18 at {size} px, {n_steps} steps of {BATCH}")
-    print(f"{'':34} {'img/s':>7} {'x tutorial':>11} {'x uncached':>11} {'loss apart':>11}")
+    print(f"ResNet-18 at {size} px, {n_steps} steps of {BATCH}, float32")
+    print(f"{'':46} {'img/s':>7} {'x tutorial':>11} {'x PyTorch':>10} {'loss apart':>11}")
     for what, rate in rates.items():
-        part = what.partition(", ")[2].removesuffix(", cached")
-        base, plain = f"tutorial, {part}", f"featcache, {part}"
-        cells = [
-            f"{rate / rates[one]:11.2f}" if one in rates else " " * 11 for one in (base, plain)
-        ]
-        pairs = zip(losses[what], losses.get(base, losses[what]), strict=True)
-        print(
-            f"{what:34} {rate:7.1f} {cells[0]} {cells[1]} {max(abs(a - b) for a, b in pairs):11.1e}"
-        )
+        trained = what.rpartition(", ")[2]
+        bases = f"tutorial, OneFlow, {trained}", f"plain loop, PyTorch, {trained}"
+        cells = [f"{rate / rates[one]:10.2f}" if one in rates else " " * 10 for one in bases]
+        base = next((losses[one] for one in bases if one in losses), losses[what])
+        apart = max(abs(a - b) for a, b in zip(losses[what], base, strict=True))
+        print(f"{what:46} {rate:7.1f}  {cells[0]} {cells[1]} {apart:11.1e}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="?", help="a zip of train/ and test/ with class folders")
+    parser.add_argument("--torch-python", default=sys.executable, help="one that has PyTorch")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--engine", default="oneflow", choices=("oneflow", "torch"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="f32")
     parser.add_argument("--only", default="", help="contenders whose name holds this")
@@ -196,15 +256,18 @@ def main() -> None:
         name, *arguments = json.loads(options.child)
         print(json.dumps(globals()[name](*arguments)))
         return
-    trainer = {name: getattr(options, name) for name in ("engine", "device", "precision")}
     rows = []
     for _ in range(options.rounds):
-        for what, function, frozen in CONTENDERS:
-            if options.only not in what or (function == "tutorial" and options.engine == "torch"):
+        for what, function, engine, frozen in CONTENDERS:
+            if options.only not in what:
                 continue
-            found = in_child(function, options.data, options.size, options.steps, frozen, trainer)
-            rows.append({"what": what, "size": options.size, **trainer, **found})
-            rate = BATCH / statistics.median(found["seconds"])
+            python = options.torch_python if engine == "torch" else sys.executable
+            trainer = {"engine": engine, "device": options.device, "precision": options.precision}
+            measured = in_child(
+                python, function, options.data, options.size, options.steps, frozen, trainer
+            )
+            rows.append({"what": what, "size": options.size, **trainer, **measured})
+            rate = BATCH / statistics.median(measured["seconds"])
             print(f"{what}: {rate:.1f} img/s", file=sys.stderr, flush=True)
     show(rows, options.size, options.steps)
     if options.json:

@@ -36,7 +36,10 @@ GROUPS = {
         *("LinearProbe", "ExactRecipe", "ProbeRecipe"),
     ),
     "Saved heads": ("load_head", "predict", "evaluate_head", "Head"),
-    "Fine-tuning": ("finetune", "fit", "FinetuneResult", "FitResult", "FinetuneRecipe"),
+    "Fine-tuning": (
+        *("finetune", "fit", "FinetuneResult", "FitResult"),
+        *("FinetuneOptions", "FinetuneRecipe", "FitOptions"),
+    ),
     "Looking at it": ("compare", "audit", "report", "AuditResult", "ReportResult"),
     "Data, weights, machine": (
         *("load_dataset", "load_weights", "examine", "Dataset", "Split", "Weights"),

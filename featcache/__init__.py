@@ -31,8 +31,10 @@ _HOME = {
     "ExtractOptions": "extraction.options",
     "ExtractResult": "extraction.result",
     "FeatcacheError": "errors",
+    "FinetuneOptions": "finetuning.recipes",
     "FinetuneRecipe": "finetuning.recipes",
     "FinetuneResult": "finetuning.run",
+    "FitOptions": "finetuning.fit",
     "FitResult": "finetuning.fit",
     "Head": "probes.head",
     "KnnResult": "probes.knn",
@@ -85,8 +87,10 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "ExtractOptions",
     "ExtractResult",
     "FeatcacheError",
+    "FinetuneOptions",
     "FinetuneRecipe",
     "FinetuneResult",
+    "FitOptions",
     "FitResult",
     "Head",
     "KnnResult",
@@ -141,8 +145,8 @@ if TYPE_CHECKING:
     from .extraction.options import ExtractOptions
     from .extraction.result import ExtractResult, ShareResult
     from .finetuning.finetune import finetune
-    from .finetuning.fit import FitResult, fit
-    from .finetuning.recipes import FinetuneRecipe
+    from .finetuning.fit import FitOptions, FitResult, fit
+    from .finetuning.recipes import FinetuneOptions, FinetuneRecipe
     from .finetuning.run import FinetuneResult
     from .prediction import evaluate_head, predict
     from .preprocess import Preprocess

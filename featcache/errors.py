@@ -13,7 +13,7 @@
     ├── EngineUnavailableError   (also ImportError)        the engine or device cannot run here
     ├── ShapeMismatchError       (also ValueError)         arrays of shapes that do not fit
     ├── RecipeError              (also ValueError)         a hyperparameter outside its range
-    ├── RankError                another process of a distributed run ended, or failed
+    ├── RankError                another process of a distributed run ended, or differs
     ├── RemoteError              a URL that cannot be reached, or is refused
     └── OutputError              (also OSError)            a result cannot be written
 
@@ -71,19 +71,7 @@ class RecipeError(FeatcacheError, ValueError):
 
 
 class RankError(FeatcacheError):
-    """Another process of a distributed run has ended, or found an error.
-
-    Parameters
-    ----------
-    message : str
-        Which, and what it said.
-    is_told : bool
-        Whether another process tells a person of it, so that this one can be silent.
-    """
-
-    def __init__(self, message: str, *, is_told: bool = False) -> None:
-        super().__init__(message)
-        self.is_told = is_told
+    """Another process of a distributed run has ended, or does another run."""
 
 
 class RemoteError(FeatcacheError):

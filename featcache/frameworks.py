@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import json
 import platform
 import re
-import signal
 import subprocess
 import sys
 from functools import cache
@@ -28,8 +26,6 @@ from .process import (
 )
 
 _INSTALL_ONEFLOW = "pip install 'featcache[oneflow]'"
-# Its processes communicate by gRPC, which would go through a proxy.
-_PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "grpc_proxy", "GRPC_PROXY")
 _CUDA_TIMEOUT_S = 120
 
 # Runs in a child: an operation that the GPU has no kernel for aborts the process.
@@ -61,21 +57,19 @@ def oneflow_status() -> tuple[str | None, str]:
 
 
 @cache
-def import_oneflow(*, join: bool = False) -> ModuleType:
+def import_oneflow() -> ModuleType:
     """Import OneFlow and leave the process as it was."""
     version, why = oneflow_status()
     if version is None:
         raise EngineUnavailableError(f"engine oneflow: not available: {why}")
-    # When one process ends, OneFlow aborts the others with a trace of its C++ code. With ``join``
-    # we report that ourselves: above the severest level, 3, it is silent.
-    variables = {"GLOG_minloglevel": "4" if join else "2"}
+    variables = {"GLOG_minloglevel": "2"}
     core_type = openblas_core_type()
     if core_type:
         variables["OPENBLAS_CORETYPE"] = core_type
-    hidden = _PROXIES if join else LAUNCH_VARIABLES
+    changed = (*LAUNCH_VARIABLES, "CUDA_MODULE_LOADING")
     with (
         ctrl_c_later(),
-        process_environment(variables, (*LAUNCH_VARIABLES, "CUDA_MODULE_LOADING"), hidden),
+        process_environment(variables, changed, LAUNCH_VARIABLES),
         silenced_stderr() as captured,
     ):
         try:
@@ -87,21 +81,8 @@ def import_oneflow(*, join: bool = False) -> ModuleType:
                 f"{type(error).__name__}: {error}{' | ' + messages[-1] if messages else ''}; "
                 "run featcache doctor"
             ) from error
-    if join:
-        _put_aborts_off()
     module: ModuleType = oneflow
     return module
-
-
-def _put_aborts_off() -> None:
-    """Leave this process some seconds to speak between OneFlow's decision to abort and its end.
-
-    The signal goes to the thread that aborts, one of OneFlow's own. Its handler, C's ``sleep``,
-    is given the signal's number, 6, for the seconds; once it returns, the process ends.
-    """
-    c = ctypes.CDLL(None)
-    c.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-    c.signal(signal.SIGABRT, ctypes.cast(c.sleep, ctypes.c_void_p))
 
 
 @cache

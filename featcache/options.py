@@ -23,10 +23,15 @@ def with_options(kind: type[Any]) -> Callable[[Callable[..., R]], Callable[..., 
     TypeError
         On a call with a name that is no option, or with options in both forms.
     """
-    names = {field.name: field for field in fields(kind) if field.init}
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
         own = inspect.signature(function)
+        # What the function takes itself, such as a positional method, is not listed again.
+        names = {
+            field.name: field
+            for field in fields(kind)
+            if field.init and field.name not in own.parameters
+        }
 
         @wraps(function)
         def verb(*args: Any, options: Any = None, **keywords: Any) -> R:
@@ -50,8 +55,8 @@ def with_options(kind: type[Any]) -> Callable[[Callable[..., R]], Callable[..., 
             )
             for name, field in names.items()
         ]
-        positional = [one for one in parameters if one.kind is not one.KEYWORD_ONLY]
-        keyword = [one for one in parameters if one.kind is one.KEYWORD_ONLY]
+        keyword = [one for one in parameters if one.kind in (one.KEYWORD_ONLY, one.VAR_KEYWORD)]
+        positional = [one for one in parameters if one not in keyword]
         verb.__signature__ = own.replace(  # type: ignore[attr-defined]
             parameters=[*positional, *listed, *keyword]
         )

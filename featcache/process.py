@@ -12,8 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, TypeVar
 
 
@@ -110,7 +109,7 @@ def run_in_child(
             text=True,
             timeout=timeout_s,
             stdin=subprocess.DEVNULL,
-            # Where a launcher started us, OneFlow would wait in the child for the other processes.
+            # Under torchrun, OneFlow would wait in the child for the other processes.
             env={name: os.environ[name] for name in os.environ if name not in LAUNCH_VARIABLES},
         )
     except subprocess.TimeoutExpired:
@@ -123,48 +122,16 @@ def last_words(child: subprocess.CompletedProcess[str]) -> str:
     return f"exit code {child.returncode}: {last}"
 
 
-# Both launchers set these, and OneFlow and PyTorch read them.
+# What torchrun tells its processes. OneFlow reads these too, and would wait for the others.
 LAUNCH_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK")
 
-_LAUNCHERS = {"torch": "torchrun", "oneflow": "oneflow.distributed.launch"}
 
-
-@dataclass(frozen=True)
-class Launch:
-    """A place among processes that were started together."""
-
-    rank: int  # from 0; in all machines together
-    size: int  # how many processes there are, at least 2
-    local_rank: int  # from 0, on this machine
-    address: str  # the machine of rank 0
-    # ``"torch"`` or ``"oneflow"``: whose launcher it was; None where that is not known.
-    engine: str | None
-
-    @property
-    def launcher(self) -> str:
-        """The launcher's name, for a person."""
-        return _LAUNCHERS.get(self.engine or "", "a launcher")
-
-
-def launched() -> Launch | None:
-    """Return this process's place among those of its launcher, or None."""
-    variables = {name: os.environ.get(name, "") for name in LAUNCH_VARIABLES}
-    rank, size, local = (variables[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size) > 1):
+def torchrun_rank() -> int | None:
+    """Return this process's rank if torchrun started it together with others; else None."""
+    rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not (rank.isdecimal() and size.isdecimal()):
         return None
-    if not (variables["MASTER_ADDR"] and variables["MASTER_PORT"]):
-        return None
-    local_rank = int(local) if local.isdecimal() else 0
-    return Launch(int(rank), int(size), local_rank, variables["MASTER_ADDR"], _engine(local_rank))
-
-
-def _engine(local_rank: int) -> str | None:
-    """Tell the launchers apart by what each of them alone sets."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return "torch"
-    # A folder per process for the log of OneFlow's C++ code, which is made only on demand.
-    log_folder = PurePath(os.environ.get("GLOG_log_dir", "")).name  # noqa: SIM112
-    return "oneflow" if log_folder == f"local_rank_{local_rank}" else None
+    return int(rank) if int(rank) < int(size) > 1 else None
 
 
 def processor_flags() -> frozenset[str]:

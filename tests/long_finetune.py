@@ -17,12 +17,12 @@ import sys
 import time
 
 from featcache import cli
-from featcache.finetuning import run as _run
+from featcache.finetuning import run as run_module
 from featcache.finetuning.trainer import Trainer
 
 
 def main(step_s, checkpoint_every_s, limit_bytes, *arguments):
-    step, train = Trainer._update, _run.Run.train
+    step, train = Trainer._update, run_module.Run.train
 
     def slow_step(*arguments):
         time.sleep(float(step_s))
@@ -37,8 +37,8 @@ def main(step_s, checkpoint_every_s, limit_bytes, *arguments):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     Trainer._update = slow_step
-    _run.Run.train = announced_train
-    _run.CHECKPOINT_EVERY_S = float(checkpoint_every_s)
+    run_module.Run.train = announced_train
+    run_module.CHECKPOINT_EVERY_S = float(checkpoint_every_s)
     return cli.main(arguments)
 
 

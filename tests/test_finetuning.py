@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import TRAINERS, write_gaussian_cache
 
-from featcache import extract, finetune, load, load_dataset, load_head, load_weights, probe
+from featcache import extract, finetune, fit, load, load_dataset, load_head, load_weights, probe
 from featcache.backbones.architectures import get_backbone
 from featcache.backbones.choice import EngineChoice
 from featcache.backbones.weights import save_weights
@@ -23,11 +23,11 @@ from featcache.errors import (
     RecipeError,
     WeightsError,
 )
-from featcache.finetuning import engine as _engine
+from featcache.finetuning import framework as framework_module
 from featcache.finetuning.batches import CachedSource, ImageSource
 from featcache.finetuning.framework import get_framework
 from featcache.finetuning.network import initial_backbone
-from featcache.finetuning.recipes import METHODS, finetune_recipe
+from featcache.finetuning.recipes import METHODS, FinetuneOptions, finetune_recipe
 from featcache.finetuning.trainer import Trainer
 from featcache.metrics import top1
 from featcache.preprocess import Preprocess
@@ -79,7 +79,8 @@ def cut_cache(image_folder, small, tmp_path_factory):
         ("full", {"freeze_until": "layer3"}),
         (
             "split",
-            {"freeze_until": "layer3", "augment": "flip", "patience": 3, "val_fraction": 0.34},
+            {"freeze_until": "layer3", "augment": "flip", "patience": 3, "val_fraction": 0.34}
+            | {"epochs": 2},
         ),
         ("full", {"freeze_until": "layer4", "augment": "none", "bn": "eval"}),
         ("frozen", {}),
@@ -89,7 +90,7 @@ def test_a_run_on_a_cached_cut_equals_the_one_on_images(
     image_folder, cut_cache, method, options, small
 ):
     """The same order, views and mathematics: losses and weights agree to rounding."""
-    options = {"epochs": 2, "batch_size": 6, "seed": 5, "train_limit": 18, **options}
+    options = {"epochs": 1, "batch_size": 6, "seed": 5, "train_limit": 18, **options}
     options["test_limit"] = 6
     uncached = finetune(image_folder, method, **small, **options)
     cached = finetune(None, method, cache=cut_cache, engine=small["engine"], **options)
@@ -111,7 +112,7 @@ def test_what_a_cached_run_refuses(image_folder, cut_cache, tmp_path, small, eng
 
     above = {"freeze_until": "layer3"}
     refused(RecipeError, "method full that trains all; use --freeze-until layer3")
-    refused(RecipeError, "crop-flip, whose outcomes", augment="crop-flip", **above)
+    refused(RecipeError, "crop-flip, which has too many", augment="crop-flip", **above)
     command = f"featcache extract colours --weights {STARTER} --size 32 --cut layer2 --views flips"
     refused(CacheMissError, f"the cut 'layer2' .* make one with {command}", freeze_until="layer2")
     refused(CacheMismatchError, "preprocess size: cache 32, here 64; .*--size 64", size=64, **above)
@@ -130,10 +131,10 @@ def test_a_cache_of_another_engine_is_allowed_and_said(image_folder, tmp_path, s
     pytest.importorskip("openvino")
     options = {"cut": "layer4", "views": "flips", "engine": "openvino", "dtype": "float16"}
     made = extract(image_folder, **{**small, **options}, output=tmp_path)
-    heard = []
+    messages = []
     options = {"freeze_until": "layer4", "epochs": 1, "engine": small["engine"]}
-    result = finetune(None, "full", cache=made.cache, on_note=heard.append, **options)
-    _, note = heard
+    result = finetune(None, "full", cache=made.cache, on_note=messages.append, **options)
+    _, note = messages
     assert "features by openvino" in note and "kept as float16" in note
     uncached = finetune(image_folder, "full", **{**small, **options})
     assert result.epochs[0].train_loss == pytest.approx(uncached.epochs[0].train_loss, abs=0.02)
@@ -146,13 +147,9 @@ def test_lp_ft_starts_at_the_probes_accuracy(image_folder, cut_cache, engine):
     probed = probe(cut_cache, scale="standardize", check=False)
     head = load_head(probed.head)
     weights = load_weights(STARTER, size=32)
-    trainer = Trainer(
-        weights,
-        3,
-        finetune_recipe("full"),
-        head=(head.weight, head.bias),
-        framework=get_framework(engine),
-    )
+    recipe = finetune_recipe("full")
+    start = (head.weight, head.bias)
+    trainer = Trainer(get_framework(engine), weights, 3, recipe, head=start)
     test = load_dataset(image_folder).test
     before = trainer.predict(ImageSource(test, weights.preprocess))
     np.testing.assert_array_equal(before, head.predict(load(cut_cache).test.features))
@@ -178,7 +175,7 @@ def test_a_head_that_does_not_fit_is_refused(image_folder, cut_cache, small):
             finetune(data, method, init_head=head, **{**small, **options})
 
     refused("preprocess size: head 32, here 64", size=64)
-    refused("here a random draw", "scratch")
+    refused("here random weights", "scratch")
     refused(r"classes: head 3 \('blue, green, red'\), here 10", data="digits")
     refused("scaling: head 'l2'", head=probe(cut_cache, scale="l2", check=False).head)
     refused("expected a head", head=image_folder / "nothing.safetensors")
@@ -189,7 +186,7 @@ def test_a_head_that_does_not_fit_is_refused(image_folder, cut_cache, small):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_and_what_it_leaves(image_folder, method, small):
-    heard = []
+    messages = []
     result = finetune(
         image_folder,
         method,
@@ -198,7 +195,7 @@ def test_a_run_and_what_it_leaves(image_folder, method, small):
         batch_size=12,
         train_limit=12,
         test_limit=9,
-        on_progress=heard.append,
+        on_progress=messages.append,
     )
     assert (result.n_train, result.n_test, len(result.epochs)) == (12, 9, 2)
     assert result.top1 == result.epochs[-1].top1
@@ -206,7 +203,7 @@ def test_a_run_and_what_it_leaves(image_folder, method, small):
     assert [epoch.epoch for epoch in result.epochs] == [1, 2]
     assert all(np.isfinite(epoch.train_loss) and epoch.wall_s > 0 for epoch in result.epochs)
     stages = {"hash images", "epoch 1/2", "epoch 2/2", "test images"}
-    assert {message.stage for message in heard} == stages
+    assert {message.stage for message in messages} == stages
     saved = load_weights(result.checkpoint)
     assert saved.preprocess.size == 32 and saved.state["fc.weight"].shape == (3, 512)
     record = json.loads((result.run / "run.json").read_text())
@@ -250,15 +247,15 @@ def test_early_stopping_never_looks_at_the_test_split(image_folder, monkeypatch,
     data = load_dataset(image_folder)
     scores = iter([0.5, 0.75, 0.75, 0.5, 0.75])
     monkeypatch.setattr(_run, "top1", lambda predicted, labels: next(scores))
-    heard = []
+    messages = []
     options = {**small, "epochs": 9, "patience": 1, "val_fraction": 0.25, "batch_size": 16}
-    options["freeze_until"] = "layer3"
-    result = finetune(data, "full", **options, on_progress=heard.append)
+    options["freeze_until"] = "layer4"  # the steps are as quick as they get
+    result = finetune(data, "full", **options, on_progress=messages.append)
     assert [epoch.top1 for epoch in result.epochs] == [0.5, 0.75, 0.75]
     assert (result.curve_split, result.best_epoch) == ("val", 2)
     assert (result.n_train, result.n_val, result.n_test) == (27, 9, 18)
-    tests = [place for place, message in enumerate(heard) if message.stage == "test images"]
-    epochs = [place for place, message in enumerate(heard) if message.stage.startswith("epoch")]
+    tests = [place for place, message in enumerate(messages) if message.stage == "test images"]
+    epochs = [place for place, message in enumerate(messages) if message.stage.startswith("epoch")]
     assert min(tests) > max(epochs), "test is read once, at the end"
     two = finetune(data, "full", **{**options, "epochs": 2})
     best, theirs = load_weights(result.checkpoint).state, load_weights(two.checkpoint).state
@@ -309,39 +306,48 @@ def machine(monkeypatch, *, oneflow=None, torch=None, gpu=None):
         here = "cuda" if on_gpu else "cpu"
         return EngineChoice(engine, "1", here, precision, f"{engine} on {here}, as asked for")
 
-    monkeypatch.setattr(_engine, "oneflow_status", lambda: (oneflow, "not installed"))
-    monkeypatch.setattr(_engine, "torch_status", lambda: (torch, "not installed"))
-    monkeypatch.setattr(_engine, "cuda_status", lambda: (gpu == "oneflow", "H100: no kernels"))
-    monkeypatch.setattr(_engine, "choose_engine", choose)
+    monkeypatch.setattr(framework_module, "oneflow_status", lambda: (oneflow, "not installed"))
+    monkeypatch.setattr(framework_module, "torch_status", lambda: (torch, "not installed"))
+    monkeypatch.setattr(
+        framework_module, "cuda_status", lambda: (gpu == "oneflow", "H100: no kernels")
+    )
+    monkeypatch.setattr(framework_module, "choose_engine", choose)
 
 
 @pytest.mark.parametrize(
     ("there", "asked", "chosen", "why"),
     [
-        ({"oneflow": "1", "torch": "1"}, (), ("oneflow", "cpu"), "oneflow on cpu"),
+        ({"oneflow": "1", "torch": "1"}, (), ("torch", "cpu"), "trains faster than OneFlow"),
         ({"oneflow": "1", "torch": "1", "gpu": "oneflow"}, (), ("oneflow", "cuda"), "oneflow"),
         (
             {"oneflow": "1", "torch": "1", "gpu": "torch"},
             (),
             ("torch", "cuda"),
-            "torch on cuda, a GPU that OneFlow cannot use: H100: no kernels",
+            "torch on cuda: it is installed",
         ),
-        ({"oneflow": "1", "torch": "1", "gpu": "torch"}, ("auto", "cpu"), ("oneflow", "cpu"), ""),
+        ({"oneflow": "1", "torch": "1", "gpu": "oneflow"}, ("auto", "cpu"), ("torch", "cpu"), ""),
         (
             {"oneflow": "1", "torch": "1", "gpu": "torch"},
             ("auto", "cuda"),
             ("torch", "cuda"),
-            "since OneFlow cannot: device cuda: oneflow has no GPU",
+            "torch on cuda: it is installed",
         ),
-        ({"oneflow": "1", "torch": "1"}, ("auto", "cpu", "bf16"), ("torch", "cpu"), "found bf16"),
-        ({"torch": "1"}, (), ("torch", "cpu"), "since OneFlow is not here: not installed"),
-        ({"oneflow": "1"}, (), ("oneflow", "cpu"), ""),
+        ({"oneflow": "1", "torch": "1"}, ("auto", "cpu", "bf16"), ("torch", "cpu"), ""),
+        ({"torch": "1"}, (), ("torch", "cpu"), "OneFlow is not available: not installed"),
+        (
+            {"oneflow": "1"},
+            (),
+            ("oneflow", "cpu"),
+            "PyTorch trains several times faster on a CPU: pip install 'featcache[torch]'",
+        ),
+        ({"oneflow": "1", "torch": "1"}, ("oneflow",), ("oneflow", "cpu"), "use --engine torch"),
+        ({"oneflow": "1", "gpu": "oneflow"}, (), ("oneflow", "cuda"), "oneflow on cuda"),
         ({"torch": "1"}, ("torch",), ("torch", "cpu"), "as asked for"),
     ],
 )
 def test_the_engine_that_trains(monkeypatch, there, asked, chosen, why):
     machine(monkeypatch, **there)
-    choice = _engine.choose_trainer(*asked)
+    choice = framework_module.choose_trainer(*asked)
     assert (choice.name, choice.device) == chosen and why in choice.why
 
 
@@ -349,7 +355,6 @@ def test_the_engine_that_trains(monkeypatch, there, asked, chosen, why):
     ("there", "asked", "error", "said"),
     [
         ({}, (), EngineUnavailableError, r"found neither .*pip install 'featcache\[torch\]'"),
-        ({"torch": "1"}, ("openvino",), RecipeError, "auto, oneflow, torch to train with, found"),
         (
             {"oneflow": "1"},
             ("oneflow", "cpu", "bf16"),
@@ -368,12 +373,13 @@ def test_the_engine_that_trains(monkeypatch, there, asked, chosen, why):
 def test_what_cannot_train_is_said(monkeypatch, there, asked, error, said):
     machine(monkeypatch, **there)
     with pytest.raises(error, match=said):
-        _engine.choose_trainer(*asked)
+        framework_module.choose_trainer(*asked)
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
+        ({"engine": "openvino"}, RecipeError, "auto, oneflow, torch to train with, found"),
         ({"method": "half"}, RecipeError, "full, split, frozen, scratch, found 'half'"),
         ({"epochs": 0}, RecipeError, "epochs"),
         ({"lr": 0}, RecipeError, "expected a positive number, found 0"),
@@ -398,7 +404,58 @@ def test_more_classes_than_images(image_folder, small):
         finetune(replace(data, train=train), **small)
 
 
+def test_one_class_is_an_error_of_the_data_set(image_folder, small):
+    """It was an error of the recipe, and of the cache in `fit`."""
+    data = load_dataset(image_folder)
+    one = replace(data, train=data.train.take(np.arange(12)))
+    said = "colours: expected at least 2 classes with training images, found 1"
+    with pytest.raises(DatasetError, match=said):
+        finetune(one, **small)
+    with pytest.raises(DatasetError, match=said):
+        fit(one, weights=STARTER, size=32)
+
+
+def test_options_are_a_dataclass_or_keywords(image_folder, monkeypatch):
+    """Each says the same; a method and changes of its recipe may stand beside the dataclass."""
+    from featcache.finetuning import finetune as finetune_module
+
+    monkeypatch.setattr(
+        finetune_module, "_train", lambda processes, dataset, options, *_: (dataset, options)
+    )
+    options = FinetuneOptions("full", finetune_recipe("full", lr=0.1, epochs=2), seed=3)
+    assert finetune("digits", "full", seed=3, lr=0.1, epochs=2) == ("digits", options)
+    assert finetune("digits", options=options) == ("digits", options)
+    _, longer = finetune("digits", options=options, epochs=5)
+    assert longer == replace(options, recipe=replace(options.recipe, epochs=5))
+    _, frozen = finetune("digits", "frozen", options=options)
+    assert frozen.recipe == finetune_recipe("frozen") and frozen.seed == 3
+    assert FinetuneOptions().recipe == finetune_recipe("split")
+    with pytest.raises(RecipeError, match="found 'epoch'"):
+        finetune("digits", epoch=3)
+    with pytest.raises(TypeError, match="found both"):
+        finetune("digits", options=options, seed=3)
+
+
+def test_a_stopped_run_resumes_to_the_same_bytes(image_folder, small):
+    """In each framework, in the middle of an epoch; test_durable_runs.py has the other ways."""
+
+    def stop(message):
+        if message.stage == "epoch 1/2" and message.done == 12:
+            raise KeyboardInterrupt
+
+    options = {"epochs": 2, "batch_size": 6, "train_limit": 18, "test_limit": 6}
+    options |= {**small, "freeze_until": "layer4", "augment": "crop-flip"}
+    whole = finetune(image_folder, "full", **options)
+    with pytest.raises(KeyboardInterrupt, match=r"step 2 of 6: .* add --resume"):
+        finetune(image_folder, "full", **options, on_progress=stop)
+    resumed = finetune(image_folder, "full", **options, resume=True)
+    assert resumed.resumed and resumed.epochs[1].train_loss == whole.epochs[1].train_loss
+    assert load_weights(resumed.checkpoint).sha256 == load_weights(whole.checkpoint).sha256
+
+
 @pytest.mark.slow
-def test_a_short_run_learns_digits(home, small):
+@pytest.mark.torch
+def test_a_short_run_learns_digits(home):
+    small = {"weights": STARTER, "size": 32, "engine": "torch"}
     made = finetune("digits", "full", **small, epochs=2, lr=0.02, augment="none", schedule="cosine")
     assert made.top1 >= 0.95

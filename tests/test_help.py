@@ -202,8 +202,7 @@ def test_choices_are_those_of_the_library():
     from featcache.cli.finetune import finetune
     from featcache.cli.probe import probe
     from featcache.cli.store import export
-    from featcache.finetuning.framework import TRAINERS
-    from featcache.finetuning.recipes import AUGMENTATIONS, METHODS, SCHEDULES
+    from featcache.finetuning.recipes import AUGMENTATIONS, METHODS, SCHEDULES, TRAINERS
     from featcache.metrics import METRICS
     from featcache.probes.probe import SOLVERS
     from featcache.probes.recipes import PROBE_RECIPES, PROBE_SCHEDULES

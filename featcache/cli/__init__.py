@@ -14,13 +14,8 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from . import launch as _launch
-
-if TYPE_CHECKING:
-    from ..process import Launch
-
+from ..process import torchrun_rank
 
 _NAME = "featcache"
 
@@ -51,18 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
     _open_streams()
-    launch = _launch.place()
-    refused = _launch.refusal(launch, arguments)
-    if refused is not None:
-        return _complain(refused, 2) if _launch.is_first(launch) else 2
+    rank = torchrun_rank()
     try:
-        code = _run(arguments, launch)
+        code = _run(arguments, rank)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as interrupt:
-        if not _launch.is_first(launch):
-            return 130
-        again = ", by the same launcher: " * (launch is not None) or ": "
+        if rank:
+            return 130  # the first process says so
+        again = ", by the same launcher: " * (rank is not None) or ": "
         again += shlex.join([_NAME, *arguments])
         saved = f": {interrupt}" if str(interrupt) else ""
         print(file=sys.stderr)
@@ -79,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("error: standard output: cannot be written: the disk is full", 1)
 
 
-def _run(arguments: list[str], launch: Launch | None) -> int:
+def _run(arguments: list[str], rank: int | None) -> int:
     import typer
 
     from ..errors import FeatcacheError
@@ -96,11 +88,10 @@ def _run(arguments: list[str], launch: Launch | None) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except FeatcacheError as error:
-        said = _launch.spoken(launch, error)
-        return 1 if said is None else _complain(said, 1)
+        return _complain(f"error: rank {rank}: {error}" if rank else f"error: {error}", 1)
     except usage_error as error:
-        if not _launch.is_first(launch):
-            return 2  # the first process says it
+        if rank:
+            return 2  # the first process says so
         return _complain_usage(error, arguments, list(getattr(command, "commands", ())))
     return 0
 

@@ -1,4 +1,4 @@
-"""The command that trains a network, and its options."""
+"""The commands that train: ``finetune`` and ``fit``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from ..process import torchrun_rank
 from ..progress import silent
-from . import launch as _launch
 from . import output as out
 from . import plot as _plot
 from .help import ENGINE
@@ -54,7 +54,9 @@ def finetune(
     dataset: TrainedDatasetArgument = None,
     method: Annotated[
         Literal["full", "split", "frozen", "scratch"],
-        typer.Option(help="What is trained: everything, at split rates, the head, from scratch."),
+        typer.Option(
+            help="What trains: everything, all at split rates, the head alone, all from scratch."
+        ),
     ] = "split",
     backbone: TrainedBackboneOption = None,
     weights: TrainedWeightsOption = None,
@@ -71,16 +73,16 @@ def finetune(
     cache: Annotated[
         Path | None,
         typer.Option(
-            help="Train on this cache's features; the layers below are frozen.",
+            help="Train on the features of this cache; the layers below are frozen.",
             metavar="PATH",
             parser=cache_place,
         ),
     ] = None,
     freeze_until: Annotated[
-        Stage | None, typer.Option(help="Leave this stage and all before it as they are.")
+        Stage | None, typer.Option(help="Freeze this stage and all before it.")
     ] = None,
     init_head: Annotated[
-        Path | None, typer.Option(help="Begin with the head that a probe saved (LP-FT).")
+        Path | None, typer.Option(help="Start with the head that a probe saved (LP-FT).")
     ] = None,
     epochs: Annotated[
         int | None,
@@ -94,58 +96,62 @@ def finetune(
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Of the head; the backbone's rate keeps its proportion.",
+            help="Learning rate of the head; the backbone's keeps its proportion.",
             show_default="the tutorial's 0.001",
         ),
     ] = None,
     backbone_lr: Annotated[
-        float | None, typer.Option(help="Of the backbone.", show_default="the method's")
+        float | None,
+        typer.Option(help="Learning rate of the backbone.", show_default="the method's"),
     ] = None,
     layer_decay: Annotated[
         float | None,
-        typer.Option(help="Each stage trains at this times the rate of the one after it."),
+        typer.Option(help="Each stage trains at this times the rate of the next one."),
     ] = None,
     schedule: Annotated[
         Literal["constant", "cosine", "step"],
-        typer.Option(help="cosine: to 0. step: a tenth after 1/2 and 3/4 of the steps."),
+        typer.Option(
+            help="Of the learning rates. cosine: to 0. step: x 0.1 after 1/2 and 3/4 of the steps."
+        ),
     ] = "constant",
     warmup: Annotated[
-        float, typer.Option(help="Steps that the rates rise; below 1: a fraction of all steps.")
+        float,
+        typer.Option(help="Steps over which the rates rise; below 1: a fraction of all steps."),
     ] = 0.0,
     label_smoothing: Annotated[
         float, typer.Option(help="Share of the target spread over all classes.")
     ] = 0.0,
     augment: Annotated[
         Literal["tutorial", "flip", "none", "crop-flip"],
-        typer.Option(help="tutorial: flips both ways. flip: left and right."),
+        typer.Option(help="tutorial: flips both ways. flip: left-right. crop-flip: shifts too."),
     ] = "tutorial",
     bn: Annotated[
         Literal["train", "eval"],
-        typer.Option(help="eval: keep the batch-norm statistics of the weights."),
+        typer.Option(help="eval: keep the weights' batch-norm statistics."),
     ] = "train",
     patience: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Stop so many epochs after the best one on a validation split; keep that."
+            min=1,
+            help="Stop this many epochs after the best one on a validation split; keep that one.",
         ),
     ] = None,
     val_fraction: Annotated[
-        float, typer.Option(help="With --patience: the share of training images held out.")
+        float, typer.Option(help="With --patience: share of training images held out.")
     ] = 0.1,
     train_limit: TrainLimitOption = None,
     test_limit: TestLimitOption = None,
     seed: SeedOption = 0,
     resume: Annotated[
         str | None,
-        typer.Option(
-            help="Go on with a run that was stopped: its folder, or latest.", metavar="RUN"
-        ),
+        typer.Option(help="Resume a stopped run: its folder, or latest.", metavar="RUN"),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(help="A .safetensors file for the network, fit for --weights.")
+        Path | None,
+        typer.Option(help="Also save the network as a .safetensors file, for --weights."),
     ] = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write TensorBoard's event files too.")
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")
     ] = False,
     plot: PlotOption = None,
     data_root: DataRootOption = None,
@@ -158,50 +164,16 @@ def finetune(
 
     Example: [bold]featcache finetune digits --method split --weights tinyimagenet32[/bold]
     """
+    given = {name: value for name, value in locals().items() if name not in ("plot", "json")}
     _plot.checked(plot)
     from ..finetuning.finetune import finetune as run
 
-    is_first = _launch.is_first(_launch.place())
+    is_first = not torchrun_rank()
     with out.progress() if is_first else nullcontext(silent) as report:
-        result = run(
-            dataset,
-            method,
-            backbone=backbone,
-            weights=weights,
-            size=size,
-            engine=engine,
-            device=device,
-            precision=precision,
-            cache=cache,
-            freeze_until=freeze_until,
-            init_head=init_head,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            backbone_lr=backbone_lr,
-            layer_decay=layer_decay,
-            schedule=schedule,
-            warmup=warmup,
-            label_smoothing=label_smoothing,
-            augment=augment,
-            bn=bn,
-            patience=patience,
-            val_fraction=val_fraction,
-            train_limit=train_limit,
-            test_limit=test_limit,
-            seed=seed,
-            resume=resume or False,
-            save=save,
-            tensorboard=tensorboard,
-            data_root=data_root,
-            runs=runs,
-            on_progress=report,
-            on_note=out.note,
-        )
-    if not is_first:
-        return
-    out.show(result, json, finetune_summary)
-    _plot.save(plot, lambda: _figure(result))
+        result = run(**{**given, "resume": resume or False}, on_progress=report, on_note=out.note)
+    if is_first:
+        out.show(result, json, finetune_summary)
+        _plot.save(plot, lambda: _figure(result))
 
 
 def _figure(result: FinetuneResult) -> Any:
@@ -215,7 +187,7 @@ _LISTED = 12  # epochs up to which each has its line
 
 
 def finetune_summary(result: FinetuneResult) -> list[Any]:
-    """Return the curve, and the accuracy of the epoch that counts."""
+    """Return the curve, and the accuracy of the epoch that is kept."""
     table = Table(title=f"fine-tune, method {result.method}", title_justify="left")
     for column in ("epoch", "train loss", f"{result.curve_split} top-1", "wall"):
         table.add_column(column, justify="right")
@@ -239,7 +211,7 @@ def finetune_summary(result: FinetuneResult) -> list[Any]:
 
 
 def _listed(n_epochs: int, best: int) -> Sequence[int]:
-    """Return which epochs have a line: all of a few, else every so many, with the best and last."""
+    """Return the epochs to list: all of a few, else some, with the best and the last."""
     if n_epochs <= _LISTED:
         return range(n_epochs)
     stride = -(-n_epochs // (_LISTED - 2))
@@ -247,7 +219,7 @@ def _listed(n_epochs: int, best: int) -> Sequence[int]:
 
 
 def _curves(result: FinetuneResult) -> list[str]:
-    """Return loss and accuracy as a line each; of a single epoch there is no curve."""
+    """Return loss and accuracy as a line each; a single epoch has no curve."""
     if len(result.epochs) < 2:
         return []
     losses = [epoch.train_loss for epoch in result.epochs]
@@ -264,19 +236,19 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 def _seconds(text: str) -> float:
     """Return the seconds of ``90``, ``90s``, ``10m`` or ``1.5h``."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    if not found or not float(found[1]):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not match or not float(match[1]):
         raise typer.BadParameter(
             f"expected a duration such as 90s, 10m or 2h, found {text!r}", param_hint="--budget"
         )
-    return float(found[1]) * _UNITS[found[2] or "s"]
+    return float(match[1]) * _UNITS[match[2] or "s"]
 
 
 @app.command()
 def fit(
     dataset: DatasetArgument = "cifar10",
     target: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Accuracy on validation images to reach.")
+        float, typer.Option(min=0.0, max=1.0, help="Accuracy to reach on validation images.")
     ] = 0.9,
     budget: Annotated[
         str | None,
@@ -290,7 +262,7 @@ def fit(
     precision: PrecisionOption = "f32",
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="Of each fine-tune.", show_default="the tutorial's 3"),
+        typer.Option(min=1, help="Epochs of each fine-tune.", show_default="the tutorial's 3"),
     ] = None,
     seed: SeedOption = 0,
     data_root: DataRootOption = None,
@@ -301,25 +273,10 @@ def fit(
 
     Example: [bold]featcache fit digits --target 0.99 --weights tinyimagenet32[/bold]
     """
+    given = {name: value for name, value in locals().items() if name not in ("budget", "json")}
     from ..finetuning.fit import fit as run
 
     budget_s = None if budget is None else _seconds(budget)
     with out.progress() as report:
-        result = run(
-            dataset,
-            target,
-            budget_s=budget_s,
-            backbone=backbone,
-            weights=weights,
-            size=size,
-            engine=engine,
-            device=device,
-            precision=precision,
-            epochs=epochs,
-            seed=seed,
-            data_root=data_root,
-            runs=runs,
-            on_progress=report,
-            on_note=out.note,
-        )
+        result = run(**given, budget_s=budget_s, on_progress=report, on_note=out.note)
     out.show(result, json, out.fit_summary)

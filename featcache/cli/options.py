@@ -152,7 +152,7 @@ EngineOption = Annotated[
 TrainerOption = Annotated[
     Literal["auto", "oneflow", "torch"],
     typer.Option(
-        help="What trains; auto takes OneFlow where it can use the device, else PyTorch.",
+        help="What trains; auto takes PyTorch where it is installed, else OneFlow.",
         rich_help_panel=ENGINE,
     ),
 ]

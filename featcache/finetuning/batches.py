@@ -1,8 +1,4 @@
-"""Where batches come from: images that are decoded ahead, or features that were cached.
-
-Both are asked in the same words, so that a run on cached features sees the same images, in
-the same order and the same flip views, as one on the images themselves.
-"""
+"""Batches of images, decoded ahead, or of cached features: same order, same flip views."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from ..datasets.images import reading_threads
 from ..preprocess import FLIP_VIEWS, Preprocess, apply_view
 from .recipes import FinetuneRecipe
 
-# The flip views that an augmentation draws from, each as likely as the others.
+# The flip views that an augmentation draws from, with equal probability.
 AUGMENT_VIEWS: Mapping[str, tuple[str, ...]] = {
     "tutorial": FLIP_VIEWS,
     "flip": ("identity", "hflip"),
@@ -29,7 +25,7 @@ AUGMENT_VIEWS: Mapping[str, tuple[str, ...]] = {
 
 # 4 of CIFAR-10's 32 pixels: He et al., CVPR 2016, section 4.2.
 _SHIFT = 1 / 8
-# Sets the draw of shifts apart from that of order and views, which have (seed, epoch) alone.
+# Makes the draw of shifts differ from that of order and views, whose key is (seed, epoch).
 _SHIFT_KEY = 1
 
 
@@ -40,12 +36,11 @@ class Draw:
     Parameters
     ----------
     rows : numpy.ndarray
-        int64 (n,), their rows in the split.
+        int64 (n,), rows of the split.
     views : numpy.ndarray or None
-        int64 (n,), the flip view of each, as an index into `AUGMENT_VIEWS`; None: as they are.
+        int64 (n,), the flip view of each image as an index into `AUGMENT_VIEWS`.
     shifts : numpy.ndarray or None
-        float64 (n, 2) in [-1, 1]: how far each is moved down and to the right, in units of
-        an eighth of its side; None: not at all.
+        float64 (n, 2) in [-1, 1]: the shift down and right, in eighths of the image's side.
     """
 
     rows: np.ndarray
@@ -69,15 +64,7 @@ class Source(Protocol):
 
 
 class ImageSource:
-    """Pixels of a split, decoded ahead by threads.
-
-    Parameters
-    ----------
-    split : Split
-        The images.
-    preprocess : Preprocess
-        What the pixels are to be.
-    """
+    """Pixels of a split, decoded ahead by threads."""
 
     start: str | None = None
 
@@ -93,15 +80,9 @@ class ImageSource:
     def batches(
         self, draws: Iterable[Draw], augment: str = "none"
     ) -> Generator[np.ndarray, None, None]:
-        """Yield uint8 (n, s, s, 3) for each draw.
+        """Yield uint8 (n, s, s, 3) for each draw, which may be smaller than the backbone's input.
 
-        Flips and shifts are applied to pixels that may be smaller than the backbone's
-        input: enlarging commutes with flipping.
-
-        Raises
-        ------
-        DatasetError
-            An image that cannot be read or decoded.
+        Flips and shifts are applied before enlarging, which commutes with flipping.
         """
         drawn = list(draws)
         decoded = decoded_batches(
@@ -119,19 +100,7 @@ class ImageSource:
 
 
 class CachedSource:
-    """Features of a split at one cut.
-
-    Parameters
-    ----------
-    views : mapping of str to numpy.ndarray
-        Flip view -> (N, ...) features.
-    labels : numpy.ndarray
-        int64 (N,).
-    start : str
-        The cut.
-    rows : numpy.ndarray, optional
-        int64: use these rows alone, in this order.
-    """
+    """Features of a split at the cut ``start``: flip view -> (N, ...); ``rows`` selects some."""
 
     def __init__(
         self,
@@ -159,22 +128,22 @@ class CachedSource:
             first = self._views[names[0]]
             batch = np.empty((len(rows), *first.shape[1:]), np.float32)
             for view, name in enumerate(names):
-                wanted = slice(None) if draw.views is None else draw.views == view
-                batch[wanted] = self._views[name][rows[wanted]]
+                chosen = slice(None) if draw.views is None else draw.views == view
+                batch[chosen] = self._views[name][rows[chosen]]
                 if draw.views is None:
                     break
             yield batch
 
 
 def draw_shifts(recipe: FinetuneRecipe, n: int, seed: int, epoch: int) -> np.ndarray | None:
-    """Draw how far each image of an epoch is moved: float64 (n, 2) in [-1, 1], or None."""
+    """Draw the shift of each image of an epoch: float64 (n, 2) in [-1, 1], or None."""
     if recipe.augment != "crop-flip":
         return None
     return np.random.default_rng((seed, epoch, _SHIFT_KEY)).uniform(-1, 1, (n, 2))
 
 
 def shift_reach(side: int) -> int:
-    """Return by how many pixels an image of this side is moved at most."""
+    """Return the largest shift, in pixels, of an image of this side."""
     return round(side * _SHIFT)
 
 
@@ -190,7 +159,7 @@ def _flipped(pixels: np.ndarray, views: np.ndarray | None, names: tuple[str, ...
 
 
 def _shifted(pixels: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Move each image by its shift; black comes in at the border."""
+    """Move each image by its shift, and fill with black at the border."""
     side = pixels.shape[1]
     reach = shift_reach(side)
     padded = np.pad(pixels, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
@@ -202,31 +171,14 @@ def _shifted(pixels: np.ndarray, shifts: np.ndarray) -> np.ndarray:
 
 
 class Movement(NamedTuple):
-    """Where the pixels of each image come from.
-
-    Parameters
-    ----------
-    rows, columns : numpy.ndarray
-        int64 (N, s): the row of the image that each row shows, and the column that each
-        column shows; s where there is none, for black.
-    """
+    """The source row and column, int64 (N, s) each, of every pixel; s stands for black."""
 
     rows: np.ndarray
     columns: np.ndarray
 
 
 def movement_of(draw: Draw, names: tuple[str, ...], side: int) -> Movement | None:
-    """Return how the images of a draw are moved; None where none is.
-
-    Parameters
-    ----------
-    draw : Draw
-        Its views and shifts.
-    names : tuple of str
-        The flip views that ``draw.views`` counts.
-    side : int
-        Of the images, in pixels.
-    """
+    """Return how the images of a draw, of ``side`` pixels, are moved; None where none is."""
     flips = draw.views is not None and len(names) > 1
     if not flips and draw.shifts is None:
         return None
@@ -245,7 +197,7 @@ def movement_of(draw: Draw, names: tuple[str, ...], side: int) -> Movement | Non
 
 
 def move(flow: Any, planes: Any, rows: Any, columns: Any) -> Any:
-    """Fetch every pixel of uint8 planes (N, C, s, s) from where a `Movement` says."""
+    """Gather every pixel of uint8 planes (N, C, s, s) from where a `Movement` says."""
     n, channels, side, _ = planes.shape
     padded = flow.nn.functional.pad(planes, (0, 1, 0, 1))
     down = rows.reshape(n, 1, side, 1).expand(n, channels, side, side + 1)

@@ -1,132 +1,69 @@
-"""End-to-end training: full, split, frozen, scratch; or from a cached cut on.
+"""Training a network end to end, or above a cached cut.
 
-``full``
-    Train everything at one rate: the tutorial's method 1.
-``split``
-    The backbone at a tenth of the head's rate: its method 2.
-``frozen``
-    Train the head alone, on features computed anew for every batch: its method 3.
-    Frozen means frozen: the backbone is in eval mode and without gradients, so
-    that no parameter and no batch statistic moves. (The tutorial leaves it in
-    train mode, where BatchNorm's running statistics drift.)
-``scratch``
-    Train everything from a random backbone.
-
-Every epoch sets the mode it means; the tutorial's loop stays in eval mode after
-its first evaluation. The test split is evaluated after each epoch and the last
-epoch's accuracy is the result: nothing is ever chosen on it. With ``patience`` an epoch is
-chosen, on a validation split of the training images, and the test split is read once.
+Every epoch sets train or eval mode itself; the tutorial's loop stays in eval mode after its first
+evaluation, and leaves the "frozen" backbone in train mode. The test split chooses nothing: the
+last epoch counts, or with ``patience`` the best one on a validation split.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..backbones.engine import computed_by
+from ..backbones.weights import load_weights, save_weights
 from ..datasets.dataset import Dataset
-from ..files import user_path
+from ..files import check_writable, user_path
 from ..metrics import top1, wilson_interval
-from ..probes.head import Head
+from ..options import with_options
+from ..probes.head import Head, save_head
 from ..progress import OnNote, OnProgress, silent
-from ..runs import runs_folder
-from .folder import RunFolder, find_resumable, shared_folder, shared_state
+from ..runs import runs_folder, save_run
+from ..store.format import FORMAT_VERSION, fingerprint
+from .folder import FolderElsewhere, RunFolder, find_resumable
 from .framework import get_framework
-from .ingredients import Ingredients, Request, gather
-from .joining import check_alike, joined, take_gpu
-from .ranks import Ranks
-from .recipes import finetune_recipe
+from .ingredients import Ingredients, gather
+from .processes import Processes, joined, take_gpu
+from .recipes import FinetuneOptions, finetune_recipe
 from .run import EventLog, FinetuneResult, Run, check_tensorboard, ctrl_c_noted
-from .saving import check_place, save_network, write_result
 from .trainer import Trainer
 
 
+@with_options(FinetuneOptions)
 def finetune(
     dataset: str | Path | Dataset | None = None,
-    method: str = "split",
+    method: str | None = None,
     *,
-    backbone: str | None = None,
-    weights: str | Path | None = None,
-    size: int | None = None,
-    engine: str = "auto",
-    device: str = "auto",
-    precision: str = "f32",
-    cache: str | Path | None = None,
-    init_head: str | Path | Head | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    backbone_lr: float | None = None,
-    train_limit: int | None = None,
-    test_limit: int | None = None,
-    seed: int = 0,
-    resume: str | Path | bool = False,
-    save: str | Path | None = None,
-    tensorboard: bool = False,
-    data_root: str | Path | None = None,
-    runs: str | Path | None = None,
+    options: FinetuneOptions,
     on_progress: OnProgress = silent,
     on_note: OnNote = silent,
     **changes: Any,
 ) -> FinetuneResult:
     """Train a network end to end, or above a cached cut, on a data set.
 
-    Started by ``torchrun`` or ``oneflow.distributed.launch``, several processes do one run: each
-    takes its part of every batch, losses and result are those of one process to rounding, and
-    rank 0 alone writes and reports. All of them return the result.
+    Under ``torchrun`` several processes train one network in PyTorch: each takes its part of
+    every batch, rank 0 alone writes files, and all return the result.
 
     Parameters
     ----------
     dataset : str, Path or Dataset, optional
-        As `featcache.load_dataset` takes it; by default ``"cifar10"``, or what ``cache`` was
-        made of.
-    method : str
-        ``"full"``, ``"split"``, ``"frozen"`` or ``"scratch"``.
-    backbone, weights, size, data_root
-        As in `featcache.extract`; with ``cache`` its own by default. ``"scratch"`` takes the
-        size alone from the weights.
-    engine : str
-        What trains: ``"oneflow"``, ``"torch"``, or ``"auto"``: OneFlow where it is installed
-        and can use the device, unless PyTorch can use a GPU that OneFlow cannot; else PyTorch.
-    device : str
-        ``"cpu"``, ``"cuda"``, ``"mps"`` (PyTorch's alone), or ``"auto"``: the best that the
-        engine can use here.
-    precision : str
-        What convolutions and products compute in: ``"f32"``; with PyTorch ``"bf16"``; on a
-        GPU ``"f16"``. Everything else stays float32.
-    cache : str or Path, optional
-        Features to train on in place of images: a cache of the cut that ``freeze_until``
-        names (``"avgpool"`` for method frozen), with the flip views that the augmentation
-        draws from. The run sees what a run on the images would have seen, in the same order.
-    init_head : str, Path or Head, optional
-        Begin with this probe's head (LP-FT).
-    epochs, batch_size : int, optional
-        Replace the recipe's 3 and 64.
-    lr : float, optional
-        Of the head; the backbone's keeps its proportion to it.
-    backbone_lr : float, optional
-        Of the backbone.
-    train_limit, test_limit : int, optional
-        Use a stratified draw of so many images (seed 0, whatever ``seed`` is).
-    seed : int
-        Of every draw of the training.
-    resume : str, Path or bool
-        Go on with a run that was stopped: its folder, or True for the newest unfinished one
-        of this method. Everything else must be as it was.
-    save : str or Path, optional
-        A ``.safetensors`` file for the network besides the run's own.
-    tensorboard : bool
-        Write TensorBoard's event files into the run's folder too.
-    runs : str or Path, optional
-        Folder for checkpoint and record; ``cache/runs`` by default.
+        As `featcache.load_dataset` takes it; by default ``"cifar10"``, or the data set of
+        ``cache``.
+    method : str, optional
+        ``"full"``, ``"split"`` (the default), ``"frozen"`` or ``"scratch"``.
+    options : FinetuneOptions, optional
+        Its fields can also be given by name, as keyword arguments.
     on_progress : callable
-        Hears of images, with the running loss.
+        Called with the progress of images, and the running loss.
     on_note : callable
-        Hears what trains and why, of a checkpoint that could not be written, and of rounding
-        differences.
+        Receives one-line notes, such as which engine was chosen, a checkpoint that could not be
+        written, or rounding differences.
     **changes
-        Any other field of `FinetuneRecipe`: ``augment``, ``freeze_until``, ``bn``,
-        ``layer_decay``, ``schedule``, ``warmup``, ``label_smoothing``, ``patience``,
-        ``val_fraction``, ``momentum``, ``weight_decay``.
+        ``lr``, the head's learning rate (the backbone's keeps its proportion to it), and any
+        field of `FinetuneRecipe`, such as ``epochs``, ``augment`` or ``freeze_until``.
 
     Returns
     -------
@@ -135,129 +72,99 @@ def finetune(
     Raises
     ------
     DatasetError, WeightsError, CacheError, EngineUnavailableError, RecipeError, OutputError
-        An ingredient is missing or unfit, before the long work begins; WeightsError also
-        for a checkpoint of another run; RecipeError also where the loss stopped being
-        finite, with the step, the rates and the last good checkpoint.
+        An ingredient is missing or unsuitable, before the long work starts; WeightsError also
+        for a checkpoint of another run; RecipeError also where the loss is no longer finite,
+        with the step, the rates and the last good checkpoint.
     RankError
-        Another process of the launcher found an error. Where one is killed, this process writes a
-        line to standard error and exits, unless it can raise this.
+        Another process of torchrun ended, or does another run.
     KeyboardInterrupt
-        Ctrl-C; the state is saved, and the text says how to go on.
+        Ctrl-C; the state is saved, and the text says how to resume.
     """
-    named = {"lr": lr, "backbone_lr": backbone_lr, "epochs": epochs, "batch_size": batch_size}
-    with joined(engine) as (ranks, engine):
-        recipe = ranks.agreed(lambda: finetune_recipe(method, **named, **changes))
-        request = Request(
-            dataset=dataset,
-            method=method,
-            recipe=recipe,
-            backbone=backbone,
-            weights=weights,
-            size=size,
-            engine=engine,
-            device=device,
-            precision=precision,
-            cache=cache,
-            init_head=init_head,
-            train_limit=train_limit,
-            test_limit=test_limit,
-            seed=seed,
-            data_root=data_root,
-        )
-        place = None if save is None else user_path(save)
-        if not ranks.is_first:
+    with joined(options.engine) as (processes, engine):
+        method = method or options.method
+        base = options.recipe if method == options.method else None
+        recipe = finetune_recipe(method, base, **changes)
+        options = replace(options, method=method, recipe=recipe, engine=engine)
+        if not processes.is_first:
             on_progress = on_note = silent
-        return _trained(
-            ranks, request, resume, place, tensorboard, runs_folder(runs), on_progress, on_note
-        )
+        return _train(processes, dataset, options, on_progress, on_note)
 
 
-def _trained(
-    ranks: Ranks,
-    request: Request,
-    resume: str | Path | bool,
-    save: Path | None,
-    tensorboard: bool,
-    runs: Path,
+def _train(
+    processes: Processes,
+    dataset: str | Path | Dataset | None,
+    options: FinetuneOptions,
     on_progress: OnProgress,
     on_note: OnNote,
 ) -> FinetuneResult:
-    """Do what was asked for, by all ranks together; the first alone writes."""
-    recipe, method = request.recipe, request.method
-
-    def found_fit() -> tuple[Ingredients, Path | None]:
-        if save is not None and ranks.is_first:
-            check_place(save)
-        if tensorboard:
-            check_tensorboard()
-        wanted = resume and ranks.is_first
-        found = find_resumable(resume, runs, method) if wanted else None
-        made = gather(request, ranks.size, on_progress, on_note)
-        take_gpu(get_framework(made.choice.name), made.choice.device)
-        return made, found
-
-    made, found = ranks.agreed(found_fit)
-    check_alike(ranks, made.identity)
-
-    def own_folder() -> RunFolder:
-        if found is None:
-            return RunFolder.create(runs, method, made.identity, made.facts, on_note)
-        return RunFolder(found, made.identity, on_note)
-
-    folder = shared_folder(ranks, own_folder)
-    state = shared_state(ranks, folder) if resume else None
+    runs = runs_folder(options.runs)
+    save = None if options.save is None else user_path(options.save)
+    stopped = None
+    if processes.is_first:
+        if save is not None:
+            check_writable(save)
+        if options.resume:
+            stopped = find_resumable(options.resume, runs, options.method)
+    if options.tensorboard:
+        check_tensorboard()
+    made = gather(dataset, options, processes.size, on_progress, on_note)
+    take_gpu(made.choice.device)
+    processes.check_alike(made.identity)
+    if not processes.is_first:
+        folder: RunFolder = FolderElsewhere(Path(), {}, on_note)
+    elif stopped is None:
+        folder = RunFolder.create(runs, options.method, made.identity, made.facts, on_note)
+    else:
+        folder = RunFolder(stopped, made.identity, on_note)
+    folder.path = processes.from_first(lambda: folder.path)
+    state = processes.from_first(folder.load) if options.resume else None
     trainer = Trainer(
+        get_framework(made.choice.name),
         made.weights,
         len(made.class_names),
-        recipe,
+        options.recipe,
         device=made.choice.device,
         precision=made.choice.precision,
         compiled=made.compiled,
-        seed=request.seed,
+        seed=options.seed,
         head=made.head,
-        framework=get_framework(made.choice.name),
-        ranks=ranks,
+        processes=processes,
     )
-    curve_split = "test" if made.val is None else "val"
-    measured = made.test if made.val is None else made.val
-    events = EventLog(folder.path) if tensorboard and ranks.is_first else None
-    run = Run(trainer, recipe, folder, made.train, measured, curve_split, on_progress, events)
-    with ctrl_c_noted(launched=ranks.size > 1) as stop:
-        ranks.heed(stop, run.advice)
+    measured, name = (made.test, "test") if made.val is None else (made.val, "val")
+    events = EventLog(folder.path) if options.tensorboard and processes.is_first else None
+    run = Run(trainer, options.recipe, folder, made.train, measured, name, on_progress, events)
+    with ctrl_c_noted(launched=processes.size > 1) as run.stop:
         if state is not None:
-            run.go_on(*state)
-            on_note(f"{folder.path}: going on after step {run.step} of {run.n_steps}")
-            folder.note_processes(ranks.size)
+            run.load(*state)
+            on_note(f"{folder.path}: resuming after step {run.step} of {run.n_steps}")
+            folder.note_processes(processes.size)
         try:
             run.train()
         finally:
             if events is not None:
                 events.close()
-    result = _finished(trainer, run, made, request, folder, on_progress, resumed=state is not None)
-    if ranks.is_first:
-        write_result(result, trainer, made)
-        if save is not None:
-            save_network(save, trainer, made, result)
+    result = _finish(trainer, run, made, options, folder.path, on_progress)
+    if processes.is_first:
+        _write_result(result, trainer, made, save)
         folder.remove_checkpoint()
     return result
 
 
-def _finished(
+def _finish(
     trainer: Trainer,
     run: Run,
     made: Ingredients,
-    request: Request,
-    folder: RunFolder,
+    options: FinetuneOptions,
+    folder: Path,
     on_progress: OnProgress,
-    *,
-    resumed: bool,
 ) -> FinetuneResult:
-    """Measure what has to be measured still, and put the result together."""
+    """Measure on the test split unless the last epoch did, and return the result."""
     accuracy = run.curve[-1].top1
     if made.val is not None:
         accuracy = top1(trainer.predict(made.test, on_progress), made.test.labels)
+    head = options.init_head
     return FinetuneResult(
-        method=request.method,
+        method=options.method,
         top1=accuracy,
         top1_interval=wilson_interval(accuracy, len(made.test)),
         epochs=tuple(run.curve),
@@ -265,21 +172,56 @@ def _finished(
         best_epoch=run.best_epoch,
         images_per_s=len(made.train) * len(run.curve) / run.trained_s,
         wall_s=run.wall_s,
-        checkpoint=folder.path / "model.safetensors",
+        checkpoint=folder / "model.safetensors",
         n_train=len(made.train),
         n_val=0 if made.val is None else len(made.val),
         n_test=len(made.test),
-        seed=request.seed,
-        recipe=request.recipe,
+        seed=options.seed,
+        recipe=options.recipe,
         engine=made.choice.name,
         device=made.choice.device,
         precision=made.choice.precision,
         cache=made.cache,
-        init_head=None if request.init_head is None else _name(request.init_head),
-        resumed=resumed,
-        run=folder.path,
+        init_head="a head" if isinstance(head, Head) else str(head) if head else None,
+        resumed=bool(options.resume),
+        run=folder,
     )
 
 
-def _name(head: str | Path | Head) -> str:
-    return "a head" if isinstance(head, Head) else str(head)
+def _write_result(
+    result: FinetuneResult, trainer: Trainer, made: Ingredients, save: Path | None
+) -> None:
+    """Write network, head and record into the folder of the run, and the network to ``save``."""
+    state = trainer.network.state()
+    for path in (result.checkpoint, *([save] if save else [])):
+        save_weights(
+            path,
+            state,
+            backbone=made.weights.backbone,
+            preprocess=made.weights.preprocess,
+            metadata={
+                "method": result.method,
+                "epoch": str(result.best_epoch),
+                "dataset": made.facts["dataset"],
+            },
+        )
+    ingredients = {
+        **computed_by(made.choice, load_weights(result.checkpoint, made.weights.backbone)),
+        "cuts": ["avgpool"],
+        "dataset_digest": made.facts["dataset_digest"],
+        "dtype": "float32",
+        "format_version": FORMAT_VERSION,
+        "views": ["identity"],
+        "weights": result.checkpoint.name,
+    }
+    head = Head(
+        np.asarray(state["fc.weight"]),
+        np.asarray(state["fc.bias"]),
+        made.class_names,
+        fingerprint(ingredients),
+        "none",
+        ingredients,
+    )
+    save_head(result.run / "head.safetensors", head, {"method": result.method})
+    record = {"run": result.run.name, "n_epochs": len(result.epochs), **made.facts}
+    save_run(result.run, {"kind": "finetune", **asdict(result), **record})

@@ -1,7 +1,7 @@
-"""From a data set and a target to a model: the probe first, fine-tuning where it is not enough.
+"""Reaching an accuracy at the least cost: the probe first, then fine-tunes, the cheapest first.
 
-Everything is decided on a validation split of the training images, the same for all
-that is tried; the test split is read when an option is done, and decides nothing.
+Everything is decided on one validation split of the training images; the test split is read when
+an option is done, and decides nothing.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from ..extraction.extract import extract
 from ..extraction.result import ExtractResult
 from ..metrics import top1, wilson_interval
 from ..notebook import ShownAsTable
+from ..options import with_options
 from ..probes.head import Head
 from ..probes.ingredients import feature_ingredients
 from ..probes.probe import ProbeOptions, ProbeResult, probe
 from ..progress import OnNote, OnProgress, silent
 from ..runs import runs_folder
 from ..sampling import validation_rows
-from ..store.cache import Cache
-from .engine import choose_trainer
 from .finetune import finetune
-from .framework import TRAINERS
-from .recipes import FINETUNE_RECIPES
+from .framework import choose_trainer
+from .ingredients import check_two_classes
+from .recipes import FINETUNE_RECIPES, TRAINERS
 from .run import FinetuneResult
 
 _LEAST_OF_A_CLASS = 3
@@ -42,12 +42,12 @@ _LEAST_OF_A_CLASS = 3
 
 @dataclass(frozen=True)
 class FitResult(ShownAsTable):
-    """What was tried, and what came out of it.
+    """What was tried, and the model that it gave.
 
     Parameters
     ----------
     target : float
-        As asked for.
+        The accuracy asked for.
     reached : bool
         Whether the winner's accuracy on the validation split is at least the target.
     winner : str
@@ -61,13 +61,13 @@ class FitResult(ShownAsTable):
     n_train, n_val, n_test : int
         Images; the validation split is a part of the training images.
     head : Path
-        The model: what `featcache.predict` takes. A fine-tuned network lies beside its head.
+        The model: what `featcache.predict` takes. A fine-tuned network is beside its head.
     attempts : tuple of Attempt
-        Everything that was considered, the probe first, then by cost.
+        Every option, the probe first, then by cost.
     next_step : str
-        What could still be tried, and what it would cost; empty where nothing is left.
+        What could still be tried, and its cost; empty where nothing is left.
     wall_s : float
-        All in all.
+        Seconds of everything.
     """
 
     target: float
@@ -85,49 +85,100 @@ class FitResult(ShownAsTable):
     wall_s: float
 
 
+@dataclass(frozen=True)
+class FitOptions:
+    """The options of `featcache.fit`.
+
+    Parameters
+    ----------
+    target : float
+        Accuracy on the validation split to reach, above 0 and at most 1.
+    budget_s : float, optional
+        Seconds that everything may take. An option that is expected to exceed it is not started;
+        one that has started is finished.
+    backbone, weights, size, engine, device, precision, data_root
+        As in `featcache.extract`. An engine that trains (``"oneflow"``, ``"torch"``) also runs
+        the fine-tunes; else they choose as `featcache.finetune` does.
+    epochs : int, optional
+        Epochs of each fine-tune; the tutorial's 3 by default.
+    seed : int
+        Seed of every random draw.
+    runs : str or Path, optional
+        Folder for records and models; ``cache/runs`` by default.
+
+    Raises
+    ------
+    RecipeError
+        A target outside 0 to 1, or a budget that is not positive.
+    """
+
+    target: float = 0.9
+    budget_s: float | None = None
+    backbone: str = "resnet18"
+    weights: str | Path = "imagenet"
+    size: int | None = None
+    engine: str = "auto"
+    device: str = "auto"
+    precision: str = "f32"
+    epochs: int | None = None
+    seed: int = 0
+    data_root: str | Path | None = None
+    runs: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        if not 0 < self.target <= 1:
+            raise RecipeError(
+                f"target: expected a fraction above 0 and up to 1, found {self.target}"
+            )
+        if self.budget_s is not None and not self.budget_s > 0:
+            raise RecipeError(f"budget: expected seconds above 0, found {self.budget_s}")
+
+    @property
+    def extracting(self) -> dict[str, Any]:
+        """What `extract` takes of these."""
+        names = ("backbone", "weights", "size", "engine", "device", "precision")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What `finetune` takes of these."""
+        return {
+            "backbone": self.backbone,
+            "weights": self.weights,
+            "size": self.size,
+            "engine": self.engine if self.engine in TRAINERS else "auto",
+            "device": self.device,
+            "epochs": self.epochs or FINETUNE_RECIPES["split"].epochs,
+        }
+
+
+@with_options(FitOptions)
 def fit(
     dataset: str | Path | Dataset = "cifar10",
-    target: float = 0.9,
+    target: float | None = None,
     *,
-    budget_s: float | None = None,
-    backbone: str = "resnet18",
-    weights: str | Path = "imagenet",
-    size: int | None = None,
-    engine: str = "auto",
-    device: str = "auto",
-    precision: str = "f32",
-    epochs: int | None = None,
-    seed: int = 0,
-    data_root: str | Path | None = None,
-    runs: str | Path | None = None,
+    options: FitOptions,
     on_progress: OnProgress = silent,
     on_note: OnNote = silent,
 ) -> FitResult:
     """Reach an accuracy at the least cost.
 
-    Extracts features (or reuses a cache) and probes them. Where the target is missed,
-    what each fine-tune would cost here is estimated from a few timed steps, and they are
-    tried by cost: the last stage from a cache of the cut before it, then the whole
-    network at split rates, then at one rate; each begins with the probe's head.
+    Extracts features (or reuses a cache) and fits a probe. If that misses the target, it
+    estimates the cost of each fine-tune from a few timed steps, and tries them by cost: the last
+    stage from a cache of the cut before it, then the whole network at split rates, then at one
+    rate. Each starts with the probe's head.
 
     Parameters
     ----------
-    dataset, backbone, weights, size, engine, device, precision, data_root
-        As in `featcache.extract`. An engine that trains (``"oneflow"``, ``"torch"``) does the
-        fine-tunes too; else they choose as `featcache.finetune` does.
-    target : float
-        Accuracy on the validation split, above 0 and at most 1.
-    budget_s : float, optional
-        Seconds that everything may take. What is expected to go beyond is not begun; what
-        is begun is finished.
-    epochs : int, optional
-        Of each fine-tune; the tutorial's 3 by default.
-    seed : int
-        Of every draw.
-    runs : str or Path, optional
-        Folder for records and models; ``cache/runs`` by default.
+    dataset : str, Path or Dataset
+        As `featcache.load_dataset` takes it.
+    target : float, optional
+        Accuracy on the validation split to reach, above 0 and at most 1; 0.9 by default.
+    options : FitOptions, optional
+        Its fields can also be given by name, as keyword arguments.
     on_progress, on_note : callable
-        Hear of the work, and of each decision with its reason.
+        Called with the progress of the work, and with each decision and its reason.
 
     Returns
     -------
@@ -138,69 +189,58 @@ def fit(
     RecipeError
         A target outside 0 to 1, or a budget that is not positive.
     DatasetError
-        A class of fewer than 3 training images.
+        Fewer than 2 classes, or a class with fewer than 3 training images.
     FeatcacheError
         As `featcache.extract`, `featcache.probe` and `featcache.finetune`.
     """
     started = time.monotonic()
-    if not 0 < target <= 1:
-        raise RecipeError(f"target: expected a fraction above 0 and up to 1, found {target}")
-    if budget_s is not None and not budget_s > 0:
-        raise RecipeError(f"budget: expected seconds above 0, found {budget_s}")
+    if target is not None:
+        options = replace(options, target=target)
+    target, budget_s = options.target, options.budget_s
     if not isinstance(dataset, Dataset):
-        dataset = load_dataset(dataset, data_root=data_root, on_progress=on_progress)
+        dataset = load_dataset(dataset, data_root=options.data_root, on_progress=on_progress)
     _check_classes(dataset)
-    made: dict[str, Any] = {"backbone": backbone, "weights": weights, "size": size}
-    extracting = {**made, "engine": engine, "device": device, "precision": precision}
-    heard: dict[str, Any] = {"on_progress": on_progress, "on_note": on_note}
-    extracted = extract(dataset, **extracting, **heard)
-    cache = extracted.load()
-    recipe = FINETUNE_RECIPES["split"]
+    extracted = extract(dataset, **options.extracting, on_progress=on_progress, on_note=on_note)
     # What a fine-tune holds out too, so that all are measured on the same images.
-    held = validation_rows(dataset.train.labels, recipe.val_fraction, seed)
-    work = Work(dataset, cache, held, seed, runs_folder(runs), on_progress)
+    recipe = FINETUNE_RECIPES["split"]
+    held_out = validation_rows(dataset.train.labels, recipe.val_fraction, options.seed)
+    work = _Work(dataset, extracted, held_out, options, on_progress)
     head, outcome = work.probe()
     probe_s = time.monotonic() - started
-    first = Attempt("probe", "done", "the cheapest of all", probe_s, probe_s, outcome)
-    on_note(f"probe: {100 * outcome.val_top1:.2f} % on {len(held):,} validation images")
-    options: list[Option] = []
+    first = Attempt("probe", "done", "the cheapest option", probe_s, probe_s, outcome)
+    on_note(f"probe: {100 * outcome.val_top1:.2f} % on {len(held_out):,} validation images")
+    choices: list[Option] = []
     if outcome.val_top1 < target:
-        training: dict[str, Any] = {
-            **made,
-            "engine": engine if engine in TRAINERS else "auto",
-            "device": device,
-            "epochs": epochs or recipe.epochs,
-        }
         try:
-            on_note(choose_trainer(training["engine"], device).why)
+            on_note(choose_trainer(options.training["engine"], options.device).why)
         except EngineUnavailableError as error:
-            options = [_impossible(f"{error}")]
+            choices = [_impossible(f"{error}")]
         else:
-            options = work.options(head, extracted, extracting, training)
+            choices = work.choices(head)
 
-    def told(attempt: Attempt) -> None:
-        found = f"{100 * attempt.outcome.val_top1:.2f} %: " if attempt.outcome else ""
-        on_note(f"{attempt.name}: {attempt.status}, {found}{attempt.why}")
+    def note(attempt: Attempt) -> None:
+        accuracy = f"{100 * attempt.outcome.val_top1:.2f} %: " if attempt.outcome else ""
+        on_note(f"{attempt.name}: {attempt.status}, {accuracy}{attempt.why}")
 
     spent_s = time.monotonic() - started
-    attempts = climb(first, options, target, budget_s, spent_s, on_attempt=told)
+    attempts = climb(first, choices, target, budget_s, spent_s, on_attempt=note)
     winner = best_of(attempts)
-    won = winner.outcome
-    assert won is not None
-    test_top1, model = won.top1, won.head
-    if test_top1 is None or model is None:  # of the probe
+    best = winner.outcome
+    assert best is not None
+    test_top1, model = best.top1, best.head
+    if test_top1 is None or model is None:  # the probe's
         refitted = work.refit()
         test_top1, model = refitted.top1, refitted.head
     left = [attempt for attempt in attempts if attempt.status == "over budget"]
     return FitResult(
         target=target,
-        reached=won.val_top1 >= target,
+        reached=best.val_top1 >= target,
         winner=winner.name,
-        val_top1=won.val_top1,
+        val_top1=best.val_top1,
         top1=test_top1,
         top1_interval=wilson_interval(test_top1, len(dataset.test)),
         n_train=len(dataset.train),
-        n_val=len(held),
+        n_val=len(held_out),
         n_test=len(dataset.test),
         head=model,
         attempts=tuple(attempts),
@@ -210,7 +250,8 @@ def fit(
 
 
 def _check_classes(dataset: Dataset) -> None:
-    """Refuse a class that is too small to be learnt from, chosen by and measured on."""
+    """Refuse a class that is too small to learn from, choose by and measure on."""
+    check_two_classes(dataset.train.labels, dataset.name)
     counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
     least = int(counts.argmin())
     if counts[least] < _LEAST_OF_A_CLASS:
@@ -222,7 +263,7 @@ def _check_classes(dataset: Dataset) -> None:
 
 
 def _impossible(why: str) -> Option:
-    """Return what stands for all fine-tunes where nothing can train."""
+    """Return an option that stands for all fine-tunes where nothing can train."""
 
     def run() -> Outcome:
         raise EngineUnavailableError(why)
@@ -232,19 +273,19 @@ def _impossible(why: str) -> Option:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What trying an option gave.
+    """The result of an option.
 
     Parameters
     ----------
     val_top1 : float
         Accuracy on the validation split.
     top1 : float or None
-        Accuracy on the test split, read once, when the option was done; None of the probe,
-        which is fitted anew to all training images, and measured, if it wins.
+        Accuracy on the test split, read once, when the option was done; None for the probe,
+        which is fitted again to all training images, and measured, if it wins.
     head : Path or None
-        What `featcache.predict` takes; None of the probe, as ``top1``.
+        What `featcache.predict` takes; None for the probe.
     run : Path or None
-        Folder of the record; None of the probe, as ``top1``.
+        Folder of the record; None for the probe.
     """
 
     val_top1: float
@@ -260,13 +301,13 @@ class Option:
     Parameters
     ----------
     name : str
-        For people and records.
+        Its name in messages and records.
     estimated_s : float
-        What it is expected to take here.
+        Expected seconds on this machine.
     run : callable
-        Does it.
+        Runs it.
     obstacle : str
-        Why it cannot be tried at all; empty where it can.
+        Why it cannot be tried; empty where it can.
     """
 
     name: str
@@ -277,7 +318,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What became of an option.
+    """An option, and whether it was tried.
 
     Parameters
     ----------
@@ -286,13 +327,13 @@ class Attempt:
     status : str
         ``"done"``, ``"not needed"``, ``"over budget"`` or ``"not possible"``.
     why : str
-        The reason, in a sentence.
+        The reason.
     estimated_s : float
-        What it was expected to take, in seconds.
+        Expected seconds.
     wall_s : float or None
-        What it took.
+        Seconds that it took.
     outcome : Outcome or None
-        What it gave; None where it was not tried.
+        Its result; None where it was not tried.
     """
 
     name: str
@@ -313,31 +354,16 @@ def climb(
     on_attempt: Callable[[Attempt], None] = lambda attempt: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Attempt]:
-    """Try options by increasing cost; return what became of each, ``first`` in front.
+    """Try options by increasing cost; return an attempt for each, ``first`` in front.
 
-    Parameters
-    ----------
-    first : Attempt
-        What was done already: the probe.
-    options : sequence of Option
-        In any order; of equal cost the earlier goes first.
-    target : float
-        Accuracy on the validation split at which to stop.
-    budget_s : float or None
-        Seconds that everything may take; what is expected to go beyond is not begun.
-    spent_s : float
-        Seconds gone already.
-    on_attempt : callable
-        Hears of each as it is decided.
-    clock : callable
-        Seconds.
+    ``spent_s`` of the budget are gone already. ``on_attempt`` is called with each decision.
     """
-    begun = clock() - spent_s
+    start = clock() - spent_s
     attempts = [first]
     for option in sorted(options, key=lambda option: option.estimated_s):
         best = best_of(attempts)
         reached = best.outcome is not None and best.outcome.val_top1 >= target
-        left_s = float("inf") if budget_s is None else budget_s - (clock() - begun)
+        left_s = float("inf") if budget_s is None else budget_s - (clock() - start)
         attempt = Attempt(option.name, "done", "", option.estimated_s)
         if reached:
             attempt = replace(attempt, status="not needed", why=f"{best.name} reached the target")
@@ -364,7 +390,7 @@ def climb(
 
 
 def best_of(attempts: Sequence[Attempt]) -> Attempt:
-    """Return the attempt with the highest accuracy on the validation split; of equals the first."""
+    """Return the attempt with the highest validation accuracy; of equal ones the first."""
     return max((attempt for attempt in attempts if attempt.outcome), key=_val)
 
 
@@ -373,41 +399,42 @@ def _val(attempt: Attempt) -> float:
 
 
 FREEZE = "layer3"
-# From a probe's head on, gentle steps: at the tutorial's rates, or with BatchNorm's statistics
-# moving, the first epochs undo what the probe found (Kumar et al., ICLR 2022, have the reason).
+# Small steps from the probe's head on: at the tutorial's rates, or with BatchNorm's statistics
+# moving, the first epochs lose what the probe gained (Kumar et al., ICLR 2022, explain why).
 GENTLY = {"lr": 1e-4, "bn": "eval", "schedule": "cosine", "patience": 2}
 _TIMED_IMAGES = 192  # three of the tutorial's batches: some seconds
-# A forward pass alone against one with its gradients: 80 and 30 images per second at 64 px.
+# A forward pass against one with its gradients: 80 and 30 images per second at 64 px.
 _EVALUATION_SPEED = 2.5
 _DISK_SHARE = 0.5  # of the free space, that a cache of feature maps may take
 
 
-class Work:
+class _Work:
     """What the options share: the data, its validation split, and how each is done."""
 
     def __init__(
         self,
         dataset: Dataset,
-        cache: Cache,
-        held: np.ndarray,
-        seed: int,
-        runs: Path,
+        extracted: ExtractResult,
+        held_out: np.ndarray,
+        options: FitOptions,
         on_progress: OnProgress,
     ) -> None:
         self._dataset = dataset
-        self._cache = cache
-        self._held = held
-        self._seed = seed
-        self._runs = runs
+        self._extracted = extracted
+        self._cache = extracted.load()
+        self._held_out = held_out
+        self._options = options
+        self._cutting = {**options.extracting, "cut": FREEZE, "views": "flips"}
+        self._runs = runs_folder(options.runs)
         self._on_progress = on_progress
 
     def probe(self) -> tuple[Head, Outcome]:
         """Fit the head to all but the validation split, and measure it there."""
         features = np.asarray(self._cache.train.features, np.float32)
         labels = self._cache.train.labels
-        fitted = np.delete(np.arange(len(labels)), self._held)
+        fitted = np.delete(np.arange(len(labels)), self._held_out)
         n_classes = len(self._cache.class_names)
-        job = ProbeOptions(seed=self._seed).job()
+        job = ProbeOptions(seed=self._options.seed).job()
         views = [features[fitted]]
         more = (views, labels[fitted], n_classes, self._on_progress)
         job, _ = job.with_penalty(*more)
@@ -420,31 +447,26 @@ class Work:
             "none",
             feature_ingredients(self._cache.meta),
         )
-        return head, Outcome(top1(head.predict(features[self._held]), labels[self._held]))
+        return head, Outcome(top1(head.predict(features[self._held_out]), labels[self._held_out]))
 
     def refit(self) -> ProbeResult:
-        """Fit the head to all training images, now that it won; read the test split."""
-        return probe(self._cache, seed=self._seed, runs=self._runs, on_progress=self._on_progress)
+        """Fit the winning probe to all training images; read the test split."""
+        seed = self._options.seed
+        return probe(self._cache, seed=seed, runs=self._runs, on_progress=self._on_progress)
 
-    def options(
-        self,
-        head: Head,
-        extracted: ExtractResult,
-        extracting: dict[str, Any],
-        training: dict[str, Any],
-    ) -> list[Option]:
-        """Time a few steps of each kind; return what can be tried and its expected cost."""
-        n_train = len(self._dataset.train) - len(self._held)
-        n_seen = training["epochs"] * (n_train + len(self._held) / _EVALUATION_SPEED)
+    def choices(self, head: Head) -> list[Option]:
+        """Time a few steps of each kind; return the options with their expected cost."""
+        n_train, n_val = len(self._dataset.train), len(self._held_out)
+        training = self._options.training
+        n_seen = training["epochs"] * (n_train - n_val + n_val / _EVALUATION_SPEED)
         n_seen += len(self._dataset.test) / _EVALUATION_SPEED
-        common = {**training, **GENTLY, "init_head": head, "seed": self._seed}
-        cutting = {**extracting, "cut": FREEZE, "views": "flips"}
-        rates = self._rates(cutting, training)
-        passes = 4 * len(self._dataset.train) + len(self._dataset.test)
-        cut_s = passes / max(extracted.images_per_s, 1e-9) + n_seen / rates["cut"]
+        common = {**training, **GENTLY, "init_head": head, "seed": self._options.seed}
+        rates = self._rates()
+        passes = 4 * n_train + len(self._dataset.test)
+        cut_s = passes / max(self._extracted.images_per_s, 1e-9) + n_seen / rates["cut"]
 
         def train_cut() -> FinetuneResult:
-            maps = extract(self._dataset, **cutting, on_progress=self._on_progress)
+            maps = extract(self._dataset, **self._cutting, on_progress=self._on_progress)
             return self._finetune("split", cache=maps.cache, freeze_until=FREEZE, **common)
 
         whole_s = n_seen / rates["whole"]
@@ -460,25 +482,26 @@ class Work:
         ]
 
     def _obstacle(self, passes: int) -> str:
-        """Say why the maps cannot be cached, if they cannot."""
+        """Return why the maps cannot be cached; empty where they can."""
         meta = self._cache.meta
         shape = get_backbone(meta["backbone"]).cut_shape(FREEZE, meta["preprocess"]["size"])
-        wanted = passes * int(np.prod(shape)) * 4
+        needed = passes * int(np.prod(shape)) * 4
         free = shutil.disk_usage(self._cache.path.parent).free
-        if wanted <= _DISK_SHARE * free:
+        if needed <= _DISK_SHARE * free:
             return ""
         return (
-            f"a cache of {FREEZE} would take {wanted / 1e9:,.1f} GB of the {free / 1e9:,.1f} GB "
+            f"a cache of {FREEZE} would take {needed / 1e9:,.1f} GB of the {free / 1e9:,.1f} GB "
             "that are free"
         )
 
-    def _rates(self, cutting: dict[str, Any], training: dict[str, Any]) -> dict[str, float]:
+    def _rates(self) -> dict[str, float]:
         """Return images per second of a few steps: of the whole network, and above the cut."""
         part = self._part()
         with tempfile.TemporaryDirectory() as folder:
-            timed = {**training, "epochs": 1, "runs": folder, "on_progress": self._on_progress}
+            timed = {**self._options.training, "epochs": 1, "runs": folder}
+            timed["on_progress"] = self._on_progress
             whole = finetune(part, "split", **timed)
-            maps = extract(part, output=folder, **cutting)
+            maps = extract(part, output=folder, **self._cutting)
             cut = finetune(part, "split", cache=maps.cache, freeze_until=FREEZE, **timed)
         return {"whole": whole.images_per_s, "cut": cut.images_per_s}
 
@@ -486,7 +509,7 @@ class Work:
         """Return a few images to time the steps on."""
 
         def some(split: Split, count: int) -> Split:
-            drawn = np.random.default_rng(self._seed).permutation(len(split))[:count]
+            drawn = np.random.default_rng(self._options.seed).permutation(len(split))[:count]
             return split.take(np.sort(drawn))
 
         count = max(_TIMED_IMAGES, len(self._dataset.class_names))
@@ -503,7 +526,7 @@ class Work:
                 **arguments,
             )
         except KeyboardInterrupt:
-            raise KeyboardInterrupt from None  # what it says of --resume holds for finetune alone
+            raise KeyboardInterrupt from None  # without its advice: fit has no --resume
 
     def _outcome(self, result: FinetuneResult) -> Outcome:
         val = result.epochs[result.best_epoch - 1].top1

@@ -1,12 +1,11 @@
-"""The folder of a run while it runs: its configuration, its log, and its last checkpoint."""
+"""The folder of a run: its configuration, its log, and its last checkpoint."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from ..files import remove_leftovers, split_safetensors, user_path, write_atomic
 from ..progress import OnNote
 from ..runs import RECORD, new_run
 from ..version import __version__
-from .ranks import Ranks
 
 LATEST = "latest"
 
@@ -26,7 +24,7 @@ _CHECKPOINT = "checkpoint.safetensors"
 _CONFIG = "config.json"
 _ENVIRONMENT = "environment.json"
 _METRICS = "metrics.jsonl"
-# All that a kill may leave half of.
+# Everything that a kill may leave half-written.
 _FILES = (
     _CHECKPOINT,
     _CONFIG,
@@ -37,26 +35,17 @@ _FILES = (
     "model.safetensors",
 )
 _PACKAGES = ("numpy", "oneflow", "torch", "pillow", "safetensors")
-# What a run of an earlier featcache was, before these could be chosen.
+# Fields that checkpoints of an earlier featcache lack.
 _EARLIER = {"engine": "oneflow", "precision": "f32"}
 
 
 class RunFolder:
     """The files of one run.
 
-    ``config.json`` is what was asked for, ``environment.json`` what computes,
-    ``metrics.jsonl`` one JSON object per step and per epoch, ``checkpoint.safetensors`` the
-    state to go on from. ``run.json`` and ``model.safetensors`` come at the end, when the
-    checkpoint goes.
-
-    Parameters
-    ----------
-    path : Path
-        The folder.
-    identity : mapping of str to Any
-        All that changes the outcome of the run.
-    on_note : callable
-        Hears of what could not be written.
+    ``config.json`` holds the options, ``environment.json`` the versions, ``metrics.jsonl`` one
+    JSON object per step and per epoch, ``checkpoint.safetensors`` the state to resume from.
+    ``run.json`` and ``model.safetensors`` are written at the end, when the checkpoint is deleted.
+    ``identity`` is everything that changes the outcome.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], on_note: OnNote) -> None:
@@ -75,7 +64,7 @@ class RunFolder:
         facts: Mapping[str, Any],
         on_note: OnNote,
     ) -> RunFolder:
-        """Make the folder of a new run, with its configuration."""
+        """Create the folder of a new run, with its configuration."""
         folder = cls(new_run(runs, method), identity, on_note)
         config = {"identity": folder._identity, **facts}
         _write_json(folder.path / _CONFIG, config)
@@ -84,25 +73,20 @@ class RunFolder:
 
     @property
     def kept(self) -> str:
-        """What there is to go on from, for a message."""
+        """The last checkpoint, for a message."""
         if self._saved_step is None:
             return "there is no checkpoint yet"
         return f"the last good checkpoint, {self.path / _CHECKPOINT}, is of step {self._saved_step}"
 
     @property
     def advice(self) -> str:
-        """How to go on with a run that ends here, for a message."""
-        if self.has_checkpoint:
-            return f"{self.kept}; add --resume {self.path} to the same command to go on"
+        """How to resume the run, for a message."""
+        if self._saved_step is not None:
+            return f"{self.kept}; add --resume {self.path} to the same command to resume"
         return f"{self.kept}; give the same command again"
 
-    @property
-    def has_checkpoint(self) -> bool:
-        """Whether this process wrote a checkpoint, or read one."""
-        return self._saved_step is not None
-
     def save(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> bool:
-        """Write a checkpoint; where it cannot be written, say so and keep the one before."""
+        """Write a checkpoint; where it cannot be written, note it and keep the one before."""
         facts = {"identity": self._identity, "progress": dict(progress)}
         try:
             save_checkpoint(self.path / _CHECKPOINT, arrays, facts)
@@ -124,12 +108,12 @@ class RunFolder:
         if not path.exists() and (self.path / RECORD).exists():
             raise WeightsError(
                 f"{self.path}: expected a run that was stopped, found one that is finished; its "
-                "network is model.safetensors there: begin a new run with --weights"
+                "network is model.safetensors there: start a new run with --weights"
             )
         arrays, facts = load_checkpoint(path)
         theirs, progress = facts.get("identity"), facts.get("progress")
         if not isinstance(theirs, dict) or not isinstance(progress, dict):
-            raise WeightsError(f"{path}: expected a checkpoint, found a part of one; begin anew")
+            raise WeightsError(f"{path}: expected a checkpoint, found a part of one; start anew")
         theirs = {**_EARLIER, **theirs}
         mine = json.loads(json.dumps(self._identity))
         differing = [
@@ -140,7 +124,7 @@ class RunFolder:
         if differing:
             raise WeightsError(
                 f"{path}: expected a checkpoint of this run, found one of another: "
-                f"{'; '.join(differing)}; repeat the command that it was made with, or begin anew "
+                f"{'; '.join(differing)}; repeat the command that made it, or start anew "
                 "without --resume"
             )
         self._saved_step = progress["step"]
@@ -150,20 +134,20 @@ class RunFolder:
         return arrays, progress
 
     def note_processes(self, processes: int) -> None:
-        """Tell of rounding differences where the run was begun by another number of processes."""
+        """Note rounding differences where the run started with another number of processes."""
         try:
             before = json.loads((self.path / _ENVIRONMENT).read_text(encoding="utf-8"))
-            begun_by = before.get("processes", 1)
+            started_with = before.get("processes", 1)
         except (OSError, ValueError, AttributeError):
             return
-        if begun_by != processes:
+        if started_with != processes:
             self._on_note(
-                f"{self.path}: begun by {begun_by}, gone on with by {processes} process"
-                f"{'es' * (processes > 1)}: expect rounding differences"
+                f"{self.path}: started with {started_with} process{'es' * (started_with > 1)}, "
+                f"resumed with {processes}: expect rounding differences"
             )
 
     def log(self, **values: Any) -> None:
-        """Append a line to the metrics; a full disk ends the log and not the run."""
+        """Append a line to the metrics; a full disk ends the log, not the run."""
         if self._log_failed:
             return
         try:
@@ -187,22 +171,8 @@ class RunFolder:
         write_atomically(path, "".join(kept).encode())
 
 
-class _FolderElsewhere(RunFolder):
-    """The folder of a run that rank 0 writes: this rank leaves it alone."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, {}, lambda _: None)
-
-    @property
-    def kept(self) -> str:
-        """What there is to go on from, as far as this machine sees it."""
-        path = self.path / _CHECKPOINT
-        return f"the last checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
-
-    @property
-    def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint, as far as this machine sees it."""
-        return (self.path / _CHECKPOINT).exists()
+class FolderElsewhere(RunFolder):
+    """The folder of a run that rank 0 writes: this rank writes nothing."""
 
     def save(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> bool:
         """Write nothing."""
@@ -211,66 +181,18 @@ class _FolderElsewhere(RunFolder):
     def log(self, **values: Any) -> None:
         """Write nothing."""
 
-    def remove_checkpoint(self) -> None:
-        """Delete nothing."""
-
-
-def shared_folder(ranks: Ranks, make: Callable[[], RunFolder]) -> RunFolder:
-    """Return the folder that rank 0 makes or finds; on other ranks, one that writes nothing.
-
-    Raises
-    ------
-    FeatcacheError
-        Rank 0 cannot have it.
-    """
-    mine = ranks.agreed(lambda: make() if ranks.is_first else None)
-    path = ranks.from_first(b"" if mine is None else os.fsencode(mine.path))
-    return mine or _FolderElsewhere(Path(os.fsdecode(path)))
-
-
-def shared_state(ranks: Ranks, folder: RunFolder) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return on every rank what `RunFolder.load` reads on rank 0, which alone sees it for sure.
-
-    Raises
-    ------
-    WeightsError
-        As `RunFolder.load`.
-    """
-    from safetensors.numpy import load, save
-
-    state = ranks.agreed(lambda: folder.load() if ranks.is_first else None)
-    if ranks.size == 1:
-        assert state is not None
-        return state
-    tensors, progress = (b"", b"") if state is None else (save(state[0]), _json(state[1]))
-    tensors, progress = ranks.from_first(tensors), ranks.from_first(progress)
-    return state or (dict(load(tensors)), json.loads(progress))
-
 
 def find_resumable(resume: str | Path | bool, runs: Path, method: str) -> Path:
-    """Return the folder of the run to go on with.
+    """Return the folder of the run to resume: a folder, the name of one in ``runs``, or the newest.
 
-    Parameters
-    ----------
-    resume : str, Path or True
-        A run's folder or its name; True or ``"latest"``: the newest unfinished run of
-        the method.
-    runs : Path
-        Where runs are.
-    method : str
-        The method.
-
-    Raises
-    ------
-    WeightsError
-        There is none.
+    True and ``"latest"`` mean the newest unfinished run of the method.
     """
     if resume is True or resume == LATEST:
         for path in sorted(runs.glob(f"*-{method}-*"), reverse=True):
             if (path / _CHECKPOINT).exists() and not (path / RECORD).exists():
                 return path
         raise WeightsError(
-            f"{runs}: expected an unfinished run of method {method}, found none; begin one without "
+            f"{runs}: expected an unfinished run of method {method}, found none; start one without "
             "--resume"
         )
     named = user_path(str(resume))
@@ -284,7 +206,7 @@ def find_resumable(resume: str | Path | bool, runs: Path, method: str) -> Path:
 
 
 def _step_of(line: str) -> float:
-    """Return the step of a line of the log; infinity for half a line."""
+    """Return the step of a line of the log; infinity for an incomplete line."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -292,7 +214,7 @@ def _step_of(line: str) -> float:
 
 
 def _environment(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what may change rounding: versions, processor, cores, processes."""
+    """Return what may change rounding: versions, platform, cores, processes."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -314,32 +236,15 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(value, indent=1, default=str).encode())
 
 
-def _json(value: Any) -> bytes:
-    return json.dumps(value).encode()
-
-
 _KEY = "featcache.checkpoint"
 _VERSION = 1
 
 
 def save_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Write arrays and what they mean.
+    """Write float32 and int64 arrays, and JSON facts about them.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    arrays : mapping of str to numpy.ndarray
-        float32 and int64 of any shape.
-    facts : mapping of str to Any
-        JSON types; floats come back to the bit.
-
-    Raises
-    ------
-    FeatcacheError
-        A number is NaN or infinite: such a state is not one to go on from.
-    OutputError
-        The file cannot be written; the one before is untouched.
+    A number that is not finite raises FeatcacheError: such a state cannot be resumed. Where the
+    file cannot be written (OutputError), the one before is untouched.
     """
     from safetensors.numpy import save
 
@@ -352,13 +257,7 @@ def save_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what `save_checkpoint` wrote.
-
-    Raises
-    ------
-    WeightsError
-        No such file, not a checkpoint, or a damaged one.
-    """
+    """Read what `save_checkpoint` wrote; raise WeightsError for anything else."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -370,12 +269,12 @@ def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if not isinstance(facts, dict) or facts.get("version") != _VERSION:
             raise ValueError(f"another version than {_VERSION}")
     except KeyError:
-        found = f"a safetensors file without {_KEY} in its metadata"
+        problem = f"a safetensors file without {_KEY} in its metadata"
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        found = getattr(error, "strerror", None) or str(error)
+        problem = getattr(error, "strerror", None) or str(error)
     else:
         return arrays, facts
     raise WeightsError(
-        f"{path}: expected the checkpoint of a run of featcache finetune, found: {found:.200}; "
-        "name another --resume, or begin anew without it"
+        f"{path}: expected the checkpoint of a run of featcache finetune, found: {problem:.200}; "
+        "name another --resume, or start anew without it"
     )

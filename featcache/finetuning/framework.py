@@ -1,30 +1,104 @@
-"""The one place that says which framework trains: everything else asks here.
+"""Which framework trains, and what differs between OneFlow and PyTorch.
 
-The trainer is written against what OneFlow and PyTorch share: modules, ``no_grad``,
-``backward``, ``optim.SGD`` with its groups' rates set by ``param_groups[i]["lr"]``,
-``state_dict``, ``gather`` and ``pad``. What differs between the two stands in a `Framework`.
+The trainer is written against what both share: modules, ``no_grad``, ``backward``, ``optim.SGD``
+with rates set by ``param_groups[i]["lr"]``, ``state_dict``, ``gather`` and ``pad``. What differs
+is in a `Framework`.
 """
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from ..backbones.architectures import Backbone
+from ..backbones.choice import PRECISIONS, EngineChoice, choose_engine
 from ..cores import usable_cores
-from ..errors import EngineUnavailableError, RecipeError
+from ..errors import EngineUnavailableError
+from ..frameworks import cuda_status, oneflow_status, torch_status
 from ..preprocess import Preprocess
-from .convolution import swap_convolutions
-from .sgd import Sgd
 
-# The engines that train.
-TRAINERS = ("oneflow", "torch")
+_AS_ASKED = ", as asked for"
+_INSTALL = "pip install 'featcache[torch]'"
+
+
+def choose_trainer(
+    engine: str = "auto", device: str = "auto", precision: str = "f32"
+) -> EngineChoice:
+    """Choose what trains, its device and its precision, as `FinetuneOptions` describes.
+
+    Raises
+    ------
+    RecipeError
+        No such device or precision.
+    EngineUnavailableError
+        What was asked for cannot train here; the message says what can, or what to install.
+    """
+    if engine == "oneflow":
+        return _on_cpu(_oneflow(device, precision))
+    if engine == "torch":
+        return _torch(device, precision)
+    (has_oneflow, why), (has_torch, why_torch) = oneflow_status(), torch_status()
+    if has_oneflow is None and has_torch is None:
+        raise EngineUnavailableError(
+            f"engine auto: expected PyTorch or OneFlow to train with, found neither ({why}); run "
+            f"{_INSTALL}"
+        )
+    if has_oneflow is None:
+        return _because(
+            _torch(device, precision), f"OneFlow is not available: {why.partition(';')[0]}"
+        )
+    if has_torch is None:
+        return _on_cpu(_because(_oneflow(device, precision), why_torch.partition(";")[0]))
+    if device in ("auto", "cuda") and cuda_status()[0]:
+        theirs = _torch_or_none(device, precision)
+        if theirs is None or theirs.device == "cpu":
+            return _because(_oneflow(device, precision), "PyTorch cannot use this GPU")
+    return _because(_torch(device, precision), "it is installed, and trains faster than OneFlow")
+
+
+def _torch_or_none(device: str, precision: str) -> EngineChoice | None:
+    try:
+        return _torch(device, precision)
+    except EngineUnavailableError:
+        return None
+
+
+def _because(choice: EngineChoice, reason: str) -> EngineChoice:
+    return replace(choice, why=f"{choice.why.removesuffix(_AS_ASKED)}: {reason}")
+
+
+def _on_cpu(choice: EngineChoice) -> EngineChoice:
+    """Add, to OneFlow on a CPU, that PyTorch would be faster."""
+    if choice.device != "cpu":
+        return choice
+    advice = "PyTorch trains several times faster on a CPU: "
+    advice += "use --engine torch" if torch_status()[0] else _INSTALL
+    return replace(choice, why=f"{choice.why}; {advice}")
+
+
+def _oneflow(device: str, precision: str) -> EngineChoice:
+    on_gpu = choose_engine("oneflow", device).device == "cuda"
+    return _precise("oneflow", device, precision, ("f32", "f16") if on_gpu else ("f32",))
+
+
+def _torch(device: str, precision: str) -> EngineChoice:
+    on_cpu = choose_engine("torch", device).device == "cpu"
+    return _precise("torch", device, precision, ("f32", "bf16") if on_cpu else PRECISIONS)
+
+
+def _precise(engine: str, device: str, precision: str, trains_in: tuple[str, ...]) -> EngineChoice:
+    if precision in PRECISIONS and precision not in trains_in:
+        instead = "" if engine == "torch" else "--engine torch, or "
+        raise EngineUnavailableError(
+            f"precision {precision}: expected {' or '.join(trains_in)} to train with {engine} on "
+            f"this device, found {precision}; use {instead}--precision {trains_in[-1]}"
+        )
+    return choose_engine(engine, device, precision)
 
 
 @dataclass(frozen=True)
@@ -38,30 +112,23 @@ class Framework:
     module : module
         ``oneflow`` or ``torch``.
     build_backbone : callable
-        Architecture -> a ResNet whose head is the identity; what its tensors hold is of no
-        account.
+        Architecture -> a ResNet whose head is the identity, with arbitrary weights.
     load_arrays : callable
         (module, name -> array): copies every tensor of a module's state dict.
     state_arrays : callable
         Module -> name -> array, copies of every parameter and buffer.
     to_device : callable
-        (array, device) -> a tensor of its shape. The copy to a GPU may be under way still when
-        the call returns; what is computed with the tensor waits for it.
+        (array, device) -> a tensor of its shape. A copy to a GPU may still be running when the
+        call returns; what computes with the tensor waits for it.
     to_input : callable
-        (uint8 tensor (N, 3, s, s), preprocessing) -> normalised float32 (N, 3, size, size),
-        enlarged where it is smaller, on the tensor's device.
+        (uint8 tensor (N, 3, s, s), preprocessing) -> normalised float32 (N, 3, size, size) on the
+        tensor's device, enlarged where it is smaller.
     prepare : callable
         (network, device): whatever makes it faster without changing what it computes.
-    sgd : callable
-        (groups, device, momentum, weight decay) -> an optimizer, of ``param_groups`` that hold
-        ``params`` and ``lr``.
     autocast : callable
         (device, precision) -> a context in which convolutions and products compute in it.
-    all_reduce : callable
-        Tensor -> None: it becomes the sum of those of all processes that were joined, the same
-        in each to the bit.
     compiled : callable or None
-        Function of tensors -> the same, compiled; None where the framework has no such.
+        Function of tensors -> the same, compiled; None where the framework cannot.
     """
 
     name: str
@@ -72,77 +139,27 @@ class Framework:
     to_device: Callable[[np.ndarray, str], Any]
     to_input: Callable[[Any, Preprocess], Any]
     prepare: Callable[[Any, str], None]
-    sgd: Callable[[list[dict[str, Any]], str, float, float], Any]
     autocast: Callable[[str, str], AbstractContextManager[Any]]
-    all_reduce: Any
     compiled: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
 
 
-def get_framework(name: str, *, join: bool = False) -> Framework:
-    """Return a framework by its engine's name.
-
-    Parameters
-    ----------
-    name : str
-        Of `TRAINERS`.
-    join : bool
-        Become one of the processes that a launcher started, and wait for all of them. Once.
-
-    Raises
-    ------
-    RecipeError
-        It does not train.
-    EngineUnavailableError
-        It cannot be imported here.
-    """
-    if name == "oneflow":
-        return oneflow_framework(join=join)
-    if name == "torch":
-        return torch_framework(join=join)
-    raise RecipeError(f"engine: expected one of {', '.join(TRAINERS)}, found {name!r}")
+def get_framework(name: str) -> Framework:
+    """Import a framework of `TRAINERS`, or raise `EngineUnavailableError`."""
+    return _oneflow_framework() if name == "oneflow" else _torch_framework()
 
 
-def oneflow_framework(*, join: bool = False) -> Framework:
-    """Return OneFlow. On a GPU it was never run.
-
-    Parameters
-    ----------
-    join : bool
-        As for `get_framework`.
-
-    Notes
-    -----
-    Its nn.Graph is not used. On a processor it is no faster than steps one by one (30 images
-    per second of processor time at 64 pixels either way, on a Zen 4) and cannot hold the
-    convolution of `featcache.finetuning.convolution`, with which it is 49.
-
-    Raises
-    ------
-    EngineUnavailableError
-        It cannot be imported here.
-    """
+def _oneflow_framework() -> Framework:
+    """Return OneFlow. It was never run on a GPU."""
     from ..backbones import oneflow_engine as engine
     from ..frameworks import import_oneflow
 
-    flow = import_oneflow(join=join)
+    flow = import_oneflow()
 
     def load_arrays(module: Any, arrays: Mapping[str, np.ndarray]) -> None:
         module.load_state_dict(dict(arrays))
 
     def prepare(network: Any, device: str) -> None:
-        if device == "cpu":
-            swap_convolutions(network, flow)
-
-    def sgd(groups: list[dict[str, Any]], device: str, momentum: float, decay: float) -> Any:
-        if device == "cpu":
-            return Sgd(groups, flow, momentum, decay)
-        return flow.optim.SGD(groups, momentum=momentum, weight_decay=decay)
-
-    def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
-        if precision == "f32":
-            return nullcontext()
-        context: AbstractContextManager[Any] = flow.autocast(device, dtype=_dtype(flow, precision))
-        return context
+        pass
 
     return Framework(
         "oneflow",
@@ -153,30 +170,15 @@ def oneflow_framework(*, join: bool = False) -> Framework:
         engine.to_device,
         engine.normalised,
         prepare,
-        sgd,
-        autocast,
-        flow.comm.all_reduce,
+        _autocast(flow),
     )
 
 
-def torch_framework(*, join: bool = False) -> Framework:
-    """Return PyTorch. On a GPU it was never run; each of its parts is tested on the CPU.
-
-    Parameters
-    ----------
-    join : bool
-        As for `get_framework`.
-
-    Raises
-    ------
-    EngineUnavailableError
-        It cannot be imported here.
-    """
+def _torch_framework() -> Framework:
+    """Return PyTorch."""
     from ..frameworks import import_torch
 
     torch = import_torch()
-    if join:
-        _join(torch)
     from ..backbones import torch_engine as engine
 
     @cache
@@ -212,16 +214,7 @@ def torch_framework(*, join: bool = False) -> Framework:
             torch.set_num_threads(usable_cores())
         elif device == "cuda":
             torch.backends.cudnn.benchmark = True
-            torch.backends.cudnn.allow_tf32 = False  # f32 is f32; whoever wants speed asks for bf16
-
-    def sgd(groups: list[dict[str, Any]], device: str, momentum: float, decay: float) -> Any:
-        return torch.optim.SGD(groups, momentum=momentum, weight_decay=decay)
-
-    def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
-        if precision == "f32":
-            return nullcontext()
-        context: AbstractContextManager[Any] = torch.autocast(device, _dtype(torch, precision))
-        return context
+            torch.backends.cudnn.allow_tf32 = False  # f32 means float32; bf16 is the fast choice
 
     return Framework(
         "torch",
@@ -232,26 +225,17 @@ def torch_framework(*, join: bool = False) -> Framework:
         to_device,
         to_input,
         prepare,
-        sgd,
-        autocast,
-        getattr(torch.distributed, "all_reduce", None),  # some builds are without
+        _autocast(torch),
         torch.compile,
     )
 
 
-def _join(torch: Any) -> None:
-    """Wait for the other processes of the launcher, unless whoever called us has done it."""
-    distributed = torch.distributed
-    if not distributed.is_available():
-        raise EngineUnavailableError(
-            "engine torch: expected a build of PyTorch with torch.distributed, found one without; "
-            "train by a single process"
-        )
-    if not distributed.is_initialized():
-        on_gpus = torch.cuda.is_available() and distributed.is_nccl_available()
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
-        atexit.register(distributed.destroy_process_group)
+def _autocast(module: Any) -> Callable[[str, str], AbstractContextManager[Any]]:
+    def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
+        if precision == "f32":
+            return nullcontext()
+        dtype = {"bf16": module.bfloat16, "f16": module.float16}[precision]
+        context: AbstractContextManager[Any] = module.autocast(device, dtype=dtype)
+        return context
 
-
-def _dtype(module: Any, precision: str) -> Any:
-    return {"bf16": module.bfloat16, "f16": module.float16}[precision]
+    return autocast

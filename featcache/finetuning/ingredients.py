@@ -1,8 +1,10 @@
-"""What a run is made of, found and checked before the long work begins."""
+"""What a run needs, checked before the long work starts: images or cached features, and weights."""
 
 from __future__ import annotations
 
 import hashlib
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,52 +13,34 @@ import numpy as np
 
 from ..backbones.architectures import get_backbone
 from ..backbones.choice import EngineChoice
-from ..backbones.weights import Weights, load_weights
+from ..backbones.weights import WEIGHT_NAMES, Weights, load_weights
 from ..datasets.dataset import Dataset, Split
 from ..datasets.loading import load_dataset
-from ..errors import DatasetError, RecipeError, WeightsError
+from ..errors import CacheMismatchError, CacheMissError, DatasetError, RecipeError, WeightsError
 from ..prediction import checked_head
 from ..preprocess import Preprocess
-from ..probes.head import Head
 from ..probes.ingredients import feature_differences
 from ..progress import OnNote, OnProgress
 from ..sampling import LIMIT_SEED, row_batches, stratified_rows, validation_rows
-from .batches import ImageSource, Source
-from .cached import CachedData
-from .engine import choose_trainer
+from ..store.cache import Cache, CachedSplit, load
+from .batches import AUGMENT_VIEWS, CachedSource, ImageSource, Source
+from .framework import choose_trainer
 from .network import HeadArrays
-from .recipes import FinetuneRecipe
+from .recipes import FinetuneOptions, frozen_cut
 
-# Steps from which on compiling pays on a GPU: a minute of it, against some milliseconds of each
-# step. An estimate: no GPU was at hand.
+# Steps from which on compiling pays on a GPU: a minute of compiling, against milliseconds a step.
+# An estimate.
 _COMPILE_STEPS = 10_000
-_FEW_STEPS = 1_000  # in which a network does not make up for a wrong beginning: 69 cost 6 points
+_FEW_STEPS = 1_000  # too few to recover from a head on other statistics: 69 steps cost 6 points
+# A cache up to this size is read whole and verified by its checksums; a larger one is mapped.
+_READ_BYTES = 1 << 30
 
-
-@dataclass(frozen=True)
-class Request:
-    """What was asked for, in the words of `featcache.finetune`."""
-
-    dataset: str | Path | Dataset | None
-    method: str
-    recipe: FinetuneRecipe
-    backbone: str | None
-    weights: str | Path | None
-    size: int | None
-    engine: str
-    device: str
-    precision: str
-    cache: str | Path | None
-    init_head: str | Path | Head | None
-    train_limit: int | None
-    test_limit: int | None
-    seed: int
-    data_root: str | Path | None
+AnyDataset = str | Path | Dataset | None
 
 
 @dataclass(frozen=True, eq=False)
 class Ingredients:
-    """What a run is made of.
+    """What a run needs.
 
     Parameters
     ----------
@@ -71,11 +55,11 @@ class Ingredients:
     choice : EngineChoice
         What computes.
     identity : dict
-        All that changes the outcome, as JSON types: a run that goes on must share it.
+        Everything that changes the outcome, as JSON types: equal when a run is resumed.
     facts : dict
         What the record says about data and weights.
     compiled : bool
-        Whether the part that trains is to be compiled.
+        Whether to compile the part that trains.
     cache : Path or None
         Where features come from.
     """
@@ -94,58 +78,47 @@ class Ingredients:
 
 
 def gather(
-    request: Request, processes: int, on_progress: OnProgress, on_note: OnNote
+    dataset: AnyDataset,
+    options: FinetuneOptions,
+    processes: int,
+    on_progress: OnProgress,
+    on_note: OnNote,
 ) -> Ingredients:
-    """Find and check everything.
-
-    Parameters
-    ----------
-    request : Request
-        What was asked for.
-    processes : int
-        How many train together.
-    on_progress, on_note : callable
-        As in `featcache.finetune`.
-
-    Raises
-    ------
-    FeatcacheError
-        As `featcache.finetune` lists them.
-    """
-    recipe = request.recipe
-    choice = choose_trainer(request.engine, request.device, request.precision)
+    """Find and check everything; raises the errors that `featcache.finetune` lists."""
+    recipe = options.recipe
+    choice = choose_trainer(options.engine, options.device, options.precision)
     on_note(choice.why)
-    data: _ImageData | CachedData
-    if request.cache is not None:
-        data = CachedData(request, choice, on_progress, on_note)
+    data: _ImageData | _CachedData
+    if options.cache is not None:
+        data = _CachedData(dataset, options, choice, on_progress, on_note)
     else:
-        data = _ImageData(request, on_progress)
-    head, head_digest = _start_head(request, data.weights, data.class_names)
+        data = _ImageData(dataset, options, on_progress)
+    head, head_digest = _start_head(options, data.weights, data.class_names)
     rows = {
         role: _limited(labels, limit, f"{data.name} {role}")
         for role, labels, limit in (
-            ("train", data.labels("train"), request.train_limit),
-            ("test", data.labels("test"), request.test_limit),
+            ("train", data.labels("train"), options.train_limit),
+            ("test", data.labels("test"), options.test_limit),
         )
     }
     val_rows = None
     if recipe.patience is not None:
         labels = data.labels("train")[rows["train"]]
-        held = validation_rows(labels, recipe.val_fraction, request.seed)
-        val_rows = rows["train"][held]
-        rows["train"] = np.delete(rows["train"], held)
-    _check_enough(len(rows["train"]), len(data.class_names), data.name)
+        held_out = validation_rows(labels, recipe.val_fraction, options.seed)
+        val_rows = rows["train"][held_out]
+        rows["train"] = np.delete(rows["train"], held_out)
+    _check_enough(data.labels("train")[rows["train"]], data.class_names, data.name)
     n_steps = recipe.epochs * len(list(row_batches(len(rows["train"]), recipe.batch_size)))
     if head is not None and recipe.bn == "train" and recipe.backbone_lr is not None:
-        said = (
-            "the head was trained on features by batch normalisation's kept statistics, and this "
-            f"run uses those of batches, for {n_steps:,} step{'s' * (n_steps != 1)}: add --bn eval "
+        note = (
+            "the head was trained with batch normalisation's running statistics, and this run "
+            f"uses those of its batches, for {n_steps:,} step{'s' * (n_steps != 1)}: add --bn eval "
             "--lr 1e-4 to start where the probe ended"
         )
-        on_note(f"warning: {said}" if n_steps < _FEW_STEPS else said)
+        on_note(f"warning: {note}" if n_steps < _FEW_STEPS else note)
     pretrained = recipe.pretrained
     identity = {
-        "method": request.method,
+        "method": options.method,
         **{f"recipe {name}": getattr(recipe, name) for name in recipe.__dataclass_fields__},
         "backbone": data.weights.backbone,
         "dataset digest": data.digest,
@@ -154,9 +127,9 @@ def gather(
         "engine": choice.name,
         "device": choice.device,
         "precision": choice.precision,
-        "seed": request.seed,
-        "train limit": request.train_limit,
-        "test limit": request.test_limit,
+        "seed": options.seed,
+        "train limit": options.train_limit,
+        "test limit": options.test_limit,
         "head": head_digest,
         "cache": data.fingerprint,
     }
@@ -196,15 +169,15 @@ class _ImageData:
     fingerprint: str | None = None
     features_wall_s = 0.0
 
-    def __init__(self, request: Request, on_progress: OnProgress) -> None:
-        dataset = "cifar10" if request.dataset is None else request.dataset
-        if not isinstance(dataset, Dataset):
-            dataset = load_dataset(dataset, data_root=request.data_root, on_progress=on_progress)
+    def __init__(
+        self, dataset: AnyDataset, options: FinetuneOptions, on_progress: OnProgress
+    ) -> None:
+        dataset = _loaded("cifar10" if dataset is None else dataset, options, on_progress)
         self._splits: dict[str, Split] = dict(dataset.splits())
         self.name = dataset.name
         self.class_names = dataset.class_names
         self.digest = dataset.digest_with(on_progress)
-        self.weights = _load_weights(request, on_progress)
+        self.weights = _load_weights(options, on_progress)
 
     def labels(self, role: str) -> np.ndarray:
         return self._splits[role].labels
@@ -213,25 +186,25 @@ class _ImageData:
         return ImageSource(self._splits[role].take(rows), self.weights.preprocess)
 
 
-def _load_weights(request: Request, on_progress: OnProgress) -> Weights:
-    backbone = request.backbone or "resnet18"
-    name = request.weights or "imagenet"
-    if not request.recipe.pretrained and name == "imagenet":
-        # Only the size of the input is taken from the weights: not worth a download.
+def _load_weights(options: FinetuneOptions, on_progress: OnProgress) -> Weights:
+    backbone = options.backbone or "resnet18"
+    name = options.weights or "imagenet"
+    if not options.recipe.pretrained and name == "imagenet":
+        # Only the size of the input comes from the weights: not worth a download.
         get_backbone(backbone)
         return Weights(
-            "imagenet", backbone, {}, "", Preprocess(request.size or 224), "a random draw"
+            "imagenet", backbone, {}, "", Preprocess(options.size or 224), "random weights"
         )
-    return load_weights(name, backbone, size=request.size, on_progress=on_progress)
+    return load_weights(name, backbone, size=options.size, on_progress=on_progress)
 
 
 def _start_head(
-    request: Request, weights: Weights, class_names: tuple[str, ...]
+    options: FinetuneOptions, weights: Weights, class_names: tuple[str, ...]
 ) -> tuple[HeadArrays | None, str | None]:
-    """Return a probe's head and its digest, once it is known to fit these features."""
-    if request.init_head is None:
+    """Return a probe's head and its digest, checked to fit these features."""
+    if options.init_head is None:
         return None, None
-    head, where = checked_head(request.init_head)
+    head, where = checked_head(options.init_head)
     here = {
         "backbone": weights.backbone,
         "cuts": ["avgpool"],
@@ -239,8 +212,8 @@ def _start_head(
         "weights_sha256": weights.sha256,
     }
     differing = feature_differences(head.ingredients, here)
-    if not request.recipe.pretrained:
-        differing.append("backbone: head one of these weights, here a random draw")
+    if not options.recipe.pretrained:
+        differing.append("backbone: head one of these weights, here random weights")
     if head.scaling != "none":
         differing.append(f"scaling: head {head.scaling!r}, here 'none'")
     if head.class_names != class_names:
@@ -266,11 +239,158 @@ def _limited(labels: np.ndarray, limit: int | None, what: str) -> np.ndarray:
     return stratified_rows(labels, limit, LIMIT_SEED, what)
 
 
-def _check_enough(n_train: int, n_classes: int, name: str) -> None:
-    if n_train < max(2, n_classes):
-        raise DatasetError(
-            f"{name} train: expected at least 2 images, and one for each of {n_classes} classes, "
-            f"found {n_train}; use a larger --train-limit, a smaller --val-fraction or more images"
-        )
+def check_two_classes(labels: np.ndarray, name: str) -> None:
+    """Raise DatasetError unless at least two classes have training images."""
+    n_classes = len(np.unique(labels))
     if n_classes < 2:
-        raise RecipeError(f"{name}: expected at least 2 classes, found {n_classes}")
+        raise DatasetError(
+            f"{name}: expected at least 2 classes with training images, found {n_classes}; add "
+            "images of another class"
+        )
+
+
+def _check_enough(labels: np.ndarray, class_names: tuple[str, ...], name: str) -> None:
+    if len(labels) > 1:
+        check_two_classes(labels, name)
+    if len(labels) < max(2, len(class_names)):
+        raise DatasetError(
+            f"{name} train: expected at least 2 images, and one for each of {len(class_names)} "
+            f"classes, found {len(labels)}; use a larger --train-limit, a smaller --val-fraction "
+            "or more images"
+        )
+
+
+def _loaded(
+    dataset: str | Path | Dataset, options: FinetuneOptions, on_progress: OnProgress
+) -> Dataset:
+    if isinstance(dataset, Dataset):
+        return dataset
+    return load_dataset(dataset, data_root=options.data_root, on_progress=on_progress)
+
+
+class _CachedData:
+    """Features where the frozen part of a network ends, and the weights that made them."""
+
+    def __init__(
+        self,
+        dataset: AnyDataset,
+        options: FinetuneOptions,
+        choice: EngineChoice,
+        on_progress: OnProgress,
+        on_note: OnNote,
+    ) -> None:
+        cut = frozen_cut(options.recipe)
+        if cut is None:
+            raise RecipeError(
+                f"cache: expected a run with frozen layers, found method {options.method} that "
+                "trains all; use --freeze-until layer3"
+            )
+        if options.recipe.augment == "crop-flip":
+            raise RecipeError(
+                "augment: expected tutorial, flip or none with a cache, found crop-flip, which "
+                "has too many outcomes to cache; use --augment tutorial"
+            )
+        cache = load(options.cache or "")
+        if cache.size_bytes > _READ_BYTES:
+            cache = load(cache.path, mmap=True)
+        self._cut = cut
+        self.path: Path | None = cache.path
+        self.fingerprint: str | None = cache.fingerprint
+        self.features_wall_s = float(cache.meta.get("wall_s", 0.0))
+        self.name = str(cache.meta.get("dataset", "unnamed"))
+        self.class_names = cache.class_names
+        self.digest = str(cache.meta["dataset_digest"])
+        views = AUGMENT_VIEWS[options.recipe.augment]
+        command = _extract_command(cache, dataset, options, cut)
+        self._splits = {
+            "train": (cache.train, _features(cache.train, cut, views, command)),
+            "test": (cache.test, _features(cache.test, cut, ("identity",), command)),
+        }
+        self.weights = _weights(cache, options, command, on_progress)
+        if dataset is not None:
+            _check_dataset(cache, _loaded(dataset, options, on_progress), on_progress)
+        rounding = _rounding(cache.meta, choice)
+        if rounding:
+            on_note(f"{cache.path}: expect rounding differences: {', '.join(rounding)}")
+
+    def labels(self, role: str) -> np.ndarray:
+        return self._splits[role][0].labels
+
+    def source(self, role: str, rows: np.ndarray) -> Source:
+        split, views = self._splits[role]
+        return CachedSource(views, split.labels, self._cut, rows)
+
+
+def _features(
+    split: CachedSplit, cut: str, views: tuple[str, ...], command: str
+) -> dict[str, np.ndarray]:
+    try:
+        return {view: split.cut(cut, view) for view in views}
+    except CacheMissError as error:
+        problem = str(error).rpartition("; ")[0]
+        raise CacheMissError(f"{problem}; make one with {command}") from None
+
+
+def _weights(
+    cache: Cache, options: FinetuneOptions, command: str, on_progress: OnProgress
+) -> Weights:
+    """Load the weights that the cache was made with, at its size."""
+    meta = cache.meta
+    name: Any = options.weights or meta.get("weights")
+    if options.weights is None and name not in WEIGHT_NAMES:
+        raise WeightsError(
+            f"{cache.path}: expected the checkpoint that made its features, {name!r:.80}, which is "
+            f"not one of {', '.join(WEIGHT_NAMES)}; name it with --weights (its SHA-256 is "
+            f"{meta['weights_sha256']!r:.80})"
+        )
+    size = options.size or meta["preprocess"]["size"]
+    backbone = options.backbone or meta["backbone"]
+    weights = load_weights(name, backbone, size=size, on_progress=on_progress)
+    here = {
+        **meta,
+        "backbone": weights.backbone,
+        "weights_sha256": weights.sha256,
+        "preprocess": weights.preprocess.as_dict(),
+    }
+    differing = feature_differences(meta, here, "cache")
+    if differing:
+        raise CacheMismatchError(
+            f"{cache.path}: expected the features of this run's frozen layers, found others: "
+            f"{'; '.join(differing)}; make them with {command}"
+        )
+    return weights
+
+
+def _check_dataset(cache: Cache, dataset: Dataset, on_progress: OnProgress) -> None:
+    digest = dataset.digest_with(on_progress)
+    if digest != cache.meta["dataset_digest"]:
+        raise CacheMismatchError(
+            f"{cache.path}: expected features of {dataset.name} (digest {digest[:8]}), found those "
+            f"of {cache.meta.get('dataset')} (digest {cache.meta['dataset_digest'][:8]}); name the "
+            "data set of the cache, or none"
+        )
+
+
+def _extract_command(cache: Cache, dataset: AnyDataset, options: FinetuneOptions, cut: str) -> str:
+    """Return the command that makes the cache that this run needs."""
+    meta = cache.meta
+    name = dataset if isinstance(dataset, (str, Path)) else meta.get("dataset")
+    words = ["featcache", "extract", str(name or "DATASET")]
+    words += ["--weights", str(options.weights or meta.get("weights", "WEIGHTS"))]
+    words += ["--size", str(options.size or meta["preprocess"]["size"]), "--cut", cut]
+    if options.recipe.augment != "none":
+        words += ["--views", "flips"]
+    return shlex.join(words)
+
+
+def _rounding(meta: Mapping[str, Any], choice: EngineChoice) -> list[str]:
+    """List what makes these features differ, by rounding, from a run on the images."""
+    differing = []
+    if meta.get("engine") != choice.name:
+        engine = f"{meta.get('engine')} {meta.get('engine_version', '')}"
+        differing.append(f"features by {engine.rstrip()}")
+    if meta.get("precision", "f32").replace("float32", "f32") != choice.precision:
+        differing.append(f"computed in {meta['precision']}")
+    if meta.get("dtype", "float32") != "float32":
+        differing.append(f"kept as {meta['dtype']}")
+    return differing

@@ -12,43 +12,20 @@ from ..backbones.weights import Weights
 from ..sampling import initial_head
 from .batches import Movement, move
 from .framework import Framework
-from .recipes import FinetuneRecipe
-from .schedule import STAGES, frozen_cut, group_rates
+from .processes import Processes
+from .recipes import STAGES, FinetuneRecipe, frozen_cut, group_rates
 
 HeadArrays = tuple[np.ndarray, np.ndarray]
 
-# Sets the draw of a backbone apart from those of `featcache.sampling`, which have fewer words.
+# Makes this draw differ from those of `featcache.sampling`, whose keys are shorter.
 _BACKBONE_KEY = (0, 0, 1)
 
 
 class Network:
-    """A backbone and a linear head, of which the recipe says what trains.
+    """A backbone and a linear head; the recipe says which parts train.
 
-    Parameters
-    ----------
-    framework : Framework
-        What runs it.
-    weights : Weights
-        Where the backbone starts, and its preprocessing.
-    n_classes : int
-        K.
-    recipe : FinetuneRecipe
-        What is trained, and in which mode.
-    device : str
-        The framework's name of it.
-    seed : int
-        Of a random backbone and of the head.
-    compiled : bool
-        Whether the part that trains is compiled, if the framework can.
-    head : (float32 (K, D), float32 (K,)), optional
-        Where the head starts; by default as `featcache.sampling.initial_head` draws it.
-
-    Attributes
-    ----------
-    backbone, head : modules of the framework
-        Their state dicts have torchvision's names.
-    cut : str or None
-        Everything up to this cut is frozen.
+    The head starts from ``head``, by default as `featcache.sampling.initial_head` draws it.
+    Everything up to the cut ``cut`` is frozen.
     """
 
     def __init__(
@@ -62,6 +39,7 @@ class Network:
         seed: int,
         compiled: bool = False,
         head: HeadArrays | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self._framework = framework
         self._flow = flow = framework.module
@@ -86,6 +64,9 @@ class Network:
         self._score = self._head_scores
         if compiled and framework.compiled is not None:
             self._score = framework.compiled(self._head_scores)
+        self._training_score = self._score
+        if processes is not None and processes.size > 1:
+            self._training_score = processes.wrap(self._as_module(), device)
         self.eval()
 
     @property
@@ -98,33 +79,27 @@ class Network:
         return [value for module in self._modules()[stage] for value in module.parameters()]
 
     def train(self) -> None:
-        """Set the mode to train in: frozen parts, and all statistics if so asked, in eval mode."""
+        """Set train mode; frozen parts, and the statistics with bn "eval", stay in eval mode."""
         for stage, modules in self._modules().items():
             for module in modules:
                 module.train(stage in self.trained)
         if self._recipe.bn == "eval":
             for module in self.backbone.modules():
-                if isinstance(module, self._flow.nn.BatchNorm2d):
+                if hasattr(module, "running_mean"):
                     module.eval()
 
     def eval(self) -> None:
-        """Set the mode to measure in."""
+        """Set eval mode."""
         self.backbone.eval()
         self.head.eval()
 
     def to_device(
         self, inputs: np.ndarray, start: str | None, movement: Movement | None = None
     ) -> Any:
-        """Bring a batch to the device, normalised if it is one of pixels.
+        """Copy a batch to the device.
 
-        Parameters
-        ----------
-        inputs : numpy.ndarray
-            uint8 pixels (N, s, s, 3), or float32 features at the cut ``start``.
-        start : str or None
-            None for pixels; of `featcache.backbones.architectures.CUTS` for features.
-        movement : Movement, optional
-            How each image is to be flipped and shifted, on the device.
+        With ``start`` None these are uint8 pixels (N, s, s, 3), moved as ``movement`` says and
+        normalised; else float32 features at the cut ``start``.
         """
         if start is not None:
             return self._framework.to_device(inputs, self._device)
@@ -135,20 +110,12 @@ class Network:
         return self._framework.to_input(planes, self._preprocess)
 
     def scores(self, x: Any, start: str | None) -> Any:
-        """Return the class scores, a tensor (N, K) with gradients of what trains.
-
-        Parameters
-        ----------
-        x : tensor
-            As `to_device` returns it.
-        start : str or None
-            As for `to_device`.
-        """
+        """Return the class scores, a tensor (N, K), of what `to_device` returned."""
         if _place(start) < _place(self.cut):
             with self._flow.no_grad():
                 x = self._run(x, start, self.cut)
             start = self.cut
-        return self._score(x, start)
+        return (self._training_score if self.head.training else self._score)(x, start)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return a copy of every tensor by torchvision's name, the head as ``fc``."""
@@ -157,16 +124,31 @@ class Network:
         return {**arrays(self.backbone), **head}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over what `state` returned."""
+        """Load what `state` returned."""
         backbone, head = _split(state)
         self._framework.load_arrays(self.backbone, backbone)
         self._framework.load_arrays(self.head, head)
+
+    def _as_module(self) -> Any:
+        """Return a module of the framework whose forward pass is ours."""
+        base: Any = self._flow.nn.Module
+        network = self
+
+        class Scoring(base):
+            def __init__(self) -> None:
+                super().__init__()
+                self.backbone, self.head = network.backbone, network.head
+
+            def forward(self, x: Any, start: str | None) -> Any:
+                return network._head_scores(x, start)
+
+        return Scoring()
 
     def _head_scores(self, x: Any, start: str | None) -> Any:
         return self.head(self._run(x, start, CUTS[-1]))
 
     def _run(self, x: Any, after: str | None, until: str | None) -> Any:
-        """Run the parts of the backbone after one cut up to another, that one included."""
+        """Run the parts of the backbone after one cut up to and including another."""
         net = self.backbone
         if after is None:
             x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
@@ -183,14 +165,9 @@ class Network:
 def initial_backbone(backbone: Backbone, seed: int) -> dict[str, np.ndarray]:
     """Draw a backbone to train from scratch, the same for every framework.
 
-    Convolutions are normal with variance 2 / (k * k * outputs), as torchvision and flowvision
-    draw them: He et al., "Delving Deep into Rectifiers", ICCV 2015, by the number of outputs.
-    Batch normalisation begins as the identity.
-
-    Returns
-    -------
-    dict
-        Name -> array, in the architecture's order: float32, the counters int64.
+    Convolutions are normal with variance 2 / (k * k * outputs), as in torchvision and flowvision
+    (He et al., "Delving Deep into Rectifiers", ICCV 2015). Batch normalisation starts as the
+    identity.
     """
     generator = np.random.default_rng((seed, *_BACKBONE_KEY))
     state: dict[str, np.ndarray] = {}

@@ -1,14 +1,24 @@
-"""Recipes of a network that trains, or of its upper part."""
+"""Recipes, options and learning rates of fine-tuning."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..errors import RecipeError
+from ..backbones.architectures import CUTS
+from ..errors import OutputError, RecipeError
 from ..probes.recipes import check_common
+
+if TYPE_CHECKING:
+    from ..probes.head import Head
+
+# The engines that train.
+TRAINERS = ("oneflow", "torch")
+# From the pixels to the features; a stage trains at one rate.
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 # Batch normalisation needs two images to have a variance.
 _LEAST_BATCH = 2
@@ -31,29 +41,29 @@ _FINETUNE_CHOICES: Mapping[str, tuple[str | None, ...]] = {
 
 @dataclass(frozen=True)
 class FinetuneRecipe:
-    """How a backbone and its head are trained.
+    """Hyperparameters of training a backbone and its head.
 
     Parameters
     ----------
     head_lr : float
         Learning rate of the head.
     backbone_lr : float or None
-        Of the backbone; None leaves it frozen: eval mode, no gradients.
+        Learning rate of the backbone; None freezes it: eval mode, no gradients.
     pretrained : bool
-        Whether the backbone starts from the weights, or from a random draw.
+        Whether the backbone starts from the weights, or from random ones.
     epochs, batch_size, momentum, weight_decay
         As in `ProbeRecipe`; the penalty is on every trained parameter, as in the tutorial.
     augment : str
         One of `AUGMENTATIONS`. ``"tutorial"``: each image is flipped horizontally and
         vertically with probability 1/2 each. ``"flip"``: horizontally alone. ``"crop-flip"``:
-        shifted by up to an eighth of its side either way, black beyond its border, and
-        flipped horizontally (He et al. 2016, section 4.2: 4 of 32 pixels). ``"none"``.
+        shifted by up to an eighth of its side, black beyond its border, and flipped
+        horizontally (He et al. 2016, section 4.2: 4 of 32 pixels). ``"none"``.
     freeze_until : str or None
-        This stage, ``"layer1"`` to ``"layer4"``, and all before it stay as they are: eval
-        mode, no gradients, no moving statistics.
+        Freeze this stage, ``"layer1"`` to ``"layer4"``, and all before it: eval mode, no
+        gradients, no moving statistics.
     bn : str
-        ``"train"``: batch normalisation uses and updates the statistics of batches, as
-        the tutorial means it. ``"eval"``: it keeps those of the weights.
+        ``"train"``: batch normalisation uses the statistics of each batch and updates its
+        running statistics, as in the tutorial. ``"eval"``: it keeps those of the weights.
     layer_decay : float
         In (0, 1]: each stage trains at this fraction of the rate of the stage after it, the
         head at ``head_lr`` (Clark et al., "ELECTRA", ICLR 2020, section 3.1). 1: all alike.
@@ -68,11 +78,11 @@ class FinetuneRecipe:
         In [0, 1): the share of the target that is spread over all classes (Szegedy et
         al., CVPR 2016, section 7).
     patience : int or None
-        Stop after so many epochs without a better accuracy on a validation split, and go
-        back to the best epoch. None: every epoch runs, and the last one counts.
+        Stop after this many epochs without a better accuracy on a validation split, and keep
+        the best epoch. None: run every epoch and keep the last.
     val_fraction : float
-        In (0, 1): with ``patience``, the share of the training images that is held out,
-        drawn with the proportions of the classes.
+        In (0, 1): with ``patience``, the share of the training images held out, stratified
+        by class.
     """
 
     head_lr: float = 1e-3
@@ -136,22 +146,12 @@ FINETUNE_RECIPES = {
 METHODS = tuple(FINETUNE_RECIPES)
 
 
-def finetune_recipe(method: str, *, lr: float | None = None, **changes: Any) -> FinetuneRecipe:
-    """Return a method's recipe with some of its values replaced.
+def finetune_recipe(
+    method: str, base: FinetuneRecipe | None = None, *, lr: float | None = None, **changes: Any
+) -> FinetuneRecipe:
+    """Return a method's recipe, or ``base``, with some values replaced; None replaces nothing.
 
-    Parameters
-    ----------
-    method : str
-        One of `METHODS`.
-    lr : float, optional
-        Of the head; the backbone's keeps its proportion to it, unless it is given too.
-    **changes
-        Fields of `FinetuneRecipe`; None leaves the method's own value.
-
-    Raises
-    ------
-    RecipeError
-        No such method or field, or a value that means nothing.
+    ``lr`` is the head's rate; the backbone's keeps its proportion to it unless it is given too.
     """
     if method not in FINETUNE_RECIPES:
         raise RecipeError(f"method: expected one of {', '.join(METHODS)}, found {method!r}")
@@ -159,19 +159,144 @@ def finetune_recipe(method: str, *, lr: float | None = None, **changes: Any) -> 
     unknown = [name for name in changes if name not in known]
     if unknown:
         raise RecipeError(f"recipe: expected any of {', '.join(known)}, found {unknown[0]!r}")
-    recipe = FINETUNE_RECIPES[method]
-    wanted = {name: value for name, value in changes.items() if value is not None}
-    if "backbone_lr" in wanted and recipe.backbone_lr is None:
+    recipe = base or FINETUNE_RECIPES[method]
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if "backbone_lr" in changes and recipe.backbone_lr is None:
         raise RecipeError(
-            f"backbone lr: expected none with method {method}, whose backbone stays as it is, "
-            f"found {wanted['backbone_lr']}; use --method split"
+            f"backbone lr: expected none with method {method}, whose backbone is frozen, found "
+            f"{changes['backbone_lr']}; use --method split"
         )
     if lr is not None:
-        wanted.setdefault("head_lr", lr)
+        changes.setdefault("head_lr", lr)
         if recipe.backbone_lr is not None:
-            wanted.setdefault("backbone_lr", lr * (recipe.backbone_lr / recipe.head_lr))
-    return replace(recipe, **wanted)
+            changes.setdefault("backbone_lr", lr * (recipe.backbone_lr / recipe.head_lr))
+    return replace(recipe, **changes)
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """What to train, with what, and where the result goes: the options of `featcache.finetune`.
+
+    Parameters
+    ----------
+    method : str
+        ``"full"`` (everything at one rate), ``"split"`` (the backbone at 0.1 x the head's
+        learning rate), ``"frozen"`` (the head alone, end to end) or ``"scratch"`` (everything
+        from random weights).
+    recipe : FinetuneRecipe, optional
+        The hyperparameters; the method's by default.
+    backbone, weights, size, data_root
+        As in `featcache.extract`; with ``cache`` those of the cache by default. ``"scratch"``
+        uses only the input size of the weights.
+    engine : str
+        What trains: ``"torch"``, ``"oneflow"``, or ``"auto"``: PyTorch where it is installed,
+        else OneFlow; on a GPU the one that can use it.
+    device : str
+        ``"cpu"``, ``"cuda"``, ``"mps"`` (PyTorch only), or ``"auto"``: the best one that the
+        engine can use.
+    precision : str
+        What convolutions and matrix products compute in: ``"f32"``; with PyTorch ``"bf16"``;
+        on a GPU ``"f16"``. Everything else stays float32.
+    cache : str or Path, optional
+        Train on these features instead of images: a cache of the cut that ``freeze_until``
+        names (``"avgpool"`` for method frozen), with the flip views of the augmentation. The
+        run uses the same images in the same order as one on the images.
+    init_head : str, Path or Head, optional
+        Start with this probe's head (LP-FT: Kumar et al., ICLR 2022).
+    train_limit, test_limit : int, optional
+        Use a stratified draw of this many images (seed 0, whatever ``seed`` is).
+    seed : int
+        Seed of every random draw of the training.
+    resume : str, Path or bool
+        Resume a stopped run: its folder, or True for the newest unfinished one of this method.
+        All other options must be the same.
+    save : str or Path, optional
+        Another ``.safetensors`` file for the network.
+    tensorboard : bool
+        Also write TensorBoard event files into the run's folder.
+    runs : str or Path, optional
+        Folder for checkpoints and records; ``cache/runs`` by default.
+
+    Raises
+    ------
+    RecipeError
+        No such method or engine.
+    OutputError
+        ``save`` does not end in ``.safetensors``.
+    """
+
+    method: str = "split"
+    recipe: FinetuneRecipe = None  # type: ignore[assignment]  # __post_init__ sets the method's
+    backbone: str | None = None
+    weights: str | Path | None = None
+    size: int | None = None
+    engine: str = "auto"
+    device: str = "auto"
+    precision: str = "f32"
+    cache: str | Path | None = None
+    init_head: str | Path | Head | None = None
+    train_limit: int | None = None
+    test_limit: int | None = None
+    seed: int = 0
+    resume: str | Path | bool = False
+    save: str | Path | None = None
+    tensorboard: bool = False
+    data_root: str | Path | None = None
+    runs: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        """Fill in the method's recipe, and refuse values that mean nothing."""
+        if vars(self)["recipe"] is None:
+            object.__setattr__(self, "recipe", finetune_recipe(self.method))
+        if self.engine not in ("auto", *TRAINERS):
+            raise RecipeError(
+                f"engine: expected one of auto, {', '.join(TRAINERS)} to train with, found "
+                f"{self.engine!r}"
+            )
+        if self.save is not None and Path(self.save).suffix != ".safetensors":
+            raise OutputError(
+                f"{self.save}: expected a name that ends in .safetensors, found "
+                f"{Path(self.save).suffix!r}; rename it"
+            )
 
 
 # Top-1 on CIFAR-10's test images that the tutorial's text reports, ImageNet weights, 224 px.
 PUBLISHED = {"full": 0.9017, "scratch": 0.4957}
+
+
+def frozen_cut(recipe: FinetuneRecipe) -> str | None:
+    """Return the last cut below which nothing trains; None where everything does."""
+    return CUTS[-1] if recipe.backbone_lr is None else recipe.freeze_until
+
+
+def group_rates(recipe: FinetuneRecipe) -> dict[str, float]:
+    """Return the rate of the head and of every stage that trains, last stage first.
+
+    With ``layer_decay`` d, the k-th stage below the head trains at d ** k times ``backbone_lr``.
+    """
+    rates = {"head": recipe.head_lr}
+    if recipe.backbone_lr is None:
+        return rates
+    trained = STAGES[STAGES.index(recipe.freeze_until) + 1 if recipe.freeze_until else 0 :]
+    for stage in reversed(trained):
+        depth = len(STAGES) - STAGES.index(stage)
+        rates[stage] = recipe.backbone_lr * recipe.layer_decay**depth
+    return rates
+
+
+def rate_factor(recipe: FinetuneRecipe, step: int, n_steps: int) -> float:
+    """Return what the schedule multiplies every rate by at a step (from 0), in [0, 1].
+
+    In a warm-up of w steps (step + 1) / w. After it, with t = (step - w) / (n_steps - w): 1, or
+    (1 + cos(pi t)) / 2, or 0.1 for every milestone that t has reached.
+    """
+    steps = recipe.warmup if recipe.warmup >= 1 else round(recipe.warmup * n_steps)
+    warmup = min(int(steps), n_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, n_steps - warmup)
+    if recipe.schedule == "cosine":
+        return (1 + math.cos(math.pi * done)) / 2
+    if recipe.schedule == "step":
+        return float(STEP_FACTOR ** sum(done >= milestone for milestone in STEP_MILESTONES))
+    return 1.0

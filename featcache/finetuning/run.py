@@ -1,4 +1,4 @@
-"""What a run leaves: its curve and its result."""
+"""One training, from its first step or a checkpoint to its last; and its result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from ..notebook import ShownAsTable
 from ..progress import OnProgress, Progress
 from .batches import Source
 from .folder import RunFolder
-from .ranks import Stopped
 from .recipes import FinetuneRecipe
 from .trainer import Step, Trainer
 
@@ -39,7 +38,7 @@ class Epoch:
     top1 : float
         Accuracy after the epoch, on the split that `FinetuneResult.curve_split` names.
     wall_s : float
-        Training and evaluation.
+        Seconds of training and evaluation.
     """
 
     epoch: int
@@ -70,24 +69,24 @@ class FinetuneResult(ShownAsTable):
     images_per_s : float
         Training images per second, evaluation not counted.
     wall_s : float
-        Training and evaluation together.
+        Seconds of training and evaluation together.
     checkpoint : Path
         The network as safetensors with torchvision's names: usable as ``--weights``.
     n_train, n_val, n_test : int
         Images.
     seed : int
-        Of the order of images, the views, the head, the validation split, and a random
+        Seed of the order of images, the views, the head, the validation split, and a random
         backbone.
     recipe : FinetuneRecipe
         The hyperparameters used.
     engine, device, precision : str
         What trained, such as ``"torch"``, ``"cpu"``, ``"f32"``.
     cache : Path or None
-        Where features were read instead of images.
+        The features that were used instead of images.
     init_head : str or None
-        The probe's head that the run began with.
+        The probe's head that the run started with.
     resumed : bool
-        Whether an earlier run was gone on with.
+        Whether an earlier run was resumed.
     run : Path
         Folder of the record.
     """
@@ -124,31 +123,9 @@ _BEST = "best."
 class Run:
     """One training, from its first step or from a checkpoint to its last.
 
-    Parameters
-    ----------
-    trainer : Trainer
-        The network and its optimizer.
-    recipe : FinetuneRecipe
-        Epochs and patience.
-    folder : RunFolder
-        For checkpoints and the log.
-    train : Source
-        The training images.
-    measured : Source
-        What the curve is measured on: the validation split, or test.
-    measured_name : str
-        ``"val"`` or ``"test"``.
-    on_progress : callable
-        Hears of images, with the running loss.
-    events : EventLog, optional
-        TensorBoard's.
-
-    Attributes
-    ----------
-    curve : list of Epoch
-        The epochs that are done.
-    trained_s, wall_s : float
-        Seconds of training alone, and of everything, all sittings of the run together.
+    The curve is measured on ``measured``: the validation split, or test. ``stop`` tells whether
+    Ctrl-C was pressed. ``trained_s`` and ``wall_s`` count the seconds of training alone, and of
+    everything, before and after a resume.
     """
 
     def __init__(
@@ -162,6 +139,7 @@ class Run:
         on_progress: OnProgress,
         events: EventLog | None = None,
     ) -> None:
+        self.stop: Callable[[], bool] = lambda: False
         self._trainer = trainer
         self._recipe = recipe
         self._folder = folder
@@ -178,8 +156,8 @@ class Run:
         self._loss_sum = 0.0
         self._epoch_s = 0.0
         self._best: dict[str, np.ndarray] = {}
-        self._whole = True  # whether no update is half done
-        self._unread: deque[Step] = deque()  # steps whose loss may not be there yet
+        self._whole = True  # no update is half done
+        self._unread: deque[Step] = deque()  # steps whose loss may still be computing
 
     @property
     def step(self) -> int:
@@ -193,21 +171,21 @@ class Run:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch, from 1, that counts: with patience the first of the best, else the last."""
+        """The epoch, from 1, that is kept: with patience the first of the best, else the last."""
         if self._recipe.patience is None:
             return len(self.curve)
         return 1 + int(np.argmax([epoch.top1 for epoch in self.curve])) if self.curve else 0
 
     @property
     def finished(self) -> bool:
-        """Whether there is no epoch left, or no patience."""
+        """Whether no epoch is left, or the patience has run out."""
         done, patience = len(self.curve), self._recipe.patience
         return done >= self._recipe.epochs or (
             patience is not None and done - self.best_epoch >= patience
         )
 
-    def go_on(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> None:
-        """Take over the state that a checkpoint holds."""
+    def load(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> None:
+        """Load the state of a checkpoint."""
         self._trainer.load_arrays(
             {name: value for name, value in arrays.items() if not name.startswith(_BEST)}
         )
@@ -222,14 +200,10 @@ class Run:
         self.trained_s, self.wall_s = progress["trained_s"], progress["wall_s"]
 
     def train(self) -> None:
-        """Run every epoch that is left; end with the network of the one that counts.
+        """Run every epoch that is left; end with the network of the epoch that is kept.
 
-        Raises
-        ------
-        RecipeError
-            The loss, or a parameter, is not finite any more.
-        KeyboardInterrupt
-            Ctrl-C; the state is saved, and the text says where.
+        Ctrl-C saves the state and raises KeyboardInterrupt, whose text says where; a loss or a
+        parameter that is not finite raises RecipeError.
         """
         try:
             while not self.finished:
@@ -244,17 +218,17 @@ class Run:
         n = len(self._train)
         stage = f"epoch {number}/{self._recipe.epochs}"
         earlier_s, earlier_wall_s, earlier_trained_s = self._epoch_s, self.wall_s, self.trained_s
-        begun = saved = time.perf_counter()
+        start = saved = time.perf_counter()
 
         def clock() -> None:
-            spent = time.perf_counter() - begun
+            spent = time.perf_counter() - start
             self._epoch_s, self.wall_s = earlier_s + spent, earlier_wall_s + spent
 
         self._on_progress(Progress(stage, min(self._batch * self._recipe.batch_size, n), n))
         with closing(self._trainer.steps(self._train, number - 1, self._batch)) as steps:
             while step := self._next(steps):
                 clock()
-                self.trained_s = earlier_trained_s + time.perf_counter() - begun
+                self.trained_s = earlier_trained_s + time.perf_counter() - start
                 self._settle(self._trainer.behind)
                 if time.perf_counter() - saved > CHECKPOINT_EVERY_S:
                     self._save()
@@ -262,11 +236,13 @@ class Run:
                 seen = step.n_seen - sum(one.n_images for one in self._unread)
                 note = f"loss {self._loss_sum / seen:.3f}" if seen else ""
                 self._on_progress(Progress(stage, step.n_seen, n, note=note))
+                if self._trainer.processes.any(self.stop()):
+                    raise KeyboardInterrupt
         self._settle(0)
         clock()
-        self.trained_s = earlier_trained_s + time.perf_counter() - begun
+        self.trained_s = earlier_trained_s + time.perf_counter() - start
         stage = f"{self._measured_name} images"
-        predicted = self._trainer.predict(self._measured, self._on_progress, stage)
+        predicted = self._trainer.predict(self._measured, self._report_or_stop, stage)
         accuracy = top1(predicted, self._measured.labels)
         clock()
         loss = self._loss_sum / n
@@ -287,9 +263,6 @@ class Run:
         self._whole = False
         try:
             step = next(steps, None)
-        except Stopped:
-            self._whole = True
-            raise
         except RecipeError as error:
             raise RecipeError(f"{error}; {self._folder.kept}") from None
         if step is not None:
@@ -298,8 +271,13 @@ class Run:
         self._whole = True
         return step
 
+    def _report_or_stop(self, progress: Progress) -> None:
+        if self.stop():
+            raise KeyboardInterrupt
+        self._on_progress(progress)
+
     def _settle(self, behind: int) -> None:
-        """Read and log the losses of all steps but the last few, which a device may be at."""
+        """Read and log the losses of all steps but the last few, which may still be running."""
         while len(self._unread) > behind:
             step = self._unread.popleft()
             try:
@@ -336,30 +314,15 @@ class Run:
                 f"{self._folder.kept}; use a smaller --lr, or --warmup"
             ) from None
 
-    def advice(self) -> str:
-        """Say what there is to go on from, and how."""
-        return f"step {self.step} of {self.n_steps}: {self._folder.advice}"
-
     def _stopped(self) -> str:
-        """Save the state if it is whole, and say what there is to go on from."""
+        """Save the state if it is whole, and say how to resume."""
         if self._whole and self.step:
             self._save()
-        return self.advice()
+        return f"step {self.step} of {self.n_steps}: {self._folder.advice}"
 
 
 class EventLog:
-    """Scalars by step, in files that ``tensorboard --logdir`` shows.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the event file goes.
-
-    Raises
-    ------
-    EngineUnavailableError
-        The package ``tensorboard`` is not installed.
-    """
+    """Scalars by step, in files that ``tensorboard --logdir`` shows."""
 
     def __init__(self, folder: Path) -> None:
         event, summary, writer = _modules()
@@ -373,12 +336,12 @@ class EventLog:
         self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Flush to the file."""
         self._writer.close()
 
 
 def check_tensorboard() -> None:
-    """Find out before the long work whether events can be written."""
+    """Raise EngineUnavailableError where the package ``tensorboard`` is not installed."""
     _modules()
 
 
@@ -396,7 +359,7 @@ def _modules() -> tuple[Any, Any, Any]:
         ) from None
 
 
-# A launcher passes Ctrl-C on as a signal of its own, to processes that a terminal told as well.
+# torchrun repeats Ctrl-C to processes that the terminal has sent it to already.
 _ECHO_S = 2.0
 
 
@@ -404,32 +367,22 @@ _ECHO_S = 2.0
 def ctrl_c_noted(*, launched: bool = False) -> Iterator[Callable[[], bool]]:
     """Note the first Ctrl-C instead of raising it in the middle of an update.
 
-    Parameters
-    ----------
-    launched : bool
-        A launcher started this process: SIGTERM counts too, and what comes within two seconds
-        counts once.
-
-    Yields
-    ------
-    callable
-        Tells whether Ctrl-C was pressed. The second one is raised at once.
+    Yields a function that tells whether Ctrl-C was pressed. The second one is raised at once,
+    except under torchrun (``launched``) within two seconds.
     """
-    heard: list[float] = []
+    pressed: list[float] = []
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # signals, and their handlers, are the main thread's alone
+        yield lambda: False  # only the main thread may handle signals
         return
 
     def note(*_: Any) -> None:
         now = time.monotonic()
-        if heard and not (launched and now - heard[0] < _ECHO_S):
+        if pressed and not (launched and now - pressed[0] < _ECHO_S):
             raise KeyboardInterrupt
-        heard.append(now)
+        pressed.append(now)
 
-    signals = (signal.SIGINT, signal.SIGTERM) if launched else (signal.SIGINT,)
-    before = {one: signal.signal(one, note) for one in signals}
+    before = signal.signal(signal.SIGINT, note)
     try:
-        yield lambda: bool(heard)
+        yield lambda: bool(pressed)
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler or signal.default_int_handler)
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
