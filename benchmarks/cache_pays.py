@@ -87,8 +87,7 @@ def lines(found: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    from featcache.reporting.style import head
-    from featcache.reporting.style import SERIES, sheet
+    from featcache.reporting.style import SERIES, head, sheet
 
     with sheet(5.2, 3.2) as figure:
         said = (
