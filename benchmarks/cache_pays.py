@@ -87,8 +87,7 @@ def lines(found: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    from featcache.reporting.names import head
-    from featcache.reporting.style import SERIES, sheet
+    from featcache.reporting.style import SERIES, head, sheet
 
     with sheet(5.2, 3.2) as figure:
         said = (
@@ -123,7 +122,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results")
     options = parser.parse_args()
-    from featcache.reporting.svg import save_figure
+    from featcache.reporting.style import save_figure
 
     found = measure(options)
     options.results.mkdir(parents=True, exist_ok=True)

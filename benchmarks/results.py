@@ -78,8 +78,7 @@ def _computed(record: Mapping[str, Any]) -> str:
 
 def draw(records: Records) -> Any:
     """Draw each row's accuracy with its interval, those on fewer images hollow."""
-    from featcache.reporting.names import head
-    from featcache.reporting.style import SERIES, SURFACE, percent_axis, sheet
+    from featcache.reporting.style import SERIES, SURFACE, head, percent_axis, sheet
 
     shown = [found for found in records.values() if "top1" in found[0]]
     most = max(found[0]["n_train"] for found in shown)
@@ -114,7 +113,7 @@ def _named(record: Mapping[str, Any]) -> str:
 
 def write_page(folder: Path, records: Records) -> None:
     """Write the table and the figure beside the records."""
-    from featcache.reporting.svg import save_figure
+    from featcache.reporting.style import save_figure
 
     if not any("top1" in found[0] for found in records.values()):
         return

@@ -1,4 +1,4 @@
-"""Caches and runs for tests of the report: with images behind them, or with hostile names."""
+"""Caches and runs for tests of the report: of real images, or with hostile names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def clouds(labels, dim, seed, spread=0.8):
 
 
 def provenance(class_names, **facts):
-    """Return everything that a cache has to say about itself."""
+    """Return the metadata of a cache."""
     return {
         "backbone": "resnet18",
         "class_names": list(class_names),
@@ -57,7 +57,7 @@ def provenance(class_names, **facts):
 
 
 def cache_of_names(path, class_names, *, n_train=60, n_test=30, dim=6, ids=None, **facts):
-    """Write a cache without images behind it: classes in turn, and ids of any kind."""
+    """Write a cache of no images: classes in turn, and ids of any kind."""
     splits = {}
     for role, n in (("train", n_train), ("test", n_test)):
         labels = np.arange(n) % len(class_names)
@@ -87,6 +87,7 @@ def cache_of_images(path, folder, *, dim=6, skip=0):
             dataset=dataset.name,
             dataset_digest=dataset.digest,
             dataset_source=dataset.source,
+            **({} if isinstance(folder, Dataset) else {"dataset_path": str(folder)}),
         ),
     )
     return path

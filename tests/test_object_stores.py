@@ -636,8 +636,8 @@ class TestOnS3:
         local = predict([image_folder / "test/red", image_folder / "test/blue/01.png"], head)
         assert [one.probability for one in found] == [one.probability for one in local]
         assert found[-1].path == f"{photos}/test/blue/01.png"
-        pictures, why = find_pictures(made.load(), None, None, lambda _: None)
-        assert not why and len(pictures.singles([("train", 3)], lambda _: None)) == 1
+        pictures, why = find_pictures(made.load(), photos, None, lambda _: None)
+        assert not why and len(pictures.small([("train", 3)], 64, lambda _: None)) == 1
 
     def test_the_same_by_https_and_a_signature_that_stays_secret(
         self, s3, image_folder, fake_engine, tmp_path

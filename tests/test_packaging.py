@@ -30,6 +30,7 @@ DATA = {
     "py.typed",
     "reporting/page.html.j2",
     "reporting/page.css",
+    "reporting/map.js",
     "backbones/resnet18-tinyimagenet32.safetensors",
 }
 

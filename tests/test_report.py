@@ -8,7 +8,6 @@ import io
 import json
 import re
 import shlex
-import subprocess
 import sys
 import time
 import zlib
@@ -29,6 +28,7 @@ from reports import (
 )
 
 from featcache import few_shot, load, load_dataset
+from featcache.cli import main
 from featcache.errors import (
     CacheMismatchError,
     DatasetError,
@@ -67,21 +67,10 @@ def page(made):
     return made[0].page.read_text(encoding="utf-8")
 
 
-def payload(page, key="d1"):
-    """Return what the page's script is told about the points."""
-    found = re.search(f'<script type="application/json" id="{key}-points">(.*?)</script>', page)
-    return json.loads(found[1])
-
-
-def arrays(told):
-    """Unpack the points as the page's script does."""
-    data = zlib.decompress(base64.b64decode(told["block"]))
-    found, at = {}, 0
-    for name, width, count in told["arrays"]:
-        planes = np.frombuffer(data, np.uint8, width * count, at).reshape(width, count)
-        found[name] = sum(plane.astype(np.int64) << 8 * byte for byte, plane in enumerate(planes))
-        at += width * count
-    return found, data[at:].decode().split("\0")
+def points_in(page, key="d1"):
+    """Return what the page's script is given."""
+    data = re.search(f'<script type="text/plain" id="{key}-points">(.*?)</script>', page)[1]
+    return json.loads(zlib.decompress(base64.b64decode(data)))
 
 
 def visible(page):
@@ -123,33 +112,32 @@ def test_nothing_is_fetched(page):
     assert "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
     own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)  # Bokeh's names its home
     for found in re.findall(r'\b(?:src|href)="([^"]*)"', own):
-        assert found.startswith(("data:image/jpeg;base64,", "#")), found[:80]
+        assert found.startswith(("data:image/webp;base64,", "#")), found[:80]
     assert "@import" not in own and "url(http" not in own
 
 
 def test_points_are_what_the_cache_has(made, page):
     cache = load(made[1] / "cache" / "pets.h5")
-    told = payload(page)
-    found, ids = arrays(told)
-    assert ids == [*cache.train.ids, *cache.test.ids]
-    assert (found["label"] - 1).tolist() == [*cache.train.labels, *cache.test.labels]
-    assert found["test"].tolist() == [0] * len(cache.train) + [1] * len(cache.test)
+    points = points_in(page)
+    assert points["ids"] == [*cache.train.ids, *cache.test.ids]
+    assert points["kinds"]["class"]["of"] == [*cache.train.labels, *cache.test.labels]
+    assert points["kinds"]["class"]["names"] == [*CLASSES, "no label"]
+    assert points["kinds"]["split"]["of"] == [0] * len(cache.train) + [1] * len(cache.test)
     features = np.concatenate([cache.train.features, cache.test.features]).astype(np.float64)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     cosine = unit @ unit.T
     np.fill_diagonal(cosine, -2)
-    expected = np.argsort(-cosine, axis=1)[:, :10]
-    assert np.array_equal(found["neighbours"].reshape(36, 10), expected)
-    assert told["classes"] == list(CLASSES) and told["sheets"] == 1
+    assert np.array_equal(points["neighbours"], np.argsort(-cosine, axis=1)[:, :10])
+    assert len(points["thumbs"]) == 36 and all(points["thumbs"])
     # Both directions have the same scale, and the wider one fills the square.
     centred = features - features.mean(axis=0)
     directions = np.linalg.svd(centred, full_matrices=False)[2][:2]
     directions *= np.sign(directions[[0, 1], np.abs(directions).argmax(axis=1)])[:, None]
-    places = centred @ directions.T
-    steps = np.stack((found["x"], found["y"]), axis=1)
-    scale = 65535 / np.ptp(places, axis=0).max()
-    assert np.abs(np.diff(steps, axis=0) - np.diff(places, axis=0) * scale).max() < 25
-    assert steps.max() == 65535 and steps.min() == 0
+    projected = centred @ directions.T
+    places = np.stack((points["x"], points["y"]), axis=1)
+    scale = np.ptp(projected, axis=0).max()
+    assert np.abs(np.diff(places, axis=0) - np.diff(projected, axis=0) / scale).max() < 4e-4
+    assert places.max() == 1 and places.min() == 0
 
 
 def test_the_table_is_sorted_by_price(made, page):
@@ -162,7 +150,7 @@ def test_the_table_is_sorted_by_price(made, page):
 def test_mistakes_and_health_have_thumbnails(page):
     said = visible(page)
     assert "Near-duplicates" in said and "Likely mislabelled" in said and "Outliers" in said
-    shown = page.count('<img class="thumb" src="data:image/jpeg;base64,')
+    shown = page.count('<img class="thumb" src="data:image/webp;base64,')
     assert shown == page.count('<img class="thumb"') > 0
 
 
@@ -194,10 +182,10 @@ def test_a_map_of_some_images_says_so(made, tmp_path):
     options = {"runs": tmp_path / "none", "health": False, "output": tmp_path}
     result = report(made[1] / "cache" / "pets.h5", points=10, thumbnails="none", **options)
     text = result.page.read_text(encoding="utf-8")
-    found, ids = arrays(payload(text))
-    assert result.n_points == len(ids) == len(set(ids)) == 10
-    assert found["neighbours"].max() < 10 and result.thumbnail_bytes == 0
-    assert "A draw of 10 of the 36 images" in visible(text)
+    points = points_in(text)
+    assert result.n_points == len(points["ids"]) == len(set(points["ids"])) == 10
+    assert np.max(points["neighbours"]) < 10 and result.thumbnail_bytes == 0
+    assert "a random sample of 10 of the 36 images" in visible(text)
     assert "<img" not in text
 
 
@@ -208,9 +196,9 @@ def test_images_that_were_skipped_do_not_shift_the_others(tmp_path):
     assert why == ""
     dataset = load_dataset(images)
     wanted = dataset.train.images[2].resize((32, 32))
-    (sheet,) = pictures.sheets([("train", 0)], silent)
-    data = base64.b64decode(sheet.partition(",")[2])
-    shown = Image.open(io.BytesIO(data)).crop((0, 0, 32, 32))
+    (data,) = pictures.small([("train", 0)], 32, silent).values()
+    shown = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert shown.size == (32, 32)
     assert np.abs(np.asarray(shown, int) - np.asarray(wanted, int)).mean() < 6
 
 
@@ -233,7 +221,14 @@ def test_missing_images_give_a_page_that_says_so(made, tmp_path):
     assert result.thumbnails == "none" and result.thumbnail_bytes == 0
     assert len(said) == 1 and said[0].startswith("There are no thumbnails: ")
     text = result.page.read_text(encoding="utf-8")
-    assert said[0] in visible(text) and "<img" not in text and payload(text)["sheets"] == 0
+    assert said[0] in visible(text) and "<img" not in text and not points_in(text)["thumbs"]
+
+
+def test_a_cache_without_the_path_of_its_images_has_no_pictures(tmp_path):
+    cache = load(cache_of_names(tmp_path / "x.h5", CLASSES, dataset_source="/x, train/ and test/"))
+    pictures, why = find_pictures(cache, None, None, silent)
+    assert pictures is None
+    assert why == "the cache has no dataset_path; name the images with --dataset"
 
 
 def test_other_images_are_refused(made, tmp_path):
@@ -285,7 +280,9 @@ def test_runs_are_found_by_name_and_bring_their_cache(tmp_path, monkeypatch):
     cache.unlink()
     without = report(name, thumbnails="none", health=False)
     assert without.n_points == 0 and "<script" not in without.page.read_text(encoding="utf-8")
-    assert "No cache of these runs" in visible(without.page.read_text(encoding="utf-8"))
+    assert "The cache of these runs no longer exists" in visible(
+        without.page.read_text(encoding="utf-8")
+    )
 
 
 def test_a_head_that_does_not_fit_is_left_out(tmp_path):
@@ -294,8 +291,8 @@ def test_a_head_that_does_not_fit_is_left_out(tmp_path):
     other = cache_of_names(tmp_path / "two.h5", ("x", "y"), weights_sha256="2" * 64)
     text = report(other, output=tmp_path, health=False).page.read_text(encoding="utf-8")
     said = visible(text)
-    assert "its head is of other features than the cache: weights_sha256" in said
-    assert "predicted" not in arrays(payload(text))[0]
+    assert "its head was trained on features other than the cache's: weights_sha256" in said
+    assert points_in(text)["predicted"] is None
     assert not list((tmp_path / "report-figures").glob("confusion.*"))
 
 
@@ -310,8 +307,10 @@ def test_images_without_a_label(tmp_path):
     write_cache(tmp_path / "some.h5", splits, provenance(("x", "y")))
     probed(tmp_path / "some.h5", tmp_path / "runs")
     result = report(tmp_path / "some.h5", thumbnails="none")
-    found, _ = arrays(payload(result.page.read_text(encoding="utf-8")))
-    assert (found["label"] == 0).sum() == 15
+    points = points_in(result.page.read_text(encoding="utf-8"))
+    assert (
+        points["kinds"]["class"]["of"].count(2) == points["kinds"]["verdict"]["of"].count(2) == 15
+    )
     assert result.n_points == 60
 
 
@@ -323,8 +322,8 @@ def test_hostile_names_are_text_in_the_page(tmp_path):
     text = report(cache, thumbnails="none").page.read_text(encoding="utf-8")
     assert "<script>window.pwned" not in text and "<img" not in text
     scripts = re.findall(r"<script[^>]*>", text)
-    assert scripts.count("<script>") == len(scripts) - 1 == 6  # Bokeh's two, our four
-    assert payload(text)["classes"] == list(HOSTILE)
+    assert scripts.count("<script>") == len(scripts) - 1 == 3  # Bokeh's two, and ours
+    assert points_in(text)["kinds"]["class"]["names"][:-1] == list(HOSTILE)
     said = visible(text)
     for name in HOSTILE:
         assert " ".join(name.split()) in said
@@ -394,22 +393,16 @@ def test_umap_without_its_package(made, monkeypatch):
         report(made[1] / "cache" / "pets.h5", map="umap")
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "featcache", "report", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def test_the_command(made, tmp_path):
-    options = ("--no-health", "--json", "--runs", tmp_path / "none")
-    done = run(made[1] / "cache" / "pets.h5", "-o", tmp_path / "p.html", *options)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert Path(told["page"]) == tmp_path / "p.html"
-    assert told["size_bytes"] == (tmp_path / "p.html").stat().st_size
-    assert all(Path(path).is_file() for path in told["figures"])
-    done = run(tmp_path / "nothing.h5")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: ") and "expected a run" in done.stderr
+def test_the_command(made, tmp_path, capsys):
+    cache, page = str(made[1] / "cache" / "pets.h5"), tmp_path / "p.html"
+    options = ["--no-health", "--json", "--runs", str(tmp_path / "none")]
+    assert main(["report", cache, "-o", str(page), *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert Path(result["page"]) == page and result["size_bytes"] == page.stat().st_size
+    assert all(Path(path).is_file() for path in result["figures"])
+    assert main(["report", str(tmp_path / "nothing.h5")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "expected a run" in line
 
 
 @pytest.mark.slow
@@ -435,7 +428,7 @@ def test_umap_lies_the_same_every_time(made, tmp_path):
     places = []
     for name in ("one.html", "two.html"):
         result = report(made[1] / "cache" / "pets.h5", output=tmp_path / name, **options)
-        found, _ = arrays(payload(result.page.read_text(encoding="utf-8")))
-        places.append(np.stack((found["x"], found["y"])))
+        points = points_in(result.page.read_text(encoding="utf-8"))
+        places.append(np.stack((points["x"], points["y"])))
     assert np.array_equal(*places) and len(np.unique(places[0])) > 50
     assert "UMAP of the features" in visible(result.page.read_text(encoding="utf-8"))

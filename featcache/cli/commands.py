@@ -175,7 +175,7 @@ def compare(
     out.show(records, json, comparison_tables)
 
     def draw() -> Any:
-        from ..reporting.comparison_figure import accuracy_over_time
+        from ..reporting.figures import accuracy_over_time
 
         return accuracy_over_time(records)
 

@@ -177,7 +177,7 @@ def finetune(
 
 
 def _figure(result: FinetuneResult) -> Any:
-    from ..reporting.curve_figures import learning_curves
+    from ..reporting.figures import learning_curves
 
     record = {"kind": "finetune", "n_epochs": len(result.epochs), **asdict(result)}
     return learning_curves([record])

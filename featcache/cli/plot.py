@@ -1,4 +1,4 @@
-"""Figures of what a command found."""
+"""The option --plot."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from . import output as out
 
 
 def checked(plot: Path | None) -> None:
-    """Find out before the long work that a figure can be drawn and saved where it was asked for."""
+    """Raise, before any long work, unless a figure can be drawn and saved there."""
     if plot is not None:
-        from ..reporting.svg import check_plot
+        from ..reporting.style import check_plot
 
         check_plot(plot)
 
 
 def save(plot: Path | None, draw: Callable[[], Any]) -> None:
-    """Draw a figure where one was asked for, and say where it is."""
+    """Draw and save a figure where one was asked for, and print its path."""
     if plot is not None:
-        from ..reporting.svg import save_figure
+        from ..reporting.style import save_figure
 
         for path in save_figure(draw(), plot):
             out.note(f"figure: {path}")

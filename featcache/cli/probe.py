@@ -231,14 +231,14 @@ def _as_dicts(items: list[Any]) -> list[dict[str, Any]]:
 
 
 def _curve_figure(points: list[CurvePoint], metric: str) -> Any:
-    from ..reporting.curve_figures import shots_curve
+    from ..reporting.figures import shots_curve
 
     return shots_curve(points, metric=metric)
 
 
 def _probe_figure(result: ProbeResult) -> Any:
     from ..probes.head import load_head
-    from ..reporting.probe_figures import probe_overview
+    from ..reporting.figures import probe_overview
 
     return probe_overview(result, load_head(result.head).class_names)
 

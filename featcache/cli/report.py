@@ -1,4 +1,4 @@
-"""The command that makes a page of runs and features."""
+"""The command `featcache report`."""
 
 from __future__ import annotations
 
@@ -35,61 +35,54 @@ def report(
     runs: Annotated[
         Path | None,
         typer.Option(
-            help="Where the records of runs are.",
+            help="The folder of runs.",
             show_default="beside the cache",
             rich_help_panel=RESULTS,
         ),
     ] = None,
     map: Annotated[
-        Literal["pca", "umap"], typer.Option(help="How features become a map; umap takes minutes.")
+        Literal["pca", "umap"],
+        typer.Option(help="How to project the features onto the map; umap takes minutes."),
     ] = "pca",
     points: Annotated[
         int,
-        typer.Option(min=2, help="Images on the map at most; of more, a draw."),
+        typer.Option(min=2, help="The most images on the map; of more, a random sample."),
     ] = 60_000,
     thumbnails: Annotated[
         Literal["auto", "all", "lists", "none"],
-        typer.Option(help="auto: all images up to 20,000, else those in lists."),
+        typer.Option(help="Which images get one. auto: all of up to 20,000, else those in lists."),
     ] = "auto",
     dataset: Annotated[
         str | None,
-        typer.Option(help="Where the images are.", show_default="where the cache found them"),
+        typer.Option(help="Where the images are.", show_default="the path in the cache"),
     ] = None,
     data_root: DataRootOption = None,
     health: Annotated[
         bool,
         typer.Option("--health/--no-health", help="Look for near-duplicates and wrong labels."),
     ] = True,
-    open_page: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the page in the browser.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Make one HTML page of runs and features, and its figures as PNG and SVG.
+    """Write one HTML page about runs and features, and its figures as PNG and SVG.
 
     Example: [bold]featcache report --open[/bold]
     """
+    from ..reporting.report import ReportOptions
     from ..reporting.report import report as run
 
+    options = ReportOptions(output, runs, map, points, thumbnails, dataset, data_root, health)
     with out.progress() as listener:
-        result = run(
-            *(sources or ()),
-            output=output,
-            runs=runs,
-            map=map,
-            points=points,
-            thumbnails=thumbnails,
-            dataset=dataset,
-            data_root=data_root,
-            health=health,
-            on_progress=listener,
-            on_note=out.note,
-        )
+        result = run(*(sources or ()), options=options, on_progress=listener, on_note=out.note)
     out.show(result, json, _summary)
     if open_page and not result.open():
-        out.note(f"{result.page}: there is no browser here to show it")
+        out.note(f"{result.page}: found no browser to open it")
 
 
 def _summary(result: ReportResult) -> list[Any]:
-    """Say where the page is, and what is in it."""
+    """Summarise the page in two lines."""
     size = f"{result.size_bytes / 1e6:.1f} MB"
     if result.thumbnail_bytes:
         size += f" ({result.thumbnail_bytes / 1e6:.1f} MB of it thumbnails)"

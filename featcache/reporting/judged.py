@@ -1,4 +1,4 @@
-"""The probe of a report: which of the runs it is, how good its head is, and where it errs."""
+"""Which probe a report shows, its head on the test images, and the first lines of the audit."""
 
 from __future__ import annotations
 
@@ -29,19 +29,7 @@ _ROWS = 8192
 
 @dataclass(frozen=True)
 class Probe:
-    """A run, and its head where it fits the cache.
-
-    Parameters
-    ----------
-    run : Run
-        Of kind ``"probe"``.
-    head : Head or None
-        What it saved.
-    why : str
-        Why there is none.
-    n_others : int
-        Probes of the same group that are not shown.
-    """
+    """A run of kind ``"probe"``, its head or why there is none, and how many others there are."""
 
     run: Run
     head: Head | None
@@ -56,19 +44,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test image that the head takes for another class.
-
-    Parameters
-    ----------
-    row : int
-        In the test split.
-    id : str
-        Its name.
-    label, predicted : int
-        Classes.
-    confidence : float
-        The prediction's share of the softmax.
-    """
+    """A misclassified test image: its row, name and classes, and the softmax of the prediction."""
 
     row: int
     id: str
@@ -79,19 +55,7 @@ class Mistake:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """A head on the test split of the cache.
-
-    Parameters
-    ----------
-    evaluation : Evaluation
-        What it scores.
-    confusion, recalls : numpy.ndarray
-        int64 (K, K) and float64 (K,), however many classes there are.
-    mistakes : list of Mistake
-        Those that it was surest of.
-    n_wrong, n_test : int
-        Images.
-    """
+    """A head on the test split: confusion int64 (K, K), accuracy per class float64 (K,)."""
 
     evaluation: Evaluation
     confusion: np.ndarray
@@ -125,10 +89,10 @@ def choose_probe(group: Group) -> Probe | None:
 def _head_of(run: Run, cache: Cache | None) -> tuple[Head | None, str]:
     """Return the head of a run if it fits the cache, or why there is none."""
     if cache is None:
-        return None, "there is no cache to use its head on"
+        return None, "there is no cache to evaluate its head on"
     path = run.saved("head")
     if path is None:
-        return None, "its head is not there any more"
+        return None, "the file of its head no longer exists"
     try:
         head = load_head(path)
         differing = feature_differences(head.ingredients, cache.meta)
@@ -137,7 +101,10 @@ def _head_of(run: Run, cache: Cache | None) -> tuple[Head | None, str]:
     if head.weight.shape[1] != cache.feature_dim or head.class_names != cache.class_names:
         differing = [*differing, "the length of features, or the classes"]
     if differing:
-        return None, f"its head is of other features than the cache: {'; '.join(differing)}"
+        return (
+            None,
+            f"its head was trained on features other than the cache's: {'; '.join(differing)}",
+        )
     return head, ""
 
 
@@ -185,15 +152,7 @@ _LISTED = 24
 
 @dataclass(frozen=True)
 class Health:
-    """The heads of an audit's three lists.
-
-    Parameters
-    ----------
-    audit : AuditResult
-        The whole.
-    duplicates, mislabelled, outliers : tuple
-        The first of each.
-    """
+    """An audit, and the first lines of its three lists."""
 
     audit: AuditResult
     duplicates: tuple[DuplicatePair, ...]
@@ -210,7 +169,7 @@ class Health:
 
 
 def listed(audit: AuditResult) -> Health:
-    """Return what is put on the page."""
+    """Return what the page shows of an audit."""
     return Health(
         audit,
         audit.duplicates[:_LISTED],

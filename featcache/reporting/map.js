@@ -1,64 +1,69 @@
-/* The map of features. Bokeh draws the points; what is under the pointer, and the marks of what is
-   chosen, are found and drawn here. */
+/* The map of features. Bokeh draws, drags and zooms; this says which points are drawn and how, and
+   what stands in the tip and in the panel of the chosen image. Names come from files: they only
+   ever become text. */
 "use strict";
 
-{
-  const REACH = 9; // pixels around the pointer
-  const WHOLE = 1.04; // of the map's side, with a margin
+const featcache = {};
 
-  /** Whether WebGL is drawn by hardware: software that pretends is slower than doing without. */
-  const graphicsCard = () => {
-    const canvas = document.createElement("canvas");
-    const gl = canvas.getContext("webgl", { failIfMajorPerformanceCaveat: true });
-    if (!gl) return false;
-    const told = gl.getExtension("WEBGL_debug_renderer_info");
-    const renderer = gl.getParameter(told ? told.UNMASKED_RENDERER_WEBGL : gl.RENDERER);
-    return !/swiftshader|llvmpipe|softpipe|software|basic render/i.test(String(renderer));
+{
+  const WHOLE = 1.04; // of the map's side, with a margin
+  const REACH_PX = 9;
+
+  const element = (tag, className, ...children) => {
+    const made = document.createElement(tag);
+    if (className) made.className = className;
+    made.append(...children);
+    return made;
+  };
+  const button = (className, does, ...children) => {
+    const made = element("button", className, ...children);
+    made.type = "button";
+    made.addEventListener("click", does);
+    return made;
+  };
+  /** A name may run from right to left, and must not turn what stands beside it. */
+  const name = (text) => element("bdi", "", text);
+  const shown = (number) => number.toLocaleString("en");
+
+  /** Unpack the JSON that `map.encode` compressed. */
+  const decode = async (text) => {
+    const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+    return JSON.parse(await new Response(stream).text());
   };
 
-  /** Points in an order in which no class lies on top of the others: always the same one. */
-  const shuffled = (n) => {
-    const order = Uint32Array.from({ length: n }, (_, i) => i);
-    let state = 1;
-    for (let last = n - 1; last > 0; last -= 1) {
-      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-      const other = state % (last + 1);
-      [order[last], order[other]] = [order[other], order[last]];
-    }
-    return order;
+  /** Whether hardware draws WebGL: software that pretends to is slower than Bokeh's canvas. */
+  const graphicsCard = () => {
+    const gl = document.createElement("canvas").getContext("webgl", { failIfMajorPerformanceCaveat: true });
+    const known = gl?.getExtension("WEBGL_debug_renderer_info");
+    const renderer = gl?.getParameter(known ? known.UNMASKED_RENDERER_WEBGL : gl.RENDERER);
+    return Boolean(gl) && !/swiftshader|llvmpipe|softpipe|software|basic render/i.test(String(renderer));
   };
 
   class FeatureMap {
-    constructor(root, told, points) {
-      this.root = root;
-      this.told = told;
-      this.points = points;
+    constructor(root, told) {
+      Object.assign(this, told, { root, chosen: -1, tipped: -1 });
+      this.n = this.ids.length;
       this.find = (selector) => root.querySelector(selector);
+      this.all = (selector) => Array.from(root.querySelectorAll(selector));
       this.stage = this.find(".stage");
-      this.x = Float64Array.from(points.x, (step) => step / 65535);
-      this.y = Float64Array.from(points.y, (step) => step / 65535);
-      this.grid = new featcache.Grid(this.x, this.y);
-      this.order = shuffled(points.n);
-      this.visible = new Uint8Array(points.n);
-      this.words = new featcache.Words(points, told);
-      this.kinds = featcache.kindsOf(points, told);
-      this.boxes = new featcache.Boxes(this.find(".filters"), this.kinds, () => this.update());
-      this.chosen = -1;
+      this.dark = matchMedia("(prefers-color-scheme: dark)");
+      // By strides of a prime, so that no class lies on top of the others.
+      this.order = Array.from({ length: this.n }, (_, i) => (i * 2654435761) % this.n);
     }
 
     async start() {
       Bokeh.set_log_level("warn");
-      if (!graphicsCard()) this.told.plot.doc.roots[0].attributes.output_backend = "canvas";
-      const views = await Bokeh.embed.embed_item(this.told.plot, this.find(".plot"));
+      if (!graphicsCard()) this.plot.doc.roots[0].attributes.output_backend = "canvas";
+      const views = await Bokeh.embed.embed_item(this.plot, this.find(".plot"));
       const { model, canvas_view: { events_el: events } } = Array.from(views)[0];
       events.tabIndex = -1; // the stage around it has the keys
       events.style.touchAction = "pan-y"; // a finger that goes up or down scrolls the page
       this.figure = model;
-      this.source = model.document.get_model_by_name("points");
-      this.wheel = model.toolbar.tools.find((tool) => tool.type === "WheelZoomTool");
-      for (const range of [model.x_range, model.y_range]) range.change.connect(() => this.follow());
-      this.listenToPointer();
-      this.listenToKeys();
+      for (const key of ["dots", "rings", "lines"]) this[key] = model.document.get_model_by_name(key);
+      const wheel = model.toolbar.tools.find((tool) => tool.type === "WheelZoomTool");
+      for (const range of [model.x_range, model.y_range]) range.change.connect(() => this.moved());
+      this.listen(wheel);
       this.listenToSearch();
       this.update();
       this.root.classList.add("ready");
@@ -66,45 +71,49 @@
 
     // ---- what is drawn
 
-    /** Hand Bokeh the points that are to be seen, in the colours of the moment. */
     update() {
       const mode = this.find("input[type=radio]:checked").value;
       const { of, looks } = this.kinds[mode];
-      const colours = looks.map(featcache.colour);
-      const all = Object.values(this.kinds);
-      this.visible.forEach((_, i) => {
-        this.visible[i] = Number(all.every((kind) => kind.on[kind.of[i]]));
+      const kinds = Object.entries(this.kinds).map(([key, kind]) => {
+        for (const swatch of this.all(`.by-${key} .swatch`)) swatch.hidden = key !== mode;
+        return { of: kind.of, on: this.all(`.by-${key} [type=checkbox]`).map((box) => box.checked) };
       });
-      const drawn = this.order.filter((i) => this.visible[i]);
-      // What is rare lies on top: mistakes, and the test images.
-      if (mode !== "class") drawn.sort((a, b) => of[a] - of[b]);
-      this.shown = drawn.length;
-      this.sizes = Float32Array.from(drawn, (i) => looks[of[i]].size || 1);
-      this.size = this.wantedSize();
-      this.source.data = {
-        x: Float32Array.from(drawn, (i) => this.x[i]),
-        y: Float32Array.from(drawn, (i) => this.y[i]),
-        c: Uint32Array.from(drawn, (i) => colours[of[i]]),
-        m: Array.from(drawn, (i) => looks[of[i]].marker),
-        s: this.sizes.map((own) => own * this.size),
+      this.drawn = this.order.filter((i) => kinds.every((kind) => kind.on[kind.of[i]]));
+      if (mode !== "class") this.drawn.sort((a, b) => of[a] - of[b]); // mistakes, or test, on top
+      const scheme = Number(this.dark.matches);
+      const colours = looks.map((look) => parseInt(look.colours[scheme].slice(1), 16) * 256 + look.opacity);
+      this.dots.data_source.data = {
+        x: this.drawn.map((i) => this.x[i]),
+        y: this.drawn.map((i) => this.y[i]),
+        c: Uint32Array.from(this.drawn, (i) => colours[of[i]]),
+        m: this.drawn.map((i) => looks[of[i]].marker),
       };
-      const { n } = this.points;
-      const left = this.shown < n ? `${this.shown.toLocaleString("en")} of ` : "";
-      this.find(".shown").textContent = `${left}${n.toLocaleString("en")} images`;
-      this.boxes.paint(mode);
+      const text = getComputedStyle(document.documentElement).getPropertyValue("--fc-text").trim();
+      for (const { glyph } of [this.rings, this.lines]) glyph.line_color = { value: text };
+      const some = this.drawn.length < this.n ? `${shown(this.drawn.length)} of ` : "";
+      this.find(".shown").textContent = `${some}${shown(this.n)} images`;
+      this.resize();
     }
 
-    /** Points grow as one comes closer, so that their shapes can be seen. */
-    wantedSize() {
-      const plain = Math.max(3.5, Math.min(9, 3 + 140 / Math.sqrt(this.shown + 1)));
-      return Math.min(12, plain * Math.max(1, WHOLE / this.view[2]) ** 0.45);
-    }
-
+    /** Points grow as one zooms in, so that their shapes can be seen. */
     resize() {
-      const size = this.wantedSize();
-      if (Math.abs(size - this.size) < 0.4) return;
-      this.size = size;
-      this.source.data = { ...this.source.data, s: this.sizes.map((own) => own * size) };
+      const plain = Math.max(3.5, Math.min(9, 3 + 140 / Math.sqrt(this.drawn.length + 1)));
+      this.dots.glyph.size = { value: Math.min(12, plain * Math.max(1, WHOLE / this.view[2]) ** 0.45) };
+    }
+
+    /** Rings around the chosen point and its neighbours, and lines between them. */
+    mark() {
+      const i = this.chosen;
+      const near = this.neighbours[i] || [];
+      const all = i < 0 ? [] : [i, ...near];
+      const places = (values, points) => points.map((point) => values[point]);
+      this.rings.data_source.data = {
+        x: places(this.x, all), y: places(this.y, all), s: all.map((_, at) => (at ? 11 : 17)),
+      };
+      this.lines.data_source.data = {
+        x0: near.map(() => this.x[i]), y0: near.map(() => this.y[i]),
+        x1: places(this.x, near), y1: places(this.y, near),
+      };
     }
 
     // ---- what part of the map is seen
@@ -131,55 +140,72 @@
       this.view = [x + right * side, y + up * side, side];
     }
 
-    /** Bring a point into view. */
-    reveal(i) {
-      const [x, y, side] = this.view;
-      const away = Math.max(Math.abs(this.x[i] - x), Math.abs(this.y[i] - y));
-      if (away > 0.46 * side) this.view = [this.x[i], this.y[i], side];
-    }
-
-    /** After the view has moved: marks at once, sizes when it rests. */
-    follow() {
+    moved() {
       this.hideTip();
-      cancelAnimationFrame(this.waiting);
-      this.waiting = requestAnimationFrame(() => this.mark());
       clearTimeout(this.resting);
       this.resting = setTimeout(() => this.resize(), 200);
     }
 
     /** Where a point is on the stage, in pixels. */
     place(i) {
-      const { x_range: across, y_range: up } = this.figure;
+      const [x, y, side] = this.view;
       const { width, height } = this.stage.getBoundingClientRect();
-      return [
-        ((this.x[i] - across.start) / (across.end - across.start)) * width,
-        (1 - (this.y[i] - up.start) / (up.end - up.start)) * height,
-      ];
+      return [((this.x[i] - x) / side + 0.5) * width, (0.5 - (this.y[i] - y) / side) * height];
     }
 
-    /** The point under the pointer; -1 where there is none. */
+    /** The nearest of the drawn points within reach of the pointer; -1 where there is none. */
     under(event) {
       const [x, y, side] = this.view;
       const box = this.stage.getBoundingClientRect();
       const right = x + ((event.clientX - box.left) / box.width - 0.5) * side;
       const up = y + (0.5 - (event.clientY - box.top) / box.height) * side;
-      return this.grid.nearest(right, up, (REACH / box.width) * side, this.visible);
+      let [best, least] = [-1, ((REACH_PX / box.width) * side) ** 2];
+      for (const i of this.drawn) {
+        const distance = (this.x[i] - right) ** 2 + (this.y[i] - up) ** 2;
+        if (distance < least) [best, least] = [i, distance];
+      }
+      return best;
     }
 
-    // ---- what is said, and marked
+    // ---- one image, in words
+
+    label(i) {
+      return name(this.kinds.class.names[this.kinds.class.of[i]]);
+    }
+
+    thumb(i) {
+      if (!this.thumbs.length) return [];
+      const image = Object.assign(element("img", "thumb"), { alt: "" });
+      if (this.thumbs[i]) image.src = `data:image/webp;base64,${this.thumbs[i]}`;
+      return [image];
+    }
+
+    /** The thumbnail, where there are any, and lines: class, prediction, split, id. */
+    words(i) {
+      const { predicted, confidence, kinds } = this;
+      const lines = [element("p", "class", this.label(i))];
+      if (predicted) {
+        const share = confidence ? `, ${confidence[i] || "under\u00a01"}\u00a0%` : "";
+        const verdict = [["right", " ✓ correct"], ["wrong", " ✗ wrong"], ["", ""]][kinds.verdict.of[i]];
+        const said = name(kinds.class.names[predicted[i]]);
+        lines.push(element("p", "said", "predicted ", said, share, element("span", ...verdict)));
+      }
+      lines.push(element("p", "split", kinds.split.of[i] ? "test image" : "training image"));
+      lines.push(element("p", "id", name(this.ids[i])));
+      return [...this.thumb(i), element("div", "", ...lines)];
+    }
 
     showTip(i) {
       if (i === this.tipped) return;
       this.tipped = i;
       const [tip, ring] = [this.find(".tip"), this.find(".ring")];
-      tip.replaceChildren(...this.words.of(i));
+      tip.replaceChildren(...this.words(i));
       tip.hidden = ring.hidden = false;
       const [x, y] = this.place(i);
       const { width, height } = this.stage.getBoundingClientRect();
       ring.style.transform = `translate(${x}px, ${y}px)`;
       const left = Math.max(4, Math.min(x + 14, width - tip.offsetWidth - 4));
-      const below = y + 14 + tip.offsetHeight < height;
-      const top = below ? y + 14 : Math.max(4, y - 14 - tip.offsetHeight);
+      const top = y + 14 + tip.offsetHeight < height ? y + 14 : Math.max(4, y - 14 - tip.offsetHeight);
       tip.style.transform = `translate(${left}px, ${top}px)`;
       this.stage.classList.add("over");
     }
@@ -190,59 +216,61 @@
       this.stage.classList.remove("over");
     }
 
+    /** Choose an image and list its neighbours, each a button that chooses it; -1 chooses none. */
     choose(i) {
       this.chosen = i;
-      this.words.fill(this.find(".chosen"), i, {
-        choose: (other) => this.goTo(other),
-        clear: () => this.clear(),
-      });
       this.mark();
+      const panel = this.find(".chosen");
+      if (i < 0) {
+        delete panel.dataset.point;
+        panel.replaceChildren(element("p", "hint", panel.dataset.hint));
+        return;
+      }
+      panel.dataset.point = i;
+      const near = this.neighbours[i];
+      const { of } = this.kinds.class;
+      const buttons = near.map((other) => {
+        const last = element("span", "id", name(this.ids[other].split("/").pop()));
+        const children = [...this.thumb(other), element("span", "class", this.label(other)), last];
+        const made = button(of[other] === of[i] ? "" : "other", () => this.goTo(other), ...children);
+        made.dataset.point = other;
+        made.title = this.ids[other];
+        return element("li", "", made);
+      });
+      const title = element(`h${this.root.dataset.level}`, "title", "Selected image");
+      title.tabIndex = -1;
+      const same = near.filter((other) => of[other] === of[i]).length;
+      panel.replaceChildren(
+        element("div", "head", title, button("close", () => this.choose(-1), "Clear")),
+        element("div", "one", ...this.words(i)),
+        element("p", "lead", `The ${near.length} nearest neighbours in feature space, ${same} of them of the same class:`),
+        element("ol", this.thumbs.length ? "near" : "near plain", ...buttons),
+      );
     }
 
-    /** Choose a point that was not clicked: show where it is, and go on reading there. */
+    /** Choose a point that was not clicked: bring it into view, and go on reading there. */
     goTo(i) {
       this.choose(i);
-      this.reveal(i);
+      const [x, y, side] = this.view;
+      const away = Math.max(Math.abs(this.x[i] - x), Math.abs(this.y[i] - y));
+      if (away > 0.46 * side) this.view = [this.x[i], this.y[i], side];
       this.find(".chosen .title").focus();
-    }
-
-    clear() {
-      this.chosen = -1;
-      const panel = this.find(".chosen");
-      delete panel.dataset.point;
-      panel.replaceChildren(featcache.element("p", "hint", panel.dataset.hint));
-      this.mark();
-    }
-
-    /** Rings around the chosen point and its neighbours, and lines between them. */
-    mark() {
-      const { drawn } = featcache;
-      const marks = [];
-      if (this.chosen >= 0) {
-        const [x, y] = this.place(this.chosen);
-        const near = this.words.neighbours(this.chosen).map((other) => this.place(other));
-        for (const [x2, y2] of near) marks.push(drawn("line", { x1: x, y1: y, x2, y2 }));
-        for (const [cx, cy] of near) marks.push(drawn("circle", { cx, cy, r: 5.5 }));
-        marks.push(drawn("circle", { cx: x, cy: y, r: 8.5, class: "self" }));
-      }
-      this.find(".marks").replaceChildren(...marks);
     }
 
     // ---- listening
 
-    listenToPointer() {
+    listen(wheel) {
       const { stage } = this;
       let pressed = [0, 0];
-      const listen = (kind, does) => stage.addEventListener(kind, does, true);
-      listen("pointerdown", (event) => { pressed = [event.clientX, event.clientY]; });
-      listen("pointermove", (event) => {
-        const still = event.pointerType !== "touch" && !event.buttons;
-        const i = still ? this.under(event) : -1;
+      const on = (kind, does) => stage.addEventListener(kind, does, true);
+      on("pointerdown", (event) => { pressed = [event.clientX, event.clientY]; });
+      on("pointermove", (event) => {
+        const i = event.pointerType === "touch" || event.buttons ? -1 : this.under(event);
         if (i < 0) this.hideTip();
         else this.showTip(i);
       });
       stage.addEventListener("pointerleave", () => this.hideTip());
-      listen("click", (event) => {
+      on("click", (event) => {
         if (Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) > 4) return; // a drag
         stage.focus({ preventScroll: true });
         const i = this.under(event);
@@ -250,20 +278,30 @@
       });
       // The wheel scrolls the page until the map has been clicked; two fingers always zoom it.
       const coarse = matchMedia("(pointer: coarse)").matches;
-      this.wheel.active = coarse;
-      stage.addEventListener("focusin", () => { this.wheel.active = true; });
-      stage.addEventListener("focusout", () => { this.wheel.active = coarse; });
-      for (const button of this.root.querySelectorAll("[data-zoom]")) {
-        button.addEventListener("click", () => this.zoom(Number(button.dataset.zoom)));
+      wheel.active = coarse;
+      stage.addEventListener("focusin", () => { wheel.active = true; });
+      stage.addEventListener("focusout", () => { wheel.active = coarse; });
+      for (const one of this.all("[data-zoom]")) {
+        one.addEventListener("click", () => this.zoom(Number(one.dataset.zoom)));
       }
-      for (const radio of this.root.querySelectorAll("input[type=radio]")) {
-        radio.addEventListener("change", () => this.update());
+      for (const input of [...this.all("[type=radio], [type=checkbox]"), this.dark]) {
+        input.addEventListener("change", () => this.update());
       }
-      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.update());
-      new ResizeObserver(() => this.mark()).observe(stage);
-    }
-
-    listenToKeys() {
+      for (const only of this.all("[data-only]")) {
+        only.addEventListener("click", () => {
+          const wanted = Number(only.dataset.only); // -1: all
+          const boxes = only.closest(".filter").querySelectorAll("[type=checkbox]");
+          boxes.forEach((box, at) => { box.checked = wanted < 0 || at === wanted; });
+          this.update();
+        });
+      }
+      for (const narrow of this.all(".narrow")) {
+        narrow.addEventListener("input", () => {
+          for (const row of narrow.closest(".filter").querySelectorAll(".row:not(.empty)")) {
+            row.hidden = !row.querySelector("bdi").textContent.toLowerCase().includes(narrow.value.toLowerCase());
+          }
+        });
+      }
       const keys = {
         ArrowLeft: () => this.move(-0.15, 0),
         ArrowRight: () => this.move(0.15, 0),
@@ -273,25 +311,22 @@
         "=": () => this.zoom(1.5),
         "-": () => this.zoom(1 / 1.5),
         0: () => this.zoom(0),
-        Escape: () => this.clear(),
+        Escape: () => this.choose(-1),
       };
-      this.stage.addEventListener("keydown", (event) => {
-        const does = keys[event.key];
-        if (!does || event.ctrlKey || event.metaKey || event.altKey) return;
+      stage.addEventListener("keydown", (event) => {
+        if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
         event.preventDefault();
-        does();
+        keys[event.key]();
       });
     }
 
     listenToSearch() {
-      const { element, name } = featcache;
-      const search = this.find(".search input");
-      const results = this.find(".results");
-      const found = () => {
+      const [search, results] = [this.find(".search input"), this.find(".results")];
+      const matches = () => {
         const wanted = search.value.trim().toLowerCase();
         const rows = [];
-        for (let i = 0; wanted && i < this.points.n && rows.length < 8; i += 1) {
-          if (this.points.ids[i].toLowerCase().includes(wanted)) rows.push(i);
+        for (let i = 0; wanted && i < this.n && rows.length < 8; i += 1) {
+          if (this.ids[i].toLowerCase().includes(wanted)) rows.push(i);
         }
         return rows;
       };
@@ -300,36 +335,21 @@
         this.goTo(i);
       };
       search.addEventListener("input", () => {
-        const rows = found().map((i) =>
-          element("li", "", featcache.button("", () => pick(i), name(this.points.ids[i]))),
-        );
-        const nothing = !rows.length && search.value.trim();
-        if (nothing) rows.push(element("li", "none", "no image has that in its id"));
-        results.replaceChildren(...rows);
+        const rows = matches().map((i) => element("li", "", button("", () => pick(i), name(this.ids[i]))));
+        const nothing = search.value.trim() ? [element("li", "none", "no image has that in its id")] : [];
+        results.replaceChildren(...(rows.length ? rows : nothing));
       });
       search.addEventListener("keydown", (event) => {
         if (event.key === "Escape") results.replaceChildren();
-        const [first] = event.key === "Enter" ? found() : [];
+        const [first] = event.key === "Enter" ? matches() : [];
         if (first !== undefined) pick(first);
       });
     }
   }
 
-  const begin = async (root) => {
-    const told = JSON.parse(document.getElementById(`${root.dataset.key}-points`).textContent);
-    root.map = new FeatureMap(root, told, await featcache.decode(told));
+  featcache.ready = Promise.all(Array.from(document.querySelectorAll(".map"), async (root) => {
+    const data = document.getElementById(`${root.dataset.key}-points`).textContent;
+    root.map = new FeatureMap(root, await decode(data));
     await root.map.start();
-  };
-  featcache.ready = Promise.all(Array.from(document.querySelectorAll(".map"), begin));
+  }));
 }
-
-// On paper everything is open.
-addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details:not([open])")) {
-    details.open = true;
-    details.dataset.closed = "";
-  }
-});
-addEventListener("afterprint", () => {
-  for (const details of document.querySelectorAll("details[data-closed]")) details.open = false;
-});

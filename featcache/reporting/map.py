@@ -1,12 +1,12 @@
-"""The images of a cache as points: where they lie, what is said of them, who is near them."""
+"""The map: images as points, with their neighbours, for the page and as a figure."""
 
 from __future__ import annotations
 
 import base64
+import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,12 @@ from ..probes.labelled import check_finite
 from ..probes.scaling import moments
 from ..progress import OnProgress, Progress
 from ..store.cache import Cache, CachedSplit
-from .names import as_name, head, put
-from .style import MUTED, SERIES, TEXT, WIDTH, sheet
+from .style import COLOURS, MUTED, WIDTH, head, sheet, short
 
 NEIGHBOURS = 10
 ROLES = ("train", "test")
 
 _DRAW_SEED = 0
-_STEPS = 65535  # of a coordinate: finer than any screen
 _ROWS = 8192
 
 
@@ -83,22 +81,9 @@ def gather_points(
     limit: int,
     on_progress: OnProgress,
 ) -> Points:
-    """Put the images of a cache on a map.
+    """Lay the images of a cache out on a map, at most ``limit`` of them.
 
-    Parameters
-    ----------
-    cache : Cache
-        With features (N, D).
-    head : Head or None
-        What predicts their classes.
-    calibrated : bool
-        Whether the softmax of its scores is a probability.
-    how : str
-        `project`'s.
-    limit : int
-        Images at most; of more, a draw that is always the same.
-    on_progress : callable
-        Hears of the map and the neighbours.
+    Of more, a random sample that is always the same.
 
     Raises
     ------
@@ -109,7 +94,7 @@ def gather_points(
     """
     n_all = len(cache.train) + len(cache.test)
     if n_all < 2:
-        raise DatasetError(f"{cache.path}: expected two images at least, found {n_all}")
+        raise DatasetError(f"{cache.path}: expected at least two images, found {n_all}")
     chosen = np.arange(n_all)
     if n_all > limit:
         chosen = np.sort(np.random.default_rng(_DRAW_SEED).choice(n_all, limit, replace=False))
@@ -123,7 +108,7 @@ def gather_points(
     features = _pooled([splits[role].features for role in ROLES], [rows[role] for role in ROLES])
     predicted, confidence = None, None
     if head is not None:
-        predicted, confidence = said_by(head, features)
+        predicted, confidence = predict(head, features)
     k = min(NEIGHBOURS, len(chosen) - 1)
     projection = project(features, how, on_progress)
     _, neighbours = nearest(features, features, k, exclude_self=True, on_progress=on_progress)
@@ -140,8 +125,8 @@ def gather_points(
     )
 
 
-def said_by(head: Head, features: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the class that a head gives to each feature, int64 (N,), and its share of softmax."""
+def predict(head: Head, features: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return a head's prediction for each feature, int64 (N,), and its softmax."""
     predicted = np.empty(len(features), np.int64)
     confidence = np.empty(len(features))
     for start in range(0, len(features), _ROWS):
@@ -152,43 +137,132 @@ def said_by(head: Head, features: Any) -> tuple[np.ndarray, np.ndarray]:
     return predicted, confidence
 
 
-def encode(points: Points) -> dict[str, Any]:
-    """Return the points in a form that a page can hold: JSON types, and one compressed block.
-
-    Every array lies in the block as planes of bytes, the lowest first, which compress better
-    than whole numbers. ``arrays`` lists name, bytes per number and count, in order; the ids
-    stand behind them as UTF-8 with a zero byte between.
-    """
+def encode(points: Points, class_names: Sequence[str], thumbs: Sequence[str]) -> tuple[str, Any]:
+    """Return the points as compressed JSON in base64, and `_kinds` for the boxes beside the map."""
     places = points.projection.places.astype(np.float64)
     low, span = places.min(axis=0), float(np.ptp(places, axis=0).max()) or 1.0
     margin = (span - np.ptp(places, axis=0)) / 2  # both directions to the same scale, centred
-    steps = np.rint((places - low + margin) / span * _STEPS).astype(np.int64)
-    arrays = {
-        "x": steps[:, 0],
-        "y": steps[:, 1],
-        "label": points.labels + 1,  # 0: none
-        "test": points.roles.astype(np.int64),
-        "neighbours": points.neighbours.reshape(-1),
+    x, y = ((places - low + margin) / span).round(4).T.tolist()  # finer than any screen
+    kinds = _kinds(points, class_names)
+    data = {
+        "x": x,
+        "y": y,
+        # A file name need not be text: what cannot be shown is spelt out.
+        "ids": [name.encode("utf-8", "backslashreplace").decode() for name in points.ids],
+        "kinds": {name: {**kind, "of": kind["of"].tolist()} for name, kind in kinds.items()},
+        "neighbours": points.neighbours.tolist(),
+        "predicted": None if points.predicted is None else points.predicted.tolist(),
+        "confidence": None,
+        "thumbs": thumbs,
+        "plot": plot(),
+    }
+    if points.confidence is not None:
+        data["confidence"] = np.rint(100 * points.confidence).astype(int).tolist()
+    text = json.dumps(data, separators=(",", ":"))
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode(), kinds
+
+
+def _kinds(points: Points, class_names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return what points can be told apart by: names, the one of each point, looks, counts."""
+    none = _look(_own("--fc-muted"), "circle", 130)
+    n_classes = len(class_names)
+    kinds: dict[str, dict[str, Any]] = {
+        "class": {
+            "title": "Class",
+            "names": [*map(str, class_names), "no label"],
+            "of": np.where(points.labels < 0, n_classes, points.labels),
+            "looks": [*map(class_look, range(n_classes)), none],
+        }
     }
     if points.predicted is not None:
-        arrays["predicted"] = points.predicted
-    if points.confidence is not None:
-        arrays["confidence"] = np.rint(points.confidence * 255).astype(np.int64)
-    planes, layout = [], []
-    for name, values in arrays.items():
-        width = max(1, (int(values.max(initial=0)).bit_length() + 7) // 8)
-        planes += [(values >> 8 * byte & 255).astype(np.uint8).tobytes() for byte in range(width)]
-        layout.append([name, width, len(values)])
-    # A file name need not be text: what cannot be shown is spelt out.
-    planes.append("\0".join(points.ids).encode("utf-8", "backslashreplace"))
-    block = zlib.compress(b"".join(planes), 9)
-    return {
-        "n": len(points.ids),
-        "k": points.neighbours.shape[1],
-        "axes": list(points.projection.axes),
-        "arrays": layout,
-        "block": base64.b64encode(block).decode(),
+        kinds["verdict"] = {
+            "title": "Prediction",
+            "names": ["correct", "wrong", "no label"],
+            "of": np.where(points.labels < 0, 2, points.predicted != points.labels),
+            "looks": [
+                _look(_own("--fc-6"), "circle", 130),
+                _look(_own("--fc-2"), "triangle", 200),
+                none,
+            ],
+        }
+    kinds["split"] = {
+        "title": "Split",
+        "names": list(ROLES),
+        "of": points.roles,
+        "looks": [_look(_own("--fc-1"), "circle", 130), _look(_own("--fc-5"), "square")],
     }
+    for kind in kinds.values():
+        kind["counts"] = np.bincount(kind["of"].astype(int), minlength=len(kind["names"])).tolist()
+        kind["of"] = kind["of"].astype(int)
+    return kinds
+
+
+def _own(variable: str) -> list[str]:
+    """Return a colour of the page, on light and on dark."""
+    return [scheme[variable] for scheme in COLOURS.values()]
+
+
+def _look(colours: list[str], marker: str, opacity: int = 255) -> dict[str, Any]:
+    return {"colours": colours, "marker": marker, "opacity": opacity, "sign": MARKERS[marker][1]}
+
+
+def class_look(label: int) -> dict[str, Any]:
+    """Return a class's colours on light and on dark, and its marker.
+
+    Colours after the eighth are the first ones again, mixed with that of the text; the marker
+    changes every eight classes.
+    """
+    colours = _own(f"--fc-{1 + label % 8}")
+    if label >= 8:
+        colours = [_mixed(*pair) for pair in zip(colours, _own("--fc-text"), strict=True)]
+    return _look(colours, list(MARKERS)[label // 8 % len(MARKERS)])
+
+
+def _mixed(colour: str, other: str) -> str:
+    pairs = ((int(own[at : at + 2], 16) for own in (colour, other)) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(0.55 * one + 0.45 * two):02x}" for one, two in pairs)
+
+
+def plot() -> dict[str, Any]:
+    """Return, as JSON types, a square Bokeh plot whose points are yet to come.
+
+    ``dots`` has x and y from 0 to 1, c (RGBA in one number) and m (a marker); ``rings`` and
+    ``lines`` mark the selected image and its neighbours. Without WebGL, Bokeh draws a tenth of
+    the points while they move.
+    """
+    from bokeh.embed import json_item
+    from bokeh.models import ColumnDataSource, PanTool, Range1d, WheelZoomTool
+    from bokeh.plotting import figure
+
+    def whole() -> Range1d:
+        return Range1d(start=-0.02, end=1.02, bounds=(-1.0, 2.0), min_interval=0.002)
+
+    def source(*names: str) -> ColumnDataSource:
+        return ColumnDataSource({name: [] for name in names})
+
+    made = figure(
+        sizing_mode="stretch_both",
+        output_backend="webgl",
+        tools=[PanTool(), WheelZoomTool()],
+        toolbar_location=None,
+        x_range=whole(),
+        y_range=whole(),
+        x_axis_type=None,
+        y_axis_type=None,
+        background_fill_alpha=0,
+        border_fill_alpha=0,
+        outline_line_color=None,
+        min_border=0,
+        lod_timeout=150,
+    )
+    made.grid.visible = False
+    looks: dict[str, Any] = {"color": "c", "marker": "m", "line_color": None, "fill_alpha": 0.7}
+    made.scatter("x", "y", size=4, source=source("x", "y", "c", "m"), name="dots", **looks)
+    ends = {name: name for name in ("x0", "y0", "x1", "y1")}
+    made.segment(**ends, source=source(*ends), name="lines", line_alpha=0.45)
+    rings: dict[str, Any] = {"fill_color": None, "line_width": 1.6, "size": "s"}
+    made.scatter("x", "y", source=source("x", "y", "s"), name="rings", **rings)
+    return dict(json_item(made))
 
 
 def _pooled(splits: list[Any], rows: list[np.ndarray]) -> np.ndarray:
@@ -231,19 +305,13 @@ class Projection:
 
 
 def require_map(how: str) -> None:
-    """Find out before the long work that there is something to make the map with.
-
-    Raises
-    ------
-    EngineUnavailableError
-        UMAP was asked for, and umap-learn is not installed.
-    """
+    """Raise EngineUnavailableError if UMAP is asked for and not installed."""
     if how == "umap":
         _import_umap()
 
 
 def project(features: np.ndarray, how: str, on_progress: OnProgress) -> Projection:
-    """Lay features (N, D) out in the plane; the same features always lie the same.
+    """Project features (N, D) onto the plane; the same features give the same map.
 
     Parameters
     ----------
@@ -253,7 +321,7 @@ def project(features: np.ndarray, how: str, on_progress: OnProgress) -> Projecti
         ``"pca"``: the two directions of largest variance, each signed so that its largest
         weight is positive. ``"umap"``: of the first 50 of them, by cosine, with seed 0.
     on_progress : callable
-        Hears of rows.
+        Called with the rows done.
 
     References
     ----------
@@ -270,9 +338,8 @@ def project(features: np.ndarray, how: str, on_progress: OnProgress) -> Projecti
         found = Projection(
             components,
             (axes[0], axes[1]),
-            f"The two directions in which the features vary most: {100 * sum(shares):.0f} % of "
-            "their variance. Distances on the map leave the rest out; the nearest neighbours do "
-            "not.",
+            f"The first two principal components of the features: {100 * sum(shares):.0f} % of "
+            "their variance. Nearest neighbours are those in all dimensions, not on the map.",
         )
     else:
         found = _umap(components)
@@ -310,7 +377,7 @@ def _umap(components: np.ndarray) -> Projection:
     return Projection(
         places,
         ("UMAP 1", "UMAP 2"),
-        "UMAP of the features: what is near stays near. The sizes of clusters and the gaps "
+        "UMAP of the features. It keeps neighbours together; sizes of clusters and distances "
         "between them mean little.",
     )
 
@@ -321,45 +388,39 @@ def _import_umap() -> Any:
     except ImportError as error:
         raise EngineUnavailableError(
             f"--map umap: expected the package umap-learn, found: {error}; type: pip install "
-            "'featcache[umap]', or take --map pca"
+            "'featcache[umap]', or use --map pca"
         ) from None
     return umap
 
 
-MARKERS = "os^Dvh"
+# Bokeh's name, the sign in a list, and matplotlib's.
+MARKERS = {
+    "circle": ("o", "●"),
+    "square": ("s", "■"),
+    "triangle": ("^", "▲"),
+    "diamond": ("D", "◆"),
+    "inverted_triangle": ("v", "▼"),
+    "hex": ("h", "⬢"),
+}
 _NAMED = 24  # classes that a legend has room for
 
 
 def draw_map(points: Points, class_names: Sequence[str], dataset: str) -> Any:
-    """Draw the points of a map, coloured by class; colours and markers are the page's.
+    """Return the map as a matplotlib figure, coloured by class as on the page."""
+    from matplotlib.lines import Line2D
 
-    Parameters
-    ----------
-    points : Points
-        What to draw.
-    class_names : sequence of str
-        K names.
-    dataset : str
-        For the title.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
     places = points.projection.places
     with sheet(WIDTH, WIDTH + 1.1) as figure:
-        head(figure, "Map of the features: " + as_name(dataset, 40), points.projection.said)
+        head(figure, f"Map of the features: {short(dataset, 40)}", points.projection.said)
         axes = figure.add_subplot()
         # In an order in which no class lies on top of the others.
         order = np.random.default_rng(_SEED).permutation(len(places))
         size = max(1.0, min(16.0, 2e4 / len(places)))
-        for marker in range(len(MARKERS)):
-            looks = points.labels[order] // len(SERIES) % len(MARKERS)
-            chosen = order[(points.labels[order] >= 0) & (looks == marker)]
-            colours = [_colour(label) for label in points.labels[chosen].tolist()]
-            axes.scatter(
-                *places[chosen].T, s=size, c=colours, marker=MARKERS[marker], alpha=0.6, linewidth=0
-            )
+        looks = [class_look(label) for label in range(len(class_names))]
+        for marker, (sign, _) in MARKERS.items():
+            chosen = [at for at in order if _marker(looks, points.labels[at]) == marker]
+            colours = [looks[label]["colours"][0] for label in points.labels[chosen]]
+            axes.scatter(*places[chosen].T, s=size, c=colours, marker=sign, alpha=0.6, linewidth=0)
         unlabelled = points.labels < 0
         axes.scatter(*places[unlabelled].T, s=size, c=MUTED, alpha=0.6, linewidth=0)
         axes.set(aspect="equal", xticks=(), yticks=())
@@ -367,38 +428,19 @@ def draw_map(points: Points, class_names: Sequence[str], dataset: str) -> Any:
         axes.set_ylabel(points.projection.axes[1])
         axes.grid(False)
         if len(class_names) <= _NAMED:
-            _legend(figure, class_names)
+            handles = [
+                Line2D(
+                    [], [], ls="", ms=4, color=look["colours"][0], marker=MARKERS[look["marker"]][0]
+                )
+                for look in looks
+            ]
+            place = {"loc": "outside lower center", "ncols": 5, "frameon": False, "fontsize": 8}
+            legend = figure.legend(handles, list(map(str, range(len(handles)))), **place)
+            # Set afterwards: a legend leaves out names that begin with an underscore.
+            for text, name in zip(legend.get_texts(), class_names, strict=True):
+                text.set_text(short(name, 14))
     return figure
 
 
-@cache
-def _colour(label: int) -> str:
-    """Return a class's colour; those after the eighth are the same ones, darker."""
-    from matplotlib.colors import to_hex, to_rgb
-
-    own = to_rgb(SERIES[label % len(SERIES)])
-    share = 0.45 if label >= len(SERIES) else 0.0
-    mixed = np.array(own) * (1 - share) + np.array(to_rgb(TEXT)) * share
-    return str(to_hex(mixed.tolist()))
-
-
-def _legend(figure: Any, class_names: Sequence[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D(
-            [],
-            [],
-            linestyle="none",
-            marker=MARKERS[label // len(SERIES) % len(MARKERS)],
-            color=_colour(label),
-            markersize=4,
-            label=str(label),
-        )
-        for label in range(len(class_names))
-    ]
-    drawn = figure.legend(
-        handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8
-    )
-    for text, name in zip(drawn.get_texts(), class_names, strict=True):
-        put(text, as_name(name, 14))
+def _marker(looks: Sequence[Mapping[str, Any]], label: int) -> str:
+    return str(looks[label]["marker"]) if label >= 0 else ""

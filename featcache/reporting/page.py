@@ -1,98 +1,59 @@
-"""From what was gathered to one HTML file that asks nothing of any network."""
+"""The HTML page: its words and numbers, and one file that fetches nothing."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache
 from importlib import resources
 from typing import Any
 
+from ..auditing.findings import AuditResult
 from ..errors import EngineUnavailableError
+from ..runs import CURVES, price, run_labels
+from ..store.cache import Cache
 from ..version import __version__
-from .figure_files import Card
 from .judged import Health, Judged, Probe
-from .map import Points, encode
 from .pictures import Place
-from .style import stylesheet
+from .selection import Group
+from .style import percent, stylesheet
 
-_SCRIPTS = ("points.js", "filters.js", "words.js", "map.js")
-_LEVEL = 2  # of headings; one more where there are several data sets
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A number at the top."""
-
-    name: str
-    value: str
-    more: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """A run in the table, as text."""
-
-    label: str
-    run: str
-    top1: str
-    interval: str
-    images: str
-    epochs: str
-    wall: str
-    features: str
-    price: str
+_NONE = "\N{EN DASH}"
+_SKIPPED = 20  # names of skipped images
 
 
 @dataclass(frozen=True)
 class Map:
-    """What the page's script needs of a map.
+    """The map: its points as `map.encode` returns them, and what stands beside it."""
 
-    Parameters
-    ----------
-    payload : dict
-        `encode`'s, with names of classes and Bokeh's empty plot.
-    sheets : list of str
-        Thumbnails; empty where there are none.
-    axes : tuple of 2 str
-        What the directions are.
-    said : str
-        How the map was made.
-    predicted : bool
-        Whether the points have predictions.
-    """
-
-    payload: dict[str, Any]
-    sheets: list[str]
+    data: str
+    kinds: dict[str, Any]
     axes: tuple[str, str]
     said: str
-    predicted: bool
 
 
 @dataclass
 class View:
-    """Everything that the page says of one data set."""
+    """Everything that the page says about one data set."""
 
     key: str
     title: str
     lede: str
     classes: Sequence[str] = ()
-    tiles: list[Tile] = field(default_factory=list)
+    tiles: list[tuple[str, str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    cards: dict[str, Card] = field(default_factory=dict)
+    rows: list[dict[str, str]] = field(default_factory=list)
+    figures: dict[str, str] = field(default_factory=dict)  # an <svg>, or why there is none
     probe: Probe | None = None
     probe_said: str = ""
     probe_notes: list[str] = field(default_factory=list)
     judged: Judged | None = None
     map: Map | None = None
     health: Health | None = None
-    duplicates_said: str = ""
-    mislabelled_said: str = ""
-    outliers_said: str = ""
     facts: list[tuple[str, list[str]]] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     thumbs: dict[Place, str] = field(default_factory=dict)
@@ -100,78 +61,52 @@ class View:
     @property
     def parts(self) -> list[tuple[str, str]]:
         """Return the sections that there are: the ends of their ids, and their names."""
-        curves = self.cards.keys() & {"few-shot", "training-set-size"}
+        curves = self.figures.keys() & {"few-shot", "training-set-size"}
         there = {
             ("comparison", "Comparison"): self.rows,
             ("probe", "Probe"): self.probe or curves,
             ("features", "Features"): self.map,
-            ("health", "Health"): self.health,
+            ("health", "Data health"): self.health,
             ("provenance", "Provenance"): True,
         }
         return [part for part, wanted in there.items() if wanted]
 
 
-def make_map(key: str, points: Points, classes: Sequence[str], sheets: list[str]) -> Map:
-    """Return what the page's script needs of these points."""
-    payload = {
-        **encode(points),
-        "key": key,
-        "classes": [str(name) for name in classes],
-        "sheets": len(sheets),
-        "plot": canvas(),
-    }
-    n = len(points.ids)
-    said = points.projection.said
-    if n < points.n_all:
-        said += f" A draw of {n:,} of the {points.n_all:,} images."
-    return Map(payload, sheets, points.projection.axes, said, points.predicted is not None)
-
-
 def render(views: Sequence[View]) -> bytes:
     """Return the page.
 
-    Names of files, classes and data sets are data: jinja2 escapes them in HTML, JSON has no
-    ``<`` in it, and the script makes text of them. Should one slip through all the same, the
-    page's policy lets no script run whose hash it does not name, and nothing be fetched.
-    Bokeh's WebGL puts its shaders' code together at run time, hence ``unsafe-eval``.
+    Names of files, classes and data sets are data: jinja2 escapes them in HTML, the map's data are
+    base64, and its script makes text of them. Should one slip through, the page's policy runs no
+    script whose hash it does not name, and fetches nothing. Bokeh's WebGL assembles its shaders'
+    code at run time, hence ``unsafe-eval``.
     """
     from jinja2 import Environment
 
-    level = _LEVEL + (len(views) > 1)
-    for view in views:
-        if view.map is not None:
-            view.map.payload["level"] = level
-    mapped = any(view.map for view in views)
-    needed = (*scripts(), *map(_file, _SCRIPTS)) if mapped else ()
+    needed = (*scripts(), _file("map.js")) if any(view.map for view in views) else ()
     style = stylesheet() + _file("page.css")
     environment = Environment(
         autoescape=True, trim_blocks=False, keep_trailing_newline=True, auto_reload=False
     )
     environment.filters.update(percent=percent, count=lambda n: f"{n:,}")
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     single = views[0] if len(views) == 1 else None
     page = environment.from_string(_file("page.html.j2")).render(
         views=views,
-        level=level,
+        level=2 + (len(views) > 1),
         title=single.title if single else f"{len(views)} data sets",
-        lede=single.lede if single else "Runs on different data are never side by side.",
+        lede=single.lede if single else "Runs on different data are not compared.",
         made=datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
         version=__version__,
         policy=_policy(needed),
         style=style,
         scripts=needed,
+        health_words=health_words,
     )
     # A file name need not be text: what cannot be shown is spelt out.
     return page.encode("utf-8", "backslashreplace")
 
 
-def percent(fraction: float, digits: int = 1) -> str:
-    """Return ``76.9 %``, with a space that does not break."""
-    return f"{100 * fraction:.{digits}f}\u00a0%"
-
-
 def duration(seconds: float) -> str:
-    """Return seconds, minutes or hours, whichever one thinks in."""
+    """Return seconds as milliseconds, seconds, minutes or hours."""
     if seconds < 0.95:
         return f"{1000 * seconds:.0f}\u00a0ms"
     if seconds < 100:
@@ -201,13 +136,7 @@ def _hash(script: str) -> str:
 
 
 def require_page() -> None:
-    """Find out before the long work that there is something to make a page with.
-
-    Raises
-    ------
-    EngineUnavailableError
-        bokeh or jinja2 is not installed.
-    """
+    """Raise EngineUnavailableError unless bokeh and jinja2 are installed."""
     try:
         import bokeh.embed  # noqa: F401
         import jinja2  # noqa: F401
@@ -220,55 +149,189 @@ def require_page() -> None:
 
 @cache
 def scripts() -> tuple[str, ...]:
-    """Return Bokeh's own scripts whole, so that the page asks nobody for them."""
+    """Return Bokeh's own scripts, to stand in the page."""
     from bokeh.resources import Resources
 
     raw = Resources(mode="inline", components=["bokeh", "bokeh-gl"]).js_raw
-    return tuple(raw[:2])  # what follows sets a level of logging, and logs that
+    return tuple(raw[:2])  # the rest sets a log level, and logs that
 
 
-def canvas() -> dict[str, Any]:
-    """Return, as JSON types, a square plot without axes whose points are yet to come.
+# ---- words and numbers
 
-    Its source has x and y from 0 to 1, c (RGBA in one number), m (a marker) and s (pixels).
-    Where WebGL is not to be had, Bokeh draws a tenth of the points while they move.
-    """
-    from bokeh.embed import json_item
-    from bokeh.models import ColumnDataSource, PanTool, Range1d, WheelZoomTool
-    from bokeh.plotting import figure
 
-    def whole() -> Range1d:
-        return Range1d(start=-0.02, end=1.02, bounds=(-1.0, 2.0), min_interval=0.002)
-
-    plot = figure(
-        width=600,
-        height=600,
-        sizing_mode="stretch_both",
-        output_backend="webgl",
-        tools=[PanTool(), WheelZoomTool()],
-        toolbar_location=None,
-        x_range=whole(),
-        y_range=whole(),
-        x_axis_type=None,
-        y_axis_type=None,
-        background_fill_alpha=0,
-        border_fill_alpha=0,
-        outline_line_color=None,
-        min_border=0,
-        lod_timeout=150,
-        name="map",
+def lede(group: Group) -> str:
+    """Describe the features in a line."""
+    if group.cache is None:
+        return f"{_count(len(group.runs), 'run')}. {group.why[:1].upper()}{group.why[1:]}."
+    meta = group.cache.meta
+    return (
+        f"{group.cache.feature_dim:,} features of {meta['backbone']}, weights "
+        f"{meta.get('weights', 'unnamed')}, at {meta['preprocess']['size']} pixels; "
+        f"{len(group.cache.train):,} training and {len(group.cache.test):,} test images of "
+        f"{_count(len(group.cache.class_names), 'class', 'classes')}."
     )
-    plot.grid.visible = False
-    source = ColumnDataSource({"x": [], "y": [], "c": [], "m": [], "s": []}, name="points")
-    plot.scatter(
-        "x",
-        "y",
-        color="c",
-        marker="m",
-        size="s",
-        line_color=None,
-        fill_alpha=0.7,
-        source=source,
-        name="dots",
+
+
+def tiles_of(
+    group: Group, probe: Probe | None, judged: Judged | None, audit: AuditResult | None
+) -> list[tuple[str, str, str]]:
+    """Return the numbers at the top."""
+    tiles: list[tuple[str, str, str]] = []
+    if judged is not None or probe is not None:
+        record = probe.run.record if probe else {}
+        top1 = judged.evaluation.top1 if judged else record["top1"]
+        low, high = record["top1_interval"]
+        tiles.append(("top-1 of the probe", percent(top1), _between(low, high)))
+    tuned = [run.record for run in group.runs if run.record["kind"] == "finetune"]
+    if tuned:
+        best = max(tuned, key=lambda record: record["top1"])
+        more = f"{best['method']}, {duration(best['wall_s'])}"
+        tiles.append(("top-1 of the best fine-tune", percent(best["top1"]), more))
+    cache = group.cache
+    if cache is not None:
+        n = len(cache.train) + len(cache.test)
+        more = f"{len(cache.train):,} to train, {len(cache.test):,} to test"
+        tiles.append(("images", f"{n:,}", more))
+        if cache.meta.get("wall_s"):
+            rate = f"{cache.meta.get('images_per_s', 0):,.0f} images per second"
+            tiles.append(("extraction time", duration(cache.meta["wall_s"]), rate))
+    if judged is not None and judged.evaluation.calibration_error is not None:
+        error = percent(judged.evaluation.calibration_error)
+        tiles.append(("calibration error", error, "mean gap between confidence and accuracy"))
+    if audit is not None and audit.n_test:
+        n = audit.n_test_with_duplicate
+        more = f"{percent(n / audit.n_test)} of the test images"
+        tiles.append(("test images with a near-duplicate in train", f"{n:,}", more))
+    return tiles
+
+
+def rows(group: Group) -> list[dict[str, str]]:
+    """Return the table of runs, by time per point gained, then by top-1."""
+    runs = [run for run in group.runs if run.record["kind"] not in CURVES]
+    records = [run.record for run in runs]
+    priced = [price(record, records) for record in records]
+    labels = run_labels(records)
+
+    def rank(at: int) -> tuple[bool, float, float]:
+        cost = priced[at]
+        return cost is None, cost or 0.0, -records[at]["top1"]
+
+    table = []
+    for at in sorted(range(len(runs)), key=rank):
+        record, cost = records[at], priced[at]
+        low, high = record["top1_interval"]
+        features = record.get("features_wall_s")
+        table.append(
+            dict(
+                label=labels[at],
+                run=runs[at].name,
+                top1=percent(record["top1"], 2),
+                interval=_between(low, high),
+                images=f"{record['n_train'] + (record.get('n_val') or 0):,} / {record['n_test']:,}",
+                epochs=f"{record['n_epochs']:,}" if record["kind"] != "knn" else _NONE,
+                wall=duration(record["wall_s"]),
+                features=f"+ {duration(features)} extraction" if features else "",
+                price=duration(cost) if cost is not None else _NONE,
+            )
+        )
+    return table
+
+
+def probe_words(probe: Probe, judged: Judged | None) -> tuple[str, list[str]]:
+    """Return a sentence about the probe, and notes."""
+    record = probe.run.record
+    said = f"A linear head ({record.get('solver', record['method'])}"
+    if isinstance(record.get("C"), (int, float)):
+        said += f", C = {record['C']:.3g}"
+    if record.get("scale", "none") != "none":
+        said += f", features {record['scale']}"
+    said += f"), trained on {record['n_train']:,} images in {duration(record['wall_s'])}."
+    if judged is not None:
+        measured = judged.evaluation
+        said += (
+            f" Balanced accuracy {percent(measured.balanced_accuracy)}, macro F1 "
+            f"{percent(measured.macro_f1)}"
+        )
+        said += f", top-5 {percent(measured.top5)}." if measured.top5 is not None else "."
+    check = record.get("check")
+    if isinstance(check, Mapping) and isinstance(check.get("agreement"), (int, float)):
+        said += f" It agrees with scikit-learn on {percent(check['agreement'])} of the test images."
+    notes = []
+    if probe.n_others:
+        notes.append(
+            f"This is {probe.run.name}, one of {probe.n_others + 1} probes; to see another one, "
+            "run featcache report RUN."
+        )
+    if probe.head is None:
+        notes.append(f"No confusion matrix, mistakes or predictions: {probe.why}.")
+    elif judged is None:
+        notes.append("No confusion matrix or mistakes: the cache has no labelled test images.")
+    elif _differs(record, judged):
+        notes.append(
+            f"The run reached {percent(record['top1'], 2)} on {record['n_test']:,} test images; "
+            f"this page shows its head on all {judged.n_test:,} of this cache."
+        )
+    return said, notes
+
+
+def health_words(audit: AuditResult) -> tuple[str, str, str]:
+    """Return a sentence about each list of an audit."""
+    n = audit.n_test_with_duplicate
+    duplicates = (
+        f"{_count(len(audit.duplicates), 'pair')} with a cosine similarity of "
+        f"{audit.threshold:g} or more, {audit.n_label_conflicts:,} of them with different labels. "
+        f"{_count(n, 'test image')} of {audit.n_test:,} {'has' if n == 1 else 'have'} a "
+        "near-duplicate in the training split"
     )
-    return dict(json_item(plot))
+    if audit.top1 is not None and audit.top1_without_duplicates is not None:
+        duplicates += (
+            f": top-1 is {percent(audit.top1, 2)} on all test images, and "
+            f"{percent(audit.top1_without_duplicates, 2)} without these"
+        )
+    wrong = (
+        f"{_count(len(audit.mislabelled), 'image')} of {audit.n_judged:,} that a head trained "
+        "without them assigns to another class than their label; the most suspect first"
+    )
+    far = (
+        f"{_count(len(audit.outliers), 'image')} far from all training images, the farthest first. "
+        f"Distance: 1 minus the mean cosine similarity to the {audit.n_neighbours} nearest"
+    )
+    return f"{duplicates}.", f"{wrong}.", f"{far}."
+
+
+def _differs(record: Mapping[str, Any], judged: Judged) -> bool:
+    return bool(
+        record["n_test"] != judged.n_test or abs(record["top1"] - judged.evaluation.top1) > 1e-9
+    )
+
+
+def _between(low: float, high: float) -> str:
+    return f"{100 * low:.1f} to {percent(high)}"
+
+
+def _count(n: int, one: str, several: str = "") -> str:
+    return f"{n:,} {one if n == 1 else several or one + 's'}"
+
+
+def facts(cache: Cache) -> list[tuple[str, list[str]]]:
+    """Return all the metadata of a cache: names, and texts, one or several each."""
+    skipped = [*cache.train.skipped, *cache.test.skipped]
+    listed = skipped[:_SKIPPED]
+    if len(skipped) > _SKIPPED:
+        listed.append(f"… and {len(skipped) - _SKIPPED:,} more")
+    values: dict[str, Any] = {
+        "cache": str(cache.path),
+        "n_train": len(cache.train),
+        "n_test": len(cache.test),
+        "feature_dim": cache.feature_dim,
+        "size_bytes": cache.size_bytes,
+        "skipped": listed,
+        **cache.meta,
+    }
+    return [(name, _texts(value)) for name, value in values.items()]
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return value or ["none"]
+    return [value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)]

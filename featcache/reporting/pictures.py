@@ -1,10 +1,9 @@
-"""The images behind a cache: found again, held against its digest, made small."""
+"""Thumbnails of the images behind a cache, which must have the digest in the cache."""
 
 from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -25,25 +24,12 @@ from ..store.cache import Cache
 
 Place = tuple[str, int]  # role, and row in the cache's split
 
-SPRITE_PIXELS = 32
-LIST_PIXELS = 64
-SHEET = 1024  # sprites of one sheet, 32 in a row: a megapixel, decoded when one of them is shown
-_SHEET_SIDE = 32
-# 4:2:0 works on squares of 16 pixels, so that no sprite bleeds into the next.
-_SPRITE_QUALITY, _LIST_QUALITY = 60, 82
-_GIVEN = re.compile(r"(.+), (?:[^,/]+/ and [^,/]+/ as given|divided by class, seed \d+)", re.DOTALL)
+MAP_PIXELS, LIST_PIXELS = 32, 64
+_BATCH = 1024
 
 
 class Pictures:
-    """Small pictures of the images of a cache.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        Whose digest is the cache's.
-    cache : Cache
-        Its rows are what images are asked for by.
-    """
+    """Thumbnails of the images of a cache, from a data set of the same digest."""
 
     def __init__(self, dataset: Dataset, cache: Cache) -> None:
         self._splits = dict(dataset.splits())
@@ -53,45 +39,22 @@ class Pictures:
             # What did not decode is not in the cache, so that rows may have moved up.
             self._rows[role] = np.array([numbers[name] for name in kept.ids], np.int64)
 
-    def singles(self, places: Sequence[Place], on_progress: OnProgress) -> dict[Place, str]:
-        """Return a data URI of each image; none of one that cannot be read any more."""
+    def small(
+        self, places: Sequence[Place], side: int, on_progress: OnProgress
+    ) -> dict[Place, str]:
+        """Return a WebP of ``side`` pixels of each image in base64; none of unreadable ones."""
         wanted = sorted(set(places))
+        quality = 50 if side == MAP_PIXELS else 75
         found = {}
-        for part, pixels in self._pixels(wanted, LIST_PIXELS, "list thumbnails", on_progress):
-            for place, image in zip(part, pixels, strict=True):
-                if image is not None:
-                    found[place] = _uri(image, _LIST_QUALITY)
-        return found
-
-    def sheets(self, places: Sequence[Place], on_progress: OnProgress) -> list[str]:
-        """Return data URIs of sheets that hold `SHEET` sprites each, in order."""
-        made: list[str] = []
-        for part, pixels in self._pixels(places, SPRITE_PIXELS, "map thumbnails", on_progress):
-            side = SPRITE_PIXELS
-            cells = np.full((SHEET, side, side, 3), 128, np.uint8)
-            for number, image in enumerate(pixels):
-                if image is not None:
-                    cells[number] = image
-            lines = -(-len(part) // _SHEET_SIDE)
-            grid = cells[: lines * _SHEET_SIDE].reshape(lines, _SHEET_SIDE, side, side, 3)
-            sheet = grid.transpose(0, 2, 1, 3, 4).reshape(lines * side, _SHEET_SIDE * side, 3)
-            made.append(_uri(sheet, _SPRITE_QUALITY))
-        return made
-
-    def _pixels(
-        self, places: Sequence[Place], side: int, stage: str, on_progress: OnProgress
-    ) -> Iterator[tuple[Sequence[Place], list[np.ndarray | None]]]:
-        """Yield places, `SHEET` at a time, with uint8 (side, side, 3) or None of each."""
-        total = len(places)
-        on_progress(Progress(stage, 0, total))
-        for first in range(0, total, SHEET):
-            part = places[first : first + SHEET]
-            found: dict[Place, np.ndarray] = {}
+        on_progress(Progress("thumbnails", 0, len(wanted)))
+        for first in range(0, len(wanted), _BATCH):
+            part = wanted[first : first + _BATCH]
             for role in self._splits:
                 rows = np.array([row for own, row in part if own == role], np.int64)
-                found.update(self._decoded(role, rows, side))
-            yield part, [found.get(place) for place in part]
-            on_progress(Progress(stage, first + len(part), total))
+                for place, pixels in self._decoded(role, rows, side):
+                    found[place] = _webp(pixels, quality)
+            on_progress(Progress("thumbnails", first + len(part), len(wanted)))
+        return found
 
     def _decoded(
         self, role: str, rows: np.ndarray, side: int
@@ -120,25 +83,9 @@ def find_pictures(
     data_root: str | Path | None,
     on_progress: OnProgress,
 ) -> tuple[Pictures | None, str]:
-    """Find the images of a cache, and make sure that they are the same.
+    """Return the pictures of a cache's images, or None and the reason.
 
-    Parameters
-    ----------
-    cache : Cache
-        Whose images are wanted.
-    dataset : str, Path or Dataset, optional
-        Where they are; by default where they were when the cache was made.
-    data_root : str or Path, optional
-        Where named data sets are kept.
-    on_progress : callable
-        Hears of images that are hashed.
-
-    Returns
-    -------
-    pictures : Pictures or None
-        None where there are none.
-    why : str
-        Why there are none, for a person; empty where there are.
+    The images are at ``dataset`` or, by default, at the cache's ``dataset_path``.
 
     Raises
     ------
@@ -148,7 +95,7 @@ def find_pictures(
     place = dataset if dataset is not None else dataset_place(cache.meta)
     try:
         if place is None:
-            raise DatasetError("the cache does not say where its images are")
+            raise DatasetError("the cache has no dataset_path; name the images with --dataset")
         if dataset is None:
             _check_there(place, data_root)
         if not isinstance(place, Dataset):
@@ -170,12 +117,11 @@ def find_pictures(
 
 
 def dataset_place(meta: Mapping[str, Any]) -> str | None:
-    """Return what `featcache.load_dataset` took when a cache was made, as far as it says so."""
-    if meta.get("dataset") in ("cifar10", "digits"):
-        given = _GIVEN.fullmatch(str(meta.get("dataset_source", "")))
-        return given[1] if given else str(meta["dataset"])
-    given = _GIVEN.fullmatch(str(meta.get("dataset_source", "")))
-    return given[1] if given else None
+    """Return the path, URL or name that a cache was extracted from; None where it is unknown."""
+    place = meta.get("dataset_path")
+    if isinstance(place, str) and place:
+        return place
+    return meta["dataset"] if meta.get("dataset") in ("cifar10", "digits") else None
 
 
 def _limited(dataset: Dataset, cache: Cache) -> Dataset | None:
@@ -188,20 +134,19 @@ def _limited(dataset: Dataset, cache: Cache) -> Dataset | None:
 
 
 def _check_there(place: str | Path | Dataset, data_root: str | Path | None) -> None:
-    """Say where images were looked for; refuse to download a data set for its thumbnails."""
+    """Raise DatasetError unless the images are there; nothing is downloaded for thumbnails."""
     if place == "digits" or isinstance(place, Dataset):
         return
     if place != "cifar10":
         if not is_url(place) and not Path(place).exists():
             raise DatasetError(
-                f"{place}: expected the images there, found nothing; name their place with "
-                "--dataset"
+                f"{place}: expected the images there, found nothing; name their path with --dataset"
             )
         return
     root = Path(data_root) if data_root else default_data_root()
     if not any((root / name).exists() for name in (CIFAR10.folder, CIFAR10.filename)):
         raise DatasetError(
-            f"{root}: expected cifar10 there, found none; name its place with --data-root"
+            f"{root}: expected cifar10 there, found none; name its folder with --data-root"
         )
 
 
@@ -215,9 +160,9 @@ def _enlarged(pixels: np.ndarray, side: int) -> np.ndarray:
     return upscale(pixels, side)
 
 
-def _uri(pixels: np.ndarray, quality: int) -> str:
+def _webp(pixels: np.ndarray, quality: int) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    Image.fromarray(pixels).save(buffer, "WEBP", quality=quality)
+    return base64.b64encode(buffer.getvalue()).decode()

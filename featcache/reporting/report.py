@@ -1,44 +1,82 @@
-"""The whole of `featcache.report`: select, gather, draw, write."""
+"""The whole of `featcache.report`: select, evaluate, draw, write."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from ..auditing.audit import audit
 from ..datasets.dataset import Dataset
-from ..errors import OutputError, RecipeError
+from ..errors import EngineUnavailableError, FeatcacheError, OutputError, RecipeError
 from ..files import check_writable, user_path, write_atomically
+from ..options import with_options
 from ..progress import OnNote, OnProgress, Progress, silent
-from .gathering import Request, gather
-from .map import MAPS, require_map
-from .page import render, require_page
-from .provenance import shell
-from .selection import select
-from .svg import check_plot
+from ..runs import CURVES
+from ..store.cache import Cache
+from .commands import extract_command, run_command, shell
+from .figures import (
+    accuracy_over_time,
+    confusion,
+    learning_curves,
+    per_class,
+    regularisation_path,
+    reliability,
+    shots_curve,
+)
+from .judged import choose_probe, judge, listed
+from .map import MAPS, Points, draw_map, encode, gather_points, require_map
+from .page import Map, View, facts, lede, probe_words, render, require_page, rows, tiles_of
+from .pictures import LIST_PIXELS, MAP_PIXELS, Pictures, find_pictures
+from .selection import Group, select
+from .style import check_plot, save_figure, svg
 
 THUMBNAILS = ("auto", "all", "lists", "none")
-POINTS = 60_000
+_ALL = 20_000  # images up to which "auto" gives each a thumbnail: some 7 MB
+_FIGURES = (
+    *("accuracy-over-time", "learning-curves", "regularisation-path", "few-shot"),
+    *("training-set-size", "confusion", "per-class", "reliability", "map"),
+)
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """The options of `report`, which documents them."""
+
+    output: str | Path | None = None
+    runs: str | Path | None = None
+    map: str = "pca"
+    points: int = 60_000
+    thumbnails: str = "auto"
+    dataset: str | Path | Dataset | None = None
+    data_root: str | Path | None = None
+    health: bool = True
+
+    def __post_init__(self) -> None:
+        for name, known in (("map", MAPS), ("thumbnails", THUMBNAILS)):
+            if getattr(self, name) not in known:
+                raise RecipeError(
+                    f"{name}: expected one of {', '.join(known)}, found {getattr(self, name)!r}"
+                )
+        if self.points < 2:
+            raise RecipeError(f"points: expected at least 2, found {self.points}")
+
+
+@with_options(ReportOptions)
 def report(
     *sources: str | Path,
-    output: str | Path | None = None,
-    runs: str | Path | None = None,
-    map: str = "pca",
-    points: int = POINTS,
-    thumbnails: str = "auto",
-    dataset: str | Path | Dataset | None = None,
-    data_root: str | Path | None = None,
-    health: bool = True,
+    options: ReportOptions,
     on_progress: OnProgress = silent,
     on_note: OnNote = silent,
 ) -> ReportResult:
-    """Make one HTML page of runs and features, and save its figures beside it.
+    """Write one HTML page about runs and features, and save its figures beside it.
 
-    The page opens from the disk and asks nothing of any network. Runs on different data
-    sets are parts of it that never share a figure.
+    The page opens from the disk and fetches nothing. Runs on different data sets are separate
+    parts of it that share no figure.
 
     Parameters
     ----------
@@ -54,22 +92,22 @@ def report(
     map : str
         ``"pca"``, or ``"umap"`` where umap-learn is installed.
     points : int
-        Images on the map at most; of more, a draw that is always the same.
+        The most images on the map; of more, a random sample that is always the same.
     thumbnails : str
-        ``"all"`` images of the map, those in ``"lists"``, ``"none"``; ``"auto"`` takes all of
-        up to 20,000 images and else the lists.
+        ``"all"``: of every image on the map. ``"lists"``: of those in lists. ``"none"``.
+        ``"auto"``: all of up to 20,000 images, else those in lists.
     dataset : str, Path or Dataset, optional
-        Where the images are; by default where they were when the cache was made. They must
-        be the same ones.
+        Where the images are; by default the path that the cache was extracted from. They
+        must be the same images.
     data_root : str or Path, optional
         Where named data sets are kept.
     health : bool
         Whether to run `featcache.audit` for the lists of near-duplicates, likely wrong labels
         and outliers.
     on_progress : callable
-        Hears of every part of the work.
+        Called with the progress of each part.
     on_note : callable
-        Hears what `ReportResult.notes` has.
+        Called with each of `ReportResult.notes`.
 
     Returns
     -------
@@ -92,62 +130,47 @@ def report(
         An option out of its range.
     """
     started = time.perf_counter()
-    _check(map, points, thumbnails)
     require_page()
-    require_map(map)
+    require_map(options.map)
     notes: list[str] = []
 
     def note(text: str) -> None:
         notes.append(text)
         on_note(text)
 
-    selection = select(sources, runs, note)
+    selection = select(sources, options.runs, note)
     groups = selection.groups
-    if dataset is not None and len(groups) > 1:
+    if options.dataset is not None and len(groups) > 1:
         raise RecipeError(
             f"dataset: expected runs and caches of one data set, found {len(groups)}; make a "
             "report of each"
         )
-    page = _page_path(output, selection.folder)
+    page = _page_path(options.output, selection.folder)
     folder = page.with_name(f"{page.stem}-figures")
     check_writable(page)
     check_plot(folder / "figure")
-    request = Request(
-        thumbnails, dataset, data_root, map, points, health, folder, on_progress, note
-    )
+    work = _Work(options, folder, on_progress, note)
     views = []
     for number, group in enumerate(groups, 1):
         prefix = f"{group.dataset}-{group.digest[:8]}-" if len(groups) > 1 else ""
-        views.append(gather(group, f"d{number}", prefix, request))
-        views[-1].commands.append(
-            _command(sources, page, runs, map, points, thumbnails, dataset, data_root, health)
-        )
-    with request.stage("page"):
-        on_progress(Progress("page", 0, 1, ""))
+        views.append(work.view(group, f"d{number}", prefix))
+        views[-1].commands.append(_command(sources, page, options))
+    with work.stage("page"):
         data = render(views)
         write_atomically(page, data)
-        on_progress(Progress("page", 1, 1, ""))
     return ReportResult(
         page=page,
         size_bytes=len(data),
-        thumbnail_bytes=request.thumbnail_bytes,
-        thumbnails=request.put,
-        figures=tuple(request.figures),
+        thumbnail_bytes=work.thumbnail_bytes,
+        thumbnails=work.thumbnails,
+        figures=tuple(work.files),
         datasets=tuple(group.dataset for group in groups),
-        n_points=request.n_points,
+        n_points=work.n_points,
         n_runs=sum(len(group.runs) for group in groups),
         notes=tuple(notes),
-        stages_s=request.stages_s,
+        stages_s=work.stages_s,
         wall_s=time.perf_counter() - started,
     )
-
-
-def _check(map: str, points: int, thumbnails: str) -> None:
-    for name, value, known in (("map", map, MAPS), ("thumbnails", thumbnails, THUMBNAILS)):
-        if value not in known:
-            raise RecipeError(f"{name}: expected one of {', '.join(known)}, found {value!r}")
-    if points < 2:
-        raise RecipeError(f"points: expected at least 2, found {points}")
 
 
 def _page_path(output: str | Path | None, folder: Path) -> Path:
@@ -164,34 +187,192 @@ def _page_path(output: str | Path | None, folder: Path) -> Path:
     return path / "report.html"
 
 
-def _command(
-    sources: Sequence[str | Path],
-    page: Path,
-    runs: str | Path | None,
-    map: str,
-    points: int,
-    thumbnails: str,
-    dataset: str | Path | Dataset | None,
-    data_root: str | Path | None,
-    health: bool,
-) -> str:
-    """Return what makes this page again."""
+def _command(sources: Sequence[str | Path], page: Path, options: ReportOptions) -> str:
+    """Return the command that makes this page again."""
     words: list[object] = ["featcache", "report", *sources]
-    if runs is not None:
-        words += ["--runs", runs]
-    if map != "pca":
-        words += ["--map", map]
-    if points != POINTS:
-        words += ["--points", points]
-    if thumbnails != "auto":
-        words += ["--thumbnails", thumbnails]
-    if dataset is not None:
-        words += ["--dataset", dataset.name if isinstance(dataset, Dataset) else dataset]
-    if data_root is not None:
-        words += ["--data-root", data_root]
-    if not health:
-        words += ["--no-health"]
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if option.name == "output" or value == option.default:
+            continue
+        value = value.name if isinstance(value, Dataset) else value
+        name = option.name.replace("_", "-")
+        words += [f"--no-{name}"] if value is False else [f"--{name}", value]
     return shell(*words, "--output", page)
+
+
+@dataclass
+class _Work:
+    """One report in the making."""
+
+    options: ReportOptions
+    folder: Path
+    on_progress: OnProgress
+    on_note: OnNote
+    stages_s: dict[str, float] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+    n_points: int = 0
+    thumbnail_bytes: int = 0
+    thumbnails: str = "none"
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure a part of the work."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - started
+            self.stages_s[name] = round(self.stages_s.get(name, 0.0) + spent, 3)
+
+    def view(self, group: Group, key: str, prefix: str) -> View:
+        """Do everything for one data set's part of the page."""
+        cache = group.cache
+        view = View(key, group.dataset, lede(group), cache.class_names if cache else ())
+        pictures = None
+        if cache is not None:
+            cache.check_vectors()
+            with self.stage("thumbnails"):  # the wrong images are refused before the long work
+                pictures = self._pictures(cache, view)
+        with self.stage("probe"):
+            view.probe = probe = choose_probe(group)
+            if probe is not None and probe.head is not None and cache is not None:
+                view.judged = judge(probe.head, cache, calibrated=probe.calibrated)
+        if probe is not None:
+            view.probe_said, view.probe_notes = probe_words(probe, view.judged)
+        with self.stage("figures"):
+            self._draw(view, group, prefix)
+        view.rows = rows(group)
+        if cache is not None:
+            points = self._map(cache, pictures, view)
+            with self.stage("figures"):  # as SVG, so many points are too much for any viewer
+                drawn = draw_map(points, cache.class_names, group.dataset)
+                self.files += save_figure(drawn, self.folder / f"{prefix}map.png")
+            view.facts = facts(cache)
+            view.commands = [extract_command(cache.meta, cache.path)]
+        self._remove_others(prefix)
+        commands = [run_command(run.record, cache) for run in group.runs]
+        view.commands += dict.fromkeys(command for command in commands if command)
+        health = view.health.audit if view.health else None
+        view.tiles = tiles_of(group, probe, view.judged, health)
+        return view
+
+    def _pictures(self, cache: Cache, view: View) -> Pictures | None:
+        if self.options.thumbnails == "none":
+            return None
+        pictures, why = find_pictures(
+            cache, self.options.dataset, self.options.data_root, self.on_progress
+        )
+        if pictures is None:
+            self._note(view, f"There are no thumbnails: {why}.")
+        return pictures
+
+    def _draw(self, view: View, group: Group, prefix: str) -> None:
+        """Draw every figure that there is data for; save it, and put it into the view."""
+        drawers = _drawers(view, group)
+        for done, (name, draw) in enumerate(drawers.items(), 1):
+            try:
+                figure = draw()
+            except (EngineUnavailableError, OutputError):
+                raise
+            except FeatcacheError as error:  # more than a figure has room for
+                view.figures[name] = str(error)
+                continue
+            view.figures[name] = svg(figure)
+            self.files += save_figure(figure, self.folder / f"{prefix}{name}")
+            self.on_progress(Progress("figures", done, len(drawers), "figure"))
+
+    def _map(self, cache: Cache, pictures: Pictures | None, view: View) -> Points:
+        """Put the cache's images on the map and into the lists."""
+        probe = view.probe
+        with self.stage("map"):
+            points = gather_points(
+                cache,
+                probe.head if probe else None,
+                calibrated=bool(probe and probe.calibrated),
+                how=self.options.map,
+                limit=self.options.points,
+                on_progress=self.on_progress,
+            )
+        self.n_points += len(points.ids)
+        if self.options.health:
+            with self.stage("health"):
+                view.health = listed(audit(cache, on_progress=self.on_progress))
+        with self.stage("thumbnails"):
+            thumbs = self._thumbs(pictures, points, view) if pictures else []
+        with self.stage("page"):
+            data, kinds = encode(points, cache.class_names, thumbs)
+        said, n = points.projection.said, len(points.ids)
+        if n < points.n_all:
+            said += f" Shown is a random sample of {n:,} of the {points.n_all:,} images."
+        view.map = Map(data, kinds, points.projection.axes, said)
+        return points
+
+    def _thumbs(self, pictures: Pictures, points: Points, view: View) -> list[str]:
+        """Fill in the thumbnails of the view's lists, and return those of the map."""
+        places = [("test", one.row) for one in view.judged.mistakes] if view.judged else []
+        places += view.health.places() if view.health else ()
+        view.thumbs = pictures.small(places, LIST_PIXELS, self.on_progress)
+        n, asked = len(points.ids), self.options.thumbnails
+        thumbs: list[str] = []
+        if asked == "all" or (asked == "auto" and n <= _ALL):
+            made = pictures.small(points.places(), MAP_PIXELS, self.on_progress)
+            thumbs = [made.get(place, "") for place in points.places()]
+        elif asked == "auto":
+            self._note(
+                view,
+                f"The map has no thumbnails: {n:,} images would add about {n * 370 / 1e6:.0f} MB; "
+                "--thumbnails all adds them.",
+            )
+        self.thumbnail_bytes += sum(map(len, [*view.thumbs.values(), *thumbs]))
+        self.thumbnails = "all" if thumbs or self.thumbnails == "all" else "lists"
+        return thumbs
+
+    def _note(self, view: View, text: str) -> None:
+        view.notes.append(text)
+        self.on_note(text)
+
+    def _remove_others(self, prefix: str) -> None:
+        """Delete figures of an earlier report that this one does not have."""
+        for name in _FIGURES:
+            for suffix in (".png", ".svg"):
+                path = self.folder / f"{prefix}{name}{suffix}"
+                try:
+                    if path not in self.files:
+                        path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise OutputError(
+                        f"{path}: cannot delete this figure of an earlier report: "
+                        f"{error.strerror}; choose another output"
+                    ) from None
+
+
+def _drawers(view: View, group: Group) -> dict[str, Callable[[], Any]]:
+    """Return what draws each figure that there is data for."""
+    records = [run.record for run in group.runs]
+    compared = [record for record in records if record["kind"] not in CURVES]
+    tuned = [record for record in compared if record["kind"] == "finetune" and record.get("epochs")]
+    drawers: dict[str, Callable[[], Any]] = {}
+    if compared:
+        drawers["accuracy-over-time"] = partial(accuracy_over_time, compared)
+    if tuned:
+        drawers["learning-curves"] = partial(learning_curves, tuned)
+    for name, kind in (("few-shot", "few-shot"), ("training-set-size", "learning-curve")):
+        for curve in records:  # the newest is the last
+            if curve["kind"] == kind:
+                drawers[name] = partial(shots_curve, curve["points"], metric=curve["metric"])
+    if view.probe is None:
+        return drawers
+    record = view.probe.run.record
+    sweep = record.get("sweep")
+    if isinstance(sweep, Mapping) and sweep.get("points"):
+        metric = record.get("metric", "top1")
+        drawers["regularisation-path"] = partial(regularisation_path, sweep, metric=metric)
+    if view.judged is not None:
+        drawers["confusion"] = partial(confusion, view.judged.confusion, view.classes)
+        drawers["per-class"] = partial(per_class, view.judged.recalls, view.classes)
+        if view.judged.evaluation.reliability:
+            drawers["reliability"] = partial(reliability, view.judged.evaluation.reliability)
+    return drawers
 
 
 @dataclass(frozen=True)
@@ -207,11 +388,12 @@ class ReportResult:
     thumbnail_bytes : int
         How much of that is thumbnails.
     thumbnails : str
-        ``"all"``, ``"lists"`` or ``"none"``: what was put in, of the data set with the most.
+        ``"all"``, ``"lists"`` or ``"none"``: which thumbnails it has, of the data set with the
+        most.
     figures : tuple of Path
         The PNG and SVG files.
     datasets : tuple of str
-        Whose runs and features are in it.
+        Data sets in it.
     n_points : int
         Images on the maps.
     n_runs : int

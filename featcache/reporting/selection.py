@@ -40,19 +40,7 @@ class Run:
 
 @dataclass
 class Group:
-    """What there is on one data set.
-
-    Parameters
-    ----------
-    dataset, digest : str
-        Its name, and SHA-256 of its images and labels.
-    runs : list of Run
-        The oldest first.
-    cache : Cache or None
-        Features of its images.
-    why : str
-        Why there is none.
-    """
+    """The runs and the cache of one data set; ``why`` says why there is no cache."""
 
     dataset: str
     digest: str
@@ -63,45 +51,28 @@ class Group:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was asked for.
-
-    Parameters
-    ----------
-    groups : list of Group
-        By name of the data set; at least one.
-    folder : Path
-        Where its report belongs: beside the cache, or beside the folder of runs.
-    """
+    """Groups by name of the data set, at least one, and the folder that the page goes into."""
 
     groups: list[Group]
     folder: Path
 
 
 def select(sources: Sequence[str | Path], runs: str | Path | None, on_note: OnNote) -> Selection:
-    """Find what was asked for.
-
-    Parameters
-    ----------
-    sources : sequence of str or Path
-        Runs, by name or folder, and caches; the newest cache if there is none.
-    runs : str or Path, optional
-        The folder of runs; ``runs`` beside the cache by default, else ``cache/runs``.
-    on_note : callable
-        Hears of records that cannot be read.
+    """Return the runs and caches that ``sources`` name; without any, the newest cache.
 
     Raises
     ------
     FeatcacheError
-        Something that is neither, or nothing at all.
+        A source that is neither a run nor a cache, or nothing to report on.
     """
     caches: list[Cache] = []
     named: list[Run] = []
-    found: dict[Path, list[Run]] = {}
+    folders: dict[Path, list[Run]] = {}
 
     def known(folder: Path) -> list[Run]:
-        if folder not in found:
-            found[folder] = _runs_in(folder, on_note)
-        return found[folder]
+        if folder not in folders:
+            folders[folder] = _runs_in(folder, on_note)
+        return folders[folder]
 
     if not sources:
         try:
@@ -112,7 +83,7 @@ def select(sources: Sequence[str | Path], runs: str | Path | None, on_note: OnNo
             if not named:
                 raise FeatcacheError(
                     f"{default_folder()}: expected a cache or runs to report on, found neither; "
-                    "make some with featcache demo, or featcache extract and featcache probe"
+                    "run featcache demo, or featcache extract and featcache probe"
                 ) from None
     for source in sources:
         path = user_path(source)
@@ -210,7 +181,7 @@ def _find_cache(group: Group) -> None:
             if cache.meta["dataset_digest"] == group.digest:
                 group.cache = cache
                 return
-    group.why = "no cache of these runs is there any more: name one beside them"
+    group.why = "the cache of these runs no longer exists; name another one"
 
 
 def _cache_places(run: Run) -> Iterable[Path]:

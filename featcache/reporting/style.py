@@ -1,30 +1,33 @@
-"""The look that every figure has, and the sheet that it is drawn on.
+"""The look of the figures, their labels, and their files.
 
-Colours are Okabe and Ito's eight, which people with any colour blindness can tell
-apart; their yellow, too faint on white, comes last. A mark that matters differs in
-shape or in its label too, never in colour alone. Each colour stands for a CSS custom
-property (`COLOURS`), so that an SVG within a page follows the page's scheme.
-
-Nothing here touches pyplot or leaves a setting changed: what a user has set for
-figures of their own neither shows in these nor is lost.
-
-References
-----------
-Okabe and Ito, "Color universal design" (2008), https://jfly.uni-koeln.de/color/.
+matplotlib lays out, draws and writes. Colours are Okabe and Ito's eight, which people with any
+colour blindness can tell apart (https://jfly.uni-koeln.de/color/, 2008). On the page each is a CSS
+custom property, so that figures follow the page into dark mode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import io
+import textwrap
+import unicodedata
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import accumulate
+from math import ceil, log
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
-from ..errors import EngineUnavailableError, FeatcacheError, ShapeMismatchError
+from ..errors import EngineUnavailableError, OutputError
+from ..files import check_writable, user_path, write_atomically
 
 WIDTH = 5.2  # inches: as wide as a phone shows without shrinking letters below 10 pixels
+POINTS = 72  # to the inch
+SMALL = 8.5  # points, the size of labels
+STEP = 1.35 * SMALL  # points from one label to the next
 
 COLOURS: Mapping[str, Mapping[str, str]] = {
     "light": {
@@ -39,9 +42,9 @@ COLOURS: Mapping[str, Mapping[str, str]] = {
         "--fc-5": "#e69f00",
         "--fc-6": "#56b4e9",
         "--fc-7": "#000000",
-        "--fc-8": "#f0e442",
+        "--fc-8": "#f0e442",  # too faint on white to come earlier
     },
-    # The same hues, lighter where they would drown.
+    # The same hues, lighter where they would be too dark.
     "dark": {
         "--fc-text": "#e6e8eb",
         "--fc-muted": "#9aa4af",
@@ -63,46 +66,42 @@ TEXT, MUTED, GRID, SURFACE = (
 )
 SERIES = tuple(_LIGHT[f"--fc-{number}"] for number in range(1, 9))
 
-FONT = "DejaVu Sans"  # comes with matplotlib, so that a figure is the same everywhere
-_POINTS = 72.0  # to the inch
-_DPI = 144.0
-
+_DPI = 200
 _SETTINGS: Mapping[str, Any] = {
-    "font.family": [FONT],
-    "font.size": 9.0,
+    # DejaVu Sans comes with matplotlib, so a figure does not depend on the machine's fonts.
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
     "text.color": TEXT,
+    "text.parse_math": False,  # names come from users
     "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8,
     "axes.labelcolor": MUTED,
-    "axes.labelsize": 9.0,
+    "axes.labelsize": 9,
+    "axes.titlecolor": MUTED,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.grid.axis": "y",
+    "axes.facecolor": "none",
     "grid.color": GRID,
-    "grid.linewidth": 0.8,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "xtick.major.size": 3.0,
-    "ytick.major.size": 0.0,
-    "xtick.minor.visible": False,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "ytick.major.size": 0,
     "figure.facecolor": SURFACE,
-    "axes.facecolor": "none",
-    "figure.constrained_layout.w_pad": 5 / _POINTS,
-    "figure.constrained_layout.h_pad": 5 / _POINTS,
+    "figure.constrained_layout.w_pad": 5 / POINTS,
+    "figure.constrained_layout.h_pad": 5 / POINTS,
     "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",  # text stays text: a browser has fonts for every script
 }
 
 
 def stylesheet() -> str:
-    """Return the CSS that gives the figures in a page their colours, in both schemes.
-
-    The dark ones hold where the reader asks for dark, and on paper never.
-    """
+    """Return the CSS of the figures' colours, for light and dark screens; paper is light."""
 
     def rule(scheme: str) -> str:
         values = "".join(f"{name}:{value};" for name, value in COLOURS[scheme].items())
@@ -112,13 +111,7 @@ def stylesheet() -> str:
 
 
 def require_matplotlib() -> None:
-    """Find out that there is something to draw with.
-
-    Raises
-    ------
-    EngineUnavailableError
-        matplotlib is not installed.
-    """
+    """Raise EngineUnavailableError unless matplotlib is installed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -129,176 +122,36 @@ def require_matplotlib() -> None:
 
 
 @contextmanager
-def our_settings() -> Iterator[None]:
-    """Draw as this room does, whatever the user has set; put that back afterwards."""
+def our_settings(**more: Any) -> Iterator[None]:
+    """Draw with our settings and no others; the user's come back afterwards.
+
+    A character that DejaVu Sans lacks becomes its box for missing glyphs, without a warning.
+    """
     from matplotlib import style
 
-    with style.context(["default", dict(_SETTINGS)]):
+    with style.context(["default", {**_SETTINGS, **more}]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         yield
 
 
 @contextmanager
 def sheet(width: float, height: float) -> Iterator[Any]:
-    """Give an empty figure to draw on, and lay it out afterwards.
-
-    Parameters
-    ----------
-    width, height : float
-        Inches.
-
-    Yields
-    ------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    EngineUnavailableError
-        matplotlib is not installed.
-    """
+    """Yield an empty figure of so many inches; lay it out when the block ends."""
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with our_settings():
-        figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=2 * POINTS, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        settle(figure)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out again, everything would move by a hair
+        for axes in figure.axes:
+            _spread_labels(axes)
 
 
-def settle(figure: Any) -> None:
-    """Lay a figure out, once: laid out again, everything would move by a hair.
-
-    Ticks come into being when they are first drawn, so that they too have our settings.
-    """
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-
-
-def size_of(panel: Any) -> tuple[float, float]:
-    """Return width and height of a figure, a part of one or its axes, in points."""
-    scale = _POINTS / panel.figure.dpi
-    return float(panel.bbox.width * scale), float(panel.bbox.height * scale)
-
-
-def text_width(text: str, size: float, families: tuple[str, ...] = (FONT,)) -> float:
-    """Return how many points a line of text takes."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
-
-    font = FontProperties(family=list(families), size=size)
-    width, _, _ = text_to_path.get_text_width_height_descent(text, font, False)
-    return float(width)
-
-
-_SIZE = 8.5
-_ENOUGH = 3  # ticks, to read a scale by
-_APART = 6.0  # points between the words of two ticks
-
-_UNITS = ((1, "s"), (60, "min"), (3600, "h"), (86400, "d"))
-# The most telling first: a unit, ten of it, and fractions of a second.
-_TIMES = (
-    *((seconds, f"1 {unit}") for seconds, unit in _UNITS),
-    *((10 * seconds, f"10 {unit}") for seconds, unit in _UNITS),
-    *((seconds, f"{seconds:g} s") for seconds in (0.1, 0.01, 0.001)),
-    (100 * 86400, "100 d"),
-)
-_BETWEEN = (
-    *((n * seconds, f"{n} {unit}") for n in (30, 2, 5, 20) for seconds, unit in _UNITS),
-    *((seconds, f"{seconds:g} s") for seconds in (0.2, 0.5, 0.02, 0.05)),
-)
-
-
-def percent_axis(axis: Any, label: str) -> None:
-    """Show fractions as percent."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
-    axis.set_label_text(f"{label} (%)", parse_math=False)
-
-
-def count_axis(axis: Any, most: int = 6) -> None:
-    """Show whole numbers alone."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-
-
-def log_x(axes: Any, values: Sequence[float]) -> None:
-    """Make x logarithmic, with these positive values and a margin in it."""
-    low, high = min(values), max(values)
-    margin = (high / low) ** 0.05 if high > 2 * low else 3.0
-    axes.set_xscale("log")
-    axes.set_xlim(low / margin, high * margin)
-
-
-def time_ticks(axes: Any, width: float) -> None:
-    """Show seconds along a logarithmic x, in units that one thinks in."""
-    spaced_ticks(axes, _TIMES, width, _BETWEEN)
-
-
-def log_ticks(axes: Any, width: float) -> None:
-    """Show powers of ten along a logarithmic x, and what lies between where they are few."""
-    powers = [10.0**power for power in range(-15, 16)]
-    between = [n * power for n in (2, 5, 3, 7) for power in powers]
-    ticks, more = (
-        [(place, f"{place:g}") for place in places]
-        for places in ([*powers[::2], *powers[1::2]], between)
-    )
-    spaced_ticks(axes, ticks, width, more)
-
-
-def spaced_ticks(
-    axes: Any,
-    ticks: Sequence[tuple[float, str]],
-    width: float,
-    more: Iterable[tuple[float, str]] = (),
-) -> None:
-    """Set ticks along x, leaving out those that have no room beside the ones before them.
-
-    Parameters
-    ----------
-    axes : matplotlib.axes.Axes
-        With a logarithmic x whose limits are settled.
-    ticks : sequence of (float, str)
-        Places and what to call them, the most telling first.
-    width : float
-        Points that the axes have.
-    more : iterable of (float, str)
-        Ticks to take where fewer than three of the others are left.
-    """
-    from math import log
-
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
-
-    low, high = axes.get_xlim()
-    kept: list[tuple[float, str]] = []
-    taken: list[tuple[float, float]] = []
-    for number, (place, said) in enumerate((*ticks, *more)):
-        if not low <= place <= high or (number >= len(ticks) and len(kept) >= _ENOUGH):
-            continue
-        at = width * log(place / low) / log(high / low)
-        half = (text_width(said, _SIZE) + _APART) / 2
-        if all(abs(at - other) >= half + its for other, its in taken):
-            kept.append((place, said))
-            taken.append((at, half))
-    kept.sort()
-    axes.xaxis.set_major_locator(FixedLocator([place for place, _ in kept]))
-    axes.xaxis.set_major_formatter(FixedFormatter([said for _, said in kept]))
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-_MOST_DATASETS = 8
-_METRICS = {"top1": "top-1", "balanced": "balanced accuracy", "f1": "macro F1"}
-
-
-def field(item: Any, name: str, default: Any = None) -> Any:
-    """Return what a dataclass, or the mapping that it became in a record, has under a name."""
-    if isinstance(item, Mapping):
-        return item.get(name, default)
-    return getattr(item, name, default)
+# ---- words
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -306,50 +159,177 @@ def percent(fraction: float, digits: int = 1) -> str:
     return f"{100 * fraction:.{digits}f}\u00a0%"
 
 
-def metric_name(metric: str) -> str:
-    """Return what a person calls one of `featcache.metrics.METRICS`."""
-    return _METRICS.get(metric, metric)
+def short(name: str, columns: int = 24) -> str:
+    """Return a user's name on one line, its middle left out where it is too long.
 
-
-def by_dataset(records: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Return the records of each data set: accuracies on different data share no axes.
-
-    Raises
-    ------
-    FeatcacheError
-        More data sets than a figure has room for.
+    A column is the width of a Latin letter; East Asian letters take two.
     """
-
-    def key(record: Mapping[str, Any]) -> tuple[str, str]:
-        return str(record.get("dataset", "")), str(record.get("dataset_digest", ""))
-
-    groups = [list(group) for _, group in groupby(sorted(records, key=key), key=key)]
-    if len(groups) > _MOST_DATASETS:
-        raise FeatcacheError(
-            f"figure: expected runs of at most {_MOST_DATASETS} data sets, found {len(groups)}; "
-            "name one"
-        )
-    return groups
+    # The joiner holds emoji together; everything else that is invisible is spelt out.
+    whole = "".join(c if c.isprintable() or c == "\u200d" else ascii(c)[1:-1] for c in name)
+    if not whole.strip(" \u200d"):
+        return "(no name)"
+    if _fitting(whole, columns) == whole:
+        return whole
+    # The end often tells a name from the next.
+    start, end = (columns - 1) * 2 // 3, (columns - 1) // 3
+    return f"{_fitting(whole, start)}…{_fitting(whole[::-1], end)[::-1]}"
 
 
-def as_recalls(recalls: Any, class_names: Sequence[str]) -> np.ndarray:
-    """Return accuracies of classes as float64 (K,), NaN for None; or (0,) where there are none.
+def _fitting(text: str, columns: int) -> str:
+    widths = (1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
+    return text[: sum(width <= columns for width in accumulate(widths))]
 
-    Raises
-    ------
-    ShapeMismatchError
-        There is another number of names.
+
+def head(panel: Any, title: str, words: str = "") -> None:
+    """Write a title and an explanation above a figure or subfigure; both describe its SVG."""
+    width, height = (side / panel.figure.dpi * POINTS for side in panel.bbox.size)
+    lines = textwrap.wrap(words, int(width / (0.56 * SMALL)))
+    # matplotlib makes room for one text of one size: blank lines are room for the words.
+    room = "\n" * ceil(len(lines) * SMALL / 11)
+    place = {"x": 5 / width, "ha": "left", "va": "top"}
+    panel.suptitle(title + room, size=11, weight="bold", **place)
+    y = 1 - (5 + 1.35 * 11) / height
+    panel.text(y=y, s="\n".join(lines), size=SMALL, color=MUTED, linespacing=1.3, **place)
+    described = getattr(panel.figure, "featcache_words", "")
+    panel.figure.featcache_words = f"{described} {title}. {words}".strip()
+
+
+def percent_axis(axis: Any, words: str) -> None:
+    """Show the fractions along an axis as percentages."""
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_formatter(PercentFormatter(1))
+    axis.set_label_text(words)
+
+
+def log_ticks(axes: Any, ticks: Sequence[tuple[float, str]]) -> None:
+    """Label a logarithmic x at these places, the first ones first, without overlaps."""
+    low, high = axes.get_xlim()
+    kept: dict[float, str] = {}
+    for place, words in ticks:
+        if low <= place <= high and all(
+            abs(log(place / other)) > 0.1 * log(high / low) for other in kept
+        ):
+            kept[place] = words
+    axes.set_xticks(sorted(kept), [kept[place] for place in sorted(kept)])
+    axes.set_xticks([], minor=True)
+
+
+def label_beside(axes: Any, x: float, y: float, words: str, colour: str = MUTED) -> None:
+    """Write words to the right of the axes, with a line to a point in them."""
+    label = axes.annotate(
+        words,
+        (x, y),
+        (1.04, y),
+        textcoords=axes.get_yaxis_transform(),
+        va="center",
+        size=SMALL,
+        arrowprops={
+            "arrowstyle": "-",
+            "color": colour,
+            "linewidth": 0.6,
+            "shrinkB": 5,
+            "relpos": (0, 0.5),
+        },
+        zorder=1,
+    )
+    label.set_gid("beside")
+
+
+def _spread_labels(axes: Any) -> None:
+    """Move the labels beside axes apart, as little as possible."""
+    labels = [text for text in axes.texts if text.get_gid() == "beside"]
+    step = STEP * axes.figure.dpi / POINTS / axes.bbox.height  # as a fraction of the axes
+    to_axes = axes.transData + axes.transAxes.inverted()
+    places = spread([to_axes.transform(label.xy)[1] for label in labels], step)
+    for label, place in zip(labels, places, strict=True):
+        label.set_position((1.04, to_axes.inverted().transform((0, place))[1]))
+
+
+def spread(wanted: Sequence[float], step: float) -> np.ndarray:
+    """Return the places in [0, 1] nearest to those wanted that are ``step`` apart.
+
+    The sum of squared moves is least: with ``step`` times its rank taken off, no place may be
+    below the one before it, which is isotonic regression.
     """
-    values = np.array([np.nan if value is None else value for value in recalls], np.float64)
-    if values.size:
-        check_shape(values.shape, (len(class_names),), "per class")
-    return values
+    from sklearn.isotonic import isotonic_regression
+
+    places = np.array(wanted, np.float64)
+    if len(places):
+        order = np.argsort(places, kind="stable")
+        ranks = step * np.arange(len(places))
+        fitted = isotonic_regression(places[order] - ranks)
+        places[order] = np.clip(fitted, 0, max(0, 1 - ranks[-1])) + ranks
+    return places
 
 
-def check_shape(found: tuple[int, ...], expected: tuple[int, ...], what: str) -> None:
-    """Refuse an array that has not one place for each class name."""
-    if found != expected:
-        raise ShapeMismatchError(
-            f"{what}: expected an array of shape {expected}, one place for each class name, found "
-            f"{found}"
+# ---- files
+
+
+def svg(figure: Any) -> str:
+    """Return a figure as an ``<svg>`` element for a page, in the colours of `stylesheet`.
+
+    Of what matplotlib writes, the style sheet goes, which would apply to the whole page, and so
+    do ids that nothing refers to; colours become custom properties.
+    """
+    words = getattr(figure, "featcache_words", "figure")
+    # The salt makes ids of clip paths and markers those of this figure alone.
+    root = ElementTree.fromstring(_written(figure, "svg", words, facecolor="none"))
+    for element in list(root.iter()):
+        for child in list(element):
+            if child.tag.endswith(("}style", "}metadata")):
+                element.remove(child)
+        element.tag = element.tag.partition("}")[2]
+        attributes = {name.partition("}")[2] or name: v for name, v in element.attrib.items()}
+        if "_" in attributes.get("id", "") or attributes.get("id") == "beside":
+            del attributes["id"]
+        for name, value in _LIGHT.items():
+            if "style" in attributes:
+                attributes["style"] = attributes["style"].replace(value, f"var({name})")
+        element.attrib = attributes
+    root.attrib |= {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "aria-label": words}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def check_plot(path: str | Path) -> None:
+    """Raise, before any long work, unless a figure can be drawn and saved there."""
+    require_matplotlib()
+    for place in _places(path):
+        check_writable(place)
+
+
+def save_figure(figure: Any, path: str | Path) -> tuple[Path, ...]:
+    """Write a figure, whole or not at all; the same figure gives the same bytes.
+
+    The name ends in ``.png`` or ``.svg``; without a suffix both are written.
+    """
+    places = _places(path)
+    for place in places:
+        write_atomically(place, _written(figure, place.suffix.lower()[1:]))
+    return places
+
+
+def _written(figure: Any, kind: str, salt: str = "featcache", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    keys = ("Date", "Creator", "Format", "Type") if kind == "svg" else ("Software",)
+    with our_settings(**{"svg.hashsalt": salt}):
+        options |= {"dpi": _DPI, "metadata": dict.fromkeys(keys)}
+        figure.savefig(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def _places(path: str | Path) -> tuple[Path, ...]:
+    path = user_path(path)
+    if path.is_dir():
+        raise OutputError(
+            f"{path}: expected the name of a file, found a folder; name a file in it, such as "
+            f"{path / 'figure.png'}"
         )
+    if path.suffix.lower() in (".png", ".svg"):
+        return (path,)
+    if path.suffix and not path.suffix[1:].isdigit():
+        raise OutputError(
+            f"{path}: expected a name that ends in .png or .svg, or in neither for both, found "
+            f"{path.suffix!r}; rename it"
+        )
+    return tuple(path.with_name(path.name + suffix) for suffix in (".png", ".svg"))

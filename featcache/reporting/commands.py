@@ -1,8 +1,7 @@
-"""Where everything came from, and what to type to have it again."""
+"""The commands that make a cache or a run again."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,41 +14,16 @@ from ..probes.recipes import PROBE_RECIPES
 from ..store.cache import Cache
 from .pictures import dataset_place
 
-_LISTED = 20  # names of skipped images
-_SOMEWHERE = "DATASET"  # where the cache does not say where its images are
-
-
-def facts(cache: Cache) -> list[tuple[str, list[str]]]:
-    """Return everything that a cache says about itself, name by name: texts, one or several."""
-    skipped = [*cache.train.skipped, *cache.test.skipped]
-    listed = skipped[:_LISTED]
-    if len(skipped) > _LISTED:
-        listed.append(f"… and {len(skipped) - _LISTED:,} more")
-    values: dict[str, Any] = {
-        "cache": str(cache.path),
-        "n_train": len(cache.train),
-        "n_test": len(cache.test),
-        "feature_dim": cache.feature_dim,
-        "size_bytes": cache.size_bytes,
-        "skipped": listed,
-        **cache.meta,
-    }
-    return [(name, _texts(value)) for name, value in values.items()]
-
-
-def _texts(value: Any) -> list[str]:
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return value or ["none"]
-    return [value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)]
+_SOMEWHERE = "DATASET"  # where the path of the images is unknown
 
 
 def shell(*words: object) -> str:
-    """Return a command as one would type it."""
+    """Return a command, quoted for a shell."""
     return shlex.join(str(word) for word in words)
 
 
 def extract_command(meta: Mapping[str, Any], output: Path) -> str:
-    """Return what makes a cache again."""
+    """Return the command that makes a cache again."""
     words: list[object] = ["featcache", "extract", dataset_place(meta) or _SOMEWHERE]
     words += ["--backbone", meta["backbone"], "--weights", _weights(meta)]
     words += ["--size", meta["preprocess"]["size"], "--engine", meta["engine"]]
@@ -65,7 +39,7 @@ def extract_command(meta: Mapping[str, Any], output: Path) -> str:
 
 
 def run_command(record: Mapping[str, Any], cache: Cache | None) -> str | None:
-    """Return what makes a run again; None of a kind that is not known."""
+    """Return the command that makes a run again; None for an unknown kind."""
     at = str(cache.path) if cache is not None else str(record.get("cache", "CACHE"))
     kind = record["kind"]
     if kind == "probe":
@@ -91,7 +65,7 @@ def _probe_command(record: Mapping[str, Any], at: str, cache: Cache | None) -> s
     recipe = record.get("recipe")
     if solver == "sgd" and isinstance(recipe, Mapping):
         tutorial = asdict(PROBE_RECIPES["tutorial"])
-        name = "tutorial" if _close(recipe, tutorial, "whiten") else "default"
+        name = "tutorial" if _same(recipe, tutorial, "whiten") else "default"
         words += ["--recipe", name]
         words += _changed(recipe, asdict(PROBE_RECIPES[name]), _OF_SGD)
     if record.get("sweep"):
@@ -154,7 +128,7 @@ _OF_FINETUNE = {
 def _changed(
     recipe: Mapping[str, Any], default: Mapping[str, Any], options: Mapping[str, str]
 ) -> list[object]:
-    """Return the options for what a recipe has otherwise than its default."""
+    """Return the options in which a recipe differs from its default."""
     words: list[object] = []
     for name, option in options.items():
         value = recipe.get(name, default[name])
@@ -163,7 +137,7 @@ def _changed(
     return words
 
 
-def _close(recipe: Mapping[str, Any], other: Mapping[str, Any], name: str) -> bool:
+def _same(recipe: Mapping[str, Any], other: Mapping[str, Any], name: str) -> bool:
     return bool(recipe.get(name) == other[name])
 
 
