@@ -18,6 +18,7 @@ import pytest
 import featcache
 from featcache.cli import main
 from featcache.cli.options import _ORDER
+from featcache.cli.output import sparkline
 from featcache.store.cache import load
 from featcache.store.writer import SplitArrays, write_cache
 
@@ -118,6 +119,22 @@ def test_demo_is_the_whole_job(capsys, image_folder, tmp_path):
     assert len(list((tmp_path / "my runs").glob("*/run.json"))) == 2
 
 
+def test_the_demo_leaves_out_what_nothing_here_can_train(
+    capsys, image_folder, fake_engine, monkeypatch
+):
+    from featcache import frameworks
+
+    monkeypatch.setattr(frameworks, "oneflow_status", lambda: (None, "not here"))
+    monkeypatch.setattr(frameworks, "torch_status", lambda: (None, "not here"))
+    code, out, err = run(capsys, "demo", image_folder)
+    assert code == 0 and "$ featcache compare colours" in out and "finetune" not in out
+    lines = err.splitlines()
+    (left_out,) = [line for line in lines if line.startswith("fine-tuning is left out")]
+    (more,) = [line for line in lines if line.startswith("OneFlow would add")]
+    assert "pip install 'featcache[torch]'" in left_out
+    assert "pip install 'featcache[oneflow]'" in more
+
+
 def test_doctor_says_what_is_there(capsys):
     code, out, _ = run(capsys, "doctor", "--no-network", "--json")
     findings = {finding["topic"]: finding for finding in json.loads(out)}
@@ -149,18 +166,17 @@ def test_the_forms_of_a_probe(capsys, small_cache):
 
 
 def test_a_curve_is_shown_in_the_terminals_own_characters(small_cache):
-    for encoding, bars in (("utf-8", "▁"), ("ascii", "0"), ("cp1252", "0")):
-        answer = subprocess.run(
-            [sys.executable, "-m", "featcache", "probe", small_cache, "--shots", "1,5,full"],
-            capture_output=True,
-            env={**os.environ, "PYTHONIOENCODING": encoding, "NO_COLOR": "1"},
-            check=True,
-        )
-        (line,) = [
-            line for line in answer.stdout.decode(encoding).splitlines() if line.startswith("top1 ")
-        ]
-        assert line.split()[1].startswith(bars) and b"\\u" not in answer.stdout
-        assert b"\x1b" not in answer.stdout
+    assert sparkline([0, 1], "utf-8").startswith("▁")
+    assert sparkline([0, 1], "cp1252").startswith("0")
+    answer = subprocess.run(
+        [sys.executable, "-m", "featcache", "probe", small_cache, "--shots", "1,5,full"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "NO_COLOR": "1"},
+        check=True,
+    )
+    shown = answer.stdout.decode("ascii")
+    (line,) = [line for line in shown.splitlines() if line.startswith("top1 ")]
+    assert line.split()[1].startswith("0") and "\\u" not in shown and "\x1b" not in shown
 
 
 def test_strict_refuses_an_under_trained_head_and_no_other(capsys, small_cache):

@@ -15,6 +15,7 @@ from terminals import on_a_terminal
 from featcache.cli import main
 
 STARTER = ["--weights", "tinyimagenet32"]
+FEW = ["--train-limit", "20", "--test-limit", "10"]
 
 
 def program(*arguments):
@@ -41,7 +42,15 @@ def test_epochs_on_a_real_terminal(home, image_folder):
 
 
 @pytest.mark.oneflow
-@pytest.mark.parametrize("delay", [0.1, 0.4, 0.8, 1.2])
+@pytest.mark.parametrize(
+    "delay",
+    [
+        0.1,
+        0.8,
+        pytest.param(0.4, marks=pytest.mark.long),
+        pytest.param(1.2, marks=pytest.mark.long),
+    ],
+)
 def test_ctrl_c_while_things_are_loaded(home, small_cache, delay):
     arguments = program("probe", small_cache, "--solver", "sgd", "--epochs", 20000)
     process = subprocess.Popen(
@@ -86,19 +95,16 @@ def test_streams_that_are_closed_full_or_ascii(home, small_cache):
     assert piped.stderr == ""
 
 
-def test_what_a_cache_says_of_itself_fits_where_it_is_read(home, small_cache):
-    def shown(**variables):
-        plain = {name: value for name, value in environment(home).items() if name != "COLUMNS"}
-        answer = subprocess.run(
-            program("info", small_cache), env={**plain, **variables}, capture_output=True, text=True
-        )
-        assert answer.returncode == 0, answer.stderr
-        return answer.stdout
-
+def test_what_a_cache_holds_fits_where_it_is_read(capsys, home, monkeypatch, small_cache):
     digest = "0" * 64
-    piped = shown()
-    assert digest in piped and max(map(len, piped.splitlines())) <= 100
-    narrow = shown(COLUMNS="80")
+    variables = {name: value for name, value in environment(home).items() if name != "COLUMNS"}
+    answer = subprocess.run(
+        program("info", small_cache), env=variables, capture_output=True, text=True, check=True
+    )
+    assert digest in answer.stdout and max(map(len, answer.stdout.splitlines())) <= 100
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["info", str(small_cache)]) == 0
+    narrow = capsys.readouterr().out
     assert max(map(len, narrow.splitlines())) <= 80
     assert digest in narrow.replace(" ", "").replace("\n", "")
 
@@ -132,7 +138,7 @@ def test_what_to_type_again_can_be_pasted(capsys, monkeypatch):
     [
         (("extract", "a" * 300, *STARTER), "expected a folder"),
         (("extract", "~nobody-of-that-name/x", *STARTER), "expected a folder"),
-        (("extract", "digits", *STARTER, "-o", "b" * 300 + ".h5"), "name too long"),
+        (("extract", "digits", *STARTER, *FEW, "-o", "b" * 300 + ".h5"), "name too long"),
         (("extract", "digits", *STARTER, "--force", "-o", "here.h5"), "a folder has that name"),
         (("extract", "/dev/null", *STARTER), "found a device or a socket"),
         (("extract", "digits", "--weights", "~nobody-of-that-name/x.pth"), "no such file"),

@@ -10,6 +10,8 @@ from featcache import cores
 from featcache.cores import quota_cores, usable_cores
 from featcache.errors import RecipeError
 
+pytestmark = pytest.mark.numpy1  # its bytes or draws may depend on NumPy
+
 
 def write(root, files):
     for name, text in files.items():

@@ -10,7 +10,7 @@ those under test. What kind of block it is decides how:
 - ``python`` is a program of its own and must succeed.
 
 A block that cannot run in a test has ``<!-- not run: REASON -->`` on the line before it, one that
-takes long ``<!-- slow: REASON -->``: that one runs, with all of its page, under the marker slow.
+takes long ``<!-- slow: REASON -->``: its page is run by the slow tests.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ WRITTEN = {name: page for name, page in PAGES.items() if name != "docs/reference
 RUN = ("console", "python", "sh")
 OTHER = ("julia", "r", "yaml")  # code that no test runs: must say why
 MARKERS = ("not run", "slow")
-EXTRAS = {  # what a block says, and the package that it then needs
+EXTRAS = {  # what a block uses, and the package that it then needs
     r"--plot|featcache report": "bokeh",
     r"to_pandas": "pandas",
     r"--to parquet": "pyarrow",
@@ -80,15 +80,6 @@ def blocks(page: Path) -> list[Block]:
         opened = None
     assert opened is None, f"{page}: the fence of line {opened} is never closed"
     return found
-
-
-def pages_with(marker: str) -> list[str]:
-    """Return the pages that have a block to run with such a marker ("" for none)."""
-    return [
-        name
-        for name, page in PAGES.items()
-        if any(b.language in RUN and b.marker == marker for b in blocks(page))
-    ]
 
 
 # What the pages take for granted.
@@ -196,11 +187,11 @@ def run_session(block: Block, folder: Path, where: str) -> None:
             assert found, f"{where}: $ {command}\nno line like {line!r} in\n{printed}"
 
 
-def run_page(name: str, folder: Path, markers: tuple[str, ...]) -> None:
-    """Run the blocks of a page that have one of these markers, in order."""
+def run_page(name: str, folder: Path) -> None:
+    """Run the blocks of a page, in order."""
     prepare(name, folder)
     for block in blocks(PAGES[name]):
-        if block.language not in RUN or block.marker not in markers:
+        if block.language not in RUN or block.marker == "not run":
             continue
         where = f"{name}:{block.line}"
         if block.language == "console":
@@ -214,33 +205,36 @@ def run_page(name: str, folder: Path, markers: tuple[str, ...]) -> None:
         assert status == 0, f"{where}:\n{block.text}\n\n{printed}"
 
 
-def needs(name: str, markers: tuple[str, ...]) -> None:
-    """Skip a page whose blocks need what this environment has not, and say what."""
-    text = "\n".join(b.text for b in blocks(PAGES[name]) if b.marker in markers)
-    version, why = oneflow_status()
-    if version is None and re.search(r"featcache (finetune|fit)\b|--solver sgd", text):
-        pytest.skip(why)
-    engine = version or openvino_status()[0] or torch_status()[0]
+def runnable_pages() -> list:
+    """Return the pages that have a block to run, marked by what their blocks need.
+
+    A page is run once, as a whole: with the slow tests if a block of it is slow.
+    """
+    pages = []
+    for name, page in PAGES.items():
+        run = [b for b in blocks(page) if b.language in RUN and b.marker != "not run"]
+        if not run:
+            continue
+        text = "\n".join(block.text for block in run)
+        marks = []
+        if any(block.marker == "slow" for block in run):
+            marks.append(pytest.mark.slow)
+        done = "\n".join(block.text for block in run if "error:" not in block.text)
+        if re.search(r"featcache (finetune|fit)\b|--solver sgd", done):
+            marks.append(pytest.mark.oneflow)
+        pages.append(pytest.param(name, text, id=name, marks=marks))
+    return pages
+
+
+@pytest.mark.parametrize(("name", "text"), runnable_pages())
+def test_every_block_of_a_page_runs(name, text, desk):
+    engine = oneflow_status()[0] or openvino_status()[0] or torch_status()[0]
     if engine is None and re.search(r"\b(extract|predict|build_engine)\b", text):
         pytest.skip("no engine is installed")
-    for said, package in EXTRAS.items():
-        if re.search(said, text):
+    for option, package in EXTRAS.items():
+        if re.search(option, text):
             pytest.importorskip(package)
-
-
-@pytest.mark.page
-@pytest.mark.parametrize("name", pages_with(""))
-def test_every_block_of_a_page_runs(name, desk):
-    needs(name, ("",))
-    run_page(name, desk, ("",))
-
-
-@pytest.mark.page
-@pytest.mark.slow
-@pytest.mark.parametrize("name", pages_with("slow"))
-def test_every_block_of_a_page_runs_the_slow_ones_too(name, desk):
-    needs(name, ("", "slow"))
-    run_page(name, desk, ("", "slow"))
+    run_page(name, desk)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -276,9 +270,7 @@ def test_commands_and_options_that_are_named_exist(name):
             for option in re.findall(r"(?<=\s)--[a-z][\w-]*", called[2].partition(" #")[0]):
                 assert option in own | {"--help"}, f"{name}: {line}"
     for option in re.findall(r"`(--[a-zA-Z][\w-]*)", text):
-        assert option in known | {"--build-constraint", "--master_port", "--python"}, (
-            f"{name}: {option}"
-        )
+        assert option in known | {"--master_port", "--python"}, f"{name}: {option}"
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -19,6 +19,8 @@ from featcache.errors import RecipeError
 from featcache.probes.estimator import LinearProbe
 from featcache.probes.scaling import SCALINGS
 
+pytestmark = pytest.mark.numpy1  # its bytes or draws may depend on NumPy
+
 
 def clouds(n_classes, n=240, dim=6, spread=1.0, seed=0):
     """Return Gaussian classes around centres that are not centred themselves."""

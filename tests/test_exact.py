@@ -16,6 +16,8 @@ from featcache.probes.ridge import Ridge, ridge_objective
 from featcache.probes.scaling import Scaling
 from featcache.probes.sweep import sweep_lbfgs, sweep_ridge
 
+pytestmark = pytest.mark.numpy1  # its bytes or draws may depend on NumPy
+
 
 def clouds(n=600, dim=12, n_classes=4, spread=1.0, shares=None, seed=0, dtype=np.float32):
     """Draw correlated features far from the origin, as a ReLU network's are."""

@@ -20,6 +20,8 @@ from featcache.store.cache import load
 from featcache.store.export import FORMATS
 from featcache.store.writer import SplitArrays, write_cache
 
+pytestmark = pytest.mark.numpy1  # its bytes or draws may depend on NumPy
+
 WRITABLE = ("npz", "safetensors", "tensorboard")  # without any other package
 ODD_IDS = ("a\tb.png", "two\nlines", "猫/写真.jpg", os.fsdecode(b"not \xff text"), "plain")
 

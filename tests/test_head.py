@@ -26,6 +26,8 @@ from featcache.probes.ingredients import (
 )
 from featcache.store.format import FINGERPRINT_FIELDS
 
+pytestmark = pytest.mark.numpy1  # its bytes or draws may depend on NumPy
+
 KEY = "featcache.head"
 
 

@@ -13,6 +13,8 @@ from featcache.probes import knn as knn_module
 from featcache.probes.blocks import Rows
 from featcache.probes.knn import knn_probe, nearest
 
+pytestmark = pytest.mark.numpy1  # its bytes or draws may depend on NumPy
+
 
 def brute_force(train, labels, test, n_classes, k, temperature=0.07):
     """Say the same with loops: rank by (similarity, row), add up votes, take the first largest."""

@@ -27,6 +27,8 @@ from featcache.metrics import (
     wilson_interval,
 )
 
+pytestmark = pytest.mark.numpy1  # its bytes or draws may depend on NumPy
+
 
 @pytest.fixture(params=range(4))
 def imbalanced(request):

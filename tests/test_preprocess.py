@@ -9,6 +9,8 @@ from PIL import Image
 from featcache.errors import RecipeError, ShapeMismatchError
 from featcache.preprocess import FLIP_VIEWS, Preprocess, apply_view, upscale
 
+pytestmark = pytest.mark.numpy1  # its bytes or draws may depend on NumPy
+
 
 def noise(width, height, seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)

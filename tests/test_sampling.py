@@ -16,6 +16,8 @@ from featcache.sampling import (
     validation_rows,
 )
 
+pytestmark = pytest.mark.numpy1  # its bytes or draws may depend on NumPy
+
 
 def test_a_plan_is_a_seeded_permutation_with_uniform_views():
     rows, views = epoch_plan(4000, 4, seed=3, epoch=1)

@@ -28,6 +28,8 @@ from featcache.store.format import BLOCK_ROWS, FINGERPRINT_FIELDS, differences, 
 from featcache.store.shards import ShardWriter
 from featcache.store.writer import SplitArrays, write_cache
 
+pytestmark = pytest.mark.numpy1  # its bytes or draws may depend on NumPy
+
 
 def test_what_is_written_is_read(small_cache):
     cache = load(small_cache)

@@ -29,6 +29,8 @@ from featcache.errors import OutputError, RecipeError, WeightsError
 from featcache.preprocess import Preprocess
 from featcache.progress import silent
 
+pytestmark = pytest.mark.numpy1  # its bytes or draws may depend on NumPy
+
 DATA = Path(__file__).parent / "data" / "weights"
 State = dict[str, np.ndarray]
 

@@ -227,6 +227,7 @@ def demo(
 
     Example: [bold]featcache demo[/bold]
     """
+    from ..frameworks import oneflow_status, torch_status
     from ..store.cache import load
 
     def words(**options: object) -> list[object]:
@@ -239,8 +240,19 @@ def demo(
     cache = Path(extract(dataset, **weights))
     out.command("probe", cache, *words(**kept))
     probe(context, cache, **kept)
-    out.command("finetune", dataset, *words(method="split", **weights, **kept))
-    finetune(dataset, method="split", **weights, **kept)
+    has_oneflow, has_torch = oneflow_status()[0], torch_status()[0]
+    if has_oneflow or has_torch:
+        out.command("finetune", dataset, *words(method="split", **weights, **kept))
+        finetune(dataset, method="split", **weights, **kept)
+    else:
+        out.note(
+            "fine-tuning is left out: it needs PyTorch, pip install 'featcache[torch]', or OneFlow"
+        )
+    if not has_oneflow:
+        out.note(
+            "OneFlow would add the reference engine, fine-tuning and --solver sgd as in the "
+            "tutorial: pip install 'featcache[oneflow]' (Python 3.10 on Linux x86_64)"
+        )
     name = load(cache).meta["dataset"]
     out.command("compare", name, *words(runs=runs))
     compare(name, runs)
