@@ -156,7 +156,7 @@ def finetune(
 
     Without options these are the tutorial's recipes.
 
-    Example: [bold]featcache finetune digits --method split --weights tinyimagenet32[/bold]
+    Example: featcache finetune digits --method split --weights tinyimagenet32
     """
     _plot.checked(plot)
     from ..finetuning.finetune import finetune as run
@@ -299,7 +299,7 @@ def fit(
 ) -> None:
     """Reach an accuracy at the least cost: the probe, then fine-tunes, the cheapest first.
 
-    Example: [bold]featcache fit digits --target 0.99 --weights tinyimagenet32[/bold]
+    Example: featcache fit digits --target 0.99 --weights tinyimagenet32
     """
     from ..finetuning.fit import fit as run
 

@@ -232,7 +232,7 @@ def probe(
 ) -> None:
     """Train a linear head on cached features, checked against scikit-learn.
 
-    Example: [bold]featcache probe --scale standardize --per-class[/bold]
+    Example: featcache probe --scale standardize --per-class
     """
     _check_form(context)
     _plot.checked(plot)
@@ -345,7 +345,7 @@ def predict(
 ) -> None:
     """Name the class of images, with a saved head.
 
-    Example: [bold]featcache predict photos --head cats.safetensors --format csv[/bold]
+    Example: featcache predict photos --head cats.safetensors --format csv
     """
     from ..prediction import as_csv
     from ..prediction import predict as run

@@ -65,7 +65,7 @@ def report(
 ) -> None:
     """Make one HTML page of runs and features, and its figures as PNG and SVG.
 
-    Example: [bold]featcache report --open[/bold]
+    Example: featcache report --open
     """
     from ..reporting.report import report as run
 
