@@ -1,16 +1,16 @@
-"""The documentation: every command and snippet in it runs, and it names all there is.
+"""The documentation: every command and snippet in it runs, and it covers every command and name.
 
-Blocks of a page run in order, in a folder of their own, with ``featcache`` and ``python`` being
-those under test. What kind of block it is decides how:
+The blocks of a page run in order, in a folder of their own, with the ``featcache`` and ``python``
+under test:
 
-- ``sh`` runs whole and must succeed.
-- ``console`` is a session: each ``$`` line runs, and each line shown under it must be printed, in
-  that order, numbers aside; of one that ends in ``…`` the beginning. Where a line that begins with
-  ``error:`` is shown, the command must fail with it.
-- ``python`` is a program of its own and must succeed.
+- ``sh`` runs as a whole and must succeed.
+- ``console`` is a session: each ``$`` line runs, and the lines shown under it must be printed in that
+  order, apart from numbers. A line that ends in ``…`` is a prefix. Where a line starts with
+  ``error:``, the command must fail with that message.
+- ``python`` is a program and must succeed.
 
-A block that cannot run in a test has ``<!-- not run: REASON -->`` on the line before it, one that
-takes long ``<!-- slow: REASON -->``: that one runs, with all of its page, under the marker slow.
+``<!-- not run: REASON -->`` on the line before a block excludes it. ``<!-- slow: REASON -->`` runs it,
+with all of its page, under the marker slow.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ WRITTEN = {name: page for name, page in PAGES.items() if name != "docs/reference
 RUN = ("console", "python", "sh")
 OTHER = ("julia", "r", "yaml")  # code that no test runs: must say why
 MARKERS = ("not run", "slow")
-EXTRAS = {  # what a block says, and the package that it then needs
+EXTRAS = {  # text in a block, and the package that it needs
     r"--plot|featcache report": "bokeh",
     r"to_pandas": "pandas",
     r"--to parquet": "pyarrow",
@@ -91,11 +91,11 @@ def pages_with(marker: str) -> list[str]:
     ]
 
 
-# What the pages take for granted.
+# Files that the pages assume.
 
 
 def picture(tint: int, seed: int) -> Image.Image:
-    """Draw clouds of a colour: photos enough for a backbone, a class for a linear head."""
+    """Draw clouds of one colour, a class that a linear head can learn."""
     generator = np.random.default_rng((tint, seed))
     coarse = generator.integers(0, 256, (6, 8, 3)).astype(np.float32)
     coarse[..., tint] = 0.8 * coarse[..., tint] + 51
@@ -104,7 +104,7 @@ def picture(tint: int, seed: int) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def given(tmp_path_factory):
-    """The files that pages speak of: ``photos/`` with classes, ``my-digits/`` without."""
+    """The files that pages assume: ``photos/`` with class folders, ``my-digits/`` without."""
     from sklearn.datasets import load_digits
 
     folder = tmp_path_factory.mktemp("given")
@@ -120,12 +120,12 @@ def given(tmp_path_factory):
 
 
 def prepare(page: str, folder: Path) -> None:
-    """Add what one page alone takes for granted."""
+    """Add the files that only this page assumes."""
     data = ROOT / "tests" / "data"
     if page == "docs/format.md":
         (folder / "cache").mkdir()
         shutil.copytree(data / "format-2.shards", folder / "cache" / "big.shards")
-        for block in blocks(PAGES[page]):  # under the name that it says
+        for block in blocks(PAGES[page]):  # under the names it uses
             for name in re.findall(r"cache/[\w-]+\.h5", block.text):
                 shutil.copyfile(data / "format-2.h5", folder / name)
     if page in ("docs/audit.md", "docs/report.md"):
@@ -134,7 +134,7 @@ def prepare(page: str, folder: Path) -> None:
 
 @pytest.fixture
 def desk(tmp_path, given, monkeypatch):
-    """An empty folder with the given files, and the environment that blocks run in."""
+    """A folder with the given files, and the environment that blocks run in."""
     folder = tmp_path / "desk"
     shutil.copytree(given, folder)
     tools = tmp_path / "tools"
@@ -143,12 +143,12 @@ def desk(tmp_path, given, monkeypatch):
         tool = tools / name
         tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
         tool.chmod(0o755)
-    monkeypatch.delenv("FEATCACHE_DIR")  # pages speak of cache/, where one stands
+    monkeypatch.delenv("FEATCACHE_DIR")  # pages use cache/ in the current folder
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
-    # No page may need the network without a word: whatever asks for it is told no at once.
+    # No page may need the network silently: requests fail at once.
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     return folder
@@ -169,7 +169,7 @@ def shell(command: str, folder: Path) -> tuple[int, str]:
 
 
 def essence(line: str) -> str:
-    """Return a line without what differs from run to run: numbers, bars, boxes, bottlenecks."""
+    """Return a line without numbers, bars, boxes and bottlenecks, which differ between runs."""
     line = re.sub(r"[▁▂▃▄▅▆▇█]+", "~", line)
     line = re.sub(r"[─━┏┓┗┛┡┩┃│└┘┴┬┳┻╇]+", " ", line)
     line = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{4,}\b", "#", line)  # digests
@@ -180,20 +180,20 @@ def essence(line: str) -> str:
 
 
 def run_session(block: Block, folder: Path, where: str) -> None:
-    """Run each ``$`` line of a session, and look for what is shown under it."""
-    assert block.text.startswith("$ "), f"{where}: a session begins with a command"
+    """Run each ``$`` line of a session, and compare its output with the lines shown."""
+    assert block.text.startswith("$ "), f"{where}: a session starts with a command"
     for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
         command, *shown = part.rstrip().splitlines()
         status, printed = shell(command, folder)
-        wanted_failure = any(line.startswith("error:") for line in shown)
-        assert (status != 0) == wanted_failure, f"{where}: $ {command}\n{printed}"
+        must_fail = any(line.startswith("error:") for line in shown)
+        assert (status != 0) == must_fail, f"{where}: $ {command}\n{printed}"
         lines = iter([essence(line) for line in printed.splitlines()])
         for line in filter(None, map(essence, shown)):
-            begin = line.removesuffix("…").strip() if line.endswith("…") else None
-            found = any(
-                line == other if begin is None else other.startswith(begin) for other in lines
+            prefix = line.removesuffix("…").strip() if line.endswith("…") else None
+            is_printed = any(
+                line == other if prefix is None else other.startswith(prefix) for other in lines
             )
-            assert found, f"{where}: $ {command}\nno line like {line!r} in\n{printed}"
+            assert is_printed, f"{where}: $ {command}\nno line like {line!r} in\n{printed}"
 
 
 def run_page(name: str, folder: Path, markers: tuple[str, ...]) -> None:
@@ -215,7 +215,7 @@ def run_page(name: str, folder: Path, markers: tuple[str, ...]) -> None:
 
 
 def needs(name: str, markers: tuple[str, ...]) -> None:
-    """Skip a page whose blocks need what this environment has not, and say what."""
+    """Skip a page whose blocks need a package that is missing here."""
     text = "\n".join(b.text for b in blocks(PAGES[name]) if b.marker in markers)
     version, why = oneflow_status()
     if version is None and re.search(r"featcache (finetune|fit)\b|--solver sgd", text):
@@ -223,8 +223,8 @@ def needs(name: str, markers: tuple[str, ...]) -> None:
     engine = version or openvino_status()[0] or torch_status()[0]
     if engine is None and re.search(r"\b(extract|predict|build_engine)\b", text):
         pytest.skip("no engine is installed")
-    for said, package in EXTRAS.items():
-        if re.search(said, text):
+    for pattern, package in EXTRAS.items():
+        if re.search(pattern, text):
             pytest.importorskip(package)
 
 
@@ -352,8 +352,7 @@ def test_every_public_name_is_in_the_reference():
     assert set(featcache.__all__) <= set(titles)
 
 
-def test_the_runner_notices(tmp_path):
-    """A runner that lets everything pass would be worse than none."""
+def test_the_runner_fails_on_wrong_output(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
         "```sh\ntrue\n```\n<!-- not run: a reason -->\n```python\n1 / 0\n```\n"
