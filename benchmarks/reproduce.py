@@ -272,11 +272,9 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16", help="precision of PyTorch; OneFlow has f32")
     parser.add_argument("--only", default="", help=f"rows to run, of {', '.join(ROWS)}")
     parser.add_argument(
-        "--work", type=Path, default=Path("reproduce"), help="folder for features and runs"
+        "--work", type=Path, default=Path("reproduce"), help="for features and runs"
     )
-    parser.add_argument(
-        "--results", type=Path, help="folder for records; by default in docs/results"
-    )
+    parser.add_argument("--results", type=Path, help="for records; by default in docs/results")
     parser.add_argument("--images", type=int, help="limit of images per split, for a trial")
     parser.add_argument("--table", action="store_true", help="only rewrite the page")
     parser.add_argument("--run", help=argparse.SUPPRESS)

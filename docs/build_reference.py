@@ -62,11 +62,13 @@ INTRO = """# Python reference
 
 <!-- Written by docs/build_reference.py from the docstrings: change those, then run it. -->
 
-All names below belong to the package `featcache`. Importing it loads no framework, not even NumPy: a
-name is imported when it is first used. Everything is typed. Results are frozen dataclasses, listed with
-their fields. Letters in shapes: N images, D numbers per feature, K classes, C x H x W a feature map.
+All names below belong to the package `featcache`. Importing it loads no framework, not even NumPy:
+a name is imported when it is first used. Everything is typed. Results are frozen dataclasses,
+listed with their fields. Letters in shapes: N images, D numbers per feature, K classes, C x H x W a
+feature map.
 
-`on_progress` is called with a `Progress`, `on_note` receives one-line notes; by default both do nothing.
+`on_progress` is called with a `Progress`, `on_note` receives one-line notes; by default both do
+nothing.
 """
 
 

@@ -4,13 +4,13 @@ The blocks of a page run in order, in a folder of their own, with the ``featcach
 under test:
 
 - ``sh`` runs as a whole and must succeed.
-- ``console`` is a session: each ``$`` line runs, and the lines shown under it must be printed in that
-  order, apart from numbers. A line that ends in ``…`` is a prefix. Where a line starts with
+- ``console`` is a session: each ``$`` line runs, and the lines shown under it must be printed in
+  that order, apart from numbers. A line that ends in ``…`` is a prefix. Where a line starts with
   ``error:``, the command must fail with that message.
 - ``python`` is a program and must succeed.
 
-``<!-- not run: REASON -->`` on the line before a block excludes it. ``<!-- slow: REASON -->`` runs it,
-with all of its page, under the marker slow.
+``<!-- not run: REASON -->`` on the line before a block excludes it. ``<!-- slow: REASON -->`` runs
+it, with all of its page, under the marker slow.
 """
 
 from __future__ import annotations
