@@ -159,7 +159,7 @@ EngineOption = Annotated[
 TrainerOption = Annotated[
     Literal["auto", "oneflow", "torch"],
     typer.Option(
-        help="Framework that trains; auto takes OneFlow where it can use the device, else PyTorch.",
+        help="Framework that trains; auto takes PyTorch where it is installed, else OneFlow.",
         rich_help_panel=ENGINE,
     ),
 ]
