@@ -1,4 +1,4 @@
-"""The speed of the tutorial's training loop, of featcache, and of training on a cached cut.
+"""The tutorial's training loop as written, beside featcache; and what a cached cut saves.
 
     python benchmarks/finetune.py CIFAR10.zip [--size 64] [--steps 8] [--rounds 1] [--json FILE]
                                   [--engine torch [--device cuda] [--precision bf16]]
@@ -9,12 +9,12 @@ batches of 64 and the same images in the same order and flip views:
 - the tutorial's loop: flowvision's ResNet-18 in OneFlow, DataLoader, PIL transforms, SGD;
 - `featcache.finetune`, method full: the same mathematics, so that the losses agree;
 - both again with everything up to layer3 frozen;
-- the same from a cache of layer3 (`extract --cut layer3`), excluding the extraction.
+- the same from a cache of layer3 (`extract --cut layer3`), whose making is not counted.
 
-With an engine other than OneFlow, the tutorial's loop is skipped.
+With another engine than OneFlow the tutorial's loop is left out.
 
-Prints images per second (of the median step, the best of the rounds), the ratio to the tutorial,
-the ratio to the run without a cache, and the largest difference between the losses of the steps.
+Prints images per second (of the median step, the best of the rounds), how many times the tutorial's
+each is, how many times the run without a cache, and how far the losses of the steps lie apart.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def tutorial(zip_path: str, size: int, n_steps: int, frozen: bool, trainer: dict
     optimizer = flow.optim.SGD(trained, lr=1e-3, momentum=0.9, weight_decay=5e-4)
     criterion = flow.nn.CrossEntropyLoss()
     losses, seconds = [], []
-    started = time.perf_counter()
+    begun = time.perf_counter()
     for images, labels in flow.utils.data.DataLoader(Images(), batch_size=BATCH, num_workers=0):
         loss = criterion(model(images), labels)
         optimizer.zero_grad()
@@ -111,8 +111,8 @@ def tutorial(zip_path: str, size: int, n_steps: int, frozen: bool, trainer: dict
         optimizer.step()
         losses.append(loss.item())
         trained[0].numpy()  # the step is over when its update is
-        seconds.append(time.perf_counter() - started)
-        started = time.perf_counter()
+        seconds.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
     return {"losses": losses, "seconds": seconds}
 
 
