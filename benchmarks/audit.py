@@ -2,14 +2,13 @@
 
     python benchmarks/audit.py CACHE IMAGES
 
-CACHE holds features of CIFAR-10 (featcache extract IMAGES --weights tinyimagenet32 --size 64),
-IMAGES is the .zip or folder that it was made from. Three measurements:
+CACHE holds features of CIFAR-10 (featcache extract IMAGES --weights tinyimagenet32 --size 64);
+IMAGES is the .zip or folder it was made from. Three measurements:
 
-1. Of the test images whose nearest training image is at least so similar, how many are the same
-   picture by their pixels: a correlation of 0.85 or more in the best of all shifts by up to 4
-   pixels, mirrored or not.
-2. 1,000 test images are altered slightly and extracted again: how similar each is to itself.
-3. 3 % of the training labels are changed at random: how many of the first suspects are those,
+1. How many test images above a similarity threshold show the same picture as their nearest training
+   image: a pixel correlation of 0.85 or more at the best shift of up to 4 pixels, mirrored or not.
+2. How similar 1,000 test images are to themselves after a slight alteration.
+3. How many of the first suspects are wrong, after 3 % of the training labels are changed at random,
    ranked by self-confidence and by the margin to the suggested class.
 """
 

@@ -1,14 +1,14 @@
-"""What k questions cost, asked of the cache and asked end to end, for k from 1 to 100.
+"""The cost of k questions, from the cache and end to end, for k from 1 to 100.
 
     python benchmarks/cache_pays.py CIFAR10.zip [--images 1000] [--questions 100] [--engine torch]
                                     [--results docs/results]
 
-A question is how good a linear head is: with one of k penalties, or with one of k seeds. End to
-end the backbone runs anew for each, as the tutorial's method 3 does it: `featcache.finetune`,
-method frozen, its 3 epochs. Of the cache, the backbone runs once, which is counted, and
-`featcache.probe` answers each exactly; a seed draws the images on which the best of 20 penalties is
-chosen. One process, in turn: after each question end to end one of each kind is asked of the
-cache. Nothing is extrapolated. Writes cache-pays.json and cache-pays.svg.
+A question is how good a linear head is, with one of k penalties or one of k seeds. End to end, the
+backbone runs for every question, as in the tutorial's method 3: `featcache.finetune` with method
+frozen for 3 epochs. With the cache, the backbone runs once (included in the cost), and
+`featcache.probe` answers each question exactly; a seed draws the images on which the best of 20
+penalties is chosen. All run in turn in one process, and nothing is extrapolated. Writes
+cache-pays.json and cache-pays.svg.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     penalties = np.geomspace(1e-5, 1e-1, options.questions).tolist()
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder) / "runs"
-        begun = time.perf_counter()
+        started = time.perf_counter()
         made = featcache.extract(options.data, output=Path(folder) / "f.h5", **limits, **common)
-        extract_s = time.perf_counter() - begun
+        extract_s = time.perf_counter() - started
         asked: dict[str, Any] = {"check": False, "runs": runs}
         featcache.probe(made.cache, **asked)  # what is loaded once is loaded now
         for number, penalty in enumerate(penalties):
@@ -55,9 +55,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "seeds": lambda number=number: featcache.probe(made.cache, seed=number, **asked),
             }
             for name, ask in questions.items():
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 ask()
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(time.perf_counter() - started)
             print(
                 f"{number + 1}/{options.questions}: "
                 + ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items()),
@@ -90,11 +90,11 @@ def draw(found: dict[str, Any]) -> Any:
     from featcache.reporting.style import SERIES, head, sheet
 
     with sheet(5.2, 3.2) as figure:
-        said = (
+        caption = (
             f"{found['images']:,} training images of CIFAR-10 at {found['size']} px, "
-            f"{found['engine']} {found['precision']}. The cache's lines begin with its making."
+            f"{found['engine']} {found['precision']}. The cache's lines include the extraction."
         )
-        head(figure, "What k questions cost", said)
+        head(figure, "The cost of k questions", caption)
         axes = figure.add_subplot()
         above = (5, -26, 5)  # points, so that no name crosses a line
         for (name, spent), colour, gap in zip(lines(found).items(), SERIES, above, strict=False):
@@ -116,7 +116,9 @@ def draw(found: dict[str, Any]) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", help="a zip or folder of train/ and test/ with class folders")
-    parser.add_argument("--images", type=int, default=1000, help="of training; half of it to test")
+    parser.add_argument(
+        "--images", type=int, default=1000, help="training images; half as many test images"
+    )
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--engine", default="torch", choices=("oneflow", "torch"))
     parser.add_argument("--precision", default="bf16")
@@ -129,7 +131,7 @@ def main() -> None:
     text = json.dumps(found, indent=1)
     (options.results / "cache-pays.json").write_text(text + "\n", encoding="utf-8")
     save_figure(draw(found), options.results / "cache-pays.svg")
-    print(f"made once in {found['extract_s']:.1f} s")
+    print(f"extraction: {found['extract_s']:.1f} s")
     for name, spent in lines(found).items():
         places = [k for k in (1, 10, 100) if k <= len(spent)]
         print(f"{name:20}", ", ".join(f"k = {k}: {spent[k - 1]:,.1f} s" for k in places))

@@ -1,4 +1,4 @@
-"""What extraction costs end to end, beside the same engine's bare speed and other ways to do it.
+"""The speed of extraction end to end, compared with the bare engine and with other tools.
 
     python benchmarks/extract.py CIFAR10.zip [--size 64] [--images 60000] [--rounds 1] \\
         [--other-python PYTHON …] [--json FILE]
@@ -6,18 +6,18 @@
 
 CIFAR10.zip holds train/ and test/ with class folders. In turn, each in a process of its own:
 
-- the tutorial's way, where OneFlow is: flowvision's ResNet-18, its DataLoader, PIL transforms;
-- featcache with each engine and precision that runs here, bare: ready-made uint8 arrays in
-  memory, nothing decoded and nothing written;
-- the same end to end: `featcache.extract`, from opening the zip to a cache that is verified
-  (decoding, checksums, loading the engine and packing included);
-- with --other-python, an interpreter that has torch or onnxruntime: their bare forward pass, the
+- the tutorial, if OneFlow is installed: flowvision's ResNet-18, its DataLoader, PIL transforms;
+- featcache with each engine and precision available here, bare: on uint8 arrays in memory, without
+  decoding or writing;
+- the same end to end: `featcache.extract`, from opening the zip to a verified cache (including
+  decoding, checksums, loading the engine and packing);
+- with --other-python, an interpreter that has torch or onnxruntime: their bare forward pass, on a
   network built from the same checkpoint.
 
-Prints images per second, the share of the bare speed that is left end to end, and how many times
-the tutorial's way each is. What is slow runs on fewer images (the column n). --memory extracts
-the zip once and ten times over (600,000 images, at 32 pixels) and prints the peak of the resident
-memory. Where a GPU can be used, featcache's rows on it are in the table too.
+Prints images per second, the fraction of the bare speed reached end to end, and the ratio to the
+tutorial. Slow contenders run on fewer images (the column n). --memory extracts the zip once and ten
+times over (600,000 images, at 32 pixels) and prints the peak resident memory. If a GPU can be used,
+the table includes it.
 """
 
 from __future__ import annotations
@@ -88,13 +88,13 @@ def tutorial(zip_path: str, size: int, n_images: int) -> dict:
     model.fc = flow.nn.Identity()
     model.eval()
     loader = flow.utils.data.DataLoader(Images(), batch_size=64, num_workers=0)
-    begun, done = time.perf_counter(), 0
+    started, done = time.perf_counter(), 0
     with flow.no_grad():
         for batch in loader:
             done += len(model(batch).numpy())
-            if time.perf_counter() - begun > TUTORIAL_S:
+            if time.perf_counter() - started > TUTORIAL_S:
                 break
-    return {"images_per_s": done / (time.perf_counter() - begun), "n": done}
+    return {"images_per_s": done / (time.perf_counter() - started), "n": done}
 
 
 def bare(zip_path: str, size: int, engine: str, precision: str, device: str) -> dict:
@@ -109,13 +109,13 @@ def bare(zip_path: str, size: int, engine: str, precision: str, device: str) -> 
     runner = build_engine(choose_engine(engine, device, precision), weights)
     batch = runner.batch_size
     runner.extract(pixels[:batch])
-    begun, done = time.perf_counter(), 0
-    while time.perf_counter() - begun < 10:
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < 10:
         for start in range(0, len(pixels), batch):
             done += len(runner.extract(pixels[start : start + batch])["avgpool"])
-            if time.perf_counter() - begun > 30:
+            if time.perf_counter() - started > 30:
                 break
-    return {"images_per_s": done / (time.perf_counter() - begun), "n": done}
+    return {"images_per_s": done / (time.perf_counter() - started), "n": done}
 
 
 def end_to_end(
@@ -124,7 +124,7 @@ def end_to_end(
     import featcache
 
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         result = featcache.extract(
             zip_path if n_images >= 60_000 else subset(zip_path, n_images),
             weights=WEIGHTS,
@@ -135,7 +135,7 @@ def end_to_end(
             output=folder,
         )
         featcache.verify(result.cache)
-        wall = time.perf_counter() - begun
+        wall = time.perf_counter() - started
         stages = result.load().meta["stages_s"]
     return {"images_per_s": result.n_rows / wall, "n": result.n_rows, "stages_s": stages}
 
@@ -219,10 +219,10 @@ else:
         ):
             model(x).float().cpu()
 work()
-begun, done = time.perf_counter(), 0
-while time.perf_counter() - begun < 15:
+started, done = time.perf_counter(), 0
+while time.perf_counter() - started < 15:
     work(); done += 64
-print(json.dumps({"images_per_s": done / (time.perf_counter() - begun), "n": done}))
+print(json.dumps({"images_per_s": done / (time.perf_counter() - started), "n": done}))
 """
 
 
@@ -280,7 +280,7 @@ def compare(options: argparse.Namespace) -> list[dict]:
     for _ in range(options.rounds):
         slow = min(options.images, 12_000 * 64 * 64 // options.size**2)
         if oneflow_status()[0] is not None:
-            rows.append({"what": "the tutorial's way", "kind": "tutorial"})
+            rows.append({"what": "the tutorial", "kind": "tutorial"})
             rows[-1].update(in_child("tutorial", options.data, options.size, slow))
         for engine, precision, device in contenders():
             what = f"featcache {engine} {precision} {device}"
@@ -304,7 +304,7 @@ def show(rows: list[dict], size: int) -> None:
         rates = [row["images_per_s"] for row in rows if (row["what"], row["kind"]) == (what, kind)]
         return max(rates, default=None)
 
-    slowest = best("the tutorial's way", "tutorial")
+    slowest = best("the tutorial", "tutorial")
     print(f"ResNet-18 at {size} px; img/s is the best of the rounds")
     print(f"{'':34} {'n':>7} {'img/s':>8} {'of bare':>8} {'x tutorial':>10}")
     for what, kind in dict.fromkeys((row["what"], row["kind"]) for row in rows):

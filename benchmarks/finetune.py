@@ -112,7 +112,7 @@ def plain_torch(zip_path: str, size: int, n_steps: int, frozen: bool, trainer: d
     """Train with the same loop in PyTorch, channels last."""
     import numpy as np
     import torch
-    from featcache.backbones.torch_resnet import build_backbone
+    from featcache.backbones.torch_engine import build_backbone
     from PIL.Image import Resampling, Transpose
 
     from featcache import load_weights

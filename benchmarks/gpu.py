@@ -1,23 +1,22 @@
-"""What a GPU gives: its bare forward pass, extraction and training by featcache, the plain ways.
+"""Speed on a GPU: the bare forward pass, featcache's extraction and training, plain PyTorch.
 
     python benchmarks/gpu.py CIFAR10.zip [--json FILE] [--minutes 7.5]
 
-One command, needing torch and what featcache needs (an installation of featcache itself it does
-not need), and under 8 minutes. ResNet-18, in turn, each in a process of its own:
+Needs torch and featcache's dependencies, but not an installed featcache; takes under 8 minutes.
+ResNet-18, in turn, each in a process of its own:
 
-- bare: the folded network on normalised pixels that lie on the card, in bf16, channels last, the
-  best of several batch sizes; layer by layer, then compiled at the best (the seconds it took are
-  told, and not counted);
-- `featcache.extract` from the zip to a verified cache, in bf16: decoded on the way, decoded into
-  RAM before the clock runs, and with FEATCACHE_COMPILE=1. Two rates each: of the pipeline alone,
-  and of the whole, with loading, compiling and packing;
-- the tutorial's way: a DataLoader with 4 and 16 workers that opens, resizes and normalises with
-  PIL, and the network in float32;
+- bare: the folded network on normalised pixels on the GPU, in bf16, channels last, at the best of
+  several batch sizes; eager, then compiled (the compile time is printed, but not included);
+- `featcache.extract` from the zip to a verified cache, in bf16: with decoding, with images decoded
+  into RAM beforehand, and with FEATCACHE_COMPILE=1. Two rates each: of the pipeline alone, and of
+  everything, including loading, compiling and packing;
+- the tutorial: a DataLoader with 4 and 16 workers that opens, resizes and normalises with PIL, and
+  the network in float32;
 - `featcache.finetune`, all layers, in bf16, batches of 64 and 256; and a plain PyTorch loop on the
   same DataLoader, float32, batches of 64.
 
-At 224 and at 64 pixels. What is left out says why. Without a GPU the same runs in a small form on
-the processor: it shows that the bench works, and its figures are about nothing else.
+At 224 and at 64 pixels. A skipped row states the reason. Without a GPU, a small form runs on the
+CPU; it only shows that the benchmark works.
 """
 
 from __future__ import annotations
@@ -124,22 +123,22 @@ def bare(zip_path: str, size: int, device: str, precision: str, form: dict) -> d
         with torch.inference_mode():
             network(x)
             finish()
-            begun, done = time.perf_counter(), 0
-            while time.perf_counter() - begun < form["seconds"] / 5:
+            started, done = time.perf_counter(), 0
+            while time.perf_counter() - started < form["seconds"] / 5:
                 for _ in range(4):
                     network(x)
                 finish()
                 done += 4 * batch
-            return done / (time.perf_counter() - begun)
+            return done / (time.perf_counter() - started)
 
     rates = {batch: rate(network, batch) for batch in form["batches"]}
     best = max(rates, key=lambda batch: rates[batch])
     compiled = torch.compile(network, dynamic=False)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     with torch.inference_mode():
         compiled(torch.randn(best, 3, size, size).to(**where))
     finish()
-    compile_s = time.perf_counter() - begun
+    compile_s = time.perf_counter() - started
     return {
         "images_per_s": rate(compiled, best),
         "layer_by_layer": rates,
@@ -161,16 +160,16 @@ def extraction(
     if source == "compiled":
         os.environ["FEATCACHE_COMPILE"] = "1"
     if source == "RAM":
-        begun = time.perf_counter()
+        started = time.perf_counter()
         splits = []
         for _, split in data.splits():
             array = np.stack([np.asarray(split.images[row]) for row in range(len(split))])
             splits.append(Split(ArrayImages(array), split.labels, split.class_names, split.ids))
         data = Dataset(data.name, *splits, "in memory")
-        decode_s = time.perf_counter() - begun
+        decode_s = time.perf_counter() - started
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         made = featcache.extract(
             data,
             weights=WEIGHTS,
@@ -182,7 +181,7 @@ def extraction(
             on_note=notes.append,
         )
         featcache.verify(made.cache)
-        wall_s = time.perf_counter() - begun
+        wall_s = time.perf_counter() - started
         meta = made.load().meta
     return {
         "images_per_s": meta["images_per_s"],
@@ -253,17 +252,17 @@ def tutorial(
     import torch
 
     network = plain_network().eval().to(device)
-    done = begun = 0
+    done = started = 0
     with torch.no_grad():
         for number, batch in enumerate(loader(zip_path, size, workers)):
             if number == form["warm_up"]:  # the workers are up, the kernels chosen
-                begun = time.perf_counter()
+                started = time.perf_counter()
             elif number > form["warm_up"]:
                 done += len(batch)
             network(batch.to(device)).cpu()
-            if done and time.perf_counter() - begun > form["seconds"]:
+            if done and time.perf_counter() - started > form["seconds"]:
                 break
-    return {"images_per_s": done / (time.perf_counter() - begun), "n": done}
+    return {"images_per_s": done / (time.perf_counter() - started), "n": done}
 
 
 def plain_loop(
@@ -274,10 +273,10 @@ def plain_loop(
     network = plain_network(10).train().to(device)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     criterion = torch.nn.CrossEntropyLoss()
-    done = begun = 0
+    done = started = 0
     for number, (images, labels) in enumerate(loader(zip_path, size, workers, labels=True)):
         if number == form["warm_up"]:
-            begun = time.perf_counter()
+            started = time.perf_counter()
         elif number > form["warm_up"]:
             done += len(images)
         loss = criterion(network(images.to(device)), labels.to(device))
@@ -285,9 +284,9 @@ def plain_loop(
         loss.backward()
         optimizer.step()
         loss.item()
-        if done and time.perf_counter() - begun > form["seconds"]:
+        if done and time.perf_counter() - started > form["seconds"]:
             break
-    return {"images_per_s": done / (time.perf_counter() - begun), "n": done}
+    return {"images_per_s": done / (time.perf_counter() - started), "n": done}
 
 
 def training(zip_path: str, size: int, device: str, precision: str, form: dict, batch: int) -> dict:
@@ -361,7 +360,7 @@ def best(rows: list[dict], size: int, kind: str) -> float | None:
 def show(rows: list[dict], facts: dict, form_name: str) -> None:
     print(f"{facts['card']}, torch {facts['torch']}, {facts['cores']} cores, {facts['precision']}")
     if form_name == "small":
-        print("The small form, on the processor: these figures say nothing of a GPU.")
+        print("Small form on the CPU: these figures say nothing about a GPU.")
     for row in rows:
         rate = f"{row['images_per_s']:10,.0f} img/s" if "images_per_s" in row else row["left_out"]
         whole = (
@@ -383,7 +382,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="?", help="a zip of train/ and test/ with class folders")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--minutes", type=float, default=7.5, help="what is left then is left out")
+    parser.add_argument(
+        "--minutes", type=float, default=7.5, help="skip what has not started by then"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -392,7 +393,7 @@ def main() -> None:
         return
     if not options.data or not Path(options.data).is_file():
         parser.error("name a zip file of train/ and test/ with class folders")
-    begun = time.perf_counter()
+    started = time.perf_counter()
     facts = in_child(CHILD_S, "machine")
     if "left_out" in facts:
         parser.error(f"torch or a package of featcache's is missing: {facts['left_out']}")
@@ -400,7 +401,7 @@ def main() -> None:
     form = FORMS[form_name]
     rows = []
     for what, size, kind, function, rest in plan(form, facts["device"]):
-        left_s = options.minutes * 60 - (time.perf_counter() - begun)
+        left_s = options.minutes * 60 - (time.perf_counter() - started)
         row = {"what": what, "size": size, "kind": kind}
         if left_s < 10:
             row["left_out"] = f"no time left of {options.minutes:g} minutes"
@@ -411,7 +412,7 @@ def main() -> None:
         print(f"{size} px, {what}: {row.get('images_per_s', row.get('left_out'))}", file=sys.stderr)
     show(rows, facts, form_name)
     if options.json:
-        found = {"form": form_name, "wall_s": time.perf_counter() - begun, **facts, "rows": rows}
+        found = {"form": form_name, "wall_s": time.perf_counter() - started, **facts, "rows": rows}
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

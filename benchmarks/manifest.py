@@ -1,13 +1,11 @@
-"""What very many shards cost: the manifest, `featcache.load`, mapped rows, a commit, a resume.
+"""The cost of very many shards: manifest, `featcache.load`, mapped rows, commit, resume.
 
     python benchmarks/manifest.py [--shards 1000,10000,100000] [--rows 4096] [--folder DIR]
 
-The shards are made up: files of the right length without a byte in them (sparse), named by a
-manifest with made-up checksums; each split into features, labels and ids, as an extraction writes
-them. So nothing here says how fast data is read; everything says what there is to do before the
-first row.
-Each measurement is a process of its own, which reports its wall time and its peak memory. Commits
-and a resume are measured with real, tiny shards, of 8 images each.
+The shards are fake: sparse files of the right length, in a manifest with invented checksums, split
+into features, labels and ids as an extraction writes them. So this measures the work before the
+first row, not the speed of reading. Each measurement runs in a process of its own and reports wall
+time and peak memory. Commits and a resume use real shards of 8 images.
 """
 
 from __future__ import annotations
@@ -47,23 +45,23 @@ LOAD = """
 import resource, sys, time
 import numpy as np
 import featcache
-begun = time.perf_counter()
+started = time.perf_counter()
 cache = featcache.load(sys.argv[1], mmap=True)
-loaded = time.perf_counter() - begun
+loaded = time.perf_counter() - started
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(f"  load: {loaded:.2f} s, peak memory of the process {peak:,.0f} MB, "
       f"{len(cache.train):,} + {len(cache.test):,} rows")
-begun = time.perf_counter()
+started = time.perf_counter()
 features = cache.train.features
-mapped = time.perf_counter() - begun
+mapped = time.perf_counter() - started
 rows = np.random.default_rng(0).integers(0, len(features), 1000)
-begun = time.perf_counter()
+started = time.perf_counter()
 taken = features[rows]
-first = time.perf_counter() - begun
-begun = time.perf_counter()
+first = time.perf_counter() - started
+started = time.perf_counter()
 for start in range(0, 1_000_000, 1000):
     features[start : start + 1000]
-sliced = 1000 * (time.perf_counter() - begun)
+sliced = 1000 * (time.perf_counter() - started)
 print(f"  features mapped in {1000 * mapped:.1f} ms, 1,000 rows at random in {first:.2f} s, "
       f"a slice of 1,000 in {sliced:.0f} us")
 """
@@ -83,20 +81,20 @@ arrays = {"features": np.zeros((8, 4), np.float32), "labels": np.zeros(8, np.int
           "ids": encoded_ids(map(str, range(8)))}
 walls = []
 for number in range(n_shards):
-    begun = time.perf_counter()
+    started = time.perf_counter()
     writer.commit("train", 8 * number, 8 * number + 8, arrays, {"wall_s": 1.0})
-    walls.append(time.perf_counter() - begun)
+    walls.append(time.perf_counter() - started)
 tenth = max(1, n_shards // 10)
 print(f"  a commit: {1e6 * np.median(walls[:tenth]):.0f} us in the first tenth, "
       f"{1e6 * np.median(walls[-tenth:]):.0f} us in the last")
-begun = time.perf_counter()
+started = time.perf_counter()
 again = ShardWriter(path, META)
 assert again.n_done == 8 * n_shards
-print(f"  to find them all again, and read them: {time.perf_counter() - begun:.1f} s")
+print(f"  to find them all again, and read them: {time.perf_counter() - started:.1f} s")
 share = [ShardRange("train", 8 * number, 8 * number + 8) for number in range(n_shards // 100)]
-begun = time.perf_counter()
+started = time.perf_counter()
 ShardWriter(path, META, share=share)
-print(f"  one job's hundredth of them: {time.perf_counter() - begun:.2f} s")
+print(f"  one job's hundredth of them: {time.perf_counter() - started:.2f} s")
 """
 
 
@@ -123,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", default="1000,10000,100000")
     parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--folder", type=Path, help="where files are made for the time being")
+    parser.add_argument("--folder", type=Path, help="for temporary files")
     options = parser.parse_args()
     for n_shards in map(int, options.shards.split(",")):
         with tempfile.TemporaryDirectory(dir=options.folder) as temporary:

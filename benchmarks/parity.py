@@ -1,11 +1,11 @@
-"""Claim: whatever engine and precision made the features, the probe finds the same accuracy.
+"""Claim: the probe reaches the same accuracy on the features of every engine and precision.
 
     python benchmarks/parity.py CIFAR10.zip [--reference CACHE] [--folder DIR]
 
-Extracts the zip with every engine and precision that runs here (or reuses what is in DIR; the
-reference, OneFlow in float32, takes a quarter of an hour on two cores and may be given), and
-compares each with the reference: the least cosine, the largest difference, the probe's top-1, and
-on how many test images the two heads agree.
+Extracts the zip with every engine and precision available here, or reuses the caches in DIR. The
+reference is OneFlow in float32, which takes a quarter of an hour on two cores; --reference reuses a
+cache of it. Compares each with the reference: the smallest cosine, the largest difference, the
+probe's top-1, and the agreement of the two heads on test images.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def contenders() -> Iterator[EngineChoice]:
             try:
                 yield choose_engine(engine, device, precision)
             except EngineUnavailableError as error:
-                print(f"left out: {error}")
+                print(f"skipped: {error}")
 
 
 def closeness(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
@@ -47,7 +47,7 @@ def closeness(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data")
-    parser.add_argument("--reference", type=Path, help="a cache by OneFlow in float32")
+    parser.add_argument("--reference", type=Path, help="a cache made by OneFlow in float32")
     parser.add_argument("--folder", type=Path, default=Path("cache"))
     options = parser.parse_args()
     reference = options.reference

@@ -1,4 +1,4 @@
-"""What the exact probe costs beside scikit-learn's LogisticRegression, on the same features.
+"""The speed of the exact probe and of scikit-learn's LogisticRegression on the same features.
 
     python benchmarks/probe.py CACHE [--rounds 3]
     python benchmarks/probe.py CACHE --memory
@@ -6,15 +6,15 @@
     python benchmarks/probe.py CACHE --blocks
 
 CACHE holds features of CIFAR-10 (featcache extract … --weights tinyimagenet32). In turn, in one
-process: scikit-learn as a user calls it (C given, everything else as it comes), scikit-learn on
-standardised features, as called and to a matched tolerance, featcache's L-BFGS to a relative gap of
-1e-6 on plain and on standardised features, one sweep of 20 values. Prints the median wall time of
-each, how far each objective lies above the best one found, and top-1.
+process: scikit-learn with its defaults and the given C; scikit-learn on standardised features, with
+its defaults and at a matched tolerance; featcache's L-BFGS to a relative gap of 1e-6 on plain and
+standardised features; one sweep of 20 values. Prints the median wall time of each, the gap of each
+objective to the best one, and top-1.
 
---memory measures, in a child process each, how far the memory of a probe with its sweep rises above
-what importing and opening take, in units of the float32 training features.
+--memory measures, each in a child process, how much memory a probe with its sweep needs beyond
+importing and opening, in units of the float32 training features.
 --frozen times the tutorial's 3 epochs of SGD on the cache, and the same end to end with a frozen
-backbone on a few hundred images of the data set; one epoch of that is extrapolated to all of them.
+backbone on a few hundred images, of which one epoch is extrapolated to the whole data set.
 --blocks times one evaluation of the objective at several block sizes.
 """
 
@@ -40,9 +40,9 @@ from featcache.probes.sweep import sweep_lbfgs
 
 
 def timed(work):
-    begun = time.perf_counter()
+    started = time.perf_counter()
     result = work()
-    return time.perf_counter() - begun, result
+    return time.perf_counter() - started, result
 
 
 def sklearn_head(x, y, inverse_penalty, **options):
@@ -168,12 +168,12 @@ def frozen(path: str, zip_path: str, n_images: int = 256) -> None:
         )
         walls = []
         for epochs in (1, 3):  # the difference is two epochs, without the start
-            begun = time.perf_counter()
+            started = time.perf_counter()
             featcache.finetune(
                 Dataset(data.name, train, test, "a part"), "frozen",
                 weights=cache.meta["weights"], size=size, epochs=epochs, runs=runs,
             )  # fmt: skip
-            walls.append(time.perf_counter() - begun)
+            walls.append(time.perf_counter() - started)
     rate = 2 * n_images / (walls[1] - walls[0])
     epoch = len(cache.train) / rate
     print(

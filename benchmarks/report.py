@@ -1,14 +1,14 @@
-"""What `featcache report` takes, part by part, and how smooth its map is.
+"""The time of `featcache report`, part by part, and the frame rate of its map.
 
     python benchmarks/report.py CACHE [--thumbnails all] [--dataset PATH]
     python benchmarks/report.py --made 60000
     python benchmarks/report.py CACHE --browser /usr/bin/chromium
 
 Writes the page into a temporary folder. Prints wall time by part, processor time of all threads,
-the size of the page and of its thumbnails. --made writes a cache of so many random features (512,
-ten classes, a sixth of them test) instead of taking one. --browser opens the page in that Chromium,
-without a graphics card, drags the map, zooms and hovers, and prints the times between frames: the
-median and the 95th percentile. Needs the extra featcache[report], and playwright for --browser.
+and the size of the page and of its thumbnails. --made N writes a cache of N random features (512
+dimensions, ten classes, one sixth test) instead of reading one. --browser opens the page in that
+Chromium, without a graphics card, drags the map, zooms and hovers, and prints the median and the
+95th percentile of the time between frames. Needs featcache[report], and playwright for --browser.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ def browse(path: Path, chromium: str) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=options)
         page = browser.new_page(viewport={"width": 1200, "height": 900})
-        begun = time.perf_counter()
+        started = time.perf_counter()
         page.goto(path.as_uri())
         page.evaluate("featcache.ready")
-        print(f"{'open':12} {time.perf_counter() - begun:6.2f} s")
+        print(f"{'open':12} {time.perf_counter() - started:6.2f} s")
         page.locator(".stage").scroll_into_view_if_needed()
         box = page.locator(".stage").bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2

@@ -1,22 +1,22 @@
-"""The tutorial's experiment, whole: every method on CIFAR-10, a record for each run, one table.
+"""The tutorial's experiment: every method on CIFAR-10, a record of each run, one table.
 
     python benchmarks/reproduce.py CIFAR10.zip [--only probe,full …] [--work FOLDER] [--table]
 
 CIFAR10.zip holds train/ and test/ with class folders; ``cifar10`` downloads the original archive.
-Runs what has no record yet, each run in a process of its own; killed, the same command goes on
-where it was, in the middle of a training too. What needs an engine that is not installed here is
-named and left out: OneFlow and PyTorch may be in two environments, used one after the other with
-the same ``--work``. Records go to docs/results/WEIGHTS-SIZE, with a table and a figure of them all.
+The script runs every row that has no record yet, each in a process of its own. After a kill, the
+same command resumes, even in the middle of a training run. It skips and names rows whose engine is
+not installed: OneFlow and PyTorch may be in two environments, used one after the other with the
+same ``--work``. Records go to docs/results/WEIGHTS-SIZE, with a table and a figure.
 
-The starter weights at 64 px, as in the README, take about two hours on two cores. The tutorial's
-own experiment, for a machine with a network and a GPU:
+The starter weights at 64 px, as in the README, take hours on two cores. The tutorial's own
+experiment, for a machine with a network and a GPU:
 
     python benchmarks/reproduce.py cifar10 --weights imagenet --size 224
 
-It publishes, after three epochs on all images: everything trained 90.17 %, from scratch 49.57 %
-(OneFlow, "Transfer Learning in Computer Vision"). Of a linear head it says nothing. Those are the
-figures to expect within a point or two: it trains its epochs 2 and 3 with batch normalisation in
-eval mode, which is not repeated here (docs/design.md).
+The tutorial (OneFlow, "Transfer Learning in Computer Vision") reports 90.17 % after three epochs
+on all images with all layers trained, and 49.57 % from scratch; it has no figure for a linear head.
+Expect to match these within a point or two: the tutorial trains its epochs 2 and 3 with batch
+normalisation in eval mode, which is not repeated here (docs/design.md).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import Any
 from results import Records, table, write_page
 
 ROOT = Path(__file__).resolve().parents[1]
-PART = 10_000  # training images where all would take OneFlow hours on a processor
+PART = 10_000  # training images, where all 50,000 would take OneFlow hours on a CPU
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Row:
     title: str
     kind: str  # features, probe, knn or finetune
     options: Mapping[str, Any] = field(default_factory=dict)
-    engine: str = ""  # that it must have, where it is not any
+    engine: str = ""  # the engine it requires, if any
     n_train: int | None = None
     seeds: int = 1
     views: str = "none"  # of the features
-    head_of: str = ""  # the row whose head it begins with
+    head_of: str = ""  # the row whose head it starts from
 
 
 def _tuned(
@@ -61,24 +61,24 @@ def _tuned(
     return Row(name, title, "finetune", options, engine, *place, head_of=head_of)
 
 
-EXACT = "linear probe, exact, C by a sweep"
-FULL = "method 1: train everything"
-SPLIT = "method 2: backbone at a tenth"
+EXACT = "linear probe, exact, C from a sweep"
+FULL = "method 1: train all layers"
+SPLIT = "method 2: backbone at 0.1 x the learning rate"
 FROZEN = "method 3 end to end: frozen backbone"
-LP_FT = "from the probe's head, gently (LP-FT)"
-# As `featcache.fit` trains from a probe's head, but for its early stopping: every row has 3 epochs.
-GENTLY: dict[str, Any] = {"method": "full", "lr": 1e-4, "bn": "eval", "schedule": "cosine"}
+LP_FT = "LP-FT: all layers, from the probe's head"
+# As `featcache.fit` trains from a probe's head, without early stopping: every row has 3 epochs.
+LP_FT_OPTIONS: dict[str, Any] = {"method": "full", "lr": 1e-4, "bn": "eval", "schedule": "cosine"}
 SGD = {"solver": "sgd", "check": False}
 METHOD_3 = {"recipe": "tutorial", "check": False}
 PLAN = (
-    Row("features", "the backbone, once", "features"),
-    Row("features-flips", "the same over four flip views", "features", views="flips"),
+    Row("features", "extraction: the backbone runs once", "features"),
+    Row("features-flips", "extraction of four flip views", "features", views="flips"),
     Row("probe", EXACT, "probe"),
     Row("knn", "10 nearest neighbours", "knn"),
     Row("probe-sgd", "linear probe, SGD to the optimum", "probe", SGD, "oneflow", seeds=3),
     Row(
         "probe-tutorial",
-        "method 3 on the cache: SGD over flips",
+        "method 3 from the cache: SGD on flip views",
         "probe",
         METHOD_3,
         "oneflow",
@@ -88,14 +88,14 @@ PLAN = (
     _tuned("frozen", FROZEN, "torch", method="frozen"),
     _tuned("full", FULL, "torch", method="full"),
     _tuned("split", SPLIT, "torch", method="split"),
-    _tuned("lp-ft", LP_FT, "torch", head_of="probe", **GENTLY),
+    _tuned("lp-ft", LP_FT, "torch", head_of="probe", **LP_FT_OPTIONS),
     _tuned("scratch", "from scratch", "torch", method="scratch"),
     Row("probe-part", EXACT, "probe", n_train=PART),
     _tuned("full-part", FULL, "oneflow", PART, method="full"),
     _tuned("full-part-torch", FULL, "torch", PART, 3, method="full"),
     _tuned("frozen-part", FROZEN, "oneflow", PART, method="frozen"),
     _tuned("split-part", SPLIT, "oneflow", PART, method="split"),
-    _tuned("lp-ft-part", LP_FT, "oneflow", PART, head_of="probe-part", **GENTLY),
+    _tuned("lp-ft-part", LP_FT, "oneflow", PART, head_of="probe-part", **LP_FT_OPTIONS),
     _tuned("scratch-part", "from scratch", "oneflow", PART, method="scratch"),
     _tuned("scratch-part-long", "from scratch", "torch", PART, method="scratch", epochs=12),
 )
@@ -103,7 +103,7 @@ ROWS = {row.name: row for row in PLAN}
 
 
 class Experiment:
-    """One data set and one backbone: where their features, runs and records are."""
+    """The features, runs and records of one data set and one backbone."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.data = options.data
@@ -112,16 +112,16 @@ class Experiment:
         self.limit = options.images
         self.precision = options.precision
         self.work = options.work
-        named = f"{Path(self.weights).stem}-{self.size}"
-        self.results = options.results or ROOT / "docs" / "results" / named
+        name = f"{Path(self.weights).stem}-{self.size}"
+        self.results = options.results or ROOT / "docs" / "results" / name
 
     def place(self, row: Row, seed: int) -> Path:
-        """Return where the record of a run is, or will be."""
+        """Return the path of the record of a run."""
         return self.results / f"{row.name}-{seed}.json"
 
     def records(self) -> Records:
-        """Return the records that there are, by row, in the table's order."""
-        found = {
+        """Return the existing records by row, in the order of the table."""
+        records = {
             row.name: [
                 json.loads(self.place(row, seed).read_text(encoding="utf-8"))
                 for seed in range(row.seeds)
@@ -129,13 +129,13 @@ class Experiment:
             ]
             for row in PLAN
         }
-        return {name: records for name, records in found.items() if records}
+        return {name: runs for name, runs in records.items() if runs}
 
     def run(self, row: Row, seed: int) -> None:
         """Do one run, and write its record."""
         record = self._extract(row) if row.kind == "features" else self._train(row, seed)
         used = resource.getrusage(resource.RUSAGE_SELF)
-        # What an earlier sitting of the run used is not known any more.
+        # The processor time that a resumed run used before is unknown.
         whole = not record.get("resumed")
         record["processor_s"] = used.ru_utime + used.ru_stime if whole else None
         place = self.place(row, seed)
@@ -158,7 +158,7 @@ class Experiment:
             train_limit=self.limit,
             test_limit=self.limit,
             output=self._features(row.views),
-            on_progress=_told(),
+            on_progress=_progress(),
         )
         cache = featcache.load(made.cache)
         return {
@@ -177,7 +177,7 @@ class Experiment:
 
         runs = self.work / f"{row.name}-{seed}"
         limits = {"train_limit": self._at_most(row.n_train), "test_limit": self.limit}
-        common: dict[str, Any] = {"runs": runs, "on_progress": _told()}
+        common: dict[str, Any] = {"runs": runs, "on_progress": _progress()}
         if row.kind == "knn":
             featcache.knn(self._features(row.views), ks=[10], **common)
         elif row.kind == "probe":
@@ -194,12 +194,12 @@ class Experiment:
                 init_head=head,
                 seed=seed,
                 resume=_unfinished(runs),
-                on_note=lambda note: _say(f"  {note}"),
+                on_note=lambda note: _print(f"  {note}"),
                 **row.options,
                 **limits,
                 **common,
             )
-        newest = max(runs.glob("*/run.json"))  # their names begin with the time
+        newest = max(runs.glob("*/run.json"))  # folder names start with the time
         record: dict[str, Any] = json.loads(newest.read_text(encoding="utf-8"))
         return record
 
@@ -207,13 +207,13 @@ class Experiment:
         return min((one for one in (n, self.limit) if one is not None), default=None)
 
     def _head(self, name: str) -> Path:
-        found = sorted((self.work / f"{name}-0").glob("*/head.safetensors"))
-        if not found:
+        heads = sorted((self.work / f"{name}-0").glob("*/head.safetensors"))
+        if not heads:
             raise SystemExit(f"expected the head of row {name}, found none; run that row first")
-        return found[-1]
+        return heads[-1]
 
 
-# What a record keeps: what was asked for, what was found, what computed; no paths.
+# The fields that a record keeps: options, results and engine, but no paths.
 KEPT = (
     "title", "kind", "method", "created", "dataset", "dataset_digest", "n_train", "n_test",
     "backbone", "weights", "weights_sha256", "size", "views", "seed", "recipe", "solver", "C",
@@ -234,31 +234,31 @@ def _unfinished(runs: Path) -> bool:
     return any(not (one.parent / "run.json").exists() for one in runs.glob("*/checkpoint.*"))
 
 
-def _told() -> Any:
-    """Return a listener that prints a line of progress every half minute."""
+def _progress() -> Any:
+    """Return an `on_progress` that prints a line every half minute."""
     last = [time.perf_counter()]
 
-    def hear(message: Any) -> None:
+    def report(message: Any) -> None:
         now = time.perf_counter()
         if now - last[0] > 30:
             last[0] = now
-            _say(f"  {message.stage} {message.done:,}/{message.total:,} {message.note}")
+            _print(f"  {message.stage} {message.done:,}/{message.total:,} {message.note}")
 
-    return hear
+    return report
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 def missing(experiment: Experiment, only: list[str]) -> Iterator[tuple[Row, int]]:
-    """Yield the runs without a record that can be done here; name the others."""
+    """Yield the runs without a record; skip and name those that cannot run here."""
     for row in PLAN:
         if only and row.name not in only:
             continue
         seeds = [seed for seed in range(row.seeds) if not experiment.place(row, seed).exists()]
         if seeds and row.engine and importlib.util.find_spec(row.engine) is None:
-            _say(f"{row.name}: left out, {row.engine} is not installed here")
+            _print(f"{row.name}: skipped, {row.engine} is not installed")
             continue
         for seed in seeds:
             yield row, seed
@@ -269,12 +269,14 @@ def main() -> None:
     parser.add_argument("data", help="a zip or folder of train/ and test/, or cifar10")
     parser.add_argument("--weights", default="tinyimagenet32")
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--precision", default="bf16", help="of PyTorch; OneFlow has f32")
-    parser.add_argument("--only", default="", help=f"some of: {', '.join(ROWS)}")
-    parser.add_argument("--work", type=Path, default=Path("reproduce"), help="features and runs")
-    parser.add_argument("--results", type=Path, help="records; by default in docs/results")
-    parser.add_argument("--images", type=int, help="so many at most of either split: for a trial")
-    parser.add_argument("--table", action="store_true", help="write the page anew, run nothing")
+    parser.add_argument("--precision", default="bf16", help="precision of PyTorch; OneFlow has f32")
+    parser.add_argument("--only", default="", help=f"rows to run, of {', '.join(ROWS)}")
+    parser.add_argument(
+        "--work", type=Path, default=Path("reproduce"), help="for features and runs"
+    )
+    parser.add_argument("--results", type=Path, help="for records; by default in docs/results")
+    parser.add_argument("--images", type=int, help="limit of images per split, for a trial")
+    parser.add_argument("--table", action="store_true", help="only rewrite the page")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     options = parser.parse_args()
     experiment = Experiment(options)
@@ -283,7 +285,7 @@ def main() -> None:
         try:
             experiment.run(ROWS[name], int(seed))
         except KeyboardInterrupt as stopped:
-            _say(f"{stopped}")
+            _print(f"{stopped}")
             sys.exit(130)
         return
     only = [name for name in options.only.split(",") if name]
@@ -292,11 +294,11 @@ def main() -> None:
         parser.error(f"--only: expected some of {', '.join(ROWS)}, found {', '.join(unknown)}")
     experiment.work.mkdir(parents=True, exist_ok=True)
     for row, seed in [] if options.table else missing(experiment, only):
-        _say(f"{row.name}, seed {seed}")
+        _print(f"{row.name}, seed {seed}")
         command = [sys.executable, __file__, *sys.argv[1:], "--run", f"{row.name}-{seed}"]
         try:
             if subprocess.run(command).returncode:
-                sys.exit(f"{row.name}, seed {seed}: not done; the same command goes on there")
+                sys.exit(f"{row.name}, seed {seed}: failed; the same command resumes there")
         except KeyboardInterrupt:
             sys.exit(130)
         write_page(experiment.results, experiment.records())

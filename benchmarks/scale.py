@@ -1,16 +1,15 @@
-"""How the exact probe grows: with rows, dimensions and classes, up to a million rows.
+"""How the exact probe scales with rows, dimensions and classes, up to a million rows.
 
     python benchmarks/scale.py --grid
     python benchmarks/scale.py [--rows 1000000] [--dim 512] [--classes 1000] [--tolerance 1e-2]
                                [--folder DIR] [--passes-only]
 
-The features are drawn: classes are Gaussian clouds that overlap, with variances that fall off as
-those of real features do, in float16. The cache is written shard by shard, so that making it takes
-no memory either, and is mapped, not read. --grid times one pass (value and gradient of the
-objective) and one training at several sizes. Without it, one training at the full size is run in a
-child process, which reports passes, wall time, accuracy and its peak memory: VmHWM counts the
-mapped pages that the kernel keeps for it, RssAnon what it allocated itself, at the end.
---passes-only measures the pass alone and says what 60 of them would take.
+The features are random: overlapping Gaussian classes in float16, whose variances decay like those
+of real features. The cache is written shard by shard and mapped, so that it need not fit in memory.
+--grid times one pass (value and gradient of the objective) and one training at several sizes.
+Otherwise a child process runs one training at the full size and reports passes, wall time, accuracy
+and peak memory: VmHWM includes the mapped pages, RssAnon only what the process allocated.
+--passes-only measures one pass and prints the time of 60.
 """
 
 from __future__ import annotations
@@ -86,14 +85,14 @@ def grid() -> None:
         weight, bias = np.zeros((k, case["dim"])), np.zeros(k)
         walls = []
         for _ in range(3):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             objective(weight, bias, [x], labels, recipe)
-            walls.append(time.perf_counter() - begun)
+            walls.append(time.perf_counter() - started)
         found = train_lbfgs([x], labels, k, recipe)
-        said = "" if found.converged else "  not converged"
+        state = "" if found.converged else "  not converged"
         print(
             f"{case['n']:9,} {case['dim']:5} {k:7,} {1000 * min(walls):6.0f} ms "
-            f"{found.wall_s:7.2f} s {found.epochs:6}{said}",
+            f"{found.wall_s:7.2f} s {found.epochs:6}{state}",
             flush=True,
         )
 
@@ -102,12 +101,12 @@ def one_pass(path: str) -> None:
     """Time the value and gradient over all rows, mapped."""
     cache = featcache.load(path, mmap=True)
     shape = len(cache.class_names), cache.feature_dim
-    begun = time.perf_counter()
+    started = time.perf_counter()
     objective(
         np.zeros(shape), np.zeros(shape[0]), [cache.train.features], cache.train.labels,
         ExactRecipe(),
     )  # fmt: skip
-    wall = time.perf_counter() - begun
+    wall = time.perf_counter() - started
     print(f"a pass: {wall:.1f} s; 60 passes would take {60 * wall / 60:.1f} min", flush=True)
 
 
@@ -139,7 +138,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--tolerance", type=float, default=1e-2)
-    parser.add_argument("--folder", type=Path, help="where the cache is made, and stays")
+    parser.add_argument("--folder", type=Path, help="for the cache, which is kept")
     parser.add_argument("--passes-only", action="store_true")
     options = parser.parse_args()
     if options.grid:
@@ -148,13 +147,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         path = folder / f"scale-{options.rows}x{options.dim}x{options.classes}.h5"
-        begun = time.perf_counter()
+        started = time.perf_counter()
         if not path.exists():
             path = make_cache(path, options.rows, options.dim, options.classes)
         cache = featcache.load(path, mmap=True)
         print(
             f"{cache!r}: {cache.size_bytes / 2**30:.2f} GiB, made in "
-            f"{time.perf_counter() - begun:.0f} s",
+            f"{time.perf_counter() - started:.0f} s",
             flush=True,
         )
         one_pass(str(path))

@@ -1,15 +1,15 @@
-"""What the cache's guarantees cost: opening, verified reading, and packing.
+"""The cost of the cache's guarantees: opening, verified reading, packing.
 
     python benchmarks/store.py [--rounds 9] [--folder FOLDER]
 
 Works in FOLDER (3 GB; a temporary one by default), with the page cache warm, and prints
 
-- opening: the time of a process that opens a cache of 60,000 x 512 float32 and maps it, in turn
-  with a process that does nothing and one that imports NumPy (goal: 0.25 s, all in all);
-- reading: that cache read whole and verified, in turn with np.load of the same array, and the
-  median ratio of the rounds (goal: 1.5); and by how much `featcache.verify` takes longer;
-- packing: 600,000 x 512 float32 in shards turned into one file by a process of its own: how long
-  it takes to check the shards and to pack them, and the most memory that it ever had.
+- opening: the time of a process that opens and maps a cache of 60,000 x 512 float32, in turn with a
+  process that does nothing and one that imports NumPy (goal: 0.25 s in total);
+- reading: reading and verifying that cache, in turn with np.load of the same array, and the median
+  ratio of the rounds (goal: 1.5); also the ratio of `featcache.verify`;
+- packing: a process that packs shards of 600,000 x 512 float32 into one file: the time to check and
+  to pack them, and its peak memory.
 """
 
 from __future__ import annotations
@@ -50,31 +50,31 @@ import json, re, sys, time
 from pathlib import Path
 from featcache.store.shards import ShardWriter
 path, meta = Path(sys.argv[1]), json.loads(sys.argv[2])
-begun = time.perf_counter()
+started = time.perf_counter()
 writer = ShardWriter(path, meta)
 checked = time.perf_counter()
 writer.finish({})
 packed = time.perf_counter()
 # Not ru_maxrss, which also counts the process that started this one.
 peak = int(re.search("VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-print(json.dumps({"check_s": checked - begun, "pack_s": packed - checked, "peak_bytes": peak}))
+print(json.dumps({"check_s": checked - started, "pack_s": packed - checked, "peak_bytes": peak}))
 """
 
 
 def timed(work):
-    begun = time.perf_counter()
+    started = time.perf_counter()
     result = work()
-    return time.perf_counter() - begun, result
+    return time.perf_counter() - started, result
 
 
 def process_times(code: str) -> tuple[float, float]:
     """Return wall and processor seconds of an interpreter that runs this."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-c", code])
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     assert child.returncode == 0
-    return time.perf_counter() - begun, usage.ru_utime + usage.ru_stime
+    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime
 
 
 def rows(n: int, seed: int) -> dict[str, np.ndarray]:
@@ -97,7 +97,7 @@ def opening(path: Path, rounds: int) -> None:
             times[name].append(process_times(code))
     for name, pairs in times.items():
         wall_s, cpu_s = (statistics.median(part) for part in zip(*pairs, strict=True))
-        print(f"opening: {name:20} {wall_s:.3f} s, of the processor {cpu_s:.3f} s")
+        print(f"opening: {name:20} {wall_s:.3f} s, CPU {cpu_s:.3f} s")
 
 
 def reading(path: Path, plain: Path, rounds: int) -> None:

@@ -3,9 +3,9 @@
     python benchmarks/weight_decay.py CACHE
 
 CACHE holds features of CIFAR-10 (featcache extract … --weights tinyimagenet32). Fits the exact
-optimum by scikit-learn at six values on 80 % of the training features and scores the other 20 %,
-for two seeded stratified holdouts. The test split is not read. Also prints how far the variances
-of the features' principal components spread, which is why the probe whitens.
+optimum with scikit-learn at six values on 80 % of the training features and scores the other 20 %,
+for two seeded stratified holdouts. It does not read the test split. Also prints the spread of the
+variances of the features' principal components, the reason why the probe whitens.
 """
 
 from __future__ import annotations

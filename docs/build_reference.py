@@ -1,9 +1,9 @@
-"""Write docs/reference.md: the public names of featcache, from their signatures and docstrings.
+"""Write docs/reference.md from the signatures and docstrings of featcache's public names.
 
     python docs/build_reference.py
 
-A test holds the page equal to the docstrings, so run this after changing one. The standard
-library alone does it: a page that anybody can rebuild is worth more than a prettier one.
+Run this after a change of a docstring; a test compares the page. It uses only the standard library,
+so that the page can be rebuilt everywhere.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ GROUPS = {
         *("finetune", "fit", "FinetuneResult", "FitResult"),
         *("FinetuneOptions", "FinetuneRecipe", "FitOptions"),
     ),
-    "Looking at it": ("compare", "audit", "report", "AuditResult", "ReportResult"),
+    "Comparing and looking": ("compare", "audit", "report", "AuditResult", "ReportResult"),
     "Data, weights, machine": (
         *("load_dataset", "load_weights", "examine", "Dataset", "Split", "Weights"),
         *("Preprocess", "Progress"),
     ),
     "Errors": ("FeatcacheError",),
 }
-# What fields of the results are made of: no public names, yet what one reads.
+# Types of the results' fields. They are not public names, but users read their fields.
 PARTS = {
     "probes.cross_check": ("CheckResult",),
     "metrics": ("Evaluation",),
@@ -66,12 +66,13 @@ INTRO = """# Python reference
 
 <!-- Written by docs/build_reference.py from the docstrings: change those, then run it. -->
 
-Everything below is `featcache.NAME`. Importing featcache loads no framework, not even NumPy: each
-name is looked up when it is first used. Everything here is typed, and results are frozen
-dataclasses whose fields are listed under them. Letters in shapes: N images, D numbers per feature,
-K classes, C x H x W a feature map.
+All names below belong to the package `featcache`. Importing it loads no framework, not even NumPy:
+a name is imported when it is first used. Everything is typed. Results are frozen dataclasses,
+listed with their fields. Letters in shapes: N images, D numbers per feature, K classes, C x H x W a
+feature map.
 
-`on_progress` is called with a `Progress`, `on_note` with a sentence; both default to silence.
+`on_progress` is called with a `Progress`, `on_note` receives one-line notes; by default both do
+nothing.
 """
 
 
@@ -80,7 +81,9 @@ def build() -> str:
     listed = [name for names in GROUPS.values() for name in names]
     missing = sorted(set(featcache.__all__) ^ set(listed))
     if missing or len(set(listed)) != len(listed):
-        raise SystemExit(f"GROUPS: expected each public name once; see to {', '.join(missing)}")
+        raise SystemExit(
+            f"GROUPS: expected each public name once, found a difference in {', '.join(missing)}"
+        )
     parts = [INTRO]
     for title, names in GROUPS.items():
         links = ", ".join(f"[`{name}`](#{name.lower()})" for name in names)
@@ -92,9 +95,7 @@ def build() -> str:
         if title == "Errors":
             tree = inspect.getdoc(errors).split("::\n\n")[1].split("\n\nA message")[0]
             parts.append(f"In `featcache.errors`:\n\n```text\n{inspect.cleandoc(tree)}\n```")
-    parts.append(
-        "\n## Parts of results\n\nNot public names, but what is in their fields and lists."
-    )
+    parts.append("\n## Parts of results\n\nTypes of the fields above; they are not public names.")
     for room, names in PARTS.items():
         for name in names:
             parts.extend(_entry(name, getattr(importlib.import_module(f"featcache.{room}"), name)))
@@ -102,7 +103,7 @@ def build() -> str:
 
 
 def _entry(name: str, item: Any) -> Iterator[str]:
-    """Yield the parts of a function's or class's entry, a class's methods after it."""
+    """Yield the entry of a function or class, followed by the methods of a class."""
     docstring = inspect.getdoc(item) or ""
     yield f"\n### {name}\n"
     if not (inspect.isclass(item) and issubclass(item, (Exception, Protocol))):
@@ -115,7 +116,7 @@ def _entry(name: str, item: Any) -> Iterator[str]:
 
 
 def _member(owner: str, name: str, value: Any) -> Iterator[str]:
-    """Yield the entry of a public method or property that the class itself defines."""
+    """Yield the entry of a public method or property that the class defines itself."""
     if name.startswith("_"):
         return
     if isinstance(value, (property, cached_property)):
@@ -130,7 +131,7 @@ def _member(owner: str, name: str, value: Any) -> Iterator[str]:
 
 
 def _signature(name: str, item: Any, *, drop_self: bool = False) -> str:
-    """Return ``name(parameters) -> type`` as one would type it, one parameter a line if long."""
+    """Return ``name(parameters) -> type``, with one parameter per line if it is long."""
     signature = inspect.signature(item)
     parameters = list(signature.parameters.values())[drop_self:]
     words, starred = [], False
@@ -161,7 +162,7 @@ def _parameter(parameter: inspect.Parameter) -> str:
 
 
 def _markdown(docstring: str) -> str:
-    """Return a NumPy docstring as Markdown: its sections bold, its fields as lists."""
+    """Return a NumPy docstring as Markdown, with bold sections and lists of fields."""
     text = re.sub(r"(`?`)([^`]+)\1", r"`\2`", docstring)
     first, *sections = re.split(r"^([A-Z][A-Za-z ]+)\n-{3,}\n", text, flags=re.MULTILINE)
     parts = [_prose(first)]
@@ -171,7 +172,7 @@ def _markdown(docstring: str) -> str:
 
 
 def _prose(text: str) -> str:
-    """Return paragraphs; what stands behind ``::`` or ``>>>`` as it is."""
+    """Return paragraphs, with the code after ``::`` or ``>>>`` in fences."""
     lines, in_code = [], False
     for line in text.strip().replace("::\n", ":\n").splitlines():
         code = line.startswith((">>>", "...", "    "))
@@ -183,7 +184,7 @@ def _prose(text: str) -> str:
 
 
 def _fields(body: str) -> str:
-    """Return ``name : type`` and the indented text under it as one line of a list each."""
+    """Return each ``name : type`` and its indented text as one list item."""
     items: list[tuple[str, list[str]]] = []
     for line in filter(None, body.splitlines()):
         if line.startswith(" "):

@@ -4,23 +4,22 @@
 
     FeatcacheError
     ├── CacheError
-    │   ├── CacheMissError       (also FileNotFoundError)  no cache where one was asked for
-    │   ├── CacheMismatchError   a cache is there, but of other data, weights or format
-    │   └── CacheCorruptError    a cache is there, but its bytes are not what was written
+    │   ├── CacheMissError       (also FileNotFoundError)  there is no cache at that path
+    │   ├── CacheMismatchError   the cache was made from other data, weights or in another format
+    │   └── CacheCorruptError    the cache's bytes are not those that were written
     ├── DatasetError             images, labels or classes are missing or unreadable
-    │   └── DatasetChangedError  an image is no longer the one that was hashed
-    ├── WeightsError             a checkpoint is missing, unsafe, or of another architecture
+    │   └── DatasetChangedError  an image changed after it was hashed
+    ├── WeightsError             a checkpoint is missing, unsafe, or for another architecture
     ├── EngineUnavailableError   (also ImportError)        the engine or device cannot run here
-    ├── ShapeMismatchError       (also ValueError)         arrays of shapes that do not fit
+    ├── ShapeMismatchError       (also ValueError)         array shapes that do not fit together
     ├── RecipeError              (also ValueError)         a hyperparameter outside its range
     ├── RankError                another process of a distributed run ended, or differs
-    ├── RemoteError              a URL that cannot be reached, or is refused
+    ├── RemoteError              a URL that cannot be reached, or refuses access
     └── OutputError              (also OSError)            a result cannot be written
 
 A message says four things: where (the path or the name), what was expected,
-what was found, and what to type next. The command line catches this tree alone
-and prints the message on one line; any other exception is a bug in featcache
-and keeps its traceback.
+what was found, and what to type next. The command line prints these errors on one
+line; any other exception is a bug in featcache and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ class CacheError(FeatcacheError):
 
 
 class CacheMissError(CacheError, FileNotFoundError):
-    """No cache where one was asked for."""
+    """There is no cache at the given path."""
 
 
 class CacheMismatchError(CacheError):
-    """A readable cache, but not the one that was asked for."""
+    """A readable cache, but not the one that the options describe."""
 
 
 class CacheCorruptError(CacheError):
-    """A cache whose content is not what featcache wrote, or not safe to read."""
+    """A cache whose content is not what featcache wrote, or is unsafe to read."""
 
 
 class DatasetError(FeatcacheError):
@@ -51,15 +50,15 @@ class DatasetError(FeatcacheError):
 
 
 class DatasetChangedError(DatasetError):
-    """An image is no longer the one that was hashed: never skipped, as a bad image may be."""
+    """An image changed after it was hashed; unlike a bad image, it is never skipped."""
 
 
 class WeightsError(FeatcacheError):
-    """A checkpoint is missing, damaged, unsafe, or of another architecture."""
+    """A checkpoint is missing, damaged, unsafe, or for another architecture."""
 
 
 class EngineUnavailableError(FeatcacheError, ImportError):
-    """The engine or device that was asked for cannot run on this machine."""
+    """The requested engine or device cannot run on this machine."""
 
 
 class ShapeMismatchError(FeatcacheError, ValueError):
@@ -67,7 +66,7 @@ class ShapeMismatchError(FeatcacheError, ValueError):
 
 
 class RecipeError(FeatcacheError, ValueError):
-    """A hyperparameter outside the range in which it means something."""
+    """A hyperparameter outside its valid range."""
 
 
 class RankError(FeatcacheError):
@@ -75,11 +74,11 @@ class RankError(FeatcacheError):
 
 
 class RemoteError(FeatcacheError):
-    """A URL that cannot be opened, reached, read or written; an image behind it is not skipped."""
+    """A URL that cannot be opened, read or written; its images are never skipped."""
 
 
 class OutputError(FeatcacheError, OSError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written to the requested place."""
 
 
 _MAX_CHARACTERS = 120

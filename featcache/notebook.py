@@ -1,8 +1,4 @@
-"""How results show themselves in a notebook: as plain tables, which take the notebook's looks.
-
-Jupyter asks a value for ``_repr_html_``. Everything in it is data, names of classes and
-files among it, and is escaped.
-"""
+"""Results as plain HTML tables in a notebook, through ``_repr_html_``; all text is escaped."""
 
 from __future__ import annotations
 
@@ -19,21 +15,21 @@ _MOST_CHARACTERS = 400
 
 
 class ShownAsTable:
-    """A dataclass that a notebook shows as a table, a line for each field."""
+    """A dataclass that a notebook shows as a table, one row per field."""
 
     def _repr_html_(self) -> str:
         return facts_table(type(self).__name__, _fields_of(self))
 
 
 class Rows(list[T]):
-    """A list of results that a notebook shows as a table, a line for each.
+    """A list of results that a notebook shows as a table, one row per result.
 
     Parameters
     ----------
     items : iterable
         Dataclasses or mappings, all with the same fields.
     columns : sequence of str, optional
-        The fields that are shown; all by default.
+        The fields to show; by default all.
     """
 
     def __init__(self, items: Iterable[T] = (), columns: Sequence[str] = ()) -> None:
@@ -45,7 +41,7 @@ class Rows(list[T]):
 
 
 def facts_table(title: str, facts: Mapping[str, Any]) -> str:
-    """Return HTML: a caption, and a line for each name and value."""
+    """Return an HTML table with a caption and one row per name and value."""
     lines = "".join(
         f'<tr><th scope="row">{_escaped(name)}</th><td>{_cell(value)}</td></tr>'
         for name, value in facts.items()
@@ -54,10 +50,7 @@ def facts_table(title: str, facts: Mapping[str, Any]) -> str:
 
 
 def rows_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
-    """Return HTML: a line for each row, and above them the names of the columns.
-
-    Of more than 60 rows the first are shown, and how many there are.
-    """
+    """Return an HTML table with a header; after 60 rows, a count of the rest."""
     columns = tuple(columns) or tuple(rows[0] if rows else ())
     head = "".join(f'<th scope="col">{_escaped(name)}</th>' for name in columns)
     body = "".join(
@@ -76,7 +69,7 @@ def _fields_of(item: Any) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> str:
-    """Return the HTML of a value: of several results a table of its own, else text."""
+    """Return the HTML of a value: a nested table for several results, else text."""
     if isinstance(value, (list, tuple)) and value and all(map(_is_result, value)):
         return rows_table([_fields_of(item) for item in value])
     return _escaped(_text(value))
@@ -87,7 +80,7 @@ def _is_result(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    """Return a value in a few words."""
+    """Return a short text for a value."""
     if value is None:
         return "–"  # noqa: RUF001
     if isinstance(value, float):
@@ -106,7 +99,7 @@ def _text(value: Any) -> str:
 
 
 def _is_long(value: Any) -> bool:
-    """Return whether a value is too much for a line: many values, or values within values."""
+    """Return whether a value is too long for one line: many values, or nested ones."""
     return isinstance(value, (list, tuple)) and (
         len(value) > _MOST_VALUES
         or any(isinstance(it, (list, tuple)) or _is_result(it) for it in value)
@@ -114,7 +107,7 @@ def _is_long(value: Any) -> bool:
 
 
 def _escaped(text: str) -> str:
-    """Return text for HTML, not too long, with what cannot be encoded spelt out."""
+    """Return escaped, shortened text, with characters that cannot be encoded as backslashes."""
     if len(text) > _MOST_CHARACTERS:
         text = f"{text[:_MOST_CHARACTERS]}…"
     return escape(text.encode("utf-8", "backslashreplace").decode())

@@ -1,4 +1,4 @@
-"""Options of a verb are written down once, as the fields of a frozen dataclass."""
+"""The options of a verb, as one frozen dataclass that its function takes as keywords."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 
 def with_options(kind: type[Any]) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Let a function's callers give its ``options``, a dataclass, as keyword arguments.
+    """Let callers of a function pass the fields of its ``options`` dataclass as keywords.
 
     ``verb(subject, size=64)`` then calls the function with ``options=Options(size=64)``, and
     ``verb(subject, options=Options(size=64))`` is the same. The dataclass checks its own values

@@ -1,8 +1,7 @@
-"""What long work says about itself while it runs.
+"""Progress of long work.
 
-The library never prints. Work that takes longer than a moment takes an
-``on_progress`` callable and hands it a `Progress` now and then; the command
-line turns these into bars, a notebook into whatever it likes.
+The library never prints. Functions that run for long take an ``on_progress`` callable and
+call it with a `Progress`; the command line draws bars from these.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ class Progress:
     Parameters
     ----------
     stage : str
-        What is being done, for a person: ``"train images"``.
+        Name of the stage, such as ``"train images"``.
     done : int
-        Units finished since the stage began.
+        Units finished since the stage started.
     total : int or None
-        Units in the stage; None where nobody knows.
+        Units in the stage; None if unknown.
     unit : str
-        ``"img"``, ``"B"``, ``"step"``.
+        Unit of ``done`` and ``total``: ``"img"``, ``"B"`` or ``"step"``.
     note : str
-        A short fact of the moment, such as the running loss.
+        A short fact, such as the running loss.
     """
 
     stage: str
@@ -37,8 +36,8 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-OnNote = Callable[[str], None]  # hears, in a sentence each, of what a person should know
+OnNote = Callable[[str], None]  # receives one-line notes
 
 
 def silent(_: object) -> None:
-    """Say nothing: the default everywhere."""
+    """Do nothing: the default for ``on_progress`` and ``on_note``."""

@@ -27,7 +27,7 @@ def environment(home):
 
 
 def test_bars_on_a_real_terminal(home, small_cache):
-    """A stage that begins again, as a second epoch's test images do, starts a bar of its own."""
+    """A stage that starts again, such as the second epoch, gets a new bar."""
     code, shown = on_a_terminal(
         program("probe", small_cache, "--shots", "1,2,5", "--seeds", 3), environment(home)
     )
@@ -59,12 +59,12 @@ def test_ctrl_c_while_things_are_loaded(home, small_cache, delay):
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    # Before main is entered there is nobody to say anything but the interpreter itself; and for
-    # part of a second OneFlow's own handler ends the process, if another thread takes the signal.
+    # Before main starts, only the interpreter can report the signal; and for part of a second
+    # OneFlow's own handler ends the process, if another thread takes the signal.
     assert process.returncode != 0 and "doctor" not in err
     if "interrupted" in err:
-        # Begun with -m, Python ends by the signal itself, whoever handled it, where it came while a
-        # text was executed, as dataclasses and named tuples do; to a shell that is 130 too.
+        # With -m, Python ends by the signal itself if it arrives inside exec, as in the making of a
+        # dataclass; to a shell that is 130 too.
         assert process.returncode in (130, -signal.SIGINT)
         assert "again: featcache probe" in err and "Traceback" not in err
     else:
@@ -109,7 +109,7 @@ def test_what_a_cache_holds_fits_where_it_is_read(capsys, home, monkeypatch, sma
     assert digest in narrow.replace(" ", "").replace("\n", "")
 
 
-def test_names_that_are_no_text(home, capsys, fake_engine, image_folder):
+def test_file_names_that_are_not_utf_8(home, capsys, fake_engine, image_folder):
     import shutil
 
     root = home / "big set"
@@ -122,7 +122,7 @@ def test_names_that_are_no_text(home, capsys, fake_engine, image_folder):
     assert "test/red/b\udcff.png" in ids
 
 
-def test_what_to_type_again_can_be_pasted(capsys, monkeypatch):
+def test_the_command_to_run_again_can_be_pasted(capsys, monkeypatch):
     from featcache.extraction import extract as extraction
 
     def interrupted(*arguments, **options):
@@ -134,7 +134,7 @@ def test_what_to_type_again_can_be_pasted(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("extract", "a" * 300, *STARTER), "expected a folder"),
         (("extract", "~nobody-of-that-name/x", *STARTER), "expected a folder"),
@@ -145,20 +145,20 @@ def test_what_to_type_again_can_be_pasted(capsys, monkeypatch):
         (("info", "here.h5"), "found a folder"),
     ],
 )
-def test_odd_paths_are_one_line(capsys, fake_engine, tmp_path, monkeypatch, arguments, said):
+def test_odd_paths_are_one_line(capsys, fake_engine, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here.h5").mkdir()
     assert main(list(arguments)) == 1
     err = capsys.readouterr().err
-    # What was being done may be told before.
-    assert said in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ")
+    # Notes about the work may come before the error.
+    assert message in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ")
     assert err.count("error: ") == 1 and "Traceback" not in err
 
 
 @pytest.mark.parametrize(
     "text", ["[]", "{}", "null", "no json", '{"top1": null}', "[" * 100_000], ids=range(6)
 )
-def test_a_file_that_is_no_record_is_left_out_and_named(capsys, small_cache, home, text):
+def test_an_invalid_record_is_skipped_and_named(capsys, small_cache, home, text):
     assert main(["probe", str(small_cache), "--C", "1", "--no-check"]) == 0
     odd = home / "cache" / "runs" / "odd"
     odd.mkdir()
@@ -205,7 +205,7 @@ def test_ctrl_c_in_a_probe_leaves_no_folder(capsys, small_cache, home, monkeypat
 
 
 @pytest.mark.parametrize("kind", ["device", "pipe"])
-def test_what_is_no_file_is_not_replaced_by_one(capsys, small_cache, tmp_path, kind):
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(capsys, small_cache, tmp_path, kind):
     """Root may rename a file onto /dev/null, and it would be gone for everybody."""
     place = tmp_path / "place.safetensors"
     if kind == "pipe":

@@ -92,7 +92,9 @@ def test_the_table_fits_80_columns_and_labels_each_run(runs):
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     assert "617" in text and "123 + 100" in text and " - " in text
-    assert "- of a probe, without one, and where nothing was gained" in " ".join(text.split())
+    assert "- for probes, without such a probe, and where nothing was gained" in " ".join(
+        text.split()
+    )
     for word in ("above", "layer3", "cached", "LP-FT"):
         assert word in text
 

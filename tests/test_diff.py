@@ -214,7 +214,7 @@ def test_progress_reaches_its_total(tmp_path, a):
 
 def test_the_command(capsys, tmp_path, a):
     assert main(["diff", str(a), str(a)]) == 0
-    assert "Same: one can stand for the other" in capsys.readouterr().out
+    assert "Same: the caches are interchangeable" in capsys.readouterr().out
     b = cache_of(tmp_path / "b.h5", rows=slice(1, None), engine_version="2", created="x\ty")
     assert main(["diff", str(a), str(b)]) == 1
     out = capsys.readouterr().out

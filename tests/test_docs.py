@@ -1,13 +1,13 @@
-"""The documentation: every command and snippet in it runs, and it names all there is.
+"""The documentation: every command and snippet in it runs, and it covers every command and name.
 
-Blocks of a page run in order, in a folder of their own, with ``featcache`` and ``python`` being
-those under test. What kind of block it is decides how:
+The blocks of a page run in order, in a folder of their own, with the ``featcache`` and ``python``
+under test:
 
-- ``sh`` runs whole and must succeed.
-- ``console`` is a session: each ``$`` line runs, and each line shown under it must be printed, in
-  that order, numbers aside; of one that ends in ``…`` the beginning. Where a line that begins with
-  ``error:`` is shown, the command must fail with it.
-- ``python`` is a program of its own and must succeed.
+- ``sh`` runs as a whole and must succeed.
+- ``console`` is a session: each ``$`` line runs, and the lines shown under it must be printed in
+  that order, apart from numbers. A line that ends in ``…`` is a prefix. Where a line starts with
+  ``error:``, the command must fail with that message.
+- ``python`` is a program and must succeed.
 
 A block that cannot run in a test has ``<!-- not run: REASON -->`` on the line before it, one that
 takes long ``<!-- slow: REASON -->``: its page is run by the slow tests.
@@ -86,7 +86,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def picture(tint: int, seed: int) -> Image.Image:
-    """Draw clouds of a colour: photos enough for a backbone, a class for a linear head."""
+    """Draw clouds of one colour, a class that a linear head can learn."""
     generator = np.random.default_rng((tint, seed))
     coarse = generator.integers(0, 256, (6, 8, 3)).astype(np.float32)
     coarse[..., tint] = 0.8 * coarse[..., tint] + 51
@@ -95,7 +95,7 @@ def picture(tint: int, seed: int) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def given(tmp_path_factory):
-    """The files that pages speak of: ``photos/`` with classes, ``my-digits/`` without."""
+    """The files that pages assume: ``photos/`` with class folders, ``my-digits/`` without."""
     from sklearn.datasets import load_digits
 
     folder = tmp_path_factory.mktemp("given")
@@ -111,7 +111,7 @@ def given(tmp_path_factory):
 
 
 def prepare(page: str, folder: Path) -> None:
-    """Add what one page alone takes for granted."""
+    """Add the files that only this page assumes."""
     data = ROOT / "tests" / "data"
     if page == "docs/format.md":
         (folder / "cache").mkdir()
@@ -125,7 +125,7 @@ def prepare(page: str, folder: Path) -> None:
 
 @pytest.fixture
 def desk(tmp_path, given, monkeypatch):
-    """An empty folder with the given files, and the environment that blocks run in."""
+    """A folder with the given files, and the environment that blocks run in."""
     folder = tmp_path / "desk"
     shutil.copytree(given, folder)
     tools = tmp_path / "tools"
@@ -134,12 +134,12 @@ def desk(tmp_path, given, monkeypatch):
         tool = tools / name
         tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
         tool.chmod(0o755)
-    monkeypatch.delenv("FEATCACHE_DIR")  # pages speak of cache/, where one stands
+    monkeypatch.delenv("FEATCACHE_DIR")  # pages use cache/ in the current folder
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
-    # No page may need the network without a word: whatever asks for it is told no at once.
+    # No page may need the network silently: requests fail at once.
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     return folder
@@ -160,7 +160,7 @@ def shell(command: str, folder: Path) -> tuple[int, str]:
 
 
 def essence(line: str) -> str:
-    """Return a line without what differs from run to run: numbers, bars, boxes, bottlenecks."""
+    """Return a line without numbers, bars, boxes and bottlenecks, which differ between runs."""
     line = re.sub(r"[▁▂▃▄▅▆▇█]+", "~", line)
     line = re.sub(r"[─━┏┓┗┛┡┩┃│└┘┴┬┳┻╇]+", " ", line)
     line = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{4,}\b", "#", line)  # digests
@@ -171,20 +171,20 @@ def essence(line: str) -> str:
 
 
 def run_session(block: Block, folder: Path, where: str) -> None:
-    """Run each ``$`` line of a session, and look for what is shown under it."""
-    assert block.text.startswith("$ "), f"{where}: a session begins with a command"
+    """Run each ``$`` line of a session, and compare its output with the lines shown."""
+    assert block.text.startswith("$ "), f"{where}: a session starts with a command"
     for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
         command, *shown = part.rstrip().splitlines()
         status, printed = shell(command, folder)
-        wanted_failure = any(line.startswith("error:") for line in shown)
-        assert (status != 0) == wanted_failure, f"{where}: $ {command}\n{printed}"
+        must_fail = any(line.startswith("error:") for line in shown)
+        assert (status != 0) == must_fail, f"{where}: $ {command}\n{printed}"
         lines = iter([essence(line) for line in printed.splitlines()])
         for line in filter(None, map(essence, shown)):
-            begin = line.removesuffix("…").strip() if line.endswith("…") else None
-            found = any(
-                line == other if begin is None else other.startswith(begin) for other in lines
+            prefix = line.removesuffix("…").strip() if line.endswith("…") else None
+            is_printed = any(
+                line == other if prefix is None else other.startswith(prefix) for other in lines
             )
-            assert found, f"{where}: $ {command}\nno line like {line!r} in\n{printed}"
+            assert is_printed, f"{where}: $ {command}\nno line like {line!r} in\n{printed}"
 
 
 def run_page(name: str, folder: Path) -> None:
@@ -344,8 +344,7 @@ def test_every_public_name_is_in_the_reference():
     assert set(featcache.__all__) <= set(titles)
 
 
-def test_the_runner_notices(tmp_path):
-    """A runner that lets everything pass would be worse than none."""
+def test_the_runner_fails_on_wrong_output(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
         "```sh\ntrue\n```\n<!-- not run: a reason -->\n```python\n1 / 0\n```\n"

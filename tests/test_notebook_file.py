@@ -1,8 +1,7 @@
-"""The notebook: a file that Jupyter opens, small, and cells that run in their order.
+"""The notebook: a small valid file whose cells run in order.
 
-They are run here as plain code in one namespace, as Jupyter does it: a kernel would bring two dozen
-packages into every environment, for what a notebook adds to Python. Lines for Jupyter alone, which
-begin with ``%``, are left out; what a cell ends in is shown as a page would show it.
+The cells run as plain code in one namespace. A kernel would add two dozen packages to
+every environment. Lines for Jupyter alone, which start with ``%``, are skipped.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def code_of(cell):
 
 
 def run_cell(source, names):
-    """Run a cell, and return what its last line amounts to: what Jupyter shows."""
+    """Run a cell, and return the value of its last line, which Jupyter would show."""
     tree = ast.parse(source)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, FILE.name, "exec"), names)
@@ -43,7 +42,7 @@ def run_cell(source, names):
     return eval(compile(ast.Expression(last.value), FILE.name, "eval"), names)
 
 
-def test_it_is_a_notebook_and_small(cells):
+def test_the_file_is_a_small_notebook(cells):
     book = json.loads(FILE.read_text(encoding="utf-8"))
     assert (book["nbformat"], book["metadata"]["kernelspec"]["language"]) == (4, "python")
     assert len({cell["id"] for cell in cells}) == len(cells)
@@ -51,16 +50,16 @@ def test_it_is_a_notebook_and_small(cells):
     assert FILE.stat().st_size < 400_000
 
 
-def test_what_it_shows_is_from_no_machine_in_particular(cells):
+def test_outputs_contain_nothing_of_the_machine(cells):
     for cell in cells:
         shown = json.dumps(cell.get("outputs", []))
         assert not re.search(r"/(home|root|tmp|work|Users)/|Traceback|Warning", shown)
-        assert "execution" not in cell["metadata"], "times of day tell nothing"
+        assert "execution" not in cell["metadata"], "no times of execution"
     counts = [cell["execution_count"] for cell in cells if cell["cell_type"] == "code"]
     assert counts == list(range(1, len(counts) + 1)), "run it from the top before it is kept"
 
 
-def test_its_names_are_there(cells):
+def test_imported_names_exist(cells):
     for cell in cells:
         if cell["cell_type"] == "code":
             for node in ast.walk(ast.parse(code_of(cell))):
@@ -72,7 +71,7 @@ def test_its_names_are_there(cells):
 
 
 @pytest.mark.slow
-def test_its_cells_run(cells, tmp_path, monkeypatch, capsys):
+def test_cells_run_in_order(cells, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     if (ROOT / "PKG-INFO").exists():
         pytest.skip("this is a source distribution, which leaves the starter cache out")

@@ -1,4 +1,4 @@
-"""The tutorial's experiment: its records in docs/results, the tables made of them, the script."""
+"""The tutorial's experiment: the script, its records in docs/results and the tables."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ def records(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     import reproduce
 
-    found = {
+    records = {
         row.name: [
             json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{row.name}-?.json"))
         ]
         for row in reproduce.PLAN
     }
-    return {name: some for name, some in found.items() if some}
+    return {name: runs for name, runs in records.items() if runs}
 
 
-def test_the_readme_shows_what_the_records_say(results, records):
+def test_the_readme_table_matches_the_records(results, records):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     folder = RESULTS.relative_to(ROOT).as_posix() + "/"
     assert results.table(records, folder, results.BRIEF) in readme
     assert results.table(records) in (RESULTS / "README.md").read_text(encoding="utf-8")
 
 
-def test_every_record_is_of_all_test_images_and_names_no_place(records):
+def test_records_cover_all_test_images_and_contain_no_paths(records):
     assert {"probe", "knn", "frozen", "full", "scratch"} <= set(records)
     for path in RESULTS.glob("*.json"):
         text = path.read_text(encoding="utf-8")
         assert json.loads(text)["n_test"] == 10_000
-        assert not re.search(r'"(/|[A-Z]:)|\\\\', text), f"{path.name} names a place"
+        assert not re.search(r'"(/|[A-Z]:)|\\\\', text), f"{path.name} contains a path"
 
 
 def test_method_3_is_the_same_from_the_cache_and_end_to_end(records):
@@ -58,8 +58,8 @@ def test_method_3_is_the_same_from_the_cache_and_end_to_end(records):
     assert abs(cached[0] - end_to_end) < 0.005  # one in f32, the other in bf16
 
 
-def test_both_engines_end_at_the_same_accuracy(records):
-    """OneFlow in f32, PyTorch in bf16; of several seeds, further apart than the engines are."""
+def test_both_engines_reach_the_same_accuracy(records):
+    """OneFlow in f32, PyTorch in bf16: seeds differ more than engines."""
     (oneflow,) = records["full-part"]
     same_seed, *others = records["full-part-torch"]
     assert len(others) == 2 and {oneflow["seed"], same_seed["seed"]} == {0}
@@ -69,7 +69,7 @@ def test_both_engines_end_at_the_same_accuracy(records):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=2e-3)
 
 
-def test_a_trial_runs_once_and_then_not_again(image_folder, tmp_path):
+def test_a_finished_trial_does_not_run_again(image_folder, tmp_path):
     pytest.importorskip("matplotlib")
     pytest.importorskip("openvino")
     command = [
@@ -99,8 +99,8 @@ def test_a_trial_runs_once_and_then_not_again(image_folder, tmp_path):
     assert "10 nearest neighbours" in first.stdout
 
 
-def test_a_row_that_there_is_not_is_refused(tmp_path):
+def test_an_unknown_row_is_refused(tmp_path):
     command = [sys.executable, SCRIPT, "x.zip", "--only", "prob", "--work", tmp_path]
-    found = subprocess.run(command, capture_output=True, text=True)
-    assert found.returncode == 2
-    assert "found prob" in found.stderr
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 2
+    assert "found prob" in answer.stderr

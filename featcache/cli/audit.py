@@ -48,7 +48,7 @@ def audit(
 ) -> None:
     """Find near-duplicates, likely wrong labels and outliers in a data set.
 
-    Example: [bold]featcache audit --csv health[/bold]
+    Example: featcache audit --csv health
     """
     from ..auditing.audit import audit as run
     from ..auditing.findings import table_paths, write_tables

@@ -1,4 +1,4 @@
-"""The commands. Each is the library function of the same name."""
+"""The commands extract, compare, info, doctor and demo; importing this adds all others."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ from .probe import probe
 DEMO_WEIGHTS = "tinyimagenet32"
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_asked: bool) -> None:
+    if is_asked:
         from ..version import __version__
 
         print(f"featcache {__version__}")
@@ -62,7 +62,7 @@ def _options(
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Take the options that belong to no command."""
+    """Take the options that come before a command."""
 
 
 @app.command()
@@ -120,7 +120,7 @@ def extract(
 ) -> Path | str:
     """Run the backbone once over a data set and cache its features.
 
-    Example: [bold]featcache extract digits --weights tinyimagenet32[/bold]
+    Example: featcache extract digits --weights tinyimagenet32
     """
     given = locals()
     from ..extraction.extract import extract as run
@@ -158,15 +158,15 @@ def extract(
 @app.command()
 def compare(
     dataset: Annotated[
-        str | None, typer.Argument(help="Only this data set's runs.", metavar="DATASET")
+        str | None, typer.Argument(help="Show only runs on this data set.", metavar="DATASET")
     ] = None,
     runs: RunsOption = None,
     plot: PlotOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show every run on the same data side by side.
+    """Compare all runs on the same data side by side.
 
-    Example: [bold]featcache compare digits[/bold]
+    Example: featcache compare digits
     """
     from ..runs import compare as run
 
@@ -187,9 +187,9 @@ def info(
     cache: CacheArgument = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what a cache holds and how it was made.
+    """Show the contents and provenance of a cache.
 
-    Example: [bold]featcache info[/bold]
+    Example: featcache info
     """
     from ..store.cache import load, newest_cache
 
@@ -198,15 +198,17 @@ def info(
 
 @app.command()
 def doctor(
-    network: Annotated[bool, typer.Option(help="Try the hosts of weights and data sets.")] = True,
+    network: Annotated[
+        bool, typer.Option(help="Try to reach the hosts of weights and data sets.")
+    ] = True,
     bench: Annotated[
-        bool, typer.Option("--bench", help="Measure every engine and precision that runs here.")
+        bool, typer.Option("--bench", help="Measure every engine and precision available here.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Say which engines, GPU, cores and network this machine has, and what it lacks.
+    """Report this machine's engines, GPU, cores and network, and what is missing.
 
-    Example: [bold]featcache doctor --no-network[/bold]
+    Example: featcache doctor --no-network
     """
     from ..doctor import examine
 
@@ -223,9 +225,9 @@ def demo(
     data_root: DataRootOption = None,
     runs: RunsOption = None,
 ) -> None:
-    """Do the whole job offline: extract, probe, fine-tune, compare.
+    """Run the whole workflow offline: extract, probe, fine-tune, compare.
 
-    Example: [bold]featcache demo[/bold]
+    Example: featcache demo
     """
     from ..frameworks import oneflow_status, torch_status
     from ..store.cache import load
@@ -258,13 +260,13 @@ def demo(
     compare(name, runs)
 
 
-_WIDE = 120  # columns of a terminal on which the names of runs have room
-_ROOMY = 96  # on which curves have
+_WIDE = 120  # columns of a terminal that has room for the names of runs
+_ROOMY = 96  # and for curves
 _CURVE = 10
 
 
 def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
-    """Return one table per data set: accuracies on different data are never side by side."""
+    """Return one table per data set, since accuracies on different data do not compare."""
     from ..runs import epochs_of, run_label
 
     tables: list[Any] = []
@@ -273,7 +275,7 @@ def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
     ):
         rows = list(group)
         weights = [f"{record['weights']} {record['size']} px" for record in rows]
-        # What is the same in every row goes above them: 80 columns are soon full.
+        # What all rows share goes into the title, to fit 80 columns.
         shared = f", {weights[0]}" if len(set(weights)) == 1 else ""
         columns = ["method", "top-1 % (95 %)", "train", "test", "ep", "wall s", "img/s", "s/point"]
         curves = [[epoch["top1"] for epoch in epochs_of(record)] for record in rows]
@@ -304,15 +306,15 @@ def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
             cells += [checkpoint] * ("weights" in columns) + [record["run"]] * ("run" in columns)
             table.add_row(*(name(cell) for cell in cells))
         tables.append(table)
-    said = (
-        "ep: epochs; wall: features once + training; img/s: training images; "
-        "s/point: wall for each percentage point over the best probe on the same images, - of a "
-        "probe, without one, and where nothing was gained"
+    legend = (
+        "ep: epochs; wall: extraction time + training time; img/s: training images; s/point: wall "
+        "time per percentage point gained over the best probe on the same images; - for probes, "
+        "without such a probe, and where nothing was gained"
     )
-    tables.append(Text(said, style="dim"))
+    tables.append(Text(legend, style="dim"))
     return tables
 
 
 def _short(seconds: float) -> str:
-    """Return seconds with a decimal as long as it means something."""
+    """Return seconds, with a decimal below 100."""
     return f"{seconds:.1f}" if seconds < 100 else f"{seconds:,.0f}"

@@ -162,7 +162,7 @@ def finetune(
 
     Without options these are the tutorial's recipes.
 
-    Example: [bold]featcache finetune digits --method split --weights tinyimagenet32[/bold]
+    Example: featcache finetune digits --method split --weights tinyimagenet32
     """
     given = {name: value for name, value in locals().items() if name not in ("plot", "json")}
     _plot.checked(plot)
@@ -271,7 +271,7 @@ def fit(
 ) -> None:
     """Reach an accuracy at the least cost: the probe, then fine-tunes, the cheapest first.
 
-    Example: [bold]featcache fit digits --target 0.99 --weights tinyimagenet32[/bold]
+    Example: featcache fit digits --target 0.99 --weights tinyimagenet32
     """
     given = {name: value for name, value in locals().items() if name not in ("budget", "json")}
     from ..finetuning.fit import fit as run

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
+from rich.console import Console
 
 from ..remote import is_url
 from . import output as out
@@ -19,25 +20,25 @@ def place(text: str) -> str | Path:
 
 
 def cache_place(text: str) -> Path:
-    """Return the path of a cache; of one behind a URL, that of a copy, taken if need be."""
+    """Return the path of a cache; for a URL, the path of a local copy, downloaded if necessary."""
     if not is_url(text):
         return Path(text)
     from ..process import import_numpy
 
-    import_numpy()  # with its threads, before the store does
+    import_numpy()  # before the store does, with the right threads
     from ..store.remote_caches import cache_file
 
     with out.progress() as report:
         return cache_file(text, report, out.note)
 
 
-# Every command, in the order in which one meets them.
+# Every command, in the order in which a user needs them.
 _CONTENTS = {
-    "Begin": ("demo",),
+    "First run": ("demo",),
     "Features": ("extract", "pack", "info"),
     "Questions": ("probe", "predict", "audit", "compare", "report"),
     "Training": ("finetune", "fit"),
-    "Care of caches": ("verify", "diff", "merge", "export"),
+    "Cache maintenance": ("verify", "diff", "merge", "export"),
     "This machine": ("doctor",),
 }
 
@@ -51,7 +52,7 @@ class _Contents(HelpfulGroup):
 
 class _Command(HelpfulCommand):
     def invoke(self, ctx: Any) -> Any:
-        """Run it; what is slow to load waits until it is known what was asked for."""
+        """Run the command; NumPy is imported only now, after the arguments are checked."""
         from ..process import import_numpy
 
         import_numpy()
@@ -66,26 +67,32 @@ class _App(typer.Typer):
         return super().command(*words, **{"cls": _Command, **options})
 
 
+_console = Console()  # knows NO_COLOR and TERM=dumb
 app = _App(
     name="featcache",
     cls=_Contents,
-    help="Run a pretrained backbone once, keep its features in HDF5, and answer every later "
-    "question from them.",
-    epilog="One command in detail: featcache probe --help",
+    help="Run a pretrained backbone once, keep its features in HDF5, and answer later questions "
+    "from them in seconds.",
+    epilog="For the options of a command: featcache probe --help",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,  # longer lines are hard to read
+        "color": False if _console.no_color or not _console.color_system else None,
+    },
 )
 
 
 def _one_of(*names: str) -> Callable[[str], list[str]]:
-    """Return what completes these names in a shell; files are completed besides."""
+    """Return a shell completion of these names; the shell itself completes files."""
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
 def _dataset(default: bool | str = True) -> Any:
     return typer.Argument(
-        help="cifar10, digits, a folder of class folders, a .zip of one, or the URL of either.",
+        help="cifar10, digits, a folder of class folders, a .zip of one, or a URL of either.",
         metavar="DATASET",
         show_default=default,
         autocompletion=_one_of("cifar10", "digits"),
@@ -116,43 +123,43 @@ Precision = Literal["f32", "bf16", "f16"]
 DatasetArgument = Annotated[str, _dataset()]
 BackboneOption = Annotated[str, _backbone()]
 WeightsOption = Annotated[str, _weights()]
-# Of training, which a cache may say these for.
+# For training, where a cache may supply the value.
 TrainedDatasetArgument = Annotated[str | None, _dataset("cifar10, or the cache's")]
 TrainedBackboneOption = Annotated[str | None, _backbone("resnet18, or the cache's")]
 TrainedWeightsOption = Annotated[str | None, _weights("imagenet, or the cache's")]
 PrecisionOption = Annotated[
     Precision,
     typer.Option(
-        help="What the engine computes in; bf16 and f16 are faster where they run.",
+        help="Number format of the engine; bf16 and f16 are faster on hardware that has them.",
         rich_help_panel=ENGINE,
     ),
 ]
 OnErrorOption = Annotated[
     Literal["fail", "skip"],
-    typer.Option(help="skip: leave out images that do not decode, and say which."),
+    typer.Option(help="For images that do not decode: stop, or leave them out and list them."),
 ]
 SizeOption = Annotated[
     int | None,
     typer.Option(
         min=32,
         max=4096,
-        help="Side of the input in pixels.",
-        show_default="the weights' own",
+        help="Side of the input image in pixels.",
+        show_default="the size the weights were trained at",
         rich_help_panel=BACKBONE,
     ),
 ]
 EngineOption = Annotated[
     Literal["auto", "oneflow", "openvino", "torch"],
     typer.Option(
-        help="What runs the backbone; auto takes OneFlow or PyTorch on a GPU, else the fastest on "
-        "the CPU: OpenVINO, PyTorch, OneFlow.",
+        help="Framework that runs the backbone; auto takes OneFlow or PyTorch on a GPU, else the "
+        "first of OpenVINO, PyTorch and OneFlow that is installed.",
         rich_help_panel=ENGINE,
     ),
 ]
 TrainerOption = Annotated[
     Literal["auto", "oneflow", "torch"],
     typer.Option(
-        help="What trains; auto takes PyTorch where it is installed, else OneFlow.",
+        help="Framework that trains; auto takes PyTorch where it is installed, else OneFlow.",
         rich_help_panel=ENGINE,
     ),
 ]
@@ -163,7 +170,7 @@ DeviceOption = Annotated[
 DataRootOption = Annotated[
     Path | None,
     typer.Option(
-        help="Where named data sets are kept and downloaded to.",
+        help="Folder for named data sets and their downloads.",
         show_default="$FEATCACHE_DATA, else ~/.cache/featcache/data",
         rich_help_panel=IMAGES,
     ),
@@ -172,40 +179,44 @@ TrainLimitOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Only a stratified draw of so many training images, always the same.",
+        help="Use a stratified sample of N training images, the same in every run.",
+        metavar="N",
         rich_help_panel=IMAGES,
     ),
 ]
 TestLimitOption = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Only a stratified draw of so many test images.", rich_help_panel=IMAGES
+        min=1,
+        help="Use a stratified sample of N test images.",
+        metavar="N",
+        rich_help_panel=IMAGES,
     ),
 ]
-SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every random draw.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw.")]
 MmapOption = Annotated[
     bool,
     typer.Option(
         "--mmap",
-        help="Leave the features on the disk: for more than fit in memory.",
+        help="Map the features from disk, for caches larger than memory.",
         rich_help_panel=IMAGES,
     ),
 ]
 JsonOption = Annotated[
     bool,
-    typer.Option("--json", help="JSON on standard output.", rich_help_panel=RESULTS),
+    typer.Option("--json", help="Print JSON on standard output.", rich_help_panel=RESULTS),
 ]
 RunsOption = Annotated[
     Path | None,
     typer.Option(
-        help="Where the records of runs are.", show_default="cache/runs", rich_help_panel=RESULTS
+        help="Folder for the records of runs.", show_default="cache/runs", rich_help_panel=RESULTS
     ),
 ]
 PlotOption = Annotated[
     Path | None,
     typer.Option(
         "--plot",
-        help="Save a figure: a .png or .svg, or without a suffix both.",
+        help="Save a figure as .png or .svg; without a suffix, as both.",
         metavar="FILE",
         rich_help_panel=RESULTS,
     ),
@@ -213,7 +224,7 @@ PlotOption = Annotated[
 CacheArgument = Annotated[
     Path | None,
     typer.Argument(
-        help="A cache, or the URL of one.",
+        help="Path or URL of a cache.",
         metavar="CACHE",
         show_default="the newest in cache/",
         parser=cache_place,

@@ -1,4 +1,4 @@
-"""What commands print: results on standard output, everything else on standard error."""
+"""Printing: results on standard output, notes and progress on standard error."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LINE_EVERY_S = 5.0
-_BRIEF_S = 1.0  # a stage that is over so soon needs no line in a log
-_READABLE = 100  # columns up to which text is easy to read
+_BRIEF_S = 1.0  # a shorter stage needs no line in a log
+_READABLE = 100  # columns; wider text is hard to read
 
 
 class _Results(Console):
-    """Standard output, whose reader may go away: main ends quietly then."""
+    """Standard output; `main` handles a reader that has gone away."""
 
     def on_broken_pipe(self) -> None:
-        """Leave it to main, and not to an exit code of rich's."""
+        """Raise, where rich would exit with a code of its own."""
         raise BrokenPipeError
 
 
-# Names of files and classes are data: square brackets and colons in them mean nothing. Into a
-# pipe, tables are as wide as they need, unless somebody said how wide.
+# Names of files and classes are data, so their square brackets and colons are no markup. Tables
+# written to a pipe take the width they need, unless COLUMNS sets one.
 _plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
-_said = sys.stdout.isatty() or "COLUMNS" in os.environ
-_results = _Results(width=None if _said else 160, **_plain)
+_has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+_results = _Results(width=None if _has_width else 160, **_plain)
 _messages = Console(stderr=True, **_plain)
 
 
 def width() -> int:
-    """Return the columns that results may fill."""
+    """Return the width of standard output in columns."""
     return _results.width
 
 
 def encoding() -> str:
-    """Return what results are encoded in."""
+    """Return the encoding of standard output."""
     return _results.encoding
 
 
@@ -81,25 +81,25 @@ def counted(n: int, noun: str) -> str:
 
 
 def name(text: str) -> Text:
-    """Return a name from a data set as cell text: a control character would move the cursor."""
+    """Return a name from a data set as cell text, with control characters escaped."""
     return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 def note(text: str) -> None:
-    """Say something on the side; a warning is not to be overlooked."""
+    """Print a note on standard error, dim; a warning in bold."""
     style = "bold yellow" if text.startswith("warning: ") else "dim"
     _messages.print(Text(text, style=style), soft_wrap=True)
 
 
 def command(*words: object) -> None:
-    """Show a command as one would type it."""
+    """Print a command as a user would type it."""
     typed = shlex.join(["featcache", *(str(word) for word in words)])
     _results.print(Text(f"\n$ {typed}", style="bold"), soft_wrap=True)
 
 
 @contextmanager
 def progress() -> Iterator[OnProgress]:
-    """Yield a listener that draws bars on a terminal, and writes a line now and then elsewhere."""
+    """Yield an `on_progress` that draws bars on a terminal, and prints lines elsewhere."""
     if not _messages.is_terminal or _messages.is_dumb_terminal:
         yield _Lines()
         return
@@ -141,23 +141,23 @@ def progress() -> Iterator[OnProgress]:
 
 
 class _Lines:
-    """Progress for a log file: one line every few seconds, and one where a long stage ends."""
+    """Progress for a log file: a line every few seconds, and one at the end of a long stage."""
 
     def __init__(self) -> None:
         self._stage = ""
-        self._begun = self._last = 0.0
+        self._started = self._last = 0.0
         self._done = 0
 
     def __call__(self, message: Progress) -> None:
         now = time.monotonic()
         if message.stage != self._stage or message.done < self._done:
-            self._stage, self._begun, self._last = message.stage, now, now
+            self._stage, self._started, self._last = message.stage, now, now
             self._pace = _Pace(message)
         self._done = message.done
         if message.total is not None and message.total // _scale(message)[0] < 2:
-            return  # "1/1" tells nobody anything
+            return  # "1/1" is no news
         finished = message.done == message.total
-        worth_an_end = finished and now - self._begun >= _BRIEF_S
+        worth_an_end = finished and now - self._started >= _BRIEF_S
         if now - self._last < _LINE_EVERY_S and not worth_an_end:
             return
         self._last = now
@@ -177,7 +177,7 @@ def _count(message: Progress) -> str:
 
 
 def _scale(message: Progress) -> tuple[int, str]:
-    """Return what a stage is counted in, and its name where it needs one."""
+    """Return the divisor and the suffix of a stage's counts."""
     return (1_000_000, " MB") if message.unit == "B" else (1, "")
 
 
@@ -186,11 +186,11 @@ class _Pace:
 
     def __init__(self, first: Progress) -> None:
         self._done = first.done
-        self._begun = time.monotonic()
+        self._started = time.monotonic()
 
     def per_s(self, message: Progress) -> float:
-        """Return units per second; 0 where nobody can tell yet."""
-        spent = time.monotonic() - self._begun
+        """Return units per second; 0 while the rate is unknown."""
+        spent = time.monotonic() - self._started
         return (message.done - self._done) / spent if spent > 0 else 0.0
 
     def shown(self, message: Progress) -> str:
@@ -210,10 +210,10 @@ def percent(top1: float, interval: Sequence[float]) -> str:
 
 
 def extract_summary(result: ExtractResult) -> Any:
-    """Say where the cache is and what it cost."""
+    """Return one line about a cache and how long it took."""
     what = f"{result.n_rows:,} x {result.feature_dim} features"
     if result.reused:
-        how = f"already there (made at {result.images_per_s:.0f} img/s)"
+        how = f"already there (extracted at {result.images_per_s:.0f} img/s)"
     else:
         how = (
             f"in {result.wall_s:.1f} s, {result.images_per_s:.0f} img/s, "
@@ -224,16 +224,16 @@ def extract_summary(result: ExtractResult) -> Any:
 
 
 def fit_summary(result: FitResult) -> list[Any]:
-    """Return what was tried, what won, and what the next step would cost."""
+    """Return the attempts, the winner and the next step."""
     table = Table(title=f"target {100 * result.target:.2f} %", title_justify="left")
-    for column in ("tried", "status", "val top-1", "expected", "took"):
-        table.add_column(column, justify="left" if column in ("tried", "status") else "right")
+    for column in ("attempt", "status", "val top-1", "estimate", "wall"):
+        table.add_column(column, justify="left" if column in ("attempt", "status") else "right")
     for attempt in result.attempts:
-        found = attempt.outcome
+        outcome = attempt.outcome
         table.add_row(
             attempt.name,
             attempt.status,
-            f"{100 * found.val_top1:.2f} %" if found else "",
+            f"{100 * outcome.val_top1:.2f} %" if outcome else "",
             f"{attempt.estimated_s:,.0f} s",
             "" if attempt.wall_s is None else f"{attempt.wall_s:,.1f} s",
         )
@@ -246,12 +246,12 @@ def fit_summary(result: FitResult) -> list[Any]:
         f"model: {result.head}",
     ]
     if not result.reached:
-        lines.append(f"next: {result.next_step or 'nothing is left to try'}")
+        lines.append(f"next: {result.next_step or 'none is left'}")
     return lines
 
 
 def cache_facts(cache: Cache) -> dict[str, Any]:
-    """Return everything a cache says about itself."""
+    """Return a cache's sizes, skipped images and provenance."""
     return {
         "cache": cache.path,
         "n_train": len(cache.train),
@@ -269,7 +269,7 @@ def cache_summary(cache: Cache) -> Any:
     table = Table(show_header=False, box=None)
     table.add_column()
     room = min(width(), _READABLE) - max(map(len, facts)) - 4
-    table.add_column(overflow="fold", max_width=room)  # a digest is there to be copied
+    table.add_column(overflow="fold", max_width=room)  # digests stay whole
     for name, value in facts.items():
         if isinstance(value, float):
             value = round(value, 2)
@@ -279,7 +279,7 @@ def cache_summary(cache: Cache) -> Any:
 
 
 def findings_table(findings: list[Finding]) -> Any:
-    """Return one line per fact about the machine."""
+    """Return a table of facts about the machine."""
     table = Table(show_header=False, box=None)
     for finding in findings:
         mark = Text("yes", style="green") if finding.usable else Text("no", style="yellow")
@@ -297,11 +297,11 @@ def sparkline(values: Sequence[float], encoding: str, most: int = 40) -> str:
     Parameters
     ----------
     values : sequence of float
-        In order; one that is not finite is a space.
+        One that is not finite becomes a space.
     encoding : str
-        Of what the line is written to; where it has no bars, digits stand in for them.
+        Encoding of the output; where it lacks the bars, digits replace them.
     most : int
-        Characters; of more values some are left out evenly, never the first and the last.
+        Maximum number of characters; longer series are thinned evenly, keeping both ends.
     """
     shown = [values[index] for index in _evenly(len(values), most)]
     finite = [value for value in shown if math.isfinite(value)]
@@ -327,7 +327,7 @@ def shows(text: str, encoding: str) -> bool:
 
 
 def _evenly(count: int, most: int) -> list[int]:
-    """Return at most so many of the first ``count`` numbers, the first and the last included."""
+    """Return at most ``most`` of the numbers below ``count``, including the first and the last."""
     if count <= most:
         return list(range(count))
     return [round(place * (count - 1) / (most - 1)) for place in range(most)]

@@ -92,7 +92,7 @@ def pack(
 ) -> None:
     """Put together what the jobs of extract --shard made.
 
-    Example: [bold]featcache pack cache/photos.h5[/bold]
+    Example: featcache pack cache/photos.h5
     """
     from ..extraction.jobs import pack as run
 

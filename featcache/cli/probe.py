@@ -180,7 +180,7 @@ def probe(
 ) -> None:
     """Train a linear head on cached features and cross-check it with scikit-learn.
 
-    Example: [bold]featcache probe --scale standardize --per-class[/bold]
+    Example: featcache probe --scale standardize --per-class
     """
     given = dict(locals())
     _check_form(context)
@@ -273,7 +273,7 @@ def predict(
 ) -> None:
     """Classify images with a saved head.
 
-    Example: [bold]featcache predict photos --head cats.safetensors --format csv[/bold]
+    Example: featcache predict photos --head cats.safetensors --format csv
     """
     from ..prediction import as_csv
     from ..prediction import predict as run

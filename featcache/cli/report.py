@@ -68,7 +68,7 @@ def report(
 ) -> None:
     """Write one HTML page about runs and features, and its figures as PNG and SVG.
 
-    Example: [bold]featcache report --open[/bold]
+    Example: featcache report --open
     """
     from ..reporting.report import ReportOptions
     from ..reporting.report import report as run

@@ -1,4 +1,4 @@
-"""The commands on caches themselves: verify, diff, merge, export."""
+"""The commands that maintain caches: verify, diff, merge, export."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..store.verify import VerifyReport
 
 
-_ForceOption = Annotated[bool, typer.Option("--force", help="Replace the output if it is there.")]
+_ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 
 
 @app.command()
@@ -34,9 +34,9 @@ def verify(
     cache: CacheArgument = None,
     json: JsonOption = False,
 ) -> None:
-    """Read a cache whole and check every block of it; exit 1 with the first bad one named.
+    """Check every block of a cache against its checksum; name the first damaged one and exit 1.
 
-    Example: [bold]featcache verify cache/digits-resnet18.h5[/bold]
+    Example: featcache verify cache/digits-resnet18.h5
     """
     from ..store.cache import newest_cache
     from ..store.verify import verify as run
@@ -49,14 +49,14 @@ def verify(
 @app.command()
 def diff(
     a: Annotated[Path, typer.Argument(help="A cache.", metavar="A", parser=cache_place)],
-    b: Annotated[Path, typer.Argument(help="Another.", metavar="B", parser=cache_place)],
+    b: Annotated[Path, typer.Argument(help="Another cache.", metavar="B", parser=cache_place)],
     json: JsonOption = False,
 ) -> None:
-    """Compare two caches: ingredients, images, labels, features.
+    """Compare two caches: provenance, images, labels, features.
 
-    Exits 0 if one can stand for the other, and 1 if they differ.
+    Exits 0 if they are interchangeable, and 1 if they differ.
 
-    Example: [bold]featcache diff before.h5 after.h5[/bold]
+    Example: featcache diff before.h5 after.h5
     """
     from ..store.diff import diff as run
 
@@ -71,28 +71,30 @@ def diff(
 def merge(
     caches: Annotated[
         list[Path],
-        typer.Argument(help="Two caches at least.", metavar="CACHE", parser=cache_place),
+        typer.Argument(help="Two or more caches.", metavar="CACHE", parser=cache_place),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A .h5 file.")],
     name: Annotated[
         str | None,
-        typer.Option(help="Of the data set they make.", show_default="their names with +"),
+        typer.Option(help="Name of the merged data set.", show_default="their names, joined by +"),
     ] = None,
     prefix: Annotated[
         bool,
-        typer.Option("--prefix", help="Put the data set's name in front of every id."),
+        typer.Option("--prefix", help="Prefix every id with the name of its data set."),
     ] = False,
     force: _ForceOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Put the images of several caches of the same ingredients into one.
+    """Combine several caches with the same backbone and preprocessing into one.
 
-    Example: [bold]featcache merge a.h5 b.h5 -o both.h5[/bold]
+    Example: featcache merge a.h5 b.h5 -o both.h5
     """
     from ..store.merge import merge as run
 
     if len(caches) < 2:
-        raise typer.BadParameter("expected two caches at least", param_hint="CACHE")
+        raise typer.BadParameter(
+            f"expected two or more caches, found {len(caches)}", param_hint="CACHE"
+        )
     with out.progress() as report:
         result = run(caches, output, name=name, prefix=prefix, force=force, on_progress=report)
     out.show(result, json, merge_summary)
@@ -104,7 +106,7 @@ def export(
     to: Annotated[
         Literal["npz", "parquet", "safetensors", "tensorboard"],
         typer.Option(
-            help="npz, parquet, safetensors, or tensorboard: a folder for its projector.",
+            help="npz, parquet, safetensors, or tensorboard (a folder for its projector).",
             metavar="FORMAT",
         ),
     ] = "npz",
@@ -114,12 +116,15 @@ def export(
             "--output", "-o", help="A file, or a folder for it.", show_default="beside the cache"
         ),
     ] = None,
-    split: Annotated[Literal["all", "train", "test"], typer.Option(help="Which images.")] = "all",
+    split: Annotated[
+        Literal["all", "train", "test"], typer.Option(help="Images to export.")
+    ] = "all",
     limit: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Of tensorboard: images at most, the proportions of classes kept.",
+            help="For tensorboard: at most N images, in the same class proportions.",
+            metavar="N",
             show_default="10,000",
         ),
     ] = None,
@@ -128,23 +133,23 @@ def export(
 ) -> None:
     """Write a cache in another format.
 
-    Example: [bold]featcache export --to parquet -o digits.parquet[/bold]
+    Example: featcache export --to parquet -o digits.parquet
     """
     from ..store.export import export as run
 
     if limit is not None and to != "tensorboard":
-        raise typer.BadParameter("is of --to tensorboard alone", param_hint="--limit")
+        raise typer.BadParameter("has no effect without --to tensorboard", param_hint="--limit")
     with out.progress() as report:
         result = run(cache, to, output, split=split, limit=limit, force=force, on_progress=report)
     out.show(result, json, export_summary)
 
 
-_LONG = 60  # characters of a field's value; all of it is in --json
+_LONG = 60  # characters of a field's value; --json prints all of it
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def verify_summary(report: VerifyReport) -> list[Any]:
-    """Say that a cache is whole, and what was looked at."""
+    """Return the checks that a cache passed."""
     table = Table(show_header=False, box=None)
     for check in report.checks:
         table.add_row(Text("yes", style="green"), Text(check))
@@ -161,7 +166,7 @@ def verify_summary(report: VerifyReport) -> list[Any]:
 
 
 def merge_summary(result: MergeResult) -> str:
-    """Say what was made."""
+    """Return one line about the merged cache."""
     return (
         f"{result.cache}: {result.n_train:,} train and {counted(result.n_test, 'test image')} of "
         f"{result.n_parts} caches, {_size(result.size_bytes)} in {result.wall_s:.1f} s"
@@ -169,30 +174,30 @@ def merge_summary(result: MergeResult) -> str:
 
 
 def export_summary(result: ExportResult) -> list[str]:
-    """Say what was written, and what to type to see it."""
-    said = [
+    """Return what was written, and the command that shows it."""
+    lines = [
         f"{result.output}: {result.n_rows:,} x {result.feature_dim} features, "
         f"{_size(result.size_bytes)} in {result.wall_s:.1f} s"
     ]
     if result.to == "tensorboard":
-        said.append(f"see it: tensorboard --logdir {shlex.quote(str(result.output))}")
-    return said
+        lines.append(f"view it: tensorboard --logdir {shlex.quote(str(result.output))}")
+    return lines
 
 
 def diff_summary(report: DiffReport) -> list[Any]:
     """Return what differs as tables, and the verdict."""
     shown: list[Any] = [f"a: {report.a}", f"b: {report.b}"]
     if report.fields:
-        shown.append(_fields("ingredients that differ", report.fields))
+        shown.append(_fields("provenance that differs", report.fields))
     if report.other_fields:
         shown.append(
-            _fields("other fields that differ: they change no feature", report.other_fields)
+            _fields("other fields that differ, without effect on features", report.other_fields)
         )
     shown += [_images((report.train, report.test)), _features((report.train, report.test))]
     for split in (report.train, report.test):
         shown += _named(split)
     if report.same:
-        shown.append("Same: one can stand for the other, to the bit.")
+        shown.append("Same: the caches are interchangeable, bit for bit.")
     else:
         shown.append("They differ.")
     return shown
@@ -221,7 +226,7 @@ def _images(splits: Iterable[SplitDiff]) -> Table:
             f"{split.n_b:,}",
             f"{split.n_both:,}",
             f"{split.n_relabelled:,}",
-            "same" if split.same_order else "another",
+            "same" if split.same_order else "different",
         )
     return table
 
@@ -233,23 +238,23 @@ def _features(splits: Iterable[SplitDiff]) -> Table:
         ("differ", "max |a - b|", "mean cosine", "min cosine"),
     )
     for split in splits:
-        for found in split.features:
-            cells = [f"{found.n_different:,}", "", "", ""]
-            if found.shape_a != found.shape_b:
-                shapes = (found.shape_a, found.shape_b)
+        for features in split.features:
+            cells = [f"{features.n_different:,}", "", "", ""]
+            if features.shape_a != features.shape_b:
+                shapes = (features.shape_a, features.shape_b)
                 cells[0] = " and ".join(" x ".join(map(str, shape)) or "none" for shape in shapes)
-            elif found.n_rows:
+            elif features.n_rows:
                 cells[1:] = [
-                    f"{found.max_abs:.3g}",
-                    f"{found.mean_cosine:.8f}",
-                    f"{found.min_cosine:.8f}",
+                    f"{features.max_abs:.3g}",
+                    f"{features.mean_cosine:.8f}",
+                    f"{features.min_cosine:.8f}",
                 ]
-            table.add_row(split.role, found.cut, found.view, *cells)
+            table.add_row(split.role, features.cut, features.view, *cells)
     return table
 
 
 def _named(split: SplitDiff) -> list[Text]:
-    """Name the first images of each kind."""
+    """Return lines that name the first images only in a, only in b, or relabelled."""
     lines = [
         f"only in {where}, {split.role}: {', '.join(ids)}{_more(count, len(ids))}"
         for where, ids, count in (
