@@ -508,7 +508,7 @@ class TestOnS3:
         made = extract(image_folder, output="s3://bucket/colours.shards", **STARTER)
         assert made.cache == "s3://bucket/colours.shards"
         puts = [path for method, path, _ in s3.asked if method == "PUT"]
-        assert puts[-1] == "/bucket/colours.shards/manifest.json" and len(puts) == 2 + 8 * 3
+        assert puts[-1] == "/bucket/colours.shards/manifest.json" and len(puts) == 2 + 8 * 4
         assert verify(made.cache).n_train == 36
         shutil.rmtree(os.environ["FEATCACHE_DIR"])
         s3.asked.clear()
