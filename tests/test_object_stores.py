@@ -513,7 +513,7 @@ class TestOnS3:
         shutil.rmtree(os.environ["FEATCACHE_DIR"])
         s3.asked.clear()
         assert verify(made.cache).n_train == 36
-        assert s3.counted()["GET"] == 8 * 3 + 1
+        assert s3.counted()["GET"] == 8 * 4 + 1
         assert extract(image_folder, output="s3://bucket/colours.h5", **STARTER).reused
         s3.refuse = lambda method, path: method == "PUT" and "test-000000000008" in path
         with pytest.raises(OutputError, match="the right to do so"):
