@@ -522,12 +522,12 @@ class TestOnS3:
         made = extract(image_folder, output="s3://bucket/colours.shards", **STARTER)
         assert made.cache == "s3://bucket/colours.shards"
         puts = [path for method, path, _ in s3.asked if method == "PUT"]
-        assert puts[-1] == "/bucket/colours.shards/manifest.json" and len(puts) == 2 + 8 * 3
+        assert puts[-1] == "/bucket/colours.shards/manifest.json" and len(puts) == 2 + 8 * 4
         assert verify(made.cache).n_train == 36
         shutil.rmtree(os.environ["FEATCACHE_DIR"])
         s3.asked.clear()
         assert verify(made.cache).n_train == 36
-        assert s3.counted()["GET"] == 8 * 3 + 1
+        assert s3.counted()["GET"] == 8 * 4 + 1
         assert extract(image_folder, output="s3://bucket/colours.h5", **STARTER).reused
         s3.refuse = lambda method, path: method == "PUT" and "test-000000000008" in path
         with pytest.raises(OutputError, match="the right to do so"):
