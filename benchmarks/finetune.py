@@ -112,11 +112,11 @@ def plain_torch(zip_path: str, size: int, n_steps: int, frozen: bool, trainer: d
     """Train with the same loop in PyTorch, channels last."""
     import numpy as np
     import torch
-    from featcache.backbones.torch_engine import build_backbone
     from PIL.Image import Resampling, Transpose
 
     from featcache import load_weights
     from featcache.backbones.architectures import get_backbone
+    from featcache.backbones.torch_engine import build_backbone
     from featcache.sampling import epoch_plan, initial_head
 
     data = part(zip_path, n_steps * BATCH).train

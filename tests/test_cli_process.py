@@ -192,7 +192,7 @@ def test_a_failed_run_leaves_no_folder(capsys, small_cache, home):
 def test_ctrl_c_in_a_probe_leaves_no_folder(capsys, small_cache, home, monkeypatch, form):
     from featcache.probes import curves as _fits
     from featcache.probes import knn as neighbours
-    from featcache.probes import solving
+    from featcache.probes import probe as solving
 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt

@@ -208,7 +208,7 @@ def run_page(name: str, folder: Path) -> None:
 def runnable_pages() -> list:
     """Return the pages that have a block to run, marked by what their blocks need.
 
-    A page is run once, as a whole: with the slow tests if a block of it is slow.
+    A page is run once, as a whole, with the slow tests.
     """
     pages = []
     for name, page in PAGES.items():
@@ -216,9 +216,7 @@ def runnable_pages() -> list:
         if not run:
             continue
         text = "\n".join(block.text for block in run)
-        marks = []
-        if any(block.marker == "slow" for block in run):
-            marks.append(pytest.mark.slow)
+        marks = [pytest.mark.slow]
         done = "\n".join(block.text for block in run if "error:" not in block.text)
         if re.search(r"featcache (finetune|fit)\b|--solver sgd", done):
             marks.append(pytest.mark.oneflow)

@@ -165,7 +165,7 @@ def test_outputs(tmp_path, two):
         merge(two, two[1], force=True)
     with pytest.raises(OutputError, match=r"name it both\.npz\.h5"):
         merge(two, tmp_path / "both.npz")
-    with pytest.raises(RecipeError, match="two caches at least, found 1"):
+    with pytest.raises(RecipeError, match="two or more caches, found 1"):
         merge(two[:1], tmp_path / "one.h5")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="name another place"):
@@ -229,7 +229,7 @@ def test_the_command(capsys, tmp_path, two):
     assert main([*arguments, "--force", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n_train"] == 10
     for wrong, said in (
-        (["merge", str(two[0]), "-o", str(target)], "two caches at least"),
+        (["merge", str(two[0]), "-o", str(target)], "expected two or more caches"),
         (["merge", *map(str, two)], "--output"),
     ):
         assert main(wrong) == 2

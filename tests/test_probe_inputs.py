@@ -274,6 +274,7 @@ def test_sgd_does_what_its_options_say(small_cache):
     assert falling.objective != result.objective
 
 
+@pytest.mark.oneflow
 def test_a_gpu_that_is_not_there(small_cache, monkeypatch):
     from featcache.errors import EngineUnavailableError
     from featcache.probes import probe as probe_module

@@ -153,7 +153,7 @@ class Dataset:
     notes : tuple of str
         One sentence each on files that were left out.
     path : str, optional
-        The absolute path or the URL that was given; None for named ones and those from arrays.
+        The path or URL as it was given; None for named data sets and those from arrays.
     """
 
     name: str

@@ -63,7 +63,7 @@ def load_dataset(
             f"{path}: expected a folder of class folders, a .zip of one, or one of "
             f"{', '.join(NAMES)}; found {kind}; try featcache extract digits"
         )
-    return replace(load_path(path), path=os.path.abspath(path))
+    return replace(load_path(path), path=os.fspath(name_or_path))
 
 
 def _kind_of(path: Path) -> str:

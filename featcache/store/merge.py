@@ -151,7 +151,7 @@ def _check_output(path: Path, parts: Sequence[Cache], force: bool) -> None:
 
 def _check_parts(parts: Sequence[Cache]) -> None:
     if len(parts) < 2:
-        raise RecipeError(f"merge: expected two caches at least, found {len(parts)}; name another")
+        raise RecipeError(f"merge: expected two or more caches, found {len(parts)}; name another")
     first = parts[0]
     matters = [*FINGERPRINT_FIELDS, "class_names"]
     matters.remove("dataset_digest")
