@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+import warnings
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -71,7 +72,10 @@ def import_oneflow() -> ModuleType:
         ctrl_c_later(),
         process_environment(variables, changed, LAUNCH_VARIABLES),
         silenced_stderr() as captured,
+        warnings.catch_warnings(),
     ):
+        # Its own source has invalid escapes, which compiling it warns about.
+        warnings.simplefilter("ignore")
         try:
             import oneflow
         except Exception as error:

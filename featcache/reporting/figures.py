@@ -110,6 +110,7 @@ def accuracy_over_time(records: Sequence[Mapping[str, Any]], *, width: float = W
 
 def _draw_times(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xscale("log")
+    axes.set_autoscalex_on(False)  # identical times would make matplotlib warn
     times = []
     for record, name in zip(records, run_labels(records), strict=True):
         colour, mark = _LOOKS.get(str(record["kind"]), (SERIES[3], "^"))
