@@ -365,7 +365,7 @@ def test_ctrl_c_ends_the_work_with_130_and_no_half_file(tmp_path, command):
         for path in tmp_path.rglob("*")
         if path.is_file() and not any(part[0] == "." for part in path.relative_to(tmp_path).parts)
     }
-    if command == "finetune":  # its run can be gone on with
+    if command == "finetune":  # its run can be resumed
         assert "add --resume " in err and visible <= RUN_FILES
     else:
         assert not visible

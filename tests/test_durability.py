@@ -78,7 +78,7 @@ def wanted(image_folder, tmp_path_factory):
     return content(output)
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.long)])
 def test_kills_at_random_moments_change_not_a_byte(image_folder, tmp_path, wanted, kills):
     generator, states, killed = random.Random(kills), set(), 0
     speed = {"engine_s": 0.01, "disk_s": 0.003}

@@ -405,7 +405,7 @@ def test_the_command(made, tmp_path, capsys):
     assert line.startswith("error: ") and "expected a run" in line
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sixty_thousand_images_take_a_minute_and_five_megabytes(tmp_path):
     names = [f"class {number}" for number in range(10)]
     ids = "{role}/class/{row:06d}.jpg"

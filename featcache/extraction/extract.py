@@ -32,7 +32,7 @@ from .pipeline import run_shards
 from .plan import SUFFIXES, Plan, Work, matching
 from .result import ExtractResult, ShareResult, result_of
 
-_MANY_IMAGES = 1 << 18  # from here on larger shards, lest the manifest grow with every one
+_MANY_IMAGES = 1 << 18  # larger shards from here on keep the manifest small
 _MAX_SHARDS = 1 << 16  # of which a manifest has 35 MB, and a cache opens in seconds
 
 
