@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -139,12 +138,6 @@ def judge(head: Head, cache: Cache, *, calibrated: bool) -> Judged | None:
         n_wrong=len(wrong),
         n_test=len(labels),
     )
-
-
-def tested_elsewhere(record: Mapping[str, Any]) -> bool:
-    """Return whether a probe was tested on another cache than it was trained on."""
-    other = record.get("test_cache")
-    return isinstance(other, str) and other != record.get("cache")
 
 
 _LISTED = 24
