@@ -66,7 +66,7 @@ _HOME = {
     "load": "store.cache",
     "load_dataset": "datasets.loading",
     "load_head": "probes.head",
-    "load_weights": "backbones.weights",
+    "load_weights": "backbones.loading",
     "merge": "store.merge",
     "newest_cache": "store.cache",
     "pack": "extraction.jobs",
@@ -135,7 +135,8 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
 if TYPE_CHECKING:
     from .auditing.audit import audit
     from .auditing.findings import AuditResult
-    from .backbones.weights import Weights, load_weights
+    from .backbones.loading import load_weights
+    from .backbones.weights import Weights
     from .datasets.dataset import Dataset, Split
     from .datasets.loading import load_dataset
     from .doctor import examine

@@ -133,7 +133,7 @@ def images_per_s(choice: EngineChoice, seconds: float = _BENCH_S) -> float:
     """Measure an engine on ready-made pixels: ResNet-18 at the starter weights' 64 pixels."""
     import numpy as np
 
-    from .backbones.weights import load_weights
+    from .backbones.loading import load_weights
 
     weights = load_weights("tinyimagenet32")
     engine = build_engine(choice, weights)

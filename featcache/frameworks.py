@@ -26,7 +26,7 @@ from .process import (
     silenced_stderr,
 )
 
-_INSTALL_ONEFLOW = "pip install 'featcache[oneflow]'"
+INSTALL_ONEFLOW = "pip install 'featcache[oneflow]'"
 _CUDA_TIMEOUT_S = 120
 
 # Runs in a child: an operation that the GPU has no kernel for aborts the process.
@@ -53,7 +53,7 @@ def oneflow_status() -> tuple[str | None, str]:
         try:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            return None, f"the package {package} is not installed; run {_INSTALL_ONEFLOW}"
+            return None, f"the package {package} is not installed; run {INSTALL_ONEFLOW}"
     return importlib.metadata.version("oneflow"), here
 
 

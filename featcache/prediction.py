@@ -16,29 +16,35 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .backbones.architectures import BACKBONES
+from .backbones.architectures import BACKBONES, check_resnet_size
 from .backbones.choice import choose_engine
-from .backbones.engine import build_engine, computed_by
-from .backbones.weights import WEIGHT_NAMES, Weights, load_weights
+from .backbones.engine import build_engine, computed_by, settled
+from .backbones.loading import load_weights
+from .backbones.naming import WEIGHT_NAMES, parse_backbone, recorded_backbone, recorded_weights
+from .backbones.weights import Weights
 from .datasets.batches import decoded_batches
 from .datasets.decoding import SUFFIXES, decode_image
 from .datasets.images import HIDDEN, Files, Folder, OnError, reading_threads
 from .datasets.urls import RemoteFolder, open_url
 from .datasets.zip import ZipArchive
 from .errors import CacheMismatchError, DatasetError, FeatcacheError, RecipeError, WeightsError
-from .extraction.options import CUT
 from .files import csv_line
 from .metrics import top1, wilson_interval
 from .options import with_options
-from .preprocess import MAX_SIZE, MIN_SIZE
+from .preprocess import Preprocess
 from .probes.head import Head, load_head
-from .probes.ingredients import class_differences, feature_differences, rounding_differences
+from .probes.ingredients import (
+    class_differences,
+    feature_differences,
+    head_cuts,
+    rounding_differences,
+)
 from .probes.labelled import labelled, opened
 from .probes.recipes import check_choice
 from .progress import OnNote, OnProgress, Progress, silent
 from .remote import RemotePlace, located
 from .store.cache import Cache
-from .store.format import FINGERPRINT_FIELDS, fingerprint
+from .store.format import FINGERPRINT_FIELDS, OPTIONAL_FIELDS, fingerprint
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -71,6 +77,7 @@ class PredictOptions:
     """Options of `predict`, which describes them."""
 
     weights: str | Path | None = None
+    backbone: str | Path | None = None
     device: str = "auto"
     batch_size: int = 64
     top: int = 1
@@ -106,6 +113,9 @@ def predict(
         The head, or its file.
     weights : str or Path, optional
         The backbone's checkpoint; by default the one that the head recorded.
+    backbone : str or Path, optional
+        The backbone that the head recorded, where that is a file or a function: a head, which
+        may be a stranger's, never names one by itself.
     device : str
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     batch_size : int
@@ -141,9 +151,10 @@ def predict(
     """
     head, where = checked_head(head)
     images = PlacedImages(find_places([paths] if isinstance(paths, (str, Path)) else paths))
-    choice = choose_engine(device=options.device)
-    loaded = _load_weights(head, where, options.weights, on_progress)
-    here = {**computed_by(choice, loaded), "cuts": [CUT], "dtype": "float32"}
+    loaded = _load_weights(head, where, options, on_progress)
+    cuts = head_cuts(head.ingredients)
+    choice = settled(choose_engine(device=options.device, runs_in=loaded.engines), loaded, cuts)
+    here = {**computed_by(choice, loaded), "cuts": list(cuts), "dtype": "float32"}
     differing = feature_differences(head.ingredients, here)
     if differing:
         raise WeightsError(
@@ -151,10 +162,11 @@ def predict(
             f"{'; '.join(differing)}; give the checkpoint that it was trained on with --weights, "
             "or train another head"
         )
+    _check_vectors(head, where, loaded.shapes(cuts))
     rounding = rounding_differences(head.ingredients, here)
     if rounding:
         on_note(f"{where}: expect rounding differences: {'; '.join(rounding)}")
-    engine = build_engine(choice, loaded, (CUT,), on_note=on_note)
+    engine = build_engine(choice, loaded, cuts, on_note=on_note)
 
     predictions: list[Prediction] = []
     n, size, done = len(images), options.batch_size, 0
@@ -174,7 +186,8 @@ def predict(
                 on_note(f"skipped: {reason}")
             if batch.rows.size:
                 names = [images.where(row) for row in batch.rows]
-                features = engine.extract(batch.pixels)[CUT]
+                by_cut = engine.extract(batch.pixels)
+                features = np.concatenate([by_cut[cut] for cut in cuts], axis=1)
                 _check_finite(features, names)
                 predictions += _named(head, features, names, options.top)
             done += batch.rows.size + len(batch.failures)
@@ -187,36 +200,44 @@ def predict(
     return predictions
 
 
+def _check_vectors(head: Head, where: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for cut, shape in shapes.items():
+        if len(shape) != 1:
+            raise WeightsError(
+                f"{where}: expected to be trained on vectors, found the cut {cut!r:.80} of shape "
+                f"(N, {', '.join(map(str, shape))}); train another head"
+            )
+
+
 def _load_weights(
-    head: Head, where: str, weights: str | Path | None, on_progress: OnProgress
+    head: Head, where: str, options: PredictOptions, on_progress: OnProgress
 ) -> Weights:
-    """Load the checkpoint that was given or that the head recorded, at the head's image size.
+    """Load the checkpoint that was given or that the head recorded, with the head's preprocessing.
 
     A fine-tuned network is saved beside its head; its digest is compared later.
     """
-    backbone, preprocess = head.ingredients["backbone"], head.ingredients["preprocess"]
-    size = preprocess.get("size") if isinstance(preprocess, Mapping) else None
-    if not isinstance(backbone, str) or backbone not in BACKBONES:
-        raise WeightsError(
-            f"{where}: expected a head on {', '.join(BACKBONES)}, found one on {backbone!r:.80}"
-        )
-    if type(size) is not int or not MIN_SIZE <= size <= MAX_SIZE:
-        raise WeightsError(
-            f"{where}: expected a head on images of {MIN_SIZE} to {MAX_SIZE} pixels a side, found "
-            f"{size!r:.80}"
-        )
-    if weights is None:
-        weights = head.ingredients.get("weights")
-        beside = Path(where).with_name(Path(str(weights)).name or "none")
-        if weights not in WEIGHT_NAMES and beside.suffix == ".safetensors" and beside.is_file():
-            weights = beside
-        elif weights not in WEIGHT_NAMES:
+    try:
+        backbone = str(options.backbone or recorded_backbone(head.ingredients["backbone"], where))
+        preprocess = Preprocess.from_dict(head.ingredients["preprocess"])
+        if backbone in BACKBONES:
+            check_resnet_size(preprocess.size)
+    except RecipeError as error:
+        place = "" if str(error).startswith(f"{where}: ") else f"{where}: "
+        raise WeightsError(f"{place}{error}; train another head") from None
+    weights, name = options.weights, head.ingredients.get("weights")
+    beside = Path(where).with_name(Path(str(name)).name or "none")
+    if weights is None and beside.suffix == ".safetensors" and beside.is_file():
+        weights = beside
+    elif weights is None and not parse_backbone(backbone).brings_weights(name):
+        weights = recorded_weights(name)
+        if weights is None:
             raise WeightsError(
                 f"{where}: expected the checkpoint that its features were made with, "
-                f"{weights!r:.80}, which is not one of {', '.join(WEIGHT_NAMES)}; give it with "
+                f"{name!r:.80}, which is not one of {', '.join(WEIGHT_NAMES)}; give it with "
                 f"--weights (its SHA-256 is {head.ingredients['weights_sha256']!r:.80})"
             )
-    return load_weights(weights, backbone, size=size, on_progress=on_progress)
+    loaded = load_weights(weights, backbone, size=preprocess.size, on_progress=on_progress)
+    return loaded.prepared(preprocess)
 
 
 def _check_finite(features: np.ndarray, names: Sequence[str]) -> None:
@@ -252,10 +273,10 @@ class PlacedImages:
     def __len__(self) -> int:
         return len(self._places)
 
-    def read(self, index: int, side: int | None = None) -> Image.Image:
+    def read(self, index: int, preprocess: Preprocess | None = None) -> Image.Image:
         """Read and decode one image, as `decode_image` does; raises `DatasetError`."""
         files, name = self._places[index]
-        return decode_image(files.read(name), files.where(name), side)
+        return decode_image(files.read(name), files.where(name), preprocess)
 
     def where(self, index: int) -> str:
         """Return the path or URL of an image, for messages."""
@@ -370,10 +391,12 @@ def evaluate_head(head: str | Path | Head, cache: str | Path | Cache) -> HeadRes
         A cache that cannot be read.
     """
     head, where = checked_head(head)
-    cache = opened(cache)
+    cuts = head_cuts(head.ingredients) if "head_cuts" in head.ingredients else ()
+    cache = opened(cache, cuts=cuts)
     differing = feature_differences(head.ingredients, cache.meta)
-    if head.weight.shape[1] != cache.feature_dim:
-        differing.append(f"length: head {head.weight.shape[1]}, here {cache.feature_dim}")
+    dim = sum(cache.train.cut(cut).shape[1] for cut in cuts) or cache.feature_dim
+    if head.weight.shape[1] != dim:
+        differing.append(f"length: head {head.weight.shape[1]}, here {dim}")
     differing += class_differences(head.class_names, cache.class_names)
     if differing or not len(cache.test):
         raise CacheMismatchError(
@@ -381,7 +404,7 @@ def evaluate_head(head: str | Path | Head, cache: str | Path | Cache) -> HeadRes
             f"{'; '.join(differing) or 'no test images'}; give the cache that the head was "
             "trained on, or one made alike"
         )
-    test = labelled(cache, "test")
+    test = labelled(cache, "test", cuts=cuts)
     predicted = head.predict(test.views[0])
     accuracy = top1(predicted, test.labels)
     return HeadResult(
@@ -400,7 +423,9 @@ def checked_head(head: str | Path | Head) -> tuple[Head, str]:
     where = "head" if isinstance(head, Head) else str(head)
     if not isinstance(head, Head):
         head = load_head(head)
-    missing = [name for name in FINGERPRINT_FIELDS if name not in head.ingredients]
+    missing = [
+        name for name in FINGERPRINT_FIELDS if name not in {*OPTIONAL_FIELDS, *head.ingredients}
+    ]
     if missing:
         raise WeightsError(
             f"{where}: expected a head that records what made its features, found no "

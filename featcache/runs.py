@@ -236,6 +236,14 @@ def epochs_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list(epochs) if sound else []
 
 
+def weights_label(record: Mapping[str, Any]) -> str:
+    """Return what a run's features or network come from: weights, and which backbone's."""
+    backbone, weights = str(record.get("backbone", "")), str(record.get("weights", ""))
+    if backbone in ("", "resnet18"):
+        return weights
+    return backbone if weights == "pretrained" else f"{backbone} {weights}"
+
+
 def run_label(record: Mapping[str, Any]) -> str:
     """Return a run's method with the options that distinguish it from others of the method."""
     words = [str(record.get("method", ""))]
@@ -243,7 +251,11 @@ def run_label(record: Mapping[str, Any]) -> str:
         recipe = record.get("recipe")
         until = recipe.get("freeze_until") if isinstance(recipe, Mapping) else None
         words += [f"above {until}"] * bool(until)
+        words += ["LoRA"] * (isinstance(recipe, Mapping) and bool(recipe.get("lora")))
         words += ["cached"] * bool(record.get("cache")) + ["LP-FT"] * bool(record.get("init_head"))
+    cuts = record.get("cuts")
+    if isinstance(cuts, (list, tuple)) and list(cuts) not in (["avgpool"], ["pooled"]):
+        words.append(f"on {', '.join(map(str, cuts))}")
     return " ".join(words)
 
 
@@ -283,7 +295,7 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
     return {
         "images": f"{record['n_train'] + (record.get('n_val') or 0):,} images",
         "test": f"{record['n_test']:,} test",
-        "from": "" if record.get("method") == "scratch" else str(record.get("weights", "")),
+        "from": "" if record.get("method") == "scratch" else weights_label(record),
         "px": f"{record.get('size')} px",
         "epochs": epochs if record.get("kind") == "finetune" else "",
         "scale": "" if scale == "none" else str(scale),

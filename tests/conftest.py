@@ -96,6 +96,7 @@ class FakeEngine:
     batch_size = 64
 
     def __init__(self, weights, cuts):
+        self.preprocess = weights.preprocess
         self.size = size = weights.preprocess.size
         self.cuts = cuts
         self.matrix = np.random.default_rng(0).normal(size=(size * size * 3, self.dim))
@@ -107,7 +108,7 @@ class FakeEngine:
         if images.shape[1] != self.size:
             from featcache.preprocess import upscale
 
-            images = upscale(images, self.size)
+            images = upscale(images, self.preprocess)
         features = (images.reshape(len(images), -1) / 255 @ self.matrix).astype(np.float32)
         maps = np.repeat(features[:, :4], 4, axis=1).reshape(len(images), 4, 2, 2)
         return {cut: features if cut == "avgpool" else maps for cut in self.cuts}
@@ -126,9 +127,7 @@ def fake_engine(monkeypatch):
         made.append(FakeEngine(weights, cuts))
         return made[-1]
 
-    monkeypatch.setattr(
-        extraction, "choose_engine", lambda engine="auto", device="auto", precision="f32": choice
-    )
+    monkeypatch.setattr(extraction, "choose_engine", lambda *_, **__: choice)
     monkeypatch.setattr(extraction, "build_engine", build)
     return made
 

@@ -17,7 +17,7 @@ from featcache.backbones.architectures import CUTS, get_backbone
 from featcache.backbones.choice import choose_engine
 from featcache.backbones.engine import build_engine
 from featcache.backbones.weights import Weights
-from featcache.preprocess import Preprocess
+from featcache.preprocess import INTERPOLATIONS, Preprocess
 
 STORED = Path(__file__).parent / "data" / "oneflow_features.npz"
 # Backbone, side of the input, images, cuts; the first with the starter weights, the rest drawn.
@@ -31,6 +31,19 @@ CASES = {
 
 def noise(n, side=64, seed=0):
     return np.random.default_rng((seed, side)).integers(0, 256, (n, side, side, 3), np.uint8)
+
+
+def every_filter(size):
+    """Return preprocessing with each filter, with and without a crop, that leaves pixels alone."""
+    unit = (0.0,) * 3, (1 / 255,) * 3
+    for interpolation in INTERPOLATIONS:
+        yield Preprocess(size, *unit, interpolation)
+        yield Preprocess(size, *unit, interpolation, "crop", size * 8 // 7 // 2 * 2)
+
+
+def stark(n, side):
+    """Draw images of black and white, between which filters overshoot the most."""
+    return np.random.default_rng(side).integers(0, 2, (n, side, side, 3), np.uint8) * 255
 
 
 def random_weights(name, size):

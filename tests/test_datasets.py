@@ -284,7 +284,7 @@ def test_a_photo_scaled_down_by_the_decoder_has_the_same_pixels(photos, name, op
     options = dict(options)
     data = encoded(photos[name].convert(options.pop("mode", "RGB")), "JPEG", **options)
     preprocess = Preprocess(64)
-    whole, square = decode_image(data, "a photo"), decode_image(data, "a photo", 64)
+    whole, square = decode_image(data, "a photo"), decode_image(data, "a photo", preprocess)
     assert max(whole.size) == max(photos[name].size) and square.size == (64, 64)
     difference = np.abs(preprocess.pixels(whole).astype(int) - preprocess.pixels(square))
     assert difference.mean() <= 0.6
@@ -302,7 +302,9 @@ def test_a_photo_scaled_down_by_the_decoder_has_the_same_pixels(photos, name, op
     ],
 )
 def test_the_decoder_scales_what_stays_twice_as_large_as_wanted(size, kind, scaled):
-    image = decode_image(encoded(uniform("RGB", (9, 99, 199), size), kind), "a photo", 64)
+    image = decode_image(
+        encoded(uniform("RGB", (9, 99, 199), size), kind), "a photo", Preprocess(64)
+    )
     assert image.size == ((64, 64) if scaled else size)
     assert decode_image(encoded(uniform("RGB", 0, size), kind), "a photo").size == size
 
@@ -311,9 +313,9 @@ def test_a_photo_above_the_limit_is_read_where_the_decoder_scales_it_down():
     data = encoded(uniform("L", 90, (10_000, 9_000)), "JPEG")
     with pytest.raises(DatasetError, match="at most 89 million pixels, found 10000 x 9000"):
         decode_image(data, "a photo")
-    assert decode_image(data, "a photo", 224).getpixel((9, 9)) == (90, 90, 90)
+    assert decode_image(data, "a photo", Preprocess(224)).getpixel((9, 9)) == (90, 90, 90)
     with pytest.raises(DatasetError, match="at most 89 million"):  # and no warning of Pillow's
-        decode_image(encoded(uniform("1", 1, (10_000, 9_000)), "PNG"), "a scan", 224)
+        decode_image(encoded(uniform("1", 1, (10_000, 9_000)), "PNG"), "a scan", Preprocess(224))
 
 
 def bomb():

@@ -15,8 +15,11 @@ from contextlib import closing
 import numpy as np
 import pytest
 from conftest import colour_image
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from featcache.datasets.batches import decoded_batches
+from featcache.datasets.decoding import original_size
 from featcache.datasets.images import ArrayImages
 from featcache.datasets.loading import load_dataset
 from featcache.errors import DatasetChangedError, DatasetError
@@ -40,7 +43,7 @@ class Images:
     def __len__(self):
         return len(self.sizes)
 
-    def read(self, row, side=None):
+    def read(self, row, preprocess=None):
         with self.lock:
             self.asked.append(row)
         time.sleep(self.delay_s)
@@ -123,7 +126,7 @@ def test_small_images_stay_small_where_all_of_a_batch_are_of_one_size(sizes, sid
     (batch,) = decoded(images, [range(20)], preprocess)
     assert batch.pixels.shape == (20, side, side, 3)
     canonical = preprocess.batch([images[row] for row in range(20)])
-    assert np.array_equal(upscale(batch.pixels, 64), canonical)
+    assert np.array_equal(upscale(batch.pixels, preprocess), canonical)
 
 
 def test_arrays_are_images_too():
@@ -288,10 +291,72 @@ def test_everybody_sees_the_same_pixels_of_large_photos(tmp_path):
     preprocess = Preprocess(64)
     split = load_dataset(tmp_path / "set").train
     (extracted,) = decoded(split.images, [range(2)], preprocess)
-    assert split.images.read(0, 64).size == (64, 64) and split.images[0].size == (503, 400)
+    assert split.images.read(0, preprocess).size == (64, 64) and split.images[0].size == (503, 400)
 
     (trained,) = ImageSource(split, preprocess).batches([Draw(np.arange(2))])
     assert trained.tobytes() == extracted.pixels.tobytes()
     places = find_places([tmp_path / "set" / name for name in split.ids])
     (named,) = decoded(PlacedImages(places), [range(2)], preprocess)
     assert named.pixels.tobytes() == extracted.pixels.tobytes()
+
+
+def jpegs(root, sizes):
+    for number, size in enumerate(sizes):
+        path = root / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        colour_image(number % 2, 0, size).save(path)
+    return PlacedImages(find_places([root / "ab"[n % 2] / f"{n}.jpg" for n in range(len(sizes))]))
+
+
+@pytest.mark.parametrize(
+    ("geometry", "told"),
+    [("square", {1: 0.25, 2: 0.4, 5: 3 / 8}), ("crop", {1: 0.25, 2: 0.4, 5: 3 / 8})],
+)
+def test_images_of_which_most_is_cut_away_are_told(tmp_path, geometry, told):
+    """By their size in the file, whatever the decoder made of it."""
+    sizes = [(40, 40), (40, 160), (1000, 400), (64, 32), (1000, 501), (30, 80)]
+    images = jpegs(tmp_path, sizes)
+    preprocess = Preprocess(64, geometry=geometry)
+    assert (images.read(2, preprocess).size == (64, 64)) == (geometry == "square")
+    (batch,) = decoded(images, [range(6)], preprocess)
+    assert dict(batch.cut_away) == pytest.approx(told, rel=0.02)
+    for kept in ("squash", "pad"):
+        (batch,) = decoded(images, [range(6)], Preprocess(64, geometry=kept))
+        assert batch.cut_away == ()
+
+
+def test_a_photo_on_its_side_is_measured_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    colour_image(0, 0, (600, 400)).save(tmp_path / "a.jpg", exif=exif)
+    image = PlacedImages(find_places([tmp_path / "a.jpg"])).read(0, Preprocess(64))
+    assert image.size == (64, 64) and original_size(image) == (400, 600)
+
+
+def test_what_a_file_says_of_itself_is_no_size(tmp_path):
+    notes = PngInfo()
+    notes.add_text("featcache.size", "9 x 9")
+    colour_image(0, 0, (50, 40)).save(tmp_path / "a.png", pnginfo=notes)
+    image = PlacedImages(find_places([tmp_path / "a.png"])).read(0)
+    assert original_size(image) == (50, 40)
+
+
+@pytest.mark.parametrize("geometry", ["crop", "squash", "pad"])
+def test_the_decoder_leaves_photos_whole_for_the_models_own_geometry(tmp_path, geometry):
+    images = jpegs(tmp_path, [(900, 700), (700, 901)])
+    preprocess = Preprocess(64, interpolation="bicubic", geometry=geometry)
+    (batch,) = decoded(images, [range(2)], preprocess)
+    assert np.array_equal(batch.pixels, preprocess.batch([images.read(0), images.read(1)]))
+
+
+def test_a_scaled_photo_is_resized_by_the_filter_that_was_asked_for(tmp_path):
+    images = jpegs(tmp_path, [(900, 700)])
+    whole = images.read(0)
+    for interpolation in ("bilinear", "bicubic", "lanczos"):
+        preprocess = Preprocess(64, interpolation=interpolation)
+        found = np.asarray(images.read(0, preprocess)).astype(int)
+        differences = {
+            name: abs(found - Preprocess(64, interpolation=name).pixels(whole)).mean()
+            for name in ("bilinear", "bicubic", "lanczos")
+        }
+        assert min(differences, key=differences.get) == interpolation, differences

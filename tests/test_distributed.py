@@ -159,13 +159,13 @@ def test_torchruns_repetition_of_ctrl_c_counts_once():
 class Launched:
     """A run of two processes, in a session of its own; steps take ``step_s`` longer."""
 
-    def __init__(self, data, *more, step_s=0.0):
+    def __init__(self, data, *more, step_s=0.0, options=OPTIONS):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
         words += [f"--master-port={port}", TESTS / "long_finetune.py", step_s, 0, 0, "finetune"]
         words += [data, "--method", "full", "--json", *more]
-        for name, value in OPTIONS.items():
+        for name, value in options.items():
             words += [f"--{name.replace('_', '-')}", value]
         self.process = subprocess.Popen(
             [str(word) for word in words],
@@ -246,6 +246,23 @@ def test_a_killed_process_ends_all_and_two_others_finish_the_run_of_one(image_fo
     assert sum("resuming after step" in line for line in second.err) == 1, "rank 0 alone speaks"
     assert [path.name for path in runs.iterdir()] == [folder.name]
     assert {path.name for path in folder.iterdir()} == {path.name for path in whole.run.iterdir()}
+    assert json.loads((folder / "run.json").read_text())["processes"] == 2
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{"freeze_until": "blocks.3"}, {"lora": 2}])
+def test_two_processes_train_a_librarys_model_as_one_does(image_folder, home, more):
+    pytest.importorskip("timm")
+    if "lora" in more:
+        pytest.importorskip("peft")
+    options = {"backbone": "timm:test_vit", "weights": "random:0", "size": 32, "lr": 0.05}
+    options |= {"epochs": 2, "batch_size": 15, **more}
+    whole = finetune(image_folder, "full", **options, engine="torch", runs=home / "whole")
+    launched = Launched(image_folder, options=options)
+    assert launched.end() == 0, launched.err
+    (folder,) = (home / "cache" / "runs").iterdir()
+    np.testing.assert_allclose(losses(folder), losses(whole.run), rtol=1e-3)
     assert json.loads((folder / "run.json").read_text())["processes"] == 2
 
 

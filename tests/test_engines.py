@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import itertools
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from engine_features import CASES, STORED, ingredients, noise, random_weights
+from engine_features import CASES, STORED, ingredients, noise, random_weights, stark
 from PIL import Image
 
 from featcache import load_weights
@@ -17,7 +18,7 @@ from featcache.backbones.choice import choose_engine
 from featcache.backbones.engine import build_engine
 from featcache.errors import EngineUnavailableError, RecipeError, ShapeMismatchError
 from featcache.frameworks import openvino_precisions, torch_gpu_status, torch_precisions
-from featcache.preprocess import FLIP_VIEWS, apply_view, upscale
+from featcache.preprocess import FLIP_VIEWS, Preprocess, apply_view, upscale
 
 
 def _openvino():
@@ -124,12 +125,31 @@ def test_fewer_cuts_are_the_same_features(contender, engine, starter, cuts):
 def test_small_images_are_enlarged_exactly(engine, side):
     """Also in half precision: what is compared is bytes."""
     small = noise(3, side)
-    assert same(engine.extract(small), engine.extract(upscale(small, 64)))
+    assert same(engine.extract(small), engine.extract(upscale(small, Preprocess(64))))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "lanczos"])
+def test_small_images_are_enlarged_exactly_by_every_filter(contender, starter, interpolation):
+    preprocess = Preprocess(64, interpolation=interpolation, geometry="crop", resize=72)
+    engine = made(contender, replace(starter, preprocess=preprocess), ("layer1",))
+    for small in (noise(2, 1), stark(2, 21)):
+        large = upscale(small, preprocess)
+        assert same(engine.extract(small), engine.extract(large))
+        flipped = engine.extract(apply_view(small, "hvflip"))
+        assert same(flipped, engine.extract(apply_view(large, "hvflip")))
+
+
+def test_what_no_engine_enlarges_is_refused(contender, starter):
+    for geometry in (Preprocess(64, geometry="pad"), Preprocess(64, geometry="crop", resize=73)):
+        engine = made(contender, replace(starter, preprocess=geometry), ("avgpool",))
+        with pytest.raises(ShapeMismatchError, match=r"expected uint8 .* with s of 64, found"):
+            engine.extract(noise(2, 32))
+        assert np.isfinite(engine.extract(noise(2))["avgpool"]).all()
 
 
 def test_a_flip_before_or_after_enlarging_is_the_same(engine):
     small = noise(3, 32)
-    large = upscale(small, 64)
+    large = upscale(small, Preprocess(64))
     for view in FLIP_VIEWS:
         flipped = engine.extract(apply_view(small, view))
         assert same(flipped, engine.extract(apply_view(large, view)))

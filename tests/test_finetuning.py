@@ -11,7 +11,7 @@ import pytest
 from conftest import TRAINERS, write_gaussian_cache
 
 from featcache import extract, finetune, fit, load, load_dataset, load_head, load_weights, probe
-from featcache.backbones.architectures import get_backbone
+from featcache.backbones.architectures import draw_state, get_backbone
 from featcache.backbones.choice import EngineChoice
 from featcache.backbones.weights import save_weights
 from featcache.errors import (
@@ -26,7 +26,6 @@ from featcache.errors import (
 from featcache.finetuning import framework as framework_module
 from featcache.finetuning.batches import CachedSource, ImageSource
 from featcache.finetuning.framework import get_framework
-from featcache.finetuning.network import initial_backbone
 from featcache.finetuning.recipes import METHODS, FinetuneOptions, finetune_recipe
 from featcache.finetuning.trainer import Trainer
 from featcache.metrics import top1
@@ -119,7 +118,7 @@ def test_what_a_cached_run_refuses(image_folder, cut_cache, tmp_path, small, eng
     refused(CacheMismatchError, "expected features of digits", dataset="digits", **above)
     other = tmp_path / "other.safetensors"
     facts = {"backbone": "resnet18", "preprocess": Preprocess(32)}
-    save_weights(other, initial_backbone(get_backbone("resnet18"), 0), **facts)
+    save_weights(other, draw_state(get_backbone("resnet18"), 0), **facts)
     refused(CacheMismatchError, "weights_sha256: cache 'bc5d", weights=other, **above)
     plain = extract(image_folder, **small, cut="layer3", output=tmp_path).cache
     refused(CacheMissError, "view 'hflip'.*--views flips", cache=plain, **above)

@@ -192,7 +192,7 @@ def test_everything_is_tried_and_the_winner_predicts(noisy_folder, torch_small):
 
 
 def test_where_nothing_can_train_the_probe_is_all_there_is(image_folder, fake_engine, monkeypatch):
-    def nothing(engine, device):
+    def nothing(engine, device, **_):
         raise EngineUnavailableError("engine auto: found neither; install one")
 
     monkeypatch.setattr(fitting, "choose_trainer", nothing)

@@ -90,7 +90,7 @@ MAY_IMPORT = {
     "datasets": {"cores", "download", "errors", "files", "pickles", "preprocess", "process"}
     | {"progress", "remote", "sampling"},
     "backbones": {"cores", "download", "errors", "files", "frameworks", "pickles", "preprocess"}
-    | {"progress"},
+    | {"process", "progress"},
     "store": {"cores", "errors", "files", "notebook", "process", "progress", "remote", "version"},
     "runs": {"errors", "files", "notebook", "progress", "store"},
     "extraction": GROUND

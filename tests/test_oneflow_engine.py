@@ -8,12 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+from engine_features import every_filter, stark
 from PIL import Image
 
 from featcache import load_weights
 from featcache.backbones.choice import choose_engine
 from featcache.backbones.engine import build_engine
-from featcache.preprocess import Preprocess
+from featcache.preprocess import Preprocess, upscale
 
 pytestmark = pytest.mark.oneflow
 
@@ -49,6 +50,17 @@ def test_a_graph_gives_the_same_features_for_any_number_of_images(engine, images
     for n in (2, 1, 3, 2):  # made, filled up, made anew, filled up
         (result,) = static(to_input(images[:n], Preprocess(64), "cpu"))
         assert np.array_equal(result.numpy(), engine.extract(images[:n])["avgpool"])
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 31, 55])
+def test_small_images_are_enlarged_exactly(side):
+    from featcache.backbones.oneflow_engine import to_input
+
+    images = stark(2, side)
+    for preprocess in every_filter(56):
+        found = to_input(images, preprocess, "cpu").numpy().transpose(0, 2, 3, 1)
+        expected = upscale(images, preprocess)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)  # divided by 255 and back
 
 
 @pytest.mark.parametrize("name", ["resnet34", "resnet50"])

@@ -7,12 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+from engine_features import every_filter, stark
 
 from featcache import load_weights
 from featcache.backbones.choice import choose_engine
 from featcache.backbones.engine import build_engine
-from featcache.frameworks import openvino_status
-from featcache.preprocess import upscale
+from featcache.frameworks import import_openvino, openvino_status
+from featcache.preprocess import Preprocess, upscale
 
 pytestmark = pytest.mark.skipif(openvino_status()[0] is None, reason=openvino_status()[1])
 
@@ -126,11 +127,27 @@ def test_the_number_of_threads_changes_no_bit(starter, monkeypatch, precision):
     assert np.array_equal(features[0], features[1]) and np.array_equal(features[0], features[2])
 
 
+@pytest.mark.parametrize("side", [1, 2, 3, 31, 55])
+def test_the_graph_enlarges_exactly(side):
+    from featcache.backbones.openvino_input import pixels_to_input
+
+    ov = import_openvino()
+    images = stark(2, side)
+    for preprocess in every_filter(56):
+        pixels = ov.opset8.parameter([2, side, side, 3], np.uint8)
+        x = pixels_to_input(ov.opset8, pixels, side, 2, preprocess)
+        # In f32: once this thread has used a processor's matrix unit (AMX), signals are too large
+        # for the stack that pytest gives them, and a later test that raises one ends the process.
+        graph, hint = ov.Model([ov.opset8.result(x)], [pixels]), {"INFERENCE_PRECISION_HINT": "f32"}
+        found = ov.Core().compile_model(graph, "CPU", hint)([images])[0].transpose(0, 2, 3, 1)
+        assert np.array_equal(found, upscale(images, preprocess)), preprocess
+
+
 def test_many_sides_take_few_graphs(engine):
     for side in range(26, 32):
         small = noise(2, side)
         features = engine.extract(small)["avgpool"]
-        assert np.array_equal(features, engine.extract(upscale(small, 64))["avgpool"])
+        assert np.array_equal(features, engine.extract(upscale(small, Preprocess(64)))["avgpool"])
     assert len(engine._queues) == 4
 
 

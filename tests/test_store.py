@@ -257,6 +257,7 @@ def test_the_fingerprint_follows_every_ingredient_and_nothing_else(small_cache):
         "dtype": "float16",
         "engine": "other",
         "engine_version": "2",
+        "library": "timm 1",
         "precision": "bf16",
         "preprocess": {**meta["preprocess"], "mean": [0.5, 0.5, 0.5]},
         "views": ["identity"],

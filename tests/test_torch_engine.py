@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from engine_features import noise, random_weights
+from engine_features import every_filter, noise, random_weights, stark
 
 from featcache import frameworks as probe
 from featcache import load_weights
@@ -62,7 +62,8 @@ def test_features_are_the_plain_networks(engine, starter):
     """Folded, joined and cast, the network is still the one that trains."""
     import torch
 
-    from featcache.backbones.torch_engine import build_backbone, load_backbone, to_input
+    from featcache.backbones.torch_engine import build_backbone, load_backbone
+    from featcache.backbones.torch_input import to_input
 
     network = build_backbone(get_backbone("resnet18"))
     load_backbone(network, starter.state)
@@ -77,13 +78,27 @@ def test_features_are_the_plain_networks(engine, starter):
 def test_the_input_is_the_canonical_pixels_normalised(side, size):
     import torch
 
-    from featcache.backbones.torch_engine import to_input
+    from featcache.backbones.torch_input import to_input
 
     images = apply_view(noise(2, side), "hvflip")
-    x = to_input(images, Preprocess(size), "cpu")
-    expected = (upscale(images, size) / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    preprocess = Preprocess(size)
+    x = to_input(images, preprocess, "cpu")
+    expected = (upscale(images, preprocess) / 255 - np.array(IMAGENET_MEAN)) / np.array(
+        IMAGENET_STD
+    )
     assert x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(x.permute(0, 2, 3, 1).numpy(), expected, atol=1e-6)
+
+
+@needs_torch
+@pytest.mark.parametrize("side", [1, 2, 3, 31, 55])
+def test_small_images_are_enlarged_exactly(side):
+    from featcache.backbones.torch_input import to_input
+
+    images = stark(2, side)
+    for preprocess in every_filter(56):
+        found = to_input(images, preprocess, "cpu").permute(0, 2, 3, 1).numpy()
+        assert np.array_equal(found, upscale(images, preprocess)), preprocess
 
 
 @needs_torch
@@ -91,7 +106,7 @@ def test_an_input_made_for_features_serves_training_too():
     """What is kept between calls bears no mark of the mode that it was made in."""
     import torch
 
-    from featcache.backbones.torch_engine import to_input
+    from featcache.backbones.torch_input import to_input
 
     preprocess = Preprocess(77)
     with torch.inference_mode():

@@ -13,7 +13,7 @@ from conftest import TRAINERS
 from PIL import Image
 
 from featcache import load_dataset, load_weights
-from featcache.backbones.architectures import get_backbone
+from featcache.backbones.architectures import draw_state, get_backbone
 from featcache.datasets.dataset import Split
 from featcache.datasets.images import ArrayImages
 from featcache.errors import RecipeError
@@ -26,11 +26,11 @@ from featcache.finetuning.batches import (
     movement_of,
 )
 from featcache.finetuning.framework import get_framework
-from featcache.finetuning.network import initial_backbone
 from featcache.finetuning.recipes import (
     AUGMENTATIONS,
     FINETUNE_RECIPES,
     METHODS,
+    FinetuneOptions,
     finetune_recipe,
     group_rates,
     rate_factor,
@@ -149,7 +149,7 @@ def test_lr_keeps_the_proportion_of_the_method():
         ({"schedule": "linear"}, "one of constant, cosine, step, found 'linear'"),
         ({"augment": "mixup"}, "one of tutorial, flip, none, crop-flip"),
         ({"bn": "frozen"}, "one of train, eval"),
-        ({"freeze_until": "layer5"}, "one of layer1, layer2, layer3, layer4"),
+        ({"lora": 0}, "lora: expected a rank of at least 1, found 0"),
         ({"layer_decay": 0.0}, "layer decay"),
         ({"warmup": 2.5}, "whole number of steps"),
         ({"warmup": -1}, "whole number of steps"),
@@ -160,11 +160,27 @@ def test_lr_keeps_the_proportion_of_the_method():
         ({"method": "frozen", "freeze_until": "layer1"}, "frozen as a whole"),
         ({"method": "frozen", "backbone_lr": 1.0}, "use --method split"),
         ({"method": "scratch", "freeze_until": "layer1"}, "a random draw"),
+        ({"method": "frozen", "lora": 4}, "lora: expected a pretrained backbone"),
     ],
 )
 def test_values_that_mean_nothing(changes, said):
     with pytest.raises(RecipeError, match=said):
         finetune_recipe(changes.pop("method", "full"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"freeze_until": "layer5"},
+            "freeze until: .* layer1, layer2, layer3, layer4",
+        ),
+        ({"lora": 4}, "lora: expected a library's model with linear layers, found resnet18"),
+    ],
+)
+def test_what_a_resnet_does_not_have(changes, said):
+    with pytest.raises(RecipeError, match=said):
+        FinetuneOptions("full", finetune_recipe("full", **changes))
 
 
 # --- sources and augmentations
@@ -318,7 +334,7 @@ def test_a_split_step_moves_each_part_by_its_own_rate(trainer_of, colours):
 def test_where_a_network_starts(trainer_of, starter):
     """Scratch from a draw that is the same everywhere, all else from the weights: to the bit."""
     for method, start in (
-        ("scratch", initial_backbone(get_backbone("resnet18"), 0)),
+        ("scratch", draw_state(get_backbone("resnet18"), 0)),
         ("full", starter.state),
     ):
         state = trainer_of(method).network.state()
@@ -328,7 +344,7 @@ def test_where_a_network_starts(trainer_of, starter):
 
 def test_a_random_backbone_is_he_inits():
     shapes = get_backbone("resnet50").shapes()
-    state = initial_backbone(get_backbone("resnet50"), 3)
+    state = draw_state(get_backbone("resnet50"), 3)
     assert {name: array.shape for name, array in state.items()} == shapes
     for name in ("conv1.weight", "layer4.1.conv2.weight", "layer2.0.downsample.0.weight"):
         outputs, _, kernel, _ = shapes[name]
@@ -336,7 +352,7 @@ def test_a_random_backbone_is_he_inits():
         assert abs(state[name].mean()) < 0.05 * state[name].std()
     assert state["bn1.weight"].all() and state["bn1.running_var"].all()
     assert not state["bn1.bias"].any() and state["bn1.num_batches_tracked"].shape == ()
-    other = initial_backbone(get_backbone("resnet50"), 4)
+    other = draw_state(get_backbone("resnet50"), 4)
     assert not np.array_equal(other["conv1.weight"], state["conv1.weight"])
 
 
@@ -486,7 +502,8 @@ def test_compact_pixels_stand_for_canonical_ones(starter):
     small = Image.fromarray(pixels[0][::-1, ::-1])
     from featcache.preprocess import upscale
 
-    np.testing.assert_array_equal(upscale(batch[:1], 32)[0], starter.preprocess.pixels(small))
+    (large,) = upscale(batch[:1], starter.preprocess)
+    np.testing.assert_array_equal(large, starter.preprocess.pixels(small))
 
 
 def test_training_in_two_threads_leaves_the_threads_of_blas_alone(trainer_of, colours):

@@ -23,8 +23,9 @@ from safetensors.numpy import save
 from featcache.backbones import weights
 from featcache.backbones.architectures import get_backbone
 from featcache.backbones.checkpoints import parse_checkpoint, read_checkpoint
+from featcache.backbones.loading import load_weights
 from featcache.backbones.pretrained import IMAGENET, Source, cache_folder, source_urls
-from featcache.backbones.weights import Weights, load_weights, save_weights
+from featcache.backbones.weights import Weights, save_weights
 from featcache.errors import OutputError, RecipeError, WeightsError
 from featcache.preprocess import Preprocess
 from featcache.progress import silent
@@ -143,7 +144,7 @@ def test_a_starter_that_was_not_installed(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_no_framework_is_imported() -> None:
     code = (
-        "import sys; from featcache.backbones.weights import load_weights\n"
+        "import sys; from featcache.backbones.loading import load_weights\n"
         "load_weights('tinyimagenet32'); "
         "print({'torch', 'oneflow', 'flowvision'} & set(sys.modules))"
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import RecipeError, WeightsError
+from ..preprocess import MAX_SIZE
 
 # Where features can be taken: after a stage's last ReLU, or after the global average pooling.
 CUTS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
@@ -22,6 +23,9 @@ _NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_trac
 # Counts training batches; inference never reads it, and old checkpoints lack it.
 _COUNTER = "num_batches_tracked"
 _HEAD = ("fc.weight", "fc.bias")
+
+# The stem and four stages divide each side by 32: below that no pixel is left.
+RESNET_MIN_SIZE = 32
 
 Shape = tuple[int, ...]
 
@@ -105,8 +109,18 @@ def get_backbone(name: str) -> Backbone:
         ) from None
 
 
+def check_resnet_size(size: int) -> None:
+    """Refuse an input's side in pixels that no ResNet could work with."""
+    if not RESNET_MIN_SIZE <= size <= MAX_SIZE:
+        raise RecipeError(
+            f"size: expected {RESNET_MIN_SIZE} to {MAX_SIZE} pixels (a ResNet halves the image "
+            f"five times), found {size}; try --size 64 or --size 224"
+        )
+
+
 def check_cuts(cuts: Sequence[str]) -> tuple[str, ...]:
     """Check names of cuts; return them as a tuple, in the order given."""
+    cuts = ["avgpool" if cut == "pooled" else cut for cut in cuts]
     known = ", ".join(CUTS)
     if not cuts:
         raise RecipeError(f"cut: expected one or more of {known}, found none; try --cut avgpool")
@@ -161,3 +175,40 @@ def _first_problem(state: Mapping[str, np.ndarray], expected: Mapping[str, Shape
     if left_over:
         return f"found a tensor that it does not have, {left_over[0]!r}"
     return ""
+
+
+RANDOM = "random:"
+# Makes this draw differ from those of `featcache.sampling`, whose keys are shorter.
+_BACKBONE_KEY = (0, 0, 1)
+
+
+def draw_state(backbone: Backbone, seed: int) -> dict[str, np.ndarray]:
+    """Draw random weights, the same for every framework.
+
+    Convolutions are normal with variance 2 / (k * k * outputs), as in torchvision and flowvision
+    (He et al., "Delving Deep into Rectifiers", ICCV 2015). Batch normalisation starts as the
+    identity.
+    """
+    generator = np.random.default_rng((seed, *_BACKBONE_KEY))
+    state: dict[str, np.ndarray] = {}
+    for name, shape in backbone.shapes().items():
+        if len(shape) == 4:
+            scale = np.float32(np.sqrt(2 / (shape[0] * shape[2] * shape[3])))
+            state[name] = scale * generator.standard_normal(shape, np.float32)
+        elif not shape:
+            state[name] = np.zeros((), np.int64)
+        else:
+            filled = np.ones if name.endswith(("weight", "running_var")) else np.zeros
+            state[name] = filled(shape, np.float32)
+    return state
+
+
+def random_seed(weights: str) -> int:
+    """Return the seed of ``"random:SEED"``."""
+    digits = weights.removeprefix(RANDOM)
+    if not digits.isdecimal() or len(digits) > 9:
+        raise RecipeError(
+            f"weights: expected random:SEED with a whole number from 0, found {weights!r}; try "
+            "--weights random:0"
+        )
+    return int(digits)

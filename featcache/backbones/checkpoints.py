@@ -115,6 +115,17 @@ def read_safetensors(data: bytes, source: str) -> tuple[dict[str, np.ndarray], d
     return state_dict(arrays, np.ndarray, source), header.get("__metadata__") or {}
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file without its tensors; nothing of any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}  # reading it whole says what is wrong
+
+
 def write_safetensors(
     path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from ..errors import EngineUnavailableError, RecipeError
 from ..frameworks import (
+    INSTALL_ONEFLOW,
     INSTALL_OPENVINO,
     INSTALL_TORCH,
     cuda_status,
@@ -19,8 +21,15 @@ from ..frameworks import (
 )
 
 ENGINES = ("auto", "oneflow", "openvino", "torch")
+_EVERY = ENGINES[1:]
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("f32", "bf16", "f16")
+_NAMES = {"openvino": "OpenVINO", "torch": "PyTorch", "oneflow": "OneFlow"}
+_INSTALL = {
+    "oneflow": INSTALL_ONEFLOW,
+    "openvino": INSTALL_OPENVINO,
+    "torch": INSTALL_TORCH,
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ class EngineChoice:
         Features are float32 in any case.
     why : str
         What was chosen and for which reason: one sentence for a person.
+    automatic : bool
+        Whether the choice was left to featcache.
     """
 
     name: str
@@ -45,12 +56,32 @@ class EngineChoice:
     device: str
     precision: str
     why: str
+    automatic: bool = False
 
 
 def choose_engine(
-    engine: str = "auto", device: str = "auto", precision: str = "f32"
+    engine: str = "auto",
+    device: str = "auto",
+    precision: str = "f32",
+    runs_in: Sequence[str] = _EVERY,
 ) -> EngineChoice:
-    """Choose the engine, its device and its precision."""
+    """Choose the engine, its device and its precision; ``runs_in`` says what runs the backbone."""
+    _check_values(engine, device, precision)
+    if engine == "auto":
+        return replace(_automatic(device, precision, runs_in), automatic=True)
+    if engine not in runs_in:
+        raise EngineUnavailableError(
+            f"engine {engine}: expected one that runs this backbone ({' or '.join(runs_in)}); use "
+            "--engine auto"
+        )
+    if engine == "openvino":
+        return _openvino(device, precision, "as asked for")
+    if engine == "oneflow":
+        return _oneflow(device, precision)
+    return _torch(device, precision, "as asked for")
+
+
+def _check_values(engine: str, device: str, precision: str) -> None:
     for what, value, known in (
         ("engine", engine, ENGINES),
         ("device", device, DEVICES),
@@ -58,20 +89,29 @@ def choose_engine(
     ):
         if value not in known:
             raise RecipeError(f"{what}: expected one of {', '.join(known)}, found {value!r}")
-    if engine == "openvino":
-        return _openvino(device, precision, "as asked for")
-    if engine == "oneflow":
-        return _oneflow(device, precision)
-    if engine == "torch":
-        return _torch(device, precision, "as asked for")
+
+
+def _automatic(device: str, precision: str, runs_in: Sequence[str]) -> EngineChoice:
+    if runs_in == ("function",):
+        for what, value, own in (("device", device, "cpu"), ("precision", precision, "f32")):
+            if value not in ("auto", own):
+                raise EngineUnavailableError(
+                    f"{what} {value}: expected {own} with a function, which computes where and as "
+                    f"it likes, found {value}; use --{what} {own}"
+                )
+        return EngineChoice("function", "", "cpu", "f32", "the function itself computes")
     if device == "cpu":
-        return _on_cpu(precision, "the CPU was asked for")
+        return _on_cpu(precision, "the CPU was asked for", runs_in)
     if device == "auto" and not may_have_gpu():
-        return _on_cpu(precision, "no GPU can be used: no driver for one on this machine")
-    usable, reason = cuda_status() if device != "mps" else (False, "it knows CUDA alone")
+        return _on_cpu(precision, "no GPU can be used: no driver for one on this machine", runs_in)
+    usable, reason = False, "it does not run this backbone"
+    if "oneflow" in runs_in:
+        usable, reason = cuda_status() if device != "mps" else (False, "it knows CUDA alone")
     if usable:
         return _oneflow("cuda", precision)
-    found, why = torch_gpu_status()
+    found, why = (None, "it does not run this backbone")
+    if "torch" in runs_in:
+        found, why = torch_gpu_status()
     if found is not None and device in ("auto", found):
         shortly = reason.partition(";")[0]
         return _torch(found, precision, f"a GPU that OneFlow cannot use: {shortly}")
@@ -80,21 +120,20 @@ def choose_engine(
             f"device {device}: expected a GPU that OneFlow or PyTorch can use, found with OneFlow: "
             f"{reason}; with PyTorch: {why}; use --device cpu"
         )
-    return _on_cpu(precision, f"no GPU can be used (OneFlow: {reason}; PyTorch: {why})")
+    return _on_cpu(precision, f"no GPU can be used (OneFlow: {reason}; PyTorch: {why})", runs_in)
 
 
-def _on_cpu(precision: str, reason: str) -> EngineChoice:
+def _on_cpu(precision: str, reason: str, runs_in: Sequence[str]) -> EngineChoice:
     """Return the fastest engine there, by benchmarks/extract.py on a Zen 4."""
-    if openvino_status()[0] is not None:
+    if "openvino" in runs_in and openvino_status()[0] is not None:
         return _openvino("cpu", precision, f"the fastest engine there; {reason}")
-    if torch_status()[0] is not None:
+    if "torch" in runs_in and torch_status()[0] is not None:
         return _torch("cpu", precision, f"the fastest engine there; {reason}")
-    if oneflow_status()[0] is not None:
+    if "oneflow" in runs_in and oneflow_status()[0] is not None:
         return _oneflow("cpu", precision)
-    raise EngineUnavailableError(
-        "engine auto: expected OpenVINO, PyTorch or OneFlow, found none of them; run "
-        f"{INSTALL_OPENVINO} or {INSTALL_TORCH}"
-    )
+    names = " or ".join(_NAMES[one] for one in runs_in)
+    advice = " or ".join(_INSTALL[one] for one in runs_in if one != "oneflow" or len(runs_in) == 1)
+    raise EngineUnavailableError(f"engine auto: expected {names}, found none of them; run {advice}")
 
 
 def _openvino(device: str, precision: str, reason: str) -> EngineChoice:

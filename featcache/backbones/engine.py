@@ -7,14 +7,18 @@ engine states its tolerance against it in a test.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from ..errors import EngineUnavailableError
+from ..preprocess import check_pixels, upscale
 from ..progress import OnNote, silent
-from .architectures import check_cuts
-from .choice import EngineChoice
-from .weights import Weights
+from .choice import EngineChoice, choose_engine
+from .conversion import LEAST_COSINE, agreement, canonical_images
+from .network import POOLED
+from .weights import Weights, images_per_pass
 
 
 class Engine(Protocol):
@@ -37,7 +41,8 @@ class Engine(Protocol):
         Returns
         -------
         dict
-            Cut -> float32 array: (N, D) for ``"avgpool"``, (N, C, H, W) for a stage.
+            Cut -> float32 array: (N, D) for ``"avgpool"`` and ``"pooled"``, (N, C, H, W) for a
+            stage, (N, T, D) for tokens.
             The arrays are the caller's own. An image gives the same bytes in every call,
             whichever images stand beside it.
 
@@ -51,17 +56,26 @@ class Engine(Protocol):
 def build_engine(
     choice: EngineChoice,
     weights: Weights,
-    cuts: Sequence[str] = ("avgpool",),
+    cuts: Sequence[str] = (POOLED,),
     *,
     n_images: int = 0,
     on_note: OnNote = silent,
 ) -> Engine:
-    """Load the engine that was chosen, with these weights."""
-    checked = check_cuts(cuts)
+    """Load the engine that was chosen, with these weights.
+
+    An engine that runs a converted model computes a few images first, and EngineUnavailableError is
+    raised where they are not what the model's own library made of them.
+    """
+    checked = tuple(weights.shapes(cuts))
+    if choice.name == "function":
+        return FunctionEngine(weights, checked)
     if choice.name == "openvino":
         from .openvino_engine import OpenVinoEngine
 
-        return OpenVinoEngine(weights, checked, choice.precision)
+        engine = OpenVinoEngine(weights, checked, choice.precision)
+        if weights.network:
+            _check(engine, choice, weights, checked, on_note)
+        return engine
     if choice.name == "torch":
         from .torch_engine import TorchEngine
 
@@ -73,9 +87,74 @@ def build_engine(
     return OneFlowEngine(weights, checked, choice.device, choice.precision)
 
 
+def _check(
+    engine: Engine, choice: EngineChoice, weights: Weights, cuts: tuple[str, ...], on_note: OnNote
+) -> None:
+    assert weights.network is not None
+    reference = weights.network.reference(cuts, images_per_pass(weights))
+    if not reference:
+        return
+    found = agreement(engine.extract(canonical_images(weights.preprocess.size)), reference)
+    if not found.cosine >= LEAST_COSINE[choice.precision]:
+        raise EngineUnavailableError(
+            f"{weights.backbone}: expected OpenVINO's features in {choice.precision} to be "
+            f"PyTorch's, found {found} on canonical images; use --engine torch"
+            + ("" if choice.precision == "f32" else ", or --precision f32")
+        )
+    on_note(f"{weights.backbone}: OpenVINO agrees with PyTorch on canonical images ({found})")
+
+
+class FunctionEngine:
+    """A callable of the user's own: normalised float32 (N, 3, s, s) to arrays."""
+
+    batch_size = 32
+
+    def __init__(self, weights: Weights, cuts: tuple[str, ...]) -> None:
+        self._weights = weights
+        self._function: Any = weights.network
+        self._cuts = cuts
+
+    def extract(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the features of uint8 pixels (N, s, s, 3), as `Engine.extract` does."""
+        preprocess = self._weights.preprocess
+        check_pixels(images, preprocess)
+        if images.shape[1] < preprocess.size:
+            images = upscale(images, preprocess)
+        scale = (1 / (np.array(preprocess.std) * 255)).astype(np.float32)
+        shift = (np.array(preprocess.mean) * 255).astype(np.float32)
+        parts = []
+        for start in range(0, len(images), self.batch_size):
+            chunk = images[start : start + self.batch_size]
+            # Always as many images, so that an image gives the same bytes in every batch.
+            filled = np.zeros((self.batch_size, *chunk.shape[1:]), np.float32)
+            filled[: len(chunk)] = (chunk.astype(np.float32) - shift) * scale
+            results = self._function(filled.transpose(0, 3, 1, 2))
+            parts.append([np.array(results[cut][: len(chunk)]) for cut in self._cuts])
+        joined = [np.concatenate(each) for each in zip(*parts, strict=True)]
+        return dict(zip(self._cuts, joined, strict=True))
+
+
+def settled(choice: EngineChoice, weights: Weights, cuts: Sequence[str]) -> EngineChoice:
+    """Return the engine that will run: PyTorch where ``auto`` took OpenVINO, which cannot."""
+    if weights.network is None or choice.name != "openvino":
+        return choice
+    problem = weights.network.graph_problem(tuple(weights.shapes(cuts)), images_per_pass(weights))
+    if not problem:
+        return choice
+    if not choice.automatic:
+        raise EngineUnavailableError(
+            f"engine openvino: expected to convert {weights.backbone}, found: {problem}; use "
+            "--engine torch"
+        )
+    instead = choose_engine("torch", "cpu", choice.precision)
+    return replace(instead, why=f"{instead.why}: OpenVINO cannot run this model ({problem})")
+
+
 def computed_by(choice: EngineChoice, weights: Weights) -> dict[str, Any]:
     """Return the fields of a cache's fingerprint that say what computes its features."""
+    library = {"library": weights.library} if weights.library else {}
     return {
+        **library,
         "backbone": weights.backbone,
         "device": choice.device,
         "engine": choice.name,

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..frameworks import import_oneflow
-from ..preprocess import WEIGHT_BITS, Preprocess, check_pixels, upscale_taps
+from ..preprocess import WEIGHT_BITS, Preprocess, check_pixels, resample_taps
 from .architectures import CUTS, Backbone, get_backbone
 from .resnet import build_resnet
-from .weights import Weights
+from .weights import Weights, images_per_pass
 
 
 class OneFlowEngine:
@@ -25,6 +25,11 @@ class OneFlowEngine:
         self._preprocess = weights.preprocess
         self._device = device
         self._cuts = cuts
+        self._per_pass: int | None = None
+        if weights.network is not None:
+            self._forward = weights.network.module(cuts)
+            self._per_pass = images_per_pass(weights)
+            return
         model = build_backbone(get_backbone(weights.backbone))
         load_backbone(model, weights.state)
         model.to(device).eval()
@@ -40,11 +45,26 @@ class OneFlowEngine:
     def extract(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Return the features of uint8 pixels (N, s, s, 3), as `Engine.extract` does."""
         with self._flow.no_grad():
+            if self._per_pass is not None:
+                return self._in_passes(images, self._per_pass)
             results = self._forward(to_input(images, self._preprocess, self._device))
         return {
             cut: result.to(self._flow.float32).numpy()
             for cut, result in zip(self._cuts, results, strict=True)
         }
+
+    def _in_passes(self, images: np.ndarray, count: int) -> dict[str, np.ndarray]:
+        """Run passes of always as many images: products of other shapes round otherwise."""
+        check_pixels(images, self._preprocess)
+        parts = []
+        for start in range(0, len(images), count):
+            chunk = images[start : start + count]
+            filled = np.zeros((count, *chunk.shape[1:]), np.uint8)
+            filled[: len(chunk)] = chunk
+            results = self._forward(to_input(filled, self._preprocess, self._device))
+            parts.append([result.numpy()[: len(chunk)] for result in results])
+        joined = [np.concatenate(each) for each in zip(*parts, strict=True)]
+        return dict(zip(self._cuts, joined, strict=True))
 
 
 def build_backbone(backbone: Backbone) -> Any:
@@ -85,7 +105,7 @@ def normalised(planes: Any, preprocess: Preprocess) -> Any:
     """Enlarge and normalise a uint8 tensor (N, 3, s, s) as `to_input` does, on its device."""
     flow = import_oneflow()
     if planes.shape[2] < preprocess.size:
-        planes = _upscaled(planes, preprocess.size)
+        planes = _upscaled(planes, preprocess)
     planes = planes.to(flow.float32) / 255.0
     mean = flow.tensor(preprocess.mean, dtype=flow.float32, device=planes.device)
     std = flow.tensor(preprocess.std, dtype=flow.float32, device=planes.device)
@@ -105,20 +125,20 @@ def to_device(array: np.ndarray, device: str) -> Any:
     return tensor.to(device)
 
 
-def _upscaled(planes: Any, size: int) -> Any:
+def _upscaled(planes: Any, preprocess: Preprocess) -> Any:
     """Enlarge (N, 3, s, s) as `featcache.preprocess.upscale` does, exactly, in float64."""
     flow = import_oneflow()
-    first, second, weights = upscale_taps(planes.shape[2], size)
+    index, weights = resample_taps(planes.shape[2], preprocess)
     pixels = planes.to(flow.float64)
     for axis in (3, 2):  # Pillow's order: along the rows, then along the columns
         shape = [1, 1, 1, 1]
-        shape[axis] = size
+        shape[axis] = preprocess.size
         total: Any = 0.5  # rounds half up, with the floor below
-        for index, weight in ((first, weights[:, 0]), (second, weights[:, 1])):
-            where = to_device(index.astype(np.int64), planes.device)
+        for tap, weight in zip(index.T, weights.T, strict=True):
+            where = to_device(tap.astype(np.int64), planes.device)
             share = to_device((weight / (1 << WEIGHT_BITS)).reshape(shape), planes.device)
             total = flow.index_select(pixels, axis, where) * share + total
-        pixels = total.floor()
+        pixels = total.floor().clamp(0, 255)
     return pixels
 
 

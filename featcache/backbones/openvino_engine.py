@@ -22,13 +22,11 @@ import numpy as np
 
 from ..cores import usable_cores
 from ..frameworks import import_openvino
-from ..preprocess import WEIGHT_BITS, Preprocess, check_pixels, upscale, upscale_taps
+from ..preprocess import check_pixels, upscale
 from .architectures import CUTS, get_backbone
-from .weights import Weights
+from .openvino_input import pixels_to_input
+from .weights import Weights, images_per_pass
 
-# 32 images of 64 pixels, 2 of 224: less leaves the kernels idle, more leaves the cache.
-_PIXELS_PER_PASS = 2**17
-_MAX_IMAGES_PER_PASS = 32
 _PASSES_PER_CALL = 4  # per core, so that one that is slowed down holds the others up less
 # Each side of small images takes a graph of its own: 0.2 s to compile, and a copy of the weights.
 _MAX_GRAPHS = 4
@@ -42,11 +40,10 @@ class OpenVinoEngine:
         self._core = self._ov.Core()
         self._weights = weights
         self._size = weights.preprocess.size
-        backbone = get_backbone(weights.backbone)
-        self._shapes = {cut: backbone.cut_shape(cut, self._size) for cut in cuts}
+        self._shapes = weights.shapes(cuts)
         self._precision = precision
         self._threads = usable_cores()
-        self._per_pass = max(1, min(_MAX_IMAGES_PER_PASS, _PIXELS_PER_PASS // self._size**2))
+        self._per_pass = images_per_pass(weights)
         self._queues: dict[int, Any] = {}
 
     @property
@@ -58,7 +55,7 @@ class OpenVinoEngine:
         """Return the features of uint8 pixels (N, s, s, 3), as `Engine.extract` does."""
         check_pixels(images, self._weights.preprocess)
         if self._is_one_too_many(images.shape[1]):
-            images = upscale(images, self._size)
+            images = upscale(images, self._weights.preprocess)
         queue = self._queue(images.shape[1])
         features = {
             cut: np.empty((len(images), *shape), np.float32) for cut, shape in self._shapes.items()
@@ -110,16 +107,21 @@ def _collect(request: Any, place: tuple[dict[str, np.ndarray], int, int]) -> Non
 
 
 _NORM_EPSILON = 1e-5  # torchvision's BatchNorm2d
-_LOW_BITS = 10  # of a weight's 22: the 12 above them and a pixel's 8 fit into float32's 24
 
 
 def build_graph(weights: Weights, cuts: tuple[str, ...], side: int, batch: int) -> Any:
-    """Return the network for one shape of input."""
+    """Return the network for one shape of input, uint8 (batch, side, side, 3)."""
     ov = import_openvino()
     images = ov.opset8.parameter([batch, side, side, 3], np.uint8, name="images")
-    graph = _Graph(weights, ov.opset8)
-    taken = graph.stages(graph.normalised(images, side, batch), cuts)
-    return ov.Model([ov.opset8.result(taken[cut]) for cut in cuts], [images], weights.backbone)
+    x = pixels_to_input(ov.opset8, images, side, batch, weights.preprocess)
+    if weights.network is None:
+        taken = _Graph(weights, ov.opset8).stages(x, cuts)
+        results = [ov.opset8.result(taken[cut]) for cut in cuts]
+        return ov.Model(results, [images], weights.backbone)
+    graph = weights.network.graph(cuts, batch)
+    for reader in graph.inputs[0].get_target_inputs():
+        reader.replace_source_output(x.output(0))
+    return ov.Model(graph.get_results(), [images], "converted")
 
 
 class _Graph:
@@ -128,61 +130,7 @@ class _Graph:
     def __init__(self, weights: Weights, ops: Any) -> None:
         self._state = weights.state
         self._backbone = get_backbone(weights.backbone)
-        self._preprocess = weights.preprocess
         self._ops = ops
-
-    def normalised(self, images: Any, side: int, batch: int) -> Any:
-        """Turn uint8 (N, s, s, 3) into the stem's input: float32 (N, 3, size, size).
-
-        Rows of pixels stay in one piece, (N, H, W * 3), until the last step: that is the
-        layout that the first convolution wants, and vectors of 3 would waste the processor.
-        """
-        ops, size = self._ops, self._preprocess.size
-        rows = ops.reshape(images, np.array([batch, side, side * 3]), False)
-        pixels = self._upscaled(rows, side) if side < size else ops.convert(rows, np.float32)
-        scale, shift = _affine(self._preprocess)
-        pixels = ops.subtract(pixels, np.tile(shift, size).reshape(1, 1, -1))
-        pixels = ops.multiply(pixels, np.tile(scale, size).reshape(1, 1, -1))
-        square = ops.reshape(pixels, np.array([batch, size, size, 3]), False)
-        return ops.transpose(square, np.array([0, 3, 1, 2]))
-
-    def _upscaled(self, rows: Any, side: int) -> Any:
-        """Enlarge uint8 (N, s, s * 3) to float32 (N, size, size * 3), as `upscale` does."""
-        ops = self._ops
-        first, second, weights = upscale_taps(side, self._preprocess.size)
-        channel = np.arange(3, dtype=np.int32)
-        wide = self._blended(
-            ops.gather(rows, (first[:, None] * 3 + channel).ravel(), np.int32(2)),
-            ops.gather(rows, (second[:, None] * 3 + channel).ravel(), np.int32(2)),
-            np.repeat(weights, 3, axis=0).reshape(1, 1, -1, 2),
-        )
-        wide = ops.convert(wide, np.uint8)
-        return self._blended(
-            ops.gather(wide, first, np.int32(1)),
-            ops.gather(wide, second, np.int32(1)),
-            weights.reshape(1, -1, 1, 2),
-        )
-
-    def _blended(self, first: Any, second: Any, weights: np.ndarray) -> Any:
-        """Return round(first * w[..., 0] + second * w[..., 1]) of uint8, exact in float32.
-
-        The sum needs 30 bits. Split into the weights' high and low bits, every product, sum
-        and rounding below is a multiple of a power of two within float32's 24 bits.
-        """
-        ops = self._ops
-        pair = [ops.convert(pixels, np.float32) for pixels in (first, second)]
-
-        def total(part: np.ndarray) -> Any:
-            exact = (part / (1 << WEIGHT_BITS)).astype(np.float32)
-            return ops.add(
-                ops.multiply(pair[0], exact[..., 0]), ops.multiply(pair[1], exact[..., 1])
-            )
-
-        low = weights & ((1 << _LOW_BITS) - 1)
-        high = ops.add(total(weights - low), np.float32(0.5))
-        whole = ops.floor(high)
-        rest = ops.add(ops.subtract(high, whole), total(low))
-        return ops.add(whole, ops.floor(rest))
 
     def stages(self, x: Any, cuts: tuple[str, ...]) -> dict[str, Any]:
         """Run the stem and the stages up to the last cut; return cut -> node."""
@@ -230,9 +178,3 @@ class _Graph:
         gain = weight / np.sqrt(variance + _NORM_EPSILON)
         folded = kernel * gain[:, None, None, None]
         return folded.astype(np.float32), (bias - mean * gain).astype(np.float32)
-
-
-def _affine(preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
-    """Return scale and shift with (p / 255 - mean) / std = (p - shift) * scale, float32 (3,)."""
-    mean, std = np.array(preprocess.mean), np.array(preprocess.std)
-    return (1 / (std * 255)).astype(np.float32), (mean * 255).astype(np.float32)

@@ -85,6 +85,14 @@ def source_urls() -> list[str]:
     return [source.url for sources in IMAGENET.values() for source in sources]
 
 
+def imagenet_is_here(backbone: str) -> bool:
+    """Tell whether a ResNet's ImageNet weights need no download."""
+    folders = (cache_folder(), _torch_hub_folder())
+    return any(
+        _is_file(folder / source.file_name) for source in IMAGENET[backbone] for folder in folders
+    )
+
+
 def find(
     backbone: str, folder: Path, sources: Mapping[str, Sequence[Source]], on_progress: OnProgress
 ) -> tuple[Path, Source]:
@@ -115,10 +123,13 @@ def find(
                 raise
             unreachable.append(f"{source.url}: {failure.__cause__}")
     first = candidates[0]
+    own = backbone in IMAGENET  # the starter weights are of a ResNet
+    instead = "tinyimagenet32, which comes with featcache but is far weaker" if own else "random:0"
     raise WeightsError(
-        f"imagenet: no source can be reached ({'; '.join(unreachable)}); put {first.file_name} "
+        f"{'imagenet' if own else f'flowvision:{backbone}'}: no source can be reached "
+        f"({'; '.join(unreachable)}); put {first.file_name} "
         f"(sha256 {first.sha256 or 'unpublished'}) into {folder} by hand, or use --weights "
-        "tinyimagenet32, which comes with featcache but is far weaker, or the path of a checkpoint"
+        f"{instead}, or the path of a checkpoint"
     )
 
 

@@ -13,29 +13,29 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, lru_cache
+from functools import cache
 from threading import Barrier
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..cores import usable_cores
-from ..errors import EngineUnavailableError, RecipeError
+from ..errors import EngineUnavailableError, RecipeError, one_line
 from ..frameworks import import_torch
-from ..preprocess import WEIGHT_BITS, Preprocess, check_pixels, upscale_taps
+from ..preprocess import check_pixels
 from ..progress import OnNote, silent
 from .architectures import CUTS, Backbone, get_backbone
 from .resnet import build_resnet
-from .weights import Weights
+from .torch_input import Normaliser
+from .weights import Weights, images_per_pass
 
 torch = import_torch()
 nn: Any = torch.nn
 
 COMPILE_VARIABLE = "FEATCACHE_COMPILE"
 
-# On a CPU 32 images of 64 pixels, 2 of 224, as for OpenVINO; on a GPU 256 of 224.
-_PIXELS_PER_PASS = {"cpu": 2**17, "gpu": 256 * 224 * 224}
-_MAX_IMAGES_PER_PASS = {"cpu": 32, "gpu": 512}
+_PIXELS_PER_PASS = 256 * 224 * 224  # on a GPU; on a CPU as few as `images_per_pass` says
+_MAX_IMAGES_PER_PASS = 512
 _PASSES_PER_CALL = 4  # per core or GPU
 # To compile takes tens of seconds on a GPU, and may save some 30 us per image of 224 pixels: an
 # estimate until benchmarks/gpu.py has run on one.
@@ -61,11 +61,9 @@ class TorchEngine:
         self._precision = precision
         self._on_note = on_note
         size = weights.preprocess.size
-        backbone = get_backbone(weights.backbone)
-        self._shapes = {cut: backbone.cut_shape(cut, size) for cut in cuts}
-        kind = "cpu" if device == "cpu" else "gpu"
-        fitting = min(_MAX_IMAGES_PER_PASS[kind], _PIXELS_PER_PASS[kind] // size**2)
-        self._per_pass = max(1, fitting)
+        self._shapes = weights.shapes(cuts)
+        on_gpu = max(1, min(_MAX_IMAGES_PER_PASS, _PIXELS_PER_PASS // size**2))
+        self._per_pass = images_per_pass(weights) if device == "cpu" else on_gpu
         self._told = False
         self._compiled = _is_to_compile(device, n_images * size**2)
         self._passes: Passes | None = None
@@ -183,22 +181,54 @@ class Forward:
         *,
         compiled: bool,
     ) -> None:
-        backbone = get_backbone(weights.backbone)
-        network = build_backbone(backbone)
-        load_backbone(network, weights.state)
+        self._normalise = Normaliser(weights.preprocess, device)
         self._dtype = dtype_of(precision)
+        self._name, self._own = weights.backbone, weights.network is None
+        if weights.network is not None:
+            self._library_network(weights.network.module(cuts), device, compiled)
+            return
+        self._autocast: AbstractContextManager[Any] = nullcontext()
+        network = build_backbone(get_backbone(weights.backbone))
+        load_backbone(network, weights.state)
         joined = device == "cpu" and not compiled and joins_convolutions(self._dtype)
         folded = Folded(network.eval(), cuts, joined=joined).requires_grad_(False)
         folded.to(device, self._dtype, memory_format=torch.channels_last)
         if joined:
             folded.pack()
-        self._normalise = Normaliser(weights.preprocess, device)
         self._network = torch.compile(folded, dynamic=False) if compiled else folded
+
+    def _library_network(self, module: Any, device: str, compiled: bool) -> None:
+        """Take a network as its library made it.
+
+        Its numbers stay float32, and autocast chooses what a precision may touch: a transformer's
+        position tables would lose too much in bfloat16.
+        """
+        module.to(device, memory_format=torch.channels_last)
+        narrow = self._dtype != torch.float32
+        kind = device.partition(":")[0]
+        self._autocast = torch.autocast(kind, self._dtype) if narrow else nullcontext()
+        self._dtype = torch.float32
+        self._network = torch.compile(module, dynamic=False) if compiled else module
 
     def __call__(self, pixels: Any) -> list[Any]:
         """Return float32 (N, D) or (N, C, H, W) per cut of uint8 (N, s, s, 3)."""
-        results: list[Any] = self._network(self._normalise(pixels).to(self._dtype))
+        with self._autocast:
+            x = self._normalise(pixels).to(self._dtype)
+            results: list[Any] = self._network(x) if self._own else self._foreign(x)
         return results
+
+    def _foreign(self, x: Any) -> list[Any]:
+        """Run a network that nobody vouches for; say in our words what it does not take."""
+        try:
+            results: list[Any] = self._network(x)
+            return results
+        except Exception as error:
+            if _is_out_of_memory(error):
+                raise
+            raise EngineUnavailableError(
+                f"backbone {self._name}: expected a network of float32 images {tuple(x.shape)}, "
+                f"found {type(error).__name__}: {one_line(error)}"
+            ) from error
 
 
 def dtype_of(precision: str) -> Any:
@@ -476,72 +506,3 @@ def state_arrays(network: Any) -> dict[str, np.ndarray]:
         key: np.array(value.detach().cpu().numpy(), order="C")
         for key, value in network.state_dict().items()
     }
-
-
-def to_input(images: np.ndarray, preprocess: Preprocess, device: str) -> Any:
-    """Turn pixels into the backbone's input: normalised float32 (N, 3, size, size)."""
-    check_pixels(images, preprocess)
-    return normalised(torch.from_numpy(np.array(images, order="C")).to(device), preprocess)
-
-
-def normalised(pixels: Any, preprocess: Preprocess) -> Any:
-    """Enlarge and normalise a uint8 tensor (N, s, s, 3), as `to_input` does, on its device."""
-    return _normaliser(preprocess, str(pixels.device))(pixels)
-
-
-class Normaliser:
-    """Enlarges and normalises uint8 pixels on a device.
-
-    Rows of pixels stay in one piece, (N, H, W * 3), until the last step: vectors of 3 would
-    waste a processor (58 us where they take 303, at 224 pixels on a Zen 4 core).
-    """
-
-    def __init__(self, preprocess: Preprocess, device: str) -> None:
-        self._size = preprocess.size
-        self._device = device
-        self._shift = self._row(np.array(preprocess.mean) * 255)
-        self._scale = self._row(1 / (np.array(preprocess.std) * 255))
-        self._taps: dict[int, tuple[Any, ...]] = {}
-
-    def __call__(self, pixels: Any) -> Any:
-        """Return float32 (N, 3, size, size), channels last, of uint8 (N, s, s, 3)."""
-        n, side = pixels.shape[:2]
-        rows = pixels.reshape(n, side, side * 3)
-        if side < self._size:
-            rows = self._upscaled(rows, side)
-        rows = rows.to(torch.float32).sub_(self._shift).mul_(self._scale)
-        return rows.reshape(n, self._size, self._size, 3).permute(0, 3, 1, 2)
-
-    def _upscaled(self, rows: Any, side: int) -> Any:
-        """Enlarge uint8 (N, s, s * 3) as `featcache.preprocess.upscale` does, exactly, in int32."""
-        if side not in self._taps:
-            self._taps[side] = self._make_taps(side)
-        rows = rows.to(torch.int32)
-        for axis, first, second, weight, other in self._taps[side]:
-            total = rows.index_select(axis, first).mul_(weight)
-            total.add_(rows.index_select(axis, second).mul_(other))
-            rows = total.add_(1 << WEIGHT_BITS >> 1).bitwise_right_shift_(WEIGHT_BITS)
-        return rows
-
-    def _make_taps(self, side: int) -> tuple[Any, ...]:
-        """Return axis, indices and weights of the two passes, along the rows first."""
-        first, second, weights = upscale_taps(side, self._size)
-        channel = np.arange(3, dtype=np.int32)
-        along = (
-            *((index[:, None] * 3 + channel).ravel() for index in (first, second)),
-            *np.repeat(weights, 3, axis=0).T,
-        )
-        down = (first, second, *weights.T[:, :, None])
-        with torch.inference_mode(False):  # they are kept, and the trainer's mode is another
-            return tuple(
-                (axis, *(torch.tensor(array, device=self._device) for array in arrays))
-                for axis, arrays in ((2, along), (1, down))
-            )
-
-    def _row(self, values: np.ndarray) -> Any:
-        row = np.tile(values.astype(np.float32), self._size)
-        with torch.inference_mode(False):
-            return torch.tensor(row, device=self._device)
-
-
-_normaliser = lru_cache(maxsize=4)(Normaliser)

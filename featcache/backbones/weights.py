@@ -1,9 +1,10 @@
 """A backbone's weights: where they come from, and their metadata.
 
-Two names are known. ``imagenet`` is the tutorial's checkpoint, fetched once and
+For the ResNets two names are known. ``imagenet`` is the tutorial's checkpoint, fetched once and
 checked against its published digest. ``tinyimagenet32`` comes with featcache, so
 that everything runs offline; it was trained on 32-pixel images and is far
-weaker, and never stands in for the other unasked. Anything else is a path.
+weaker, and never stands in for the other unasked. ``random:SEED`` is drawn. Anything else is a
+path. Backbones of a library bring their own weights.
 
 No file is trusted. Formats that can carry code (PyTorch's, OneFlow's) are read by
 a reader that has no way to run it; see `featcache.pickles`.
@@ -13,21 +14,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import OutputError, WeightsError, one_line
+from ..errors import OutputError, RecipeError, WeightsError, one_line
 from ..files import user_path
 from ..preprocess import Preprocess
-from ..progress import OnProgress, silent
-from .architectures import check_state, get_backbone
+from ..progress import OnProgress
+from .architectures import (
+    BACKBONES,
+    RANDOM,
+    check_cuts,
+    check_resnet_size,
+    check_state,
+    draw_state,
+    get_backbone,
+    random_seed,
+)
 from .checkpoints import (
     FORMATS,
     Checkpoint,
@@ -36,9 +45,9 @@ from .checkpoints import (
     read_file,
     write_safetensors,
 )
-from .pretrained import IMAGENET, Source, cache_folder, check_digest, find, pin_digest
-
-WEIGHT_NAMES = ("imagenet", "tinyimagenet32")
+from .naming import WEIGHT_NAMES
+from .network import Network, Shape
+from .pretrained import IMAGENET, Source, check_digest, find, pin_digest
 
 _STARTER_FILE = "resnet18-tinyimagenet32.safetensors"
 _STARTER_SHA256 = "bc5d0b3bf583fe2bac262b92f51a476fd5991cab725ef92d18ea45e8500d4fc0"
@@ -68,6 +77,12 @@ class Weights:
         How the images looked that it was trained on.
     source : str
         Where it came from, for a person.
+    library : str
+        What built the network, such as ``"timm 1.0.31"``; empty for the ResNets.
+    network : Network or None
+        How to run a backbone that is not one of the ResNets; it has no ``state``.
+    notes : tuple of str
+        What the user should know of weights and preprocessing.
     """
 
     name: str
@@ -76,53 +91,39 @@ class Weights:
     sha256: str
     preprocess: Preprocess
     source: str
+    library: str = ""
+    network: Network | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The engines that can run it, its own library's first."""
+        return self.network.engines if self.network else ("oneflow", "openvino", "torch")
+
+    def prepared(self, preprocess: Preprocess) -> Weights:
+        """Return the same weights for images that are prepared in another way."""
+        if self.network is not None:
+            self.network.preprocess = preprocess
+        return replace(self, preprocess=preprocess)
+
+    def shapes(self, cuts: Sequence[str]) -> dict[str, Shape]:
+        """Return the shape of one image's features at each cut."""
+        if self.network:
+            return self.network.shapes(cuts)
+        resnet = get_backbone(self.backbone)
+        return {cut: resnet.cut_shape(cut, self.preprocess.size) for cut in check_cuts(cuts)}
 
 
-def load_weights(
-    name: str | Path,
-    backbone: str = "resnet18",
-    *,
-    size: int | None = None,
-    cache_dir: Path | None = None,
-    on_progress: OnProgress = silent,
-) -> Weights:
-    """Load a checkpoint and check that it is one of this architecture.
+# 32 images of 64 pixels, 2 of 224: less leaves the kernels idle, more leaves the cache.
+_PIXELS_PER_PASS = 2**17
+_MAX_IMAGES_PER_PASS = 32
 
-    Parameters
-    ----------
-    name : str or Path
-        ``"imagenet"``, ``"tinyimagenet32"``, or a path: ``.safetensors``,
-        ``.pth``, ``.pt``, an OneFlow checkpoint folder or a ``.zip`` of one.
-        A `Path` is always a path.
-    backbone : str
-        ``"resnet18"``, ``"resnet34"`` or ``"resnet50"``.
-    size : int, optional
-        Side of the input in pixels, in place of the checkpoint's own.
-    cache_dir : Path, optional
-        Where downloads are kept; `cache_folder` by default.
-    on_progress : callable
-        Called with the progress of a download.
 
-    Raises
-    ------
-    WeightsError
-        Missing, damaged, unsafe, of another architecture, of another digest
-        than promised, or out of the network's reach.
-    RecipeError
-        No such backbone, or a size below 32.
-
-    Notes
-    -----
-    A path's images are 224 x 224 with ImageNet's channel statistics, unless the
-    metadata of a safetensors file says otherwise, as `save_weights` writes it.
-    """
-    get_backbone(backbone)
-    if size is not None:
-        Preprocess(size)  # refuses a size that means nothing before anything is downloaded
-    weights = _load(name, backbone, cache_dir or cache_folder(), on_progress)
-    if size is not None:
-        weights = replace(weights, preprocess=replace(weights.preprocess, size=size))
-    return weights
+def images_per_pass(weights: Weights) -> int:
+    """Return the images of one pass on a processor: always as many, whatever is asked for."""
+    if weights.network and weights.network.fixed_batch:
+        return weights.network.fixed_batch
+    return max(1, min(_MAX_IMAGES_PER_PASS, _PIXELS_PER_PASS // weights.preprocess.size**2))
 
 
 def save_weights(
@@ -138,23 +139,37 @@ def save_weights(
         raise OutputError(
             f"{path}: expected a name that ends in .safetensors, found {path.suffix!r}; rename it"
         )
-    checked = check_state(state, get_backbone(backbone), str(path))
-    write_safetensors(path, checked, describe(backbone, preprocess, metadata))
+    if backbone in BACKBONES:
+        state = check_state(state, get_backbone(backbone), str(path))
+    write_safetensors(path, state, describe(backbone, preprocess, metadata))
     return path
 
 
-def _load(name: str | Path, backbone: str, folder: Path, on_progress: OnProgress) -> Weights:
+def load_resnet(name: str | Path, backbone: str, folder: Path, on_progress: OnProgress) -> Weights:
+    """Load the checkpoint of a ResNet by name or path; ``folder`` keeps downloads."""
     if name == "imagenet":
         return _load_imagenet(backbone, folder, IMAGENET, on_progress)
     if name == "tinyimagenet32":
         return _load_starter(backbone)
+    if isinstance(name, str) and name.startswith(RANDOM):
+        return _draw(name, backbone)
     path = user_path(name)
     if not os.path.exists(path):
         raise WeightsError(
-            f"{path}: expected {', '.join(WEIGHT_NAMES)} or a path to {FORMATS}, found no such "
-            "file; check the spelling"
+            f"{path}: expected {', '.join(WEIGHT_NAMES)}, random:SEED or a path to {FORMATS}, "
+            "found no such file; check the spelling"
         )
     return _load_path(path, backbone)
+
+
+def _draw(name: str, backbone: str) -> Weights:
+    """Return random weights; their digest is over the tensors in the order of their names."""
+    state = draw_state(get_backbone(backbone), random_seed(name))
+    digest = hashlib.sha256()
+    for key, array in sorted(state.items()):
+        digest.update(f"{key} {array.dtype} {array.shape}\n".encode() + array.tobytes())
+    source = f"random weights, seed {random_seed(name)}"
+    return Weights(name, backbone, state, digest.hexdigest(), Preprocess(224), source)
 
 
 def _load_imagenet(
@@ -200,7 +215,7 @@ def _load_starter(backbone: str) -> Weights:
 def _load_path(path: Path, backbone: str) -> Weights:
     checkpoint = read_checkpoint(path)
     check_backbone(checkpoint.metadata, backbone, str(path))
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip(".-")[:64] or "weights"
+    name = file_stem(path.stem)
     preprocess = read_preprocess(checkpoint.metadata, str(path))
     if checkpoint.sha256 == _STARTER_SHA256:  # it says so in its README and not in its metadata
         preprocess = Preprocess(_STARTER_SIZE)
@@ -216,6 +231,10 @@ def _checked(
     preprocess: Preprocess,
 ) -> Weights:
     """Compare a checkpoint with the architecture; ``where`` is for the message."""
+    try:
+        check_resnet_size(preprocess.size)
+    except RecipeError as failure:
+        raise WeightsError(f"{where}: {PREPROCESS_KEY}: {failure}") from failure
     state = check_state(checkpoint.state, get_backbone(backbone), where)
     # Views become arrays of their own: engines may want to write, two tensors may have
     # shared a storage, and the file's bytes are no longer needed.
@@ -224,16 +243,19 @@ def _checked(
 
 
 _BACKBONE = "featcache.backbone"
-_PREPROCESS = "featcache.preprocess"
-_MAX_SIZE = 4096  # pixels; a file may not ask for images that fill the memory
+PREPROCESS_KEY = "featcache.preprocess"
 
 
 def describe(
     backbone: str, preprocess: Preprocess, metadata: Mapping[str, str] | None
 ) -> dict[str, str]:
     """Return ``metadata`` with both keys set."""
-    pixels = json.dumps(asdict(preprocess))
-    return {**(metadata or {}), _BACKBONE: backbone, _PREPROCESS: pixels}
+    own = {
+        key: value
+        for key, value in preprocess.as_dict().items()
+        if key not in ("decoder", "reducing_gap")
+    }
+    return {**(metadata or {}), _BACKBONE: backbone, PREPROCESS_KEY: json.dumps(own)}
 
 
 def check_backbone(metadata: Mapping[str, str], backbone: str, source: str) -> None:
@@ -248,29 +270,22 @@ def check_backbone(metadata: Mapping[str, str], backbone: str, source: str) -> N
 
 def read_preprocess(metadata: Mapping[str, str], source: str) -> Preprocess:
     """Return the preprocessing that a file asks for, ImageNet's at 224 pixels by default."""
-    text = metadata.get(_PREPROCESS)
+    text = metadata.get(PREPROCESS_KEY)
     if text is None:
         return Preprocess()
     try:
         fields = json.loads(text)
-        size = fields["size"]
-        if type(size) is not int or size > _MAX_SIZE:
-            raise ValueError(f"a size of {size}")
-        return Preprocess(
-            size,
-            _channels(fields["mean"]),
-            _channels(fields["std"]),
-            fields.get("interpolation", "bilinear"),
-        )
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as failure:
+        missing = {"size", "mean", "std"} - fields.keys()
+        if missing:
+            raise ValueError(f"no {', '.join(sorted(missing))}")
+        return Preprocess.from_dict(fields)
+    except (RecipeError, ValueError, TypeError, AttributeError, RecursionError) as failure:
         raise WeightsError(
-            f"{source}: expected {_PREPROCESS} with size (32 to {_MAX_SIZE}), mean and std (3 "
-            f"numbers each), found {one_line(text)}; write the file with save_weights"
+            f"{source}: expected {PREPROCESS_KEY} with size, mean and std (3 numbers each), found "
+            f"{one_line(text)} ({one_line(failure)}); write the file with save_weights"
         ) from failure
 
 
-def _channels(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    if not all(math.isfinite(value) for value in (red, green, blue)):
-        raise ValueError("not finite")
-    return red, green, blue
+def file_stem(name: str) -> str:
+    """Return a name that fits into the name of a cache."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:64] or "weights"

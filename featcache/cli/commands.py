@@ -22,16 +22,21 @@ from .finetune import finetune
 from .options import (
     BackboneOption,
     CacheArgument,
+    CropPctOption,
     DataRootOption,
     DatasetArgument,
     DeviceOption,
     EngineOption,
+    GeometryOption,
+    InterpolationOption,
     JsonOption,
+    MeanOption,
     OnErrorOption,
     PlotOption,
     PrecisionOption,
     RunsOption,
     SizeOption,
+    StdOption,
     TestLimitOption,
     TrainLimitOption,
     WeightsOption,
@@ -69,8 +74,13 @@ def _options(
 def extract(
     dataset: DatasetArgument = "cifar10",
     backbone: BackboneOption = "resnet18",
-    weights: WeightsOption = "imagenet",
+    weights: WeightsOption = None,
     size: SizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    interpolation: InterpolationOption = None,
+    geometry: GeometryOption = None,
+    crop_pct: CropPctOption = None,
     engine: EngineOption = "auto",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "f32",
@@ -81,10 +91,11 @@ def extract(
     cut: Annotated[
         str,
         typer.Option(
-            help="Where features are taken: avgpool (vectors), layer1 to layer4 (maps), or several "
-            "with commas between."
+            help="Where features are taken: pooled, cls, mean (vectors), tokens, a stage or block "
+            "such as layer3 or blocks.11, or several with commas between; featcache backbones "
+            "NAME lists them."
         ),
-    ] = "avgpool",
+    ] = "pooled",
     views: Annotated[
         Literal["none", "flips"],
         typer.Option(help="flips: also the flipped views of the training images."),
@@ -197,6 +208,31 @@ def info(
 
 
 @app.command()
+def backbones(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(
+            help="A name, whose cuts are shown; or a pattern of names, such as 'timm:*dinov2*'.",
+            metavar="NAME",
+        ),
+    ] = None,
+    weights: WeightsOption = None,
+    size: SizeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List the backbones that can be used here, or one's cuts and preprocessing.
+
+    Example: featcache backbones resnet18
+    """
+    from ..backbones.listing import describe_backbone, list_backbones
+
+    if pattern is None or any(mark in pattern for mark in "*?["):
+        out.show(list_backbones(pattern), json, out.backbones_table)
+        return
+    out.show(describe_backbone(pattern, weights=weights, size=size), json, out.backbone_facts)
+
+
+@app.command()
 def doctor(
     network: Annotated[
         bool, typer.Option(help="Try to reach the hosts of weights and data sets.")
@@ -229,6 +265,7 @@ def demo(
 
     Example: featcache demo
     """
+    from ..backbones import efficientnet_lite
     from ..frameworks import oneflow_status, torch_status
     from ..store.cache import load
 
@@ -242,6 +279,12 @@ def demo(
     cache = Path(extract(dataset, **weights))
     out.command("probe", cache, *words(**kept))
     probe(context, cache, **kept)
+    if efficientnet_lite.is_installed():
+        backbone = efficientnet_lite.NAME
+        out.command("extract", dataset, *words(backbone=backbone))
+        other = Path(extract(dataset, backbone=backbone, data_root=data_root))
+        out.command("probe", other, *words(**kept))
+        probe(context, other, **kept)
     has_oneflow, has_torch = oneflow_status()[0], torch_status()[0]
     if has_oneflow or has_torch:
         out.command("finetune", dataset, *words(method="split", **weights, **kept))
@@ -267,14 +310,14 @@ _CURVE = 10
 
 def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
     """Return one table per data set, since accuracies on different data do not compare."""
-    from ..runs import epochs_of, run_label
+    from ..runs import epochs_of, run_label, weights_label
 
     tables: list[Any] = []
     for (dataset, digest), group in groupby(
         records, key=lambda record: (record["dataset"], record["dataset_digest"])
     ):
         rows = list(group)
-        weights = [f"{record['weights']} {record['size']} px" for record in rows]
+        weights = [f"{weights_label(record)} {record['size']} px" for record in rows]
         # What all rows share goes into the title, to fit 80 columns.
         shared = f", {weights[0]}" if len(set(weights)) == 1 else ""
         columns = ["method", "top-1 % (95 %)", "train", "test", "ep", "wall s", "img/s", "s/point"]

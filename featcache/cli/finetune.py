@@ -46,9 +46,6 @@ if TYPE_CHECKING:
     from ..finetuning.run import FinetuneResult
 
 
-Stage = Literal["layer1", "layer2", "layer3", "layer4"]
-
-
 @app.command()
 def finetune(
     dataset: TrainedDatasetArgument = None,
@@ -79,7 +76,21 @@ def finetune(
         ),
     ] = None,
     freeze_until: Annotated[
-        Stage | None, typer.Option(help="Freeze this stage and all before it.")
+        str | None,
+        typer.Option(
+            help="Freeze this block and all before it: layer1 to layer4 of the ResNets, blocks.5 "
+            "and the like of a library's model.",
+            metavar="BLOCK",
+        ),
+    ] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train matrices of this rank beside the linear layers of a library's model, not "
+            "its weights.",
+            metavar="RANK",
+        ),
     ] = None,
     init_head: Annotated[
         Path | None, typer.Option(help="Start with the head that a probe saved (LP-FT).")
@@ -255,7 +266,7 @@ def fit(
         typer.Option(help="Time that everything may take: 90s, 10m, 2h.", show_default="no limit"),
     ] = None,
     backbone: BackboneOption = "resnet18",
-    weights: WeightsOption = "imagenet",
+    weights: WeightsOption = None,
     size: SizeOption = None,
     engine: EngineOption = "auto",
     device: DeviceOption = "auto",

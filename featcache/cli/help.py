@@ -14,7 +14,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 # Sections that several commands share; they come after a command's own.
-BACKBONE, ENGINE, IMAGES, RESULTS = _SHARED = "Backbone", "Engine", "Images", "Results"
+_SHARED = ("Backbone", "Preprocessing", "Engine", "Images", "Results")
+BACKBONE, PIXELS, ENGINE, IMAGES, RESULTS = _SHARED
 
 _MOST_NAMES = 26  # columns; a longer name has a line of its own
 

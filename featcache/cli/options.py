@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ..remote import is_url
 from . import output as out
-from .help import BACKBONE, ENGINE, IMAGES, RESULTS, HelpfulCommand, HelpfulGroup
+from .help import BACKBONE, ENGINE, IMAGES, PIXELS, RESULTS, HelpfulCommand, HelpfulGroup
 
 
 def place(text: str) -> str | Path:
@@ -35,7 +35,7 @@ def cache_place(text: str) -> Path:
 # Every command, in the order in which a user needs them.
 _CONTENTS = {
     "First run": ("demo",),
-    "Features": ("extract", "pack", "info"),
+    "Features": ("extract", "pack", "info", "backbones"),
     "Questions": ("probe", "predict", "audit", "compare", "report"),
     "Training": ("finetune", "fit"),
     "Cache maintenance": ("verify", "diff", "merge", "export"),
@@ -101,7 +101,9 @@ def _dataset(default: bool | str = True) -> Any:
 
 def _backbone(default: bool | str = True) -> Any:
     return typer.Option(
-        help="resnet18, resnet34 or resnet50.",
+        help="resnet18, resnet34, resnet50; timm:NAME, torchvision:NAME, hf:ORG/NAME, "
+        "open_clip:NAME/PRETRAINED, flowvision:NAME; a file (.onnx, .xml, .pt2), a folder of "
+        "save_pretrained, or package.module:function. featcache backbones lists them.",
         show_default=default,
         rich_help_panel=BACKBONE,
         autocompletion=_one_of("resnet18", "resnet34", "resnet50"),
@@ -110,8 +112,8 @@ def _backbone(default: bool | str = True) -> Any:
 
 def _weights(default: bool | str = True) -> Any:
     return typer.Option(
-        help="imagenet (downloaded once), tinyimagenet32 (ships with featcache, weaker), or a "
-        "path: .safetensors, .pth, OneFlow checkpoint.",
+        help="A path (.safetensors, .pth, OneFlow checkpoint) or random:SEED; of the ResNets also "
+        "imagenet (downloaded once) and tinyimagenet32 (ships with featcache, weaker).",
         show_default=default,
         rich_help_panel=BACKBONE,
         autocompletion=_one_of("imagenet", "tinyimagenet32"),
@@ -122,7 +124,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["f32", "bf16", "f16"]
 DatasetArgument = Annotated[str, _dataset()]
 BackboneOption = Annotated[str, _backbone()]
-WeightsOption = Annotated[str, _weights()]
+WeightsOption = Annotated[str | None, _weights("imagenet, or the library's own")]
 # For training, where a cache may supply the value.
 TrainedDatasetArgument = Annotated[str | None, _dataset("cifar10, or the cache's")]
 TrainedBackboneOption = Annotated[str | None, _backbone("resnet18, or the cache's")]
@@ -141,11 +143,57 @@ OnErrorOption = Annotated[
 SizeOption = Annotated[
     int | None,
     typer.Option(
-        min=32,
+        min=1,
         max=4096,
         help="Side of the input image in pixels.",
         show_default="the size the weights were trained at",
         rich_help_panel=BACKBONE,
+    ),
+]
+
+
+def _three_numbers(text: str) -> tuple[float, ...]:
+    try:
+        red, green, blue = map(float, text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"expected three numbers as R,G,B, found {text!r}") from None
+    return red, green, blue
+
+
+def _statistic(help: str) -> Any:
+    return typer.Option(
+        help=help,
+        metavar="R,G,B",
+        parser=_three_numbers,
+        show_default="the weights' own",
+        rich_help_panel=PIXELS,
+    )
+
+
+MeanOption = Annotated[Any, _statistic("Mean of each channel, on the scale of 0 to 1.")]
+StdOption = Annotated[Any, _statistic("Standard deviation of each channel, on the same scale.")]
+InterpolationOption = Annotated[
+    Literal["bilinear", "bicubic", "lanczos"] | None,
+    typer.Option(
+        help="Filter that resizes.", show_default="the weights' own", rich_help_panel=PIXELS
+    ),
+]
+GeometryOption = Annotated[
+    Literal["square", "crop", "squash", "pad"] | None,
+    typer.Option(
+        help="square: the centre square, resized; crop: the shorter side resized, then the centre; "
+        "squash: resized whatever the aspect ratio; pad: the whole image on a background.",
+        show_default="the weights' own",
+        rich_help_panel=PIXELS,
+    ),
+]
+CropPctOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Side of the input divided by the side before a centre crop.",
+        metavar="0..1",
+        show_default="the weights' own",
+        rich_help_panel=PIXELS,
     ),
 ]
 EngineOption = Annotated[

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import RecipeError
 from ..progress import OnProgress, Progress
 
 if TYPE_CHECKING:
@@ -66,13 +67,17 @@ def show(
     """Print a result: as JSON (its fields, or ``facts`` of it), or as ``view`` shows it."""
     if as_json:
         plain = facts(result) if facts else result
-        if is_dataclass(plain) and not isinstance(plain, type):
-            plain = asdict(plain)
+        plain = list(map(_fields, plain)) if isinstance(plain, list) else _fields(plain)
         print(json.dumps(plain, default=str))
         return
     shown = view(result)
     for item in shown if isinstance(shown, list) else [shown]:
         _results.print(item, soft_wrap=isinstance(item, str))
+
+
+def _fields(value: Any) -> Any:
+    """Return the fields of a dataclass, and anything else as it is."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def counted(n: int, noun: str) -> str:
@@ -259,8 +264,28 @@ def cache_facts(cache: Cache) -> dict[str, Any]:
         "feature_dim": cache.feature_dim,
         "size_bytes": cache.size_bytes,
         "skipped": [*cache.train.skipped, *cache.test.skipped],
+        "in_words": in_words(cache.meta),
         **cache.meta,
     }
+
+
+def in_words(meta: Mapping[str, Any]) -> str:
+    """Return what made the features, in words for the methods section of a paper."""
+    from ..preprocess import Preprocess
+
+    library = f" of {meta['library']}" if "library" in meta else ""
+    try:
+        pixels = Preprocess.from_dict(meta["preprocess"]).describe(meta["preprocess"]["decoder"])
+    except (
+        RecipeError,
+        LookupError,
+    ):  # of a cache from elsewhere
+        pixels = ""
+    return (
+        f"Features of {meta['backbone']}{library} ({meta.get('weights', 'unnamed')} weights, "
+        f"SHA-256 {meta['weights_sha256'][:12]}), {', '.join(meta['cuts'])}, were computed with "
+        f"{meta['engine']} {meta['engine_version']} in {meta['precision']}. {pixels}"
+    ).rstrip()
 
 
 def cache_summary(cache: Cache) -> Any:
@@ -275,6 +300,33 @@ def cache_summary(cache: Cache) -> Any:
             value = round(value, 2)
         shown = str(value) if isinstance(value, (str, Path)) else json.dumps(value, default=str)
         table.add_row(Text(name, style="bold"), Text(shown))
+    return table
+
+
+def backbones_table(listed: list[Any]) -> Any:
+    """Return a table of backbones, one a line."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("backbone", "features", "size", "parameters", "weights here"):
+        table.add_column(column, justify="left" if column == "backbone" else "right")
+    for one in listed:
+        here = {True: "yes", False: "no", None: "?"}[one.weights_here]
+        parameters = "?" if not one.n_parameters else f"{one.n_parameters / 1e6:,.1f} M"
+        sizes = [str(one.feature_dim or "?"), str(one.size or "?")]
+        table.add_row(name(one.name), *sizes, parameters, here)
+    return table
+
+
+def backbone_facts(facts: dict[str, Any]) -> Any:
+    """Return a backbone's facts, and its cuts with their shapes."""
+    table = Table(show_header=False, box=None)
+    for key, value in facts.items():
+        if key == "cuts":
+            value = "\n".join(
+                f"{cut}  ({', '.join(map(str, shape))})" for cut, shape in value.items()
+            )
+        elif isinstance(value, (list, tuple)):
+            value = ", ".join(map(str, value))
+        table.add_row(Text(key, style="bold"), name(str(value)) if key != "cuts" else Text(value))
     return table
 
 

@@ -49,7 +49,7 @@ _result = partial(typer.Option, rich_help_panel=RESULTS)
 _CURVE = {"cache", "seeds", "metric", "plot", "runs", "json"}
 _FORMS = {
     "head": {"cache", "json"},
-    "knn": {"cache", "runs", "json"},
+    "knn": {"cache", "cut", "runs", "json"},
     "shots": _CURVE,
     "learning_curve": _CURVE,
 }
@@ -127,6 +127,14 @@ def probe(
             show_default="on where no penalty is given",
         ),
     ] = None,
+    cut: Annotated[
+        str | None,
+        _head(
+            help="Where the features were taken; several with commas stand side by side: cls,mean.",
+            metavar="CUT",
+            show_default="the cache's first",
+        ),
+    ] = None,
     scale: Annotated[
         Literal["none", "standardize", "l2"], _head(help="Scaling of the features.")
     ] = "none",
@@ -195,7 +203,7 @@ def probe(
 
         ks = [int(k) for k in _numbers(knn, "--knn")]
         with out.progress() as report:
-            votes = run_knn(cache, ks=ks, runs=runs, on_progress=report)
+            votes = run_knn(cache, ks=ks, cut=cut, runs=runs, on_progress=report)
         out.show(votes, json, knn_table, _as_dicts)
     elif shots is not None or learning_curve:
         from ..probes.curves import few_shot
@@ -260,6 +268,13 @@ def predict(
             help="The backbone's checkpoint.", show_default="the one that the head recorded"
         ),
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="The backbone, where it is a file or a function.",
+            show_default="the one that the head recorded",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 1,
     on_error: OnErrorOption = "fail",
@@ -285,6 +300,7 @@ def predict(
             list(images),
             head,
             weights=weights,
+            backbone=backbone,
             device=device,
             top=top,
             on_error=on_error,

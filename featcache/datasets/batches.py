@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import DatasetChangedError, DatasetError
 from ..preprocess import Preprocess
 from ..process import Stop, work_ahead
+from .decoding import original_size
 from .images import OnError, ReadableImages
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 
 Failure = tuple[int, str]  # the row, and what is wrong with its image
+Cut = tuple[int, float]  # the row, and the share of its image's area that is kept
 
 # Images per task: enough that handing a task to a thread costs nothing beside it, few
 # enough that all threads share a batch and that Ctrl-C is answered soon.
@@ -34,6 +36,8 @@ _TASK_IMAGES = 8
 _TINY_S = 0.4e-3
 # Pixels that may lie ready while the engine is busy: some 200 images of 224 pixels.
 _AHEAD_BYTES = 32 << 20
+# Share of an image's area below which its loss is told of.
+_LEAST_KEPT = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +52,8 @@ class DecodedBatch:
     failures: tuple[Failure, ...]
     # Processor seconds that reading, decoding and resizing took, all threads together.
     decode_s: float
+    # Row and share of those images of which the crop keeps less than half.
+    cut_away: tuple[Cut, ...] = ()
 
 
 def decoded_batches(
@@ -128,11 +134,12 @@ def _decode(
     decoded: list[Image.Image | np.ndarray] = []
     kept: list[int] = []
     failures: list[Failure] = []
+    cut_away: list[Cut] = []
     for row in rows.tolist():
         if stop.is_set():
             break
         try:
-            decoded.append(_small(images.read(row, preprocess.size), preprocess))
+            image = images.read(row, preprocess)
         except DatasetChangedError:
             raise
         except DatasetError as error:
@@ -141,11 +148,17 @@ def _decode(
             failures.append((row, str(error)))
         else:
             kept.append(row)
+            share = preprocess.kept_share(*original_size(image))
+            if share < _LEAST_KEPT:
+                cut_away.append((row, share))
+            decoded.append(_small(image, preprocess))
+            del image  # a full photo: gone before the next is decoded
     return DecodedBatch(
         np.array(kept, np.int64),
         _pixels(decoded, preprocess),
         tuple(failures),
         time.thread_time() - began,
+        tuple(cut_away),
     )
 
 
@@ -184,6 +197,7 @@ def _joined(parts: Sequence[DecodedBatch], preprocess: Preprocess) -> DecodedBat
         np.concatenate(arrays) if arrays else _no_pixels(preprocess),
         tuple(failure for part in parts for failure in part.failures),
         sum(part.decode_s for part in parts),
+        tuple(cut for part in parts for cut in part.cut_away),
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import DatasetError
-from ..preprocess import REDUCING_GAP
+from ..preprocess import REDUCING_GAP, Preprocess
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,20 +42,25 @@ _TURNS: dict[int, tuple[str, bool, bool]] = {
     8: ("ROTATE_90", True, False),
 }
 _UPRIGHT = ("", False, False)
+_SIDEWAYS = ("TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+_SIZE = "featcache.size"
 
 
-def decode_image(data: bytes, where: str, side: int | None = None) -> Image.Image:
+def decode_image(data: bytes, where: str, preprocess: Preprocess | None = None) -> Image.Image:
     """Decode an image file the way a person expects to see it.
 
     Turned upright by its EXIF orientation; transparency laid on white; gray, 16-bit gray,
-    palette and CMYK turned to RGB; the first frame of several.
+    palette and CMYK turned to RGB; the first frame of several. A large JPEG comes as the square
+    that ``preprocess`` makes of it, if its geometry lets the decoder scale; `original_size`
+    tells what it was.
     """
     from PIL import Image
 
     try:
         image = _open(data)
         size = image.size
-        factor = _draft(image, side) if side else 1
+        drafts = preprocess is not None and preprocess.geometry == "square"
+        factor = _draft(image, preprocess.size) if preprocess and drafts else 1
         fits = image.width * image.height <= MAX_PIXELS
         if fits:
             image.load()
@@ -72,9 +77,19 @@ def decode_image(data: bytes, where: str, side: int | None = None) -> Image.Imag
             f"{size[0]} x {size[1]}; scale the image down or leave it out"
         )
     rgb = _to_rgb(image)
-    if side and factor > 1:
-        rgb = _centre_square(rgb, size, reverses, factor, side)
-    return rgb.transpose(Image.Transpose[turn]) if turn else rgb
+    if preprocess and factor > 1:
+        rgb = _centre_square(rgb, size, reverses, factor, preprocess)
+    if turn:
+        rgb = rgb.transpose(Image.Transpose[turn])
+    # What the file said of itself has been heeded.
+    rgb.info = {_SIZE: size[::-1] if turn in _SIDEWAYS else size}
+    return rgb
+
+
+def original_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of an upright image before `decode_image` scaled it down."""
+    size: tuple[int, int] = image.info.get(_SIZE, image.size)
+    return size
 
 
 def _open(data: bytes) -> Image.Image:
@@ -108,7 +123,11 @@ def _draft(image: Image.Image, side: int) -> float:
 
 
 def _centre_square(
-    image: Image.Image, size: tuple[int, int], reverses: list[bool], factor: float, side: int
+    image: Image.Image,
+    size: tuple[int, int],
+    reverses: list[bool],
+    factor: float,
+    preprocess: Preprocess,
 ) -> Image.Image:
     """Return the canonical square of an image that was ``size`` before it was scaled down.
 
@@ -116,8 +135,6 @@ def _centre_square(
     all the same, it would be off by up to half a pixel of the result: ten times the difference
     that the decoder makes.
     """
-    from PIL import Image
-
     length = min(size)
     # Of an odd margin, the smaller half is at the left and the top of the upright image.
     left, top = (
@@ -129,7 +146,7 @@ def _centre_square(
     # Pixels outside the square must not shine through its edges, and so are cut off first.
     image = image.crop((x, y, math.ceil(right), math.ceil(bottom)))
     box = (left - x, top - y, right - x, bottom - y)
-    return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+    return image.resize((preprocess.size,) * 2, preprocess.resampling, box=box)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

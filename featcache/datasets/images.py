@@ -16,6 +16,7 @@ import numpy as np
 
 from ..cores import usable_cores
 from ..errors import DatasetChangedError, DatasetError
+from ..preprocess import Preprocess
 from ..process import Stop, work_ahead
 from ..progress import silent
 from .decoding import decode_image
@@ -40,8 +41,8 @@ class ReadableImages(Protocol):
     def __len__(self) -> int:
         """Return N."""
 
-    def read(self, index: int, side: int | None = None) -> Image.Image:
-        """Return one image, or its centre square of ``side`` pixels where that is faster."""
+    def read(self, index: int, preprocess: Preprocess | None = None) -> Image.Image:
+        """Return one image, or its canonical pixels where making these at once is faster."""
 
 
 class Images(ReadableImages, Protocol):
@@ -81,7 +82,7 @@ class ArrayImages:
         """Return one image."""
         return self.read(index)
 
-    def read(self, index: int, side: int | None = None) -> Image.Image:
+    def read(self, index: int, preprocess: Preprocess | None = None) -> Image.Image:
         """Return one image; there is nothing to decode, and so nothing to hasten."""
         from PIL import Image
 
@@ -129,10 +130,10 @@ class FileImages:
         """Read and decode one image."""
         return self.read(index)
 
-    def read(self, index: int, side: int | None = None) -> Image.Image:
+    def read(self, index: int, preprocess: Preprocess | None = None) -> Image.Image:
         """Read and decode one image, as `decode_image` does."""
         name = self.names[index]
-        return decode_image(self._bytes(index, name), self.files.where(name), side)
+        return decode_image(self._bytes(index, name), self.files.where(name), preprocess)
 
     def take(self, rows: np.ndarray) -> FileImages:
         """Return the images of these rows, in this order."""

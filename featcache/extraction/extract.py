@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..backbones.architectures import BACKBONES
 from ..backbones.choice import choose_engine
-from ..backbones.engine import build_engine
-from ..backbones.weights import load_weights
+from ..backbones.engine import build_engine, settled
+from ..backbones.loading import load_weights
 from ..datasets.dataset import Dataset
 from ..datasets.loading import load_dataset
 from ..errors import RecipeError
@@ -185,17 +186,23 @@ def _plan(
 ) -> tuple[Plan, Destination | None]:
     """Load the data set and the weights, and choose the engine, before the first image is read."""
     there = destination(options.output)
-    choice = choose_engine(options.engine, options.device, options.precision)
+    if options.backbone in BACKBONES:  # said before anything is downloaded
+        choose_engine(options.engine, options.device, options.precision)
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset, data_root=options.data_root, on_progress=on_progress)
     for note in dataset.notes:
         on_note(note)
     dataset = dataset.limited(options.train_limit, options.test_limit)
+    weights = load_weights(
+        options.weights, options.backbone, **options.overrides, on_progress=on_progress
+    )
+    for note in weights.notes:
+        on_note(note)
+    choice = choose_engine(options.engine, options.device, options.precision, weights.engines)
+    choice = settled(choice, weights, options.cuts)
     work = Work(
         options=replace(options, output=there.local) if there else options,
-        weights=load_weights(
-            options.weights, options.backbone, size=options.size, on_progress=on_progress
-        ),
+        weights=weights,
         choice=choice,
         n_passes=sum(len(split) * len(options.views_of(role)) for role, split in dataset.splits()),
     )

@@ -6,8 +6,11 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
-from ..backbones.architectures import check_cuts, get_backbone
+from ..backbones.architectures import BACKBONES, check_cuts, check_resnet_size
+from ..backbones.naming import parse_backbone
+from ..backbones.network import POOLED
 from ..datasets.dataset import Dataset
 from ..datasets.images import OnError
 from ..errors import RecipeError
@@ -15,8 +18,6 @@ from ..preprocess import VIEWS
 from ..remote import shown
 from ..store.format import DTYPES
 from ..store.shards import PACK_LIMIT_BYTES
-
-CUT = "avgpool"
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,30 @@ class ExtractOptions:
     Parameters
     ----------
     backbone : str
-        ``"resnet18"``, ``"resnet34"`` or ``"resnet50"``.
-    weights : str or Path
-        ``"imagenet"``, ``"tinyimagenet32"``, or the path of a checkpoint.
+        ``"resnet18"``, ``"resnet34"``, ``"resnet50"``; a model of a library: ``"timm:NAME"``,
+        ``"torchvision:NAME"``, ``"hf:ORG/NAME"``, ``"open_clip:NAME/PRETRAINED"``,
+        ``"flowvision:NAME"``; a file: ``.onnx``, ``.xml`` (OpenVINO), ``.pt2``; a folder that
+        ``save_pretrained`` wrote; or ``"package.module:function"``, which returns a
+        `torch.nn.Module` or a callable from float32 (N, 3, s, s) to arrays.
+    weights : str or Path, optional
+        The path of a checkpoint, or ``"random:SEED"``; for the ResNets also ``"imagenet"`` (the
+        default) and ``"tinyimagenet32"``. A library's own pretrained weights by default.
     size : int, optional
         Side of the input in pixels, at least 1; the weights' own size by default.
+    mean, std : 3 floats, optional
+        Channel statistics on [0, 1]; the weights' own by default, as all preprocessing.
+    interpolation : str, optional
+        ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``: Pillow's filters, with antialias.
+    geometry : str, optional
+        ``"square"`` (centre square, then resized), ``"crop"`` (shorter side resized, then centre
+        crop), ``"squash"`` or ``"pad"``.
+    crop_pct : float, optional
+        In (0, 1]: the input's side divided by the side before a centre crop.
     cut : str or sequence of str
-        Where features are taken: ``"avgpool"`` (N, D), ``"layer1"`` to ``"layer4"``
-        (N, C, H, W); several in one pass, also as ``"avgpool,layer3"``.
+        Where features are taken: ``"pooled"`` (N, D), which the ResNets call ``"avgpool"``;
+        ``"cls"``, ``"mean"``, ``"tokens"`` (N, T, D) of a transformer; a stage or block, such as
+        ``"layer3"`` (N, C, H, W) or ``"blocks.11"``; several in one pass, also as
+        ``"pooled,layer3"``. `featcache backbones NAME` lists them.
     engine : str
         ``"auto"``, ``"oneflow"``, ``"openvino"`` or ``"torch"``.
     device : str
@@ -68,9 +85,14 @@ class ExtractOptions:
     """
 
     backbone: str = "resnet18"
-    weights: str | Path = "imagenet"
+    weights: str | Path | None = None
     size: int | None = None
-    cut: str | Sequence[str] = CUT
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    interpolation: str | None = None
+    geometry: str | None = None
+    crop_pct: float | None = None
+    cut: str | Sequence[str] = POOLED
     engine: str = "auto"
     device: str = "auto"
     precision: str = "f32"
@@ -86,8 +108,15 @@ class ExtractOptions:
 
     def __post_init__(self) -> None:
         """Check every value that can be checked without an engine, weights or images."""
-        get_backbone(self.backbone)
-        check_cuts(self.cuts)
+        parse_backbone(self.backbone)
+        if self.backbone in BACKBONES:
+            check_cuts(self.cuts)
+            if self.size is not None:
+                check_resnet_size(self.size)
+        elif not all(self.cuts) or len(set(self.cuts)) < len(self.cuts):
+            raise RecipeError(
+                f"cut: expected names, each once, found {', '.join(self.cuts)!r}; try --cut pooled"
+            )
         for name, value, known in (
             ("views", self.views, tuple(VIEWS)),
             ("dtype", self.dtype, tuple(DTYPES)),
@@ -103,9 +132,18 @@ class ExtractOptions:
 
     @property
     def cuts(self) -> tuple[str, ...]:
-        """The cuts by name; vectors come first, since a probe takes the first."""
-        names = self.cut.split(",") if isinstance(self.cut, str) else self.cut
-        return tuple(sorted((name.strip() for name in names), key=lambda name: name != CUT))
+        """The cuts by name; what is pooled comes first, since a probe takes the first."""
+        words = self.cut.split(",") if isinstance(self.cut, str) else self.cut
+        names = [word.strip() for word in words]
+        if self.backbone in BACKBONES:
+            names = ["avgpool" if name == POOLED else name for name in names]
+        return tuple(sorted(names, key=lambda name: name not in (POOLED, "avgpool")))
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The preprocessing that was asked for, as `featcache.load_weights` takes it."""
+        names = ("size", "mean", "std", "interpolation", "geometry", "crop_pct")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def packed(self) -> bool | None:
@@ -129,7 +167,7 @@ class ExtractOptions:
                 words += [] if value else ["--shards"]
                 continue
             text = shown(value) if isinstance(value, (str, Path)) else value
-            text = text if isinstance(text, (str, int)) else ",".join(text)
+            text = text if isinstance(text, (str, int, float)) else ",".join(map(str, text))
             words += [f"--{field.name.replace('_', '-')}", str(text)]
         return shlex.join(words)
 

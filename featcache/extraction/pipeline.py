@@ -147,7 +147,7 @@ def extract_shards(
         workers=reading_threads(split.images),
         on_error=work.options.on_error,
     )
-    n_named = 0
+    n_named, warned = 0, False
     with closing(pixels):
         for place in shards:
             shard = Shard(place)
@@ -161,6 +161,13 @@ def extract_shards(
                 for _, reason in decoded.failures[: max(0, _NAMED - n_named)]:
                     on_note(f"skipped: {reason}")
                 n_named += len(decoded.failures)
+                if decoded.cut_away and not warned:
+                    warned = True
+                    row, kept = decoded.cut_away[0]
+                    on_note(
+                        f"{split.ids[row]}: the crop keeps {100 * kept:.0f} % of it; --geometry "
+                        "pad or squash keeps all of such images"
+                    )
                 _run_batch(decoded, split, views, work, engine, shard)
                 shard.facts["engine_s"] += time.perf_counter() - now
                 shard.facts["wall_s"] += time.perf_counter() - last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -137,7 +138,8 @@ def cache_path(output: str | Path | None, meta: Mapping[str, Any]) -> Path:
 def name_stem(meta: Mapping[str, Any]) -> str:
     """Return how a cache's name begins: all but the fingerprint."""
     size = str(meta["preprocess"]["size"])
-    return "-".join((meta["dataset"], meta["backbone"], meta["weights"], size))
+    names = (re.sub(r"[^A-Za-z0-9._-]+", "-", meta[key])[:80] for key in ("backbone", "weights"))
+    return "-".join((meta["dataset"], *names, size))
 
 
 def same_but_images(meta: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:

@@ -11,10 +11,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..backbones.engine import computed_by
-from ..backbones.weights import load_weights, save_weights
+from ..backbones.loading import load_weights
+from ..backbones.network import POOLED
+from ..backbones.weights import save_weights
 from ..datasets.dataset import Dataset
 from ..files import check_writable, user_path
 from ..metrics import top1, wilson_interval
@@ -192,7 +192,7 @@ def _write_result(
     result: FinetuneResult, trainer: Trainer, made: Ingredients, save: Path | None
 ) -> None:
     """Write network, head and record into the folder of the run, and the network to ``save``."""
-    state = trainer.network.state()
+    state = trainer.network.checkpoint()
     for path in (result.checkpoint, *([save] if save else [])):
         save_weights(
             path,
@@ -206,8 +206,8 @@ def _write_result(
             },
         )
     ingredients = {
-        **computed_by(made.choice, load_weights(result.checkpoint, made.weights.backbone)),
-        "cuts": ["avgpool"],
+        **computed_by(made.choice, load_weights(result.checkpoint, made.backbone)),
+        "cuts": ["avgpool" if made.weights.network is None else POOLED],
         "dataset_digest": made.facts["dataset_digest"],
         "dtype": "float32",
         "format_version": FORMAT_VERSION,
@@ -215,8 +215,7 @@ def _write_result(
         "weights": result.checkpoint.name,
     }
     head = Head(
-        np.asarray(state["fc.weight"]),
-        np.asarray(state["fc.bias"]),
+        *trainer.network.head_arrays(),
         made.class_names,
         fingerprint(ingredients),
         "none",

@@ -9,14 +9,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..backbones.architectures import get_backbone
+from ..backbones.architectures import BACKBONES, get_backbone
+from ..backbones.naming import parse_backbone
 from ..datasets.dataset import Dataset, Split
 from ..datasets.loading import load_dataset
 from ..errors import DatasetError, EngineUnavailableError, RecipeError
@@ -33,7 +34,7 @@ from ..runs import runs_folder
 from ..sampling import validation_rows
 from .finetune import finetune
 from .framework import choose_trainer
-from .ingredients import check_two_classes
+from .ingredients import check_trainable, check_two_classes
 from .recipes import FINETUNE_RECIPES, TRAINERS
 from .run import FinetuneResult
 
@@ -115,7 +116,7 @@ class FitOptions:
     target: float = 0.9
     budget_s: float | None = None
     backbone: str = "resnet18"
-    weights: str | Path = "imagenet"
+    weights: str | Path | None = None
     size: int | None = None
     engine: str = "auto"
     device: str = "auto"
@@ -166,8 +167,8 @@ def fit(
 
     Extracts features (or reuses a cache) and fits a probe. If that misses the target, it
     estimates the cost of each fine-tune from a few timed steps, and tries them by cost: the last
-    stage from a cache of the cut before it, then the whole network at split rates, then at one
-    rate. Each starts with the probe's head.
+    stage of a ResNet from a cache of the cut before it, then the whole network at split rates,
+    then at one rate. Each starts with the probe's head.
 
     Parameters
     ----------
@@ -212,8 +213,12 @@ def fit(
     choices: list[Option] = []
     if outcome.val_top1 < target:
         try:
-            on_note(choose_trainer(options.training["engine"], options.device).why)
-        except EngineUnavailableError as error:
+            training = options.training["engine"]
+            extracted_by = str(work.meta.get("engine"))
+            check_trainable(parse_backbone(options.backbone), training, extracted_by)
+            library = options.backbone not in BACKBONES
+            on_note(choose_trainer(training, options.device, library=library).why)
+        except (EngineUnavailableError, RecipeError) as error:
             choices = [_impossible(f"{error}")]
         else:
             choices = work.choices(head)
@@ -428,6 +433,11 @@ class _Work:
         self._runs = runs_folder(options.runs)
         self._on_progress = on_progress
 
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """What the cache of features records."""
+        return self._cache.meta
+
     def probe(self) -> tuple[Head, Outcome]:
         """Fit the head to all but the validation split, and measure it there."""
         features = np.asarray(self._cache.train.features, np.float32)
@@ -462,6 +472,13 @@ class _Work:
         n_seen += len(self._dataset.test) / _EVALUATION_SPEED
         common = {**training, **GENTLY, "init_head": head, "seed": self._options.seed}
         rates = self._rates()
+        whole_s = n_seen / rates["whole"]
+        whole = [
+            Option("split", whole_s, lambda: self._outcome(self._finetune("split", **common))),
+            Option("full", whole_s, lambda: self._outcome(self._finetune("full", **common))),
+        ]
+        if "cut" not in rates:
+            return whole
         passes = 4 * n_train + len(self._dataset.test)
         cut_s = passes / max(self._extracted.images_per_s, 1e-9) + n_seen / rates["cut"]
 
@@ -469,7 +486,6 @@ class _Work:
             maps = extract(self._dataset, **self._cutting, on_progress=self._on_progress)
             return self._finetune("split", cache=maps.cache, freeze_until=FREEZE, **common)
 
-        whole_s = n_seen / rates["whole"]
         return [
             Option(
                 f"layer4 from cached {FREEZE}",
@@ -477,8 +493,7 @@ class _Work:
                 lambda: self._outcome(train_cut()),
                 self._obstacle(passes),
             ),
-            Option("split", whole_s, lambda: self._outcome(self._finetune("split", **common))),
-            Option("full", whole_s, lambda: self._outcome(self._finetune("full", **common))),
+            *whole,
         ]
 
     def _obstacle(self, passes: int) -> str:
@@ -495,12 +510,14 @@ class _Work:
         )
 
     def _rates(self) -> dict[str, float]:
-        """Return images per second of a few steps: of the whole network, and above the cut."""
+        """Return images per second of a few steps: of the whole, and above a ResNet's cut."""
         part = self._part()
         with tempfile.TemporaryDirectory() as folder:
             timed = {**self._options.training, "epochs": 1, "runs": folder}
             timed["on_progress"] = self._on_progress
             whole = finetune(part, "split", **timed)
+            if self._options.backbone not in BACKBONES:
+                return {"whole": whole.images_per_s}
             maps = extract(part, output=folder, **self._cutting)
             cut = finetune(part, "split", cache=maps.cache, freeze_until=FREEZE, **timed)
         return {"whole": whole.images_per_s, "cut": cut.images_per_s}

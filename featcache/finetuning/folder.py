@@ -34,7 +34,7 @@ _FILES = (
     "head.safetensors",
     "model.safetensors",
 )
-_PACKAGES = ("numpy", "oneflow", "torch", "pillow", "safetensors")
+_PACKAGES = ("numpy", "oneflow", "torch", "peft", "pillow", "safetensors")
 # Fields that checkpoints of an earlier featcache lack.
 _EARLIER = {"engine": "oneflow", "precision": "f32"}
 

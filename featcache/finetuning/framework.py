@@ -27,9 +27,11 @@ _INSTALL = "pip install 'featcache[torch]'"
 
 
 def choose_trainer(
-    engine: str = "auto", device: str = "auto", precision: str = "f32"
+    engine: str = "auto", device: str = "auto", precision: str = "f32", *, library: bool = False
 ) -> EngineChoice:
     """Choose what trains, its device and its precision, as `FinetuneOptions` describes.
+
+    ``library``: it is to train a library's model, which only PyTorch can.
 
     Raises
     ------
@@ -42,6 +44,8 @@ def choose_trainer(
         return _on_cpu(_oneflow(device, precision))
     if engine == "torch":
         return _torch(device, precision)
+    if library:
+        return _because(_torch(device, precision), "it alone trains a library's model")
     (has_oneflow, why), (has_torch, why_torch) = oneflow_status(), torch_status()
     if has_oneflow is None and has_torch is None:
         raise EngineUnavailableError(
@@ -180,6 +184,7 @@ def _torch_framework() -> Framework:
 
     torch = import_torch()
     from ..backbones import torch_engine as engine
+    from ..backbones.torch_input import normalised
 
     @cache
     def copies() -> Any:
@@ -205,7 +210,7 @@ def _torch_framework() -> Framework:
         return moved
 
     def to_input(planes: Any, preprocess: Preprocess) -> Any:
-        x = engine.normalised(planes.permute(0, 2, 3, 1), preprocess)
+        x = normalised(planes.permute(0, 2, 3, 1), preprocess)
         return x.contiguous(memory_format=torch.channels_last)
 
     def prepare(network: Any, device: str) -> None:

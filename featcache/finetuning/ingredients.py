@@ -11,12 +11,29 @@ from typing import Any
 
 import numpy as np
 
-from ..backbones.architectures import get_backbone
+from ..backbones.architectures import BACKBONES, RANDOM, check_resnet_size
 from ..backbones.choice import EngineChoice
-from ..backbones.weights import WEIGHT_NAMES, Weights, load_weights
+from ..backbones.loading import load_weights
+from ..backbones.naming import (
+    PRETRAINED,
+    WEIGHT_NAMES,
+    BackboneName,
+    parse_backbone,
+    recorded_backbone,
+    recorded_weights,
+)
+from ..backbones.network import POOLED
+from ..backbones.weights import Weights
 from ..datasets.dataset import Dataset, Split
 from ..datasets.loading import load_dataset
-from ..errors import CacheMismatchError, CacheMissError, DatasetError, RecipeError, WeightsError
+from ..errors import (
+    CacheMismatchError,
+    CacheMissError,
+    DatasetError,
+    EngineUnavailableError,
+    RecipeError,
+    WeightsError,
+)
 from ..prediction import checked_head
 from ..preprocess import Preprocess
 from ..probes.ingredients import feature_differences
@@ -26,7 +43,7 @@ from ..store.cache import Cache, CachedSplit, load
 from .batches import AUGMENT_VIEWS, CachedSource, ImageSource, Source
 from .framework import choose_trainer
 from .network import HeadArrays
-from .recipes import FinetuneOptions, frozen_cut
+from .recipes import FinetuneOptions, check_resnet_recipe, frozen_cut
 
 # Steps from which on compiling pays on a GPU: a minute of compiling, against milliseconds a step.
 # An estimate.
@@ -46,6 +63,8 @@ class Ingredients:
     ----------
     weights : Weights
         Where the backbone starts.
+    backbone : str
+        The backbone as `load_weights` takes it.
     class_names : tuple of str
         In label order.
     train, val, test : Source
@@ -65,6 +84,7 @@ class Ingredients:
     """
 
     weights: Weights
+    backbone: str
     class_names: tuple[str, ...]
     train: Source
     val: Source | None
@@ -86,13 +106,28 @@ def gather(
 ) -> Ingredients:
     """Find and check everything; raises the errors that `featcache.finetune` lists."""
     recipe = options.recipe
-    choice = choose_trainer(options.engine, options.device, options.precision)
+    cache = None if options.cache is None else load(options.cache)
+    backbone = _backbone(options, cache)
+    parsed = parse_backbone(backbone)
+    check_trainable(parsed, options.engine)
+    if parsed.kind == "resnet":
+        check_resnet_recipe(recipe, backbone)
+    library = parsed.kind != "resnet"
+    choice = choose_trainer(options.engine, options.device, options.precision, library=library)
     on_note(choice.why)
     data: _ImageData | _CachedData
-    if options.cache is not None:
-        data = _CachedData(dataset, options, choice, on_progress, on_note)
+    if cache is not None:
+        data = _CachedData(cache, dataset, options, choice, backbone, on_progress, on_note)
     else:
-        data = _ImageData(dataset, options, on_progress)
+        data = _ImageData(dataset, options, backbone, on_progress)
+    moves_statistics = recipe.bn == "train" and recipe.backbone_lr is not None
+    if data.weights.network is not None:
+        if "torch" not in data.weights.engines:
+            raise _untrainable(data.weights.backbone)
+        from .model_network import check_model_recipe, has_statistics
+
+        check_model_recipe(data.weights, recipe)
+        moves_statistics &= recipe.lora is None and has_statistics(data.weights)
     head, head_digest = _start_head(options, data.weights, data.class_names)
     rows = {
         role: _limited(labels, limit, f"{data.name} {role}")
@@ -109,7 +144,7 @@ def gather(
         rows["train"] = np.delete(rows["train"], held_out)
     _check_enough(data.labels("train")[rows["train"]], data.class_names, data.name)
     n_steps = recipe.epochs * len(list(row_batches(len(rows["train"]), recipe.batch_size)))
-    if head is not None and recipe.bn == "train" and recipe.backbone_lr is not None:
+    if head is not None and moves_statistics:
         note = (
             "the head was trained with batch normalisation's running statistics, and this run "
             f"uses those of its batches, for {n_steps:,} step{'s' * (n_steps != 1)}: add --bn eval "
@@ -117,6 +152,10 @@ def gather(
         )
         on_note(f"warning: {note}" if n_steps < _FEW_STEPS else note)
     pretrained = recipe.pretrained
+    made_by: dict[str, Any] = {}
+    if data.weights.network is not None:
+        preprocess = data.weights.preprocess.as_dict()
+        made_by = {"library": data.weights.library, "preprocess": preprocess}
     identity = {
         "method": options.method,
         **{f"recipe {name}": getattr(recipe, name) for name in recipe.__dataclass_fields__},
@@ -132,6 +171,7 @@ def gather(
         "test limit": options.test_limit,
         "head": head_digest,
         "cache": data.fingerprint,
+        **made_by,
     }
     facts = {
         "dataset": data.name,
@@ -146,9 +186,11 @@ def gather(
         "precision": choice.precision,
         "features_wall_s": data.features_wall_s,
         "processes": processes,
+        **made_by,
     }
     return Ingredients(
         weights=data.weights,
+        backbone=backbone,
         class_names=data.class_names,
         train=data.source("train", rows["train"]),
         val=None if val_rows is None else data.source("train", val_rows),
@@ -157,8 +199,45 @@ def gather(
         choice=choice,
         identity=identity,
         facts=facts,
-        compiled=choice.device == "cuda" and processes == 1 and n_steps >= _COMPILE_STEPS,
+        # A library's model runs as it is: what compiling makes of it, nobody has tried.
+        compiled=choice.device == "cuda"
+        and processes == 1
+        and n_steps >= _COMPILE_STEPS
+        and data.weights.network is None,
         cache=data.path,
+    )
+
+
+def _backbone(options: FinetuneOptions, cache: Cache | None) -> str:
+    """Return the backbone's name: the one asked for, or the cache's, which may not name code."""
+    if options.backbone is not None:
+        return str(options.backbone)
+    if cache is None:
+        return "resnet18"
+    return recorded_backbone(cache.meta.get("backbone"), str(cache.path))
+
+
+_MODULES = ("timm", "torchvision", "hf", "open_clip", "function")
+
+
+def check_trainable(parsed: BackboneName, engine: str, extracted_by: str = "") -> None:
+    """Refuse a backbone that is no module of PyTorch, and an engine that cannot train it."""
+    if parsed.kind == "resnet":
+        return
+    if parsed.kind not in _MODULES or extracted_by == "function":
+        raise _untrainable(parsed.stored)
+    if engine == "oneflow":
+        raise EngineUnavailableError(
+            f"engine oneflow: expected torch, which alone trains {parsed.stored}, found oneflow; "
+            "leave out --engine"
+        )
+
+
+def _untrainable(backbone: str) -> RecipeError:
+    return RecipeError(
+        f"backbone {backbone}: expected {', '.join(BACKBONES)} or a PyTorch module of a library or "
+        "function to train, found one that can be probed but not trained; use featcache extract "
+        "and featcache probe"
     )
 
 
@@ -170,14 +249,18 @@ class _ImageData:
     features_wall_s = 0.0
 
     def __init__(
-        self, dataset: AnyDataset, options: FinetuneOptions, on_progress: OnProgress
+        self,
+        dataset: AnyDataset,
+        options: FinetuneOptions,
+        backbone: str,
+        on_progress: OnProgress,
     ) -> None:
         dataset = _loaded("cifar10" if dataset is None else dataset, options, on_progress)
         self._splits: dict[str, Split] = dict(dataset.splits())
         self.name = dataset.name
         self.class_names = dataset.class_names
         self.digest = dataset.digest_with(on_progress)
-        self.weights = _load_weights(options, on_progress)
+        self.weights = _load_weights(options, backbone, on_progress)
 
     def labels(self, role: str) -> np.ndarray:
         return self._splits[role].labels
@@ -186,15 +269,17 @@ class _ImageData:
         return ImageSource(self._splits[role].take(rows), self.weights.preprocess)
 
 
-def _load_weights(options: FinetuneOptions, on_progress: OnProgress) -> Weights:
-    backbone = options.backbone or "resnet18"
-    name = options.weights or "imagenet"
-    if not options.recipe.pretrained and name == "imagenet":
+def _load_weights(options: FinetuneOptions, backbone: str, on_progress: OnProgress) -> Weights:
+    resnet = backbone in BACKBONES
+    name = options.weights or ("imagenet" if resnet else None)
+    scratch = not options.recipe.pretrained
+    if scratch and name is None and parse_backbone(backbone).kind in _MODULES:
+        name = f"{RANDOM}{options.seed}"  # of the weights only the preprocessing is of use
+    if scratch and name == "imagenet" and resnet:
         # Only the size of the input comes from the weights: not worth a download.
-        get_backbone(backbone)
-        return Weights(
-            "imagenet", backbone, {}, "", Preprocess(options.size or 224), "random weights"
-        )
+        size = options.size or 224
+        check_resnet_size(size)
+        return Weights("imagenet", backbone, {}, "", Preprocess(size), "random weights")
     return load_weights(name, backbone, size=options.size, on_progress=on_progress)
 
 
@@ -207,7 +292,7 @@ def _start_head(
     head, where = checked_head(options.init_head)
     here = {
         "backbone": weights.backbone,
-        "cuts": ["avgpool"],
+        "cuts": ["avgpool" if weights.network is None else POOLED],
         "preprocess": weights.preprocess.as_dict(),
         "weights_sha256": weights.sha256,
     }
@@ -273,13 +358,23 @@ class _CachedData:
 
     def __init__(
         self,
+        cache: Cache,
         dataset: AnyDataset,
         options: FinetuneOptions,
         choice: EngineChoice,
+        backbone: str,
         on_progress: OnProgress,
         on_note: OnNote,
     ) -> None:
         cut = frozen_cut(options.recipe)
+        if backbone not in BACKBONES:
+            if options.recipe.backbone_lr is not None:
+                raise RecipeError(
+                    f"cache: expected method frozen with {cache.meta.get('backbone')}, found "
+                    f"method {options.method}, which trains more than the head; leave out --cache, "
+                    "or use --method frozen"
+                )
+            cut = POOLED
         if cut is None:
             raise RecipeError(
                 f"cache: expected a run with frozen layers, found method {options.method} that "
@@ -290,7 +385,6 @@ class _CachedData:
                 "augment: expected tutorial, flip or none with a cache, found crop-flip, which "
                 "has too many outcomes to cache; use --augment tutorial"
             )
-        cache = load(options.cache or "")
         if cache.size_bytes > _READ_BYTES:
             cache = load(cache.path, mmap=True)
         self._cut = cut
@@ -306,7 +400,7 @@ class _CachedData:
             "train": (cache.train, _features(cache.train, cut, views, command)),
             "test": (cache.test, _features(cache.test, cut, ("identity",), command)),
         }
-        self.weights = _weights(cache, options, command, on_progress)
+        self.weights = _weights(cache, options, backbone, command, on_progress)
         if dataset is not None:
             _check_dataset(cache, _loaded(dataset, options, on_progress), on_progress)
         rounding = _rounding(cache.meta, choice)
@@ -332,19 +426,20 @@ def _features(
 
 
 def _weights(
-    cache: Cache, options: FinetuneOptions, command: str, on_progress: OnProgress
+    cache: Cache, options: FinetuneOptions, backbone: str, command: str, on_progress: OnProgress
 ) -> Weights:
     """Load the weights that the cache was made with, at its size."""
     meta = cache.meta
     name: Any = options.weights or meta.get("weights")
-    if options.weights is None and name not in WEIGHT_NAMES:
+    if options.weights is None and parse_backbone(backbone).brings_weights(name):
+        name = None
+    elif options.weights is None and recorded_weights(name) is None:
         raise WeightsError(
             f"{cache.path}: expected the checkpoint that made its features, {name!r:.80}, which is "
             f"not one of {', '.join(WEIGHT_NAMES)}; name it with --weights (its SHA-256 is "
             f"{meta['weights_sha256']!r:.80})"
         )
     size = options.size or meta["preprocess"]["size"]
-    backbone = options.backbone or meta["backbone"]
     weights = load_weights(name, backbone, size=size, on_progress=on_progress)
     here = {
         **meta,
@@ -376,7 +471,10 @@ def _extract_command(cache: Cache, dataset: AnyDataset, options: FinetuneOptions
     meta = cache.meta
     name = dataset if isinstance(dataset, (str, Path)) else meta.get("dataset")
     words = ["featcache", "extract", str(name or "DATASET")]
-    words += ["--weights", str(options.weights or meta.get("weights", "WEIGHTS"))]
+    if str(meta.get("backbone")) not in BACKBONES:
+        words += ["--backbone", str(options.backbone or meta.get("backbone"))]
+    if options.weights or meta.get("weights") != PRETRAINED:
+        words += ["--weights", str(options.weights or meta.get("weights", "WEIGHTS"))]
     words += ["--size", str(options.size or meta["preprocess"]["size"]), "--cut", cut]
     if options.recipe.augment != "none":
         words += ["--views", "flips"]

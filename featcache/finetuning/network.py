@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
-from ..backbones.architectures import CUTS, Backbone, get_backbone
+from ..backbones.architectures import CUTS, draw_state, get_backbone
 from ..backbones.weights import Weights
 from ..sampling import initial_head
 from .batches import Movement, move
@@ -17,16 +18,15 @@ from .recipes import STAGES, FinetuneRecipe, frozen_cut, group_rates
 
 HeadArrays = tuple[np.ndarray, np.ndarray]
 
-# Makes this draw differ from those of `featcache.sampling`, whose keys are shorter.
-_BACKBONE_KEY = (0, 0, 1)
-
 
 class Network:
-    """A backbone and a linear head; the recipe says which parts train.
+    """A ResNet of ours and a linear head; the recipe says which parts train.
 
     The head starts from ``head``, by default as `featcache.sampling.initial_head` draws it.
-    Everything up to the cut ``cut`` is frozen.
+    Everything up to the cut ``cut`` is frozen. `ModelNetwork` has a library's model in its place.
     """
+
+    cuts: tuple[str, ...] = CUTS  # where features may come in, the last one is the head's input
 
     def __init__(
         self,
@@ -46,21 +46,15 @@ class Network:
         self._preprocess = weights.preprocess
         self._device = device
         self._recipe = recipe
-        architecture = get_backbone(weights.backbone)
-        state = weights.state if recipe.pretrained else initial_backbone(architecture, seed)
-        self.backbone = framework.build_backbone(architecture)
-        framework.load_arrays(self.backbone, _split(state)[0])
-        weight, bias = head or initial_head(n_classes, architecture.feature_dim, seed)
-        self.head = flow.nn.Linear(architecture.feature_dim, n_classes)
+        self._seed = seed
+        self.backbone, dim = self._build(weights)
+        weight, bias = head or initial_head(n_classes, dim, seed)
+        self.head = flow.nn.Linear(dim, n_classes)
         framework.load_arrays(self.head, {"weight": weight, "bias": bias})
         framework.prepare(self.backbone, device)
         self.backbone.to(device)
         self.head.to(device)
-        self.cut = frozen_cut(recipe)
-        for stage, modules in self._modules().items():
-            for module in modules:
-                for parameter in module.parameters():
-                    parameter.requires_grad = stage in self.trained
+        self.cut = self._freeze()
         self._score = self._head_scores
         if compiled and framework.compiled is not None:
             self._score = framework.compiled(self._head_scores)
@@ -70,19 +64,17 @@ class Network:
         self.eval()
 
     @property
-    def trained(self) -> tuple[str, ...]:
-        """The parts that train: ``"head"`` first, then stages from the last to the first."""
-        return tuple(group_rates(self._recipe))
+    def rates(self) -> dict[str, float]:
+        """The rate of each part that trains: the head, then stages from the last to the first."""
+        return group_rates(self._recipe)
 
     def parameters(self, stage: str) -> list[Any]:
-        """Return the parameters of ``"head"`` or of a stage."""
+        """Return the parameters of ``"head"`` or of a stage that train."""
         return [value for module in self._modules()[stage] for value in module.parameters()]
 
     def train(self) -> None:
         """Set train mode; frozen parts, and the statistics with bn "eval", stay in eval mode."""
-        for stage, modules in self._modules().items():
-            for module in modules:
-                module.train(stage in self.trained)
+        self._set_train()
         if self._recipe.bn == "eval":
             for module in self.backbone.modules():
                 if hasattr(module, "running_mean"):
@@ -111,11 +103,15 @@ class Network:
 
     def scores(self, x: Any, start: str | None) -> Any:
         """Return the class scores, a tensor (N, K), of what `to_device` returned."""
-        if _place(start) < _place(self.cut):
+        if self._place(start) < self._place(self.cut):
             with self._flow.no_grad():
                 x = self._run(x, start, self.cut)
             start = self.cut
         return (self._training_score if self.head.training else self._score)(x, start)
+
+    def drawing(self, step: int, rank: int) -> AbstractContextManager[Any]:
+        """Return a context for the forward pass of a step, in which random layers may draw."""
+        return nullcontext()
 
     def state(self) -> dict[str, np.ndarray]:
         """Return a copy of every tensor by torchvision's name, the head as ``fc``."""
@@ -128,6 +124,36 @@ class Network:
         backbone, head = _split(state)
         self._framework.load_arrays(self.backbone, backbone)
         self._framework.load_arrays(self.head, head)
+
+    def checkpoint(self) -> dict[str, np.ndarray]:
+        """Return the tensors that the saved network has: here all, with the head."""
+        return self.state()
+
+    def head_arrays(self) -> HeadArrays:
+        """Return a copy of the head's weight (K, D) and bias (K,)."""
+        arrays = self._framework.state_arrays(self.head)
+        return arrays["weight"], arrays["bias"]
+
+    def _build(self, weights: Weights) -> tuple[Any, int]:
+        """Return the backbone with the weights it starts from, and the length of its features."""
+        architecture = get_backbone(weights.backbone)
+        state = weights.state if self._recipe.pretrained else draw_state(architecture, self._seed)
+        backbone = self._framework.build_backbone(architecture)
+        self._framework.load_arrays(backbone, _split(state)[0])
+        return backbone, architecture.feature_dim
+
+    def _freeze(self) -> str | None:
+        """Take the gradients from what is frozen; return the cut up to which all is."""
+        for stage, modules in self._modules().items():
+            for module in modules:
+                for parameter in module.parameters():
+                    parameter.requires_grad = stage in self.rates
+        return frozen_cut(self._recipe)
+
+    def _set_train(self) -> None:
+        for stage, modules in self._modules().items():
+            for module in modules:
+                module.train(stage in self.rates)
 
     def _as_module(self) -> Any:
         """Return a module of the framework whose forward pass is ours."""
@@ -145,42 +171,25 @@ class Network:
         return Scoring()
 
     def _head_scores(self, x: Any, start: str | None) -> Any:
-        return self.head(self._run(x, start, CUTS[-1]))
+        return self.head(self._run(x, start, self.cuts[-1]))
 
     def _run(self, x: Any, after: str | None, until: str | None) -> Any:
         """Run the parts of the backbone after one cut up to and including another."""
         net = self.backbone
         if after is None:
             x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
-        for cut in CUTS[_place(after) : _place(until)]:
+        for cut in CUTS[self._place(after) : self._place(until)]:
             x = getattr(net, cut)(x)
         return self._flow.flatten(x, 1) if until == CUTS[-1] else x
+
+    def _place(self, cut: str | None) -> int:
+        """Return how many cuts lie at or before this one: 0 for the pixels."""
+        return 0 if cut is None else 1 + self.cuts.index(cut)
 
     def _modules(self) -> dict[str, tuple[Any, ...]]:
         net = self.backbone
         stages = {stage: (getattr(net, stage),) for stage in STAGES[1:]}
         return {"head": (self.head,), "stem": (net.conv1, net.bn1), **stages}
-
-
-def initial_backbone(backbone: Backbone, seed: int) -> dict[str, np.ndarray]:
-    """Draw a backbone to train from scratch, the same for every framework.
-
-    Convolutions are normal with variance 2 / (k * k * outputs), as in torchvision and flowvision
-    (He et al., "Delving Deep into Rectifiers", ICCV 2015). Batch normalisation starts as the
-    identity.
-    """
-    generator = np.random.default_rng((seed, *_BACKBONE_KEY))
-    state: dict[str, np.ndarray] = {}
-    for name, shape in backbone.shapes().items():
-        if len(shape) == 4:
-            scale = np.float32(np.sqrt(2 / (shape[0] * shape[2] * shape[3])))
-            state[name] = scale * generator.standard_normal(shape, np.float32)
-        elif not shape:
-            state[name] = np.zeros((), np.int64)
-        else:
-            filled = np.ones if name.endswith(("weight", "running_var")) else np.zeros
-            state[name] = filled(shape, np.float32)
-    return state
 
 
 def _split(
@@ -190,8 +199,3 @@ def _split(
     backbone = {key: value for key, value in state.items() if not key.startswith("fc.")}
     head = {key.removeprefix("fc."): state[key] for key in state if key.startswith("fc.")}
     return backbone, head
-
-
-def _place(cut: str | None) -> int:
-    """Return how many cuts lie at or before this one: 0 for the pixels."""
-    return 0 if cut is None else 1 + CUTS.index(cut)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..backbones.architectures import CUTS
+from ..backbones.architectures import BACKBONES, CUTS
 from ..errors import OutputError, RecipeError
 from ..probes.recipes import check_common
 
@@ -33,7 +33,6 @@ STEP_FACTOR = 0.1
 
 _FINETUNE_CHOICES: Mapping[str, tuple[str | None, ...]] = {
     "augment": AUGMENTATIONS,
-    "freeze_until": (None, "layer1", "layer2", "layer3", "layer4"),
     "bn": ("train", "eval"),
     "schedule": SCHEDULES,
 }
@@ -59,14 +58,16 @@ class FinetuneRecipe:
         shifted by up to an eighth of its side, black beyond its border, and flipped
         horizontally (He et al. 2016, section 4.2: 4 of 32 pixels). ``"none"``.
     freeze_until : str or None
-        Freeze this stage, ``"layer1"`` to ``"layer4"``, and all before it: eval mode, no
-        gradients, no moving statistics.
+        Freeze this block and all before it: eval mode, no gradients, no moving statistics. A
+        stage of the ResNets, ``"layer1"`` to ``"layer4"``, or the path of a block in a library's
+        model, such as ``"blocks.5"``.
     bn : str
         ``"train"``: batch normalisation uses the statistics of each batch and updates its
         running statistics, as in the tutorial. ``"eval"``: it keeps those of the weights.
     layer_decay : float
         In (0, 1]: each stage trains at this fraction of the rate of the stage after it, the
-        head at ``head_lr`` (Clark et al., "ELECTRA", ICLR 2020, section 3.1). 1: all alike.
+        head at ``head_lr`` (Clark et al., "ELECTRA", ICLR 2020, section 3.1). 1: all alike. The
+        stages of a library's model are its blocks, or timm's own groups.
     schedule : str
         One of `SCHEDULES`. ``"constant"``: the tutorial's. ``"cosine"``: to 0 along half a
         cosine (Loshchilov and Hutter, ICLR 2017). ``"step"``: a tenth of the rate after
@@ -83,6 +84,10 @@ class FinetuneRecipe:
     val_fraction : float
         In (0, 1): with ``patience``, the share of the training images held out, stratified
         by class.
+    lora : int or None
+        Train matrices of this rank beside every linear layer of a library's model, at
+        ``backbone_lr``, instead of its weights (Hu et al., "LoRA", ICLR 2022): W + B A. Frozen are
+        all other parts, and they are in eval mode. The saved network has the products added in.
     """
 
     head_lr: float = 1e-3
@@ -101,6 +106,7 @@ class FinetuneRecipe:
     label_smoothing: float = 0.0
     patience: int | None = None
     val_fraction: float = 0.1
+    lora: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing, and pairs that contradict each other."""
@@ -128,12 +134,15 @@ class FinetuneRecipe:
                 "warmup: expected a whole number of steps or a fraction of them below 1, found "
                 f"{self.warmup}"
             )
-        if self.freeze_until and (self.backbone_lr is None or not self.pretrained):
-            what = "frozen as a whole" if self.backbone_lr is None else "a random draw"
-            raise RecipeError(
-                f"freeze until: expected a pretrained backbone of which a part trains, found one "
-                f"that is {what}; use --method full or --method split"
-            )
+        if self.lora is not None and self.lora < 1:
+            raise RecipeError(f"lora: expected a rank of at least 1, found {self.lora}")
+        for name in ("freeze_until", "lora"):
+            if getattr(self, name) and (self.backbone_lr is None or not self.pretrained):
+                what = "frozen as a whole" if self.backbone_lr is None else "a random draw"
+                raise RecipeError(
+                    f"{name.replace('_', ' ')}: expected a pretrained backbone of which a part "
+                    f"trains, found one that is {what}; use --method full or --method split"
+                )
 
 
 # The tutorial's methods 1, 2 and 3, and its comparison without transfer.
@@ -187,7 +196,8 @@ class FinetuneOptions:
         The hyperparameters; the method's by default.
     backbone, weights, size, data_root
         As in `featcache.extract`; with ``cache`` those of the cache by default. ``"scratch"``
-        uses only the input size of the weights.
+        uses only the input size of the weights. A file of a network (.onnx, .xml, .pt2) or a
+        function that returns no PyTorch module cannot be trained.
     engine : str
         What trains: ``"torch"``, ``"oneflow"``, or ``"auto"``: PyTorch where it is installed,
         else OneFlow; on a GPU the one that can use it.
@@ -200,7 +210,8 @@ class FinetuneOptions:
     cache : str or Path, optional
         Train on these features instead of images: a cache of the cut that ``freeze_until``
         names (``"avgpool"`` for method frozen), with the flip views of the augmentation. The
-        run uses the same images in the same order as one on the images.
+        run uses the same images in the same order as one on the images. With a library's model
+        ``"pooled"``, for method frozen alone.
     init_head : str, Path or Head, optional
         Start with this probe's head (LP-FT: Kumar et al., ICLR 2022).
     train_limit, test_limit : int, optional
@@ -253,6 +264,9 @@ class FinetuneOptions:
                 f"engine: expected one of auto, {', '.join(TRAINERS)} to train with, found "
                 f"{self.engine!r}"
             )
+        known = self.backbone or (None if self.cache else "resnet18")
+        if known in BACKBONES:
+            check_resnet_recipe(self.recipe, str(known))
         if self.save is not None and Path(self.save).suffix != ".safetensors":
             raise OutputError(
                 f"{self.save}: expected a name that ends in .safetensors, found "
@@ -264,23 +278,42 @@ class FinetuneOptions:
 PUBLISHED = {"full": 0.9017, "scratch": 0.4957}
 
 
+def check_resnet_recipe(recipe: FinetuneRecipe, backbone: str) -> None:
+    """Refuse what a ResNet of ours does not have: a block of another name, linear layers."""
+    if recipe.freeze_until not in (None, *STAGES[1:]):
+        raise RecipeError(
+            f"freeze until: expected one of {', '.join(STAGES[1:])}, found {recipe.freeze_until!r}"
+        )
+    if recipe.lora is not None:
+        raise RecipeError(
+            f"lora: expected a library's model with linear layers, found {backbone}; use "
+            "--backbone timm:vit_small_patch16_224, or leave out --lora"
+        )
+
+
 def frozen_cut(recipe: FinetuneRecipe) -> str | None:
-    """Return the last cut below which nothing trains; None where everything does."""
+    """Return the last cut of a ResNet below which nothing trains; None where everything does."""
     return CUTS[-1] if recipe.backbone_lr is None else recipe.freeze_until
 
 
-def group_rates(recipe: FinetuneRecipe) -> dict[str, float]:
+def group_rates(
+    recipe: FinetuneRecipe,
+    stages: Sequence[str] = STAGES,
+    trained: Sequence[str] | None = None,
+) -> dict[str, float]:
     """Return the rate of the head and of every stage that trains, last stage first.
 
     With ``layer_decay`` d, the k-th stage below the head trains at d ** k times ``backbone_lr``.
+    By default those of a ResNet train that come after ``freeze_until``.
     """
     rates = {"head": recipe.head_lr}
     if recipe.backbone_lr is None:
         return rates
-    trained = STAGES[STAGES.index(recipe.freeze_until) + 1 if recipe.freeze_until else 0 :]
-    for stage in reversed(trained):
-        depth = len(STAGES) - STAGES.index(stage)
-        rates[stage] = recipe.backbone_lr * recipe.layer_decay**depth
+    if trained is None:
+        trained = stages[stages.index(recipe.freeze_until) + 1 if recipe.freeze_until else 0 :]
+    for depth, stage in enumerate(reversed(stages), start=1):
+        if stage in trained:
+            rates[stage] = recipe.backbone_lr * recipe.layer_decay**depth
     return rates
 
 

@@ -71,7 +71,8 @@ class FinetuneResult(ShownAsTable):
     wall_s : float
         Seconds of training and evaluation together.
     checkpoint : Path
-        The network as safetensors with torchvision's names: usable as ``--weights``.
+        The network as safetensors with torchvision's names, or the library's: usable as
+        ``--weights``. A library's has no head, which is beside it.
     n_train, n_val, n_test : int
         Images.
     seed : int

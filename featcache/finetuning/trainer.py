@@ -24,7 +24,7 @@ from .batches import AUGMENT_VIEWS, Draw, Source, draw_shifts, movement_of
 from .framework import Framework
 from .network import HeadArrays, Network
 from .processes import Processes
-from .recipes import FinetuneRecipe, group_rates, rate_factor
+from .recipes import FinetuneRecipe, rate_factor
 
 _EVALUATION_BATCH = 64
 _OPTIMIZER = "optimizer."
@@ -89,7 +89,7 @@ class Trainer:
         self.processes = processes or Processes()
         self._moves_on_device = device != "cpu"
         self.behind = 0 if device == "cpu" else _BEHIND
-        self.network = Network(
+        self.network = network_kind(weights)(
             framework,
             weights,
             n_classes,
@@ -101,7 +101,7 @@ class Trainer:
             processes=self.processes,
         )
         self._loss = flow.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-        self._base_rates = group_rates(recipe)
+        self._base_rates = self.network.rates
         groups: list[dict[str, Any]] = [
             {"params": self.network.parameters(stage), "lr": rate}
             for stage, rate in self._base_rates.items()
@@ -140,7 +140,7 @@ class Trainer:
                 number = epoch * len(batches) + index
                 rates = self._set_rates(rate_factor(recipe, number, n_steps))
                 y = self._framework.to_device(source.labels[draw.rows], self._device)
-                with self._autocast():
+                with self._autocast(), self.network.drawing(number, self.processes.rank):
                     scores = self.network.scores(x, source.start)
                 # PyTorch averages the gradients of the processes, whose parts may be uneven.
                 loss = self._loss(scores.to(self._flow.float32), y) * parts[index][1]
@@ -240,6 +240,15 @@ class Trainer:
             f"step {place[0]} of {place[1]} (learning rates: {listed}); use a smaller --lr, or "
             "--warmup"
         )
+
+
+def network_kind(weights: Weights) -> type[Network]:
+    """Return the class of the network: a library's model needs PyTorch."""
+    if weights.network is None:
+        return Network
+    from .model_network import ModelNetwork
+
+    return ModelNetwork
 
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

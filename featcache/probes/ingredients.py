@@ -28,6 +28,7 @@ INGREDIENTS = (
     "engine",
     "engine_version",
     "format_version",
+    "library",
     "precision",
     "preprocess",
     "views",
@@ -36,7 +37,13 @@ INGREDIENTS = (
 )
 _WHAT = ("backbone", "cut", "weights_sha256")  # and every field of the preprocessing but one:
 _DECODER_VERSION = "preprocess decoder version"
-_WHO = ("engine", "engine_version", "device", "precision", "dtype", _DECODER_VERSION)
+_WHO = ("engine", "engine_version", "library", "device", "precision", "dtype", _DECODER_VERSION)
+
+
+def head_cuts(ingredients: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cuts whose features a head reads, side by side: by default the cache's first."""
+    cuts = ingredients.get("head_cuts") or list(ingredients.get("cuts") or [])[:1]
+    return tuple(str(cut) for cut in cuts)
 
 
 def feature_ingredients(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,10 +84,16 @@ def _differences(
     ours: Mapping[str, Any], other: Mapping[str, Any], mine: str, *, who: bool
 ) -> list[str]:
     own, theirs = _compared(ours), _compared(other)
+    if "head_cuts" in ours:  # a cache may have more cuts, in any order
+        used, there = head_cuts(ours), other.get("cuts") or []
+        own["cut"] = ", ".join(used)
+        theirs["cut"] = own["cut"] if set(used) <= set(there) else ", ".join(map(str, there))
     return [
         f"{name}: {mine} {own.get(name)!r:.80}, here {theirs.get(name)!r:.80}"
         for name in sorted({*own, *theirs})
-        if (name in _WHO) == who and (own.get(name) is None or own[name] != theirs.get(name))
+        if (name in _WHO) == who
+        and (own.get(name) is None or own[name] != theirs.get(name))
+        and not (name == "library" and own.get(name) is theirs.get(name) is None)
     ]
 
 
@@ -92,6 +105,7 @@ def _compared(ingredients: Mapping[str, Any]) -> dict[str, Any]:
     preprocess = ingredients.get("preprocess")
     if not isinstance(preprocess, Mapping):
         return {**facts, "preprocess size": None}
-    facts.update({f"preprocess {ascii(name)[1:-1]}": preprocess[name] for name in preprocess})
+    given = {name: value for name, value in preprocess.items() if value is not None}
+    facts.update({f"preprocess {ascii(name)[1:-1]}": value for name, value in given.items()})
     decoder, _, version = str(preprocess.get("decoder", "")).partition(" ")
     return {**facts, "preprocess decoder": decoder or None, _DECODER_VERSION: version or None}

@@ -20,7 +20,7 @@ from ..progress import OnProgress, Progress, silent
 from ..runs import cache_facts, new_run, runs_folder, save_run
 from ..store.cache import Cache
 from .blocks import Features, each_block, one_blas_thread
-from .labelled import labelled, opened
+from .labelled import cut_names, labelled, opened
 
 _ROWS = 1024  # queries and keys per block pair: a product that keeps a core busy and fits its cache
 _LEAST_ROWS = 64
@@ -35,6 +35,7 @@ class KnnOptions:
 
     ks: Sequence[int] = (10, 20, 100, 200)
     temperature: float = 0.07
+    cut: str | Sequence[str] | None = None
     runs: str | Path | None = None
 
 
@@ -88,6 +89,8 @@ def knn(
         Numbers of neighbours, each from 1 to the number of training images.
     temperature : float
         Above 0; the smaller, the more the nearest neighbours decide.
+    cut : str or sequence of str, optional
+        As in `featcache.probe`.
     runs : str or Path, optional
         Folder for the records, one for each k; ``cache/runs`` by default.
     on_progress : callable
@@ -107,8 +110,9 @@ def knn(
     RecipeError
         A k or a temperature out of range.
     """
-    cache = opened(cache)
-    train, test = labelled(cache, "train"), labelled(cache, "test")
+    cuts = cut_names(options.cut)
+    cache = opened(cache, cuts=cuts)
+    train, test = (labelled(cache, role, cuts=cuts) for role in ("train", "test"))
     labels, n_classes = test.labels, len(cache.class_names)
     started = time.perf_counter()
     predictions = knn_probe(

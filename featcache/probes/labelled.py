@@ -9,18 +9,36 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CacheCorruptError, DatasetError
+from ..errors import CacheCorruptError, DatasetError, RecipeError
 from ..sampling import LIMIT_SEED, stratified_rows
-from ..store.cache import Cache, load, newest_cache
+from ..store.cache import Cache, CachedSplit, load, newest_cache
 from .blocks import Features, Rows, each_block
 
 
-def opened(cache: str | Path | Cache | None, *, mmap: bool = False) -> Cache:
-    """Return a cache with features (N, D): the given one, or the newest."""
+def opened(
+    cache: str | Path | Cache | None, *, mmap: bool = False, cuts: Sequence[str] = ()
+) -> Cache:
+    """Return a cache with features (N, D) at these cuts: the given one, or the newest."""
     if not isinstance(cache, Cache):
         cache = load(cache if cache is not None else newest_cache(), mmap=mmap)
-    cache.check_vectors()
+    cache.check_vectors(cuts)
+    if len(cuts) > 1 and mmap:
+        raise RecipeError(
+            f"cut: expected one with --mmap, found {', '.join(cuts)}, which would be copied side "
+            "by side into memory; leave out --mmap"
+        )
     return cache
+
+
+def cut_names(cut: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the cuts that an option names, with commas between; none for the cache's first."""
+    if cut is None:
+        return ()
+    words = cut.split(",") if isinstance(cut, str) else cut
+    names = tuple(word.strip() for word in words)
+    if not names or "" in names or len(set(names)) < len(names):
+        raise RecipeError(f"cut: expected names, each once, found {cut!r}; try --cut cls,mean")
+    return names
 
 
 @dataclass(frozen=True)
@@ -37,12 +55,18 @@ class Labelled:
 
 
 def labelled(
-    cache: Cache, role: str, *, views: Sequence[str] = ("identity",), limit: int | None = None
+    cache: Cache,
+    role: str,
+    *,
+    views: Sequence[str] = ("identity",),
+    limit: int | None = None,
+    cuts: Sequence[str] = (),
 ) -> Labelled:
     """Return the labelled images of a split, without copying their features.
 
-    ``limit`` draws a stratified sample of that size, always the same. Raises DatasetError where the
-    split has no labelled image, CacheCorruptError where a feature is not finite.
+    Several ``cuts`` stand side by side, copied; none are the cache's first. ``limit`` draws a
+    stratified sample of that size, always the same. Raises DatasetError where the split has no
+    labelled image, CacheCorruptError where a feature is not finite.
     """
     split = cache.train if role == "train" else cache.test
     rows = np.flatnonzero(split.labels >= 0)
@@ -55,12 +79,19 @@ def labelled(
         )
     if limit is not None:
         rows = rows[stratified_rows(split.labels[rows], limit, LIMIT_SEED, f"cached {role}")]
-    arrays = [split.view(name) for name in views]
+    arrays = [_side_by_side(split, cuts, name) for name in views]
     check_finite(cache, role, arrays)
     if len(rows) == len(split.labels):
         return Labelled(list(arrays), split.labels, n_unlabelled)
     chosen: list[Features] = [Rows(array, rows) for array in arrays]
     return Labelled(chosen, split.labels[rows], n_unlabelled)
+
+
+def _side_by_side(split: CachedSplit, cuts: Sequence[str], view: str) -> Any:
+    if not cuts:
+        return split.view(view)
+    parts = [split.cut(cut, view) for cut in cuts]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def class_counts(cache: Cache, labels: np.ndarray) -> np.ndarray:

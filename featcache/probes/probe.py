@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from .ingredients import (
     feature_ingredients,
     rounding_differences,
 )
-from .labelled import class_counts, labelled, opened
+from .labelled import class_counts, cut_names, labelled, opened
 from .lbfgs import train_lbfgs
 from .objective import Solution
 from .recipes import PROBE_RECIPES, ExactRecipe, ProbeRecipe, check_choice
@@ -67,6 +67,9 @@ class ProbeOptions:
     sweep : bool, optional
         Choose C on a stratified holdout of the training split. The default is to do so where no
         penalty is given, and never for SGD.
+    cut : str or sequence of str, optional
+        Where the features were taken; several, also as ``"cls,mean"``, stand side by side. The
+        cache's first cut by default.
     scale : str
         ``"none"``, ``"standardize"`` (by the training split) or ``"l2"``.
     metric : str
@@ -106,6 +109,7 @@ class ProbeOptions:
     weight_decay: float | None = None
     C: float | None = None
     sweep: bool | None = None
+    cut: str | Sequence[str] | None = None
     scale: str = "none"
     metric: str = "top1"
     test: str | Path | Cache | None = None
@@ -309,10 +313,14 @@ def probe(
         The head or the record cannot be written.
     """
     job = options.job()
-    cache = opened(cache, mmap=options.mmap)
-    tested, notes = _test_cache(cache, options)
-    train = labelled(cache, "train", views=cache.views, limit=options.train_limit)
-    test = labelled(tested, "test", limit=options.test_limit)
+    cuts = cut_names(options.cut)
+    cache = opened(cache, mmap=options.mmap, cuts=cuts)
+    ingredients = feature_ingredients(cache.meta)
+    if cuts:
+        ingredients["head_cuts"] = list(cuts)
+    tested, notes = _test_cache(cache, options, ingredients, cuts)
+    train = labelled(cache, "train", views=cache.views, limit=options.train_limit, cuts=cuts)
+    test = labelled(tested, "test", limit=options.test_limit, cuts=cuts)
     labels, n_classes = train.labels, len(cache.class_names)
     class_counts(cache, labels)
     save_to = None if options.save_head_to is None else user_path(options.save_head_to)
@@ -332,7 +340,7 @@ def probe(
         cache.class_names,
         cache.fingerprint,
         "l2" if options.scale == "l2" else "none",
-        feature_ingredients(cache.meta),
+        ingredients,
     )
     scores = head.scores(test.views[0])
     check: CheckResult | None = None
@@ -384,6 +392,7 @@ def probe(
         objective=solution.objective,
         gradient_norm=solution.gradient_norm,
         views=cache.views,
+        cuts=cuts or cache.cuts[:1],
         cache=cache.path,
         test_cache=tested.path,
         notes=notes,
@@ -404,12 +413,13 @@ def probe(
     return result
 
 
-def _test_cache(cache: Cache, options: ProbeOptions) -> tuple[Cache, tuple[str, ...]]:
+def _test_cache(
+    cache: Cache, options: ProbeOptions, ingredients: Mapping[str, Any], cuts: Sequence[str]
+) -> tuple[Cache, tuple[str, ...]]:
     """Return the cache to test on, and how its features differ by rounding."""
     if options.test is None:
         return cache, ()
-    test = opened(options.test, mmap=options.mmap)
-    ingredients = feature_ingredients(cache.meta)
+    test = opened(options.test, mmap=options.mmap, cuts=cuts)
     differing = feature_differences(ingredients, test.meta, "training")
     if test.feature_dim != cache.feature_dim:
         differing.append(f"length: training {cache.feature_dim}, here {test.feature_dim}")
@@ -454,6 +464,9 @@ class ProbeResult(ShownAsTable):
         would not fit into memory, which a note then says.
     C, weight_decay : float
         The penalty, in scikit-learn's terms and as lambda: C = 1 / (N * lambda).
+    cut : str or sequence of str, optional
+        Where the features were taken; several, also as ``"cls,mean"``, stand side by side. The
+        cache's first cut by default.
     scale : str
         ``"none"``, ``"standardize"`` or ``"l2"``.
     sweep : Sweep or None
@@ -472,6 +485,8 @@ class ProbeResult(ShownAsTable):
         Of the head, on the training features.
     views : tuple of str
         The flip views that it was trained on.
+    cuts : tuple of str
+        Where the features were taken, in the order in which they stand side by side.
     cache : Path
         The features.
     test_cache : Path
@@ -505,6 +520,7 @@ class ProbeResult(ShownAsTable):
     objective: float
     gradient_norm: float
     views: tuple[str, ...]
+    cuts: tuple[str, ...]
     cache: Path
     test_cache: Path
     notes: tuple[str, ...]

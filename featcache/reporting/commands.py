@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..backbones.weights import WEIGHT_NAMES
+from ..backbones.architectures import BACKBONES
+from ..backbones.naming import LIBRARIES, PRETRAINED, recorded_weights
 from ..finetuning.recipes import FINETUNE_RECIPES
 from ..probes.recipes import PROBE_RECIPES
 from ..store.cache import Cache
@@ -25,7 +26,7 @@ def shell(*words: object) -> str:
 def extract_command(meta: Mapping[str, Any], output: Path) -> str:
     """Return the command that makes a cache again."""
     words: list[object] = ["featcache", "extract", dataset_place(meta) or _SOMEWHERE]
-    words += ["--backbone", meta["backbone"], "--weights", _weights(meta)]
+    words += ["--backbone", _backbone(meta), *_weights(meta)]
     words += ["--size", meta["preprocess"]["size"], "--engine", meta["engine"]]
     for option, value, default in (
         ("--precision", meta.get("precision"), "f32"),
@@ -115,6 +116,7 @@ _OF_FINETUNE = {
     "backbone_lr": "--backbone-lr",
     "layer_decay": "--layer-decay",
     "freeze_until": "--freeze-until",
+    "lora": "--lora",
     "bn": "--bn",
     "augment": "--augment",
     "schedule": "--schedule",
@@ -156,7 +158,16 @@ def _limits(record: Mapping[str, Any], cache: Cache | None) -> list[object]:
     return words
 
 
-def _weights(meta: Mapping[str, Any]) -> str:
-    """Return a checkpoint's name, or the path that it came from."""
+def _backbone(meta: Mapping[str, Any]) -> str:
+    """Return a backbone's name, or the path or function that it came from."""
+    name = str(meta["backbone"])
+    named = name in BACKBONES or name.partition(":")[0] in LIBRARIES
+    return name if named else str(meta.get("weights_source", name))
+
+
+def _weights(meta: Mapping[str, Any]) -> list[object]:
+    """Return the option that names a checkpoint, or the path that it came from."""
     name = str(meta.get("weights", "unnamed"))
-    return name if name in WEIGHT_NAMES else str(meta.get("weights_source", name))
+    if name == PRETRAINED or _backbone(meta) != meta["backbone"]:
+        return []
+    return ["--weights", recorded_weights(name) or str(meta.get("weights_source", name))]

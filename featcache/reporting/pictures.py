@@ -157,7 +157,7 @@ def _enlarged(pixels: np.ndarray, side: int) -> np.ndarray:
         return pixels
     if found <= side // 2 and side % found == 0:
         return pixels.repeat(side // found, axis=1).repeat(side // found, axis=2)
-    return upscale(pixels, side)
+    return upscale(pixels, Preprocess(side))
 
 
 def _webp(pixels: np.ndarray, quality: int) -> str:

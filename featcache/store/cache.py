@@ -252,21 +252,29 @@ class Cache:
         """The flip views of the training split, ``"identity"`` first."""
         return tuple(self.meta["views"])
 
-    def check_vectors(self) -> None:
+    def check_vectors(self, cuts: Sequence[str] = ()) -> None:
         """Refuse feature maps where a linear head or a neighbour search needs vectors.
 
         Raises
         ------
+        CacheMissError
+            The cache lacks one of these cuts.
         CacheMismatchError
-            ``features`` is (N, C, H, W).
+            The features of one of them (by default of the first) are not (N, D).
         """
-        row_shape = self.index.arrays["train/features"].row_shape
-        if len(row_shape) != 1:
-            raise CacheMismatchError(
-                f"{self.path}: expected features (N, D), found maps (N, "
-                f"{', '.join(map(str, row_shape))}) of the cut {self.cuts[0]}; extract the vectors "
-                f"first: --cut avgpool,{self.cuts[0]}"
-            )
+        for cut in cuts or self.cuts[:1]:
+            stored = self.index.arrays.get(f"train/{array_name(cut, 'identity', self.cuts[0])}")
+            if stored is None:
+                raise CacheMissError(
+                    f"{self.path}: expected the cut {cut!r}, found {', '.join(self.cuts)}; extract "
+                    f"it too, with --cut {','.join((*self.cuts, cut))}"
+                )
+            if len(stored.row_shape) != 1:
+                raise CacheMismatchError(
+                    f"{self.path}: expected features (N, D), found maps (N, "
+                    f"{', '.join(map(str, stored.row_shape))}) of the cut {cut}; extract the "
+                    f"vectors first: --cut pooled,{cut}"
+                )
 
     def __repr__(self) -> str:
         """Name the file and the sizes."""

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import xxhash
@@ -34,11 +35,15 @@ FINGERPRINT_FIELDS = (
     "dtype",
     "engine",
     "engine_version",
+    "library",
     "precision",
     "preprocess",
     "views",
     "weights_sha256",
 )
+
+# Of a backbone that another library built; absent of the ResNets.
+OPTIONAL_FIELDS = frozenset({"library"})
 
 # What features may be kept as, and what NumPy calls it.
 DTYPES = {"float32": "<f4", "float16": "<f2"}
@@ -46,7 +51,11 @@ DTYPES = {"float32": "<f4", "float16": "<f2"}
 
 def fingerprint(meta: Mapping[str, Any]) -> str:
     """Return SHA-256 (hex) over canonical JSON of everything that changes a feature."""
-    fields = {name: meta[name] for name in FINGERPRINT_FIELDS}
+    fields = {
+        name: meta[name]
+        for name in FINGERPRINT_FIELDS
+        if name in meta or name not in OPTIONAL_FIELDS
+    }
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -78,7 +87,9 @@ def differences(
 def array_name(cut: str, view: str, main_cut: str) -> str:
     """Return the name of the features of a cut and view inside a split's group."""
     if cut != main_cut:
-        return f"cuts/{cut}/{view}"
+        # A tensor of an ONNX file may be called "/blocks/0/Add", which would be a path.
+        safe = quote(cut, safe="")
+        return f"cuts/{'%2E' + safe[1:] if safe.startswith('.') else safe}/{view}"
     return "features" if view == "identity" else f"views/{view}"
 
 

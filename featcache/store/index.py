@@ -19,6 +19,7 @@ from .format import (
     FINGERPRINT_FIELDS,
     FORMAT,
     FORMAT_VERSION,
+    OPTIONAL_FIELDS,
     ROLES,
     Block,
     Index,
@@ -38,7 +39,7 @@ _MAX_ROW_DIMENSIONS = 3  # channels, height, width
 _MAX_LEVELS = 4  # of lists and objects in a field
 _ARRAY_NAME = re.compile(
     r"(train|test)/"
-    r"(features|labels|ids|content_hashes|skipped|views/[a-z]+|cuts/[a-z0-9]+/[a-z]+)"
+    r"(features|labels|ids|content_hashes|skipped|views/[a-z]+|cuts/[A-Za-z0-9_%~-][A-Za-z0-9_.%~-]{0,300}/[a-z]+)"
 )
 _SHARD_NAME = re.compile(r"[a-z0-9.-]+\.npy")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -177,6 +178,8 @@ def _meta(content: Mapping[str, Any]) -> dict[str, Any]:
         if (value is None and name != "dataset_path") or not _is_plain(value, _MAX_LEVELS):
             raise ValueError(f"{value!r:.100} in the field {name!r}")
     for name in ("class_names", "fingerprint", *FINGERPRINT_FIELDS):
+        if name in OPTIONAL_FIELDS and name not in meta:
+            continue
         kind = _KINDS.get(name, str)
         if not isinstance(meta[name], kind):
             raise ValueError(f"{meta[name]!r:.100} in the field {name!r}")

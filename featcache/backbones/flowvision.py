@@ -1,0 +1,280 @@
+"""flowvision's classifiers, which run in OneFlow.
+
+flowvision's own loader would unpickle what it downloads; here its checkpoints go through the same
+reader, and the same pinned digests, as those of the ResNets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EngineUnavailableError, RecipeError, WeightsError, one_line
+from ..files import user_path
+from ..frameworks import import_oneflow
+from ..preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from ..process import run_in_child
+from ..progress import OnProgress
+from .architectures import RANDOM, random_seed
+from .checkpoints import parse_checkpoint, read_checkpoint, read_file
+from .network import POOLED, Shape, drawn, unknown_cut
+from .pretrained import Source, cache_folder, check_digest, find, pin_digest
+
+_BLOCK = re.compile(r"[A-Za-z_]\w*(\.\d+)?")
+_TRIAL_TIMEOUT_S = 300
+_DEFAULT_SIZE = 224
+# One forward pass in a child: an operation that OneFlow lacks may end the process.
+_TRIAL = """
+import sys
+import warnings
+from featcache.backbones.flowvision import build
+import oneflow as flow
+model = build(sys.argv[1]).eval()
+with flow.no_grad():
+    model(flow.zeros(1, 3, int(sys.argv[2]), int(sys.argv[2]))).numpy()
+print("found")
+"""
+
+
+def registry() -> Any:
+    """Return flowvision's ``ModelCreator``."""
+    import_oneflow()
+    try:
+        models: Any = importlib.import_module("flowvision.models")
+    except Exception as error:
+        raise EngineUnavailableError(
+            f"backbone flowvision: expected flowvision 0.2.1 to import, found "
+            f"{type(error).__name__}: {one_line(error)}; run pip install 'setuptools<82' and "
+            "pip install --no-build-isolation flowvision==0.2.1"
+        ) from error
+    return models.ModelCreator
+
+
+def build(name: str) -> Any:
+    """Return a model with arbitrary weights."""
+    creator = registry()
+    if name not in creator._model_entrypoints:
+        raise RecipeError(
+            f"backbone: expected a model of flowvision, found '{one_line(name)}'; featcache "
+            "backbones 'flowvision:*' lists names"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # OneFlow warns of arguments that flowvision gives it
+        return creator.create_model(name, pretrained=False)
+
+
+def flowvision_network(
+    name: str, weights: str | None, size: int | None, on_progress: OnProgress
+) -> tuple[FlowvisionNetwork, Preprocess, str]:
+    """Return a model with its weights, its preprocessing, and where the weights come from."""
+    side = size or _own_size(name)
+    registry()
+    problem = _trial(name, side)
+    if problem:
+        build(name)  # says what is wrong with the name
+        raise EngineUnavailableError(
+            f"flowvision:{name}: expected OneFlow to run it on images of {side} pixels, found: "
+            f"{one_line(problem)}; choose another --size or another model"
+        )
+    model = build(name)
+    if weights is None:
+        path, source = find(name, cache_folder(), {name: (_source(name),)}, on_progress)
+        data = read_file(path)
+        check_digest(path, source, hashlib.sha256(data).hexdigest())
+        checkpoint = parse_checkpoint(data, path.suffix, str(path))
+        _load(model, checkpoint.state, f"flowvision:{name}")
+        pin_digest(path, source, checkpoint.sha256)
+        origin = f"{source.url} ({source.provenance})"
+    elif weights.startswith(RANDOM):
+        arrays = {key: value.numpy() for key, value in model.named_parameters()}
+        groups = {
+            f"{path}.weight": module.groups
+            for path, module in model.named_modules()
+            if hasattr(module, "groups") and hasattr(module, "kernel_size")
+        }
+        _copy(model, drawn(arrays, groups, random_seed(weights)))
+        origin = f"random weights, seed {random_seed(weights)}"
+    else:
+        _load(model, read_checkpoint(user_path(weights)).state, weights)
+        origin = weights
+    preprocess = Preprocess(side, IMAGENET_MEAN, IMAGENET_STD, "bicubic", "crop", side * 256 // 224)
+    return FlowvisionNetwork(name, model, side), preprocess, origin
+
+
+@cache
+def _trial(name: str, side: int) -> str:
+    """Return why OneFlow cannot run a model on images of this side, or nothing."""
+    child = run_in_child(_TRIAL, name, str(side), timeout_s=_TRIAL_TIMEOUT_S)
+    if child is not None and not child.returncode and "found" in child.stdout:
+        return ""
+    return (child.stderr.strip().splitlines() or ["no message"])[-1] if child else "no answer"
+
+
+def library() -> str:
+    """Return ``"flowvision 0.2.1"``."""
+    return f"flowvision {importlib.metadata.version('flowvision')}"
+
+
+def _own_size(name: str) -> int:
+    sizes = [int(number) for number in re.findall(r"(?<!\d)(\d{3})(?!\d)", name)]
+    fitting = [size for size in sizes if 160 <= size <= 600 and size % 16 == 0]
+    return fitting[-1] if fitting else _DEFAULT_SIZE
+
+
+def _source(name: str) -> Source:
+    creator = registry()
+    function = creator._model_entrypoints.get(name, build)
+    urls = getattr(sys.modules[function.__module__], "model_urls", {})
+    url = urls.get(name)
+    if not isinstance(url, str) or not url.startswith("https://"):
+        raise WeightsError(
+            f"flowvision:{name}: expected pretrained weights, found none in flowvision; use "
+            "--weights FILE or --weights random:0"
+        )
+    file_name = f"flowvision-{name}{Path(url).suffix or '.zip'}"
+    return Source(url, file_name, None, f"flowvision's {name}")
+
+
+def _load(model: Any, state: Any, where: str) -> None:
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        found = tuple(state[name].shape) if name in state else None
+        if found != tuple(tensor.shape) and not name.endswith("num_batches_tracked"):
+            raise WeightsError(
+                f"{where}: expected '{name}' of shape {tuple(tensor.shape)}, found "
+                f"{found or 'no such tensor'}; give a checkpoint of this very architecture"
+            )
+    left_over = [name for name in state if name not in expected]
+    if left_over:
+        raise WeightsError(
+            f"{where}: expected the tensors of this architecture alone, found "
+            f"'{one_line(left_over[0])}'; give a checkpoint of this very architecture"
+        )
+    _copy(model, {name: np.asarray(state[name]) for name in expected if name in state})
+
+
+def _copy(model: Any, arrays: dict[str, np.ndarray]) -> None:
+    model.load_state_dict(arrays, strict=False)
+
+
+class FlowvisionNetwork:
+    """A classifier of flowvision; ``pooled`` is what its last linear layer reads."""
+
+    engines: tuple[str, ...] = ("oneflow",)
+    fixed_batch: int | None = None
+    preprocess: Preprocess | None = None
+
+    def __init__(self, name: str, model: Any, size: int) -> None:
+        self._name = f"flowvision:{name}"
+        self._size = size
+        self._flow = import_oneflow()
+        self._model = model.eval()
+        linear = [
+            path
+            for path, module in model.named_modules()
+            if isinstance(module, self._flow.nn.Linear)
+        ]
+        self._head = linear[-1] if linear else ""
+        self._paths = [path for path, _ in model.named_modules() if path]
+
+    def sha256(self) -> str:
+        """Return SHA-256 (hex) over every tensor: its name, type, shape and numbers."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._model.state_dict().items()):
+            value = np.ascontiguousarray(tensor.numpy())
+            digest.update(f"{name} {value.dtype} {value.shape}\n".encode() + value.tobytes())
+        return digest.hexdigest()
+
+    def shapes(self, cuts: Sequence[str]) -> dict[str, Shape]:
+        """Return the shape of one image's features at each cut."""
+        for cut in cuts:
+            if cut not in self._paths and not (cut == POOLED and self._head):
+                raise unknown_cut(cut, list(self.cut_shapes()), self._name)
+        results = self._run(self.module(cuts))
+        return {cut: tuple(value.shape[1:]) for cut, value in zip(cuts, results, strict=True)}
+
+    def cut_shapes(self) -> dict[str, Shape]:
+        """Return the pooled output, and the model's stages and blocks."""
+        shapes: dict[str, Shape] = {}
+        taken: dict[str, Any] = {}
+        modules = dict(self._model.named_modules())
+        for path in filter(_BLOCK.fullmatch, self._paths):
+            modules[path].register_forward_hook(_keep(taken, path))
+        if self._head:
+            shapes[POOLED] = self.shapes_of_head()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._run(self._model)
+        found = {path: value for path, value in taken.items() if _is_tensor(self._flow, value)}
+        return {**shapes, **{path: tuple(value.shape[1:]) for path, value in found.items()}}
+
+    def shapes_of_head(self) -> Shape:
+        """Return the shape of what the last linear layer reads."""
+        (pooled,) = self._run(self.module((POOLED,)))
+        return tuple(pooled.shape[1:])
+
+    def n_parameters(self) -> int:
+        """Return how many numbers the weights have."""
+        return sum(int(value.numel()) for value in self._model.parameters())
+
+    def module(self, cuts: Sequence[str]) -> Any:
+        """Return a callable: normalised float32 (N, 3, s, s) -> a list of float32 (N, ...)."""
+        modules = dict(self._model.named_modules())
+        taken: dict[str, Any] = {}
+        for cut in cuts:
+            if cut == POOLED:
+                modules[self._head].register_forward_pre_hook(_keep_input(taken))
+            else:
+                modules[cut].register_forward_hook(_keep(taken, cut))
+
+        def forward(x: Any) -> list[Any]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # OneFlow warns of arguments that flowvision gives
+                self._model(x)
+            return [taken.pop(cut).to(self._flow.float32) for cut in cuts]
+
+        return forward
+
+    def graph(self, cuts: Sequence[str], batch: int) -> Any:
+        """Raise EngineUnavailableError: OneFlow alone runs it."""
+        raise EngineUnavailableError(f"{self._name}: runs in OneFlow alone; use --engine oneflow")
+
+    def graph_problem(self, cuts: Sequence[str], batch: int) -> str:
+        """Return that OneFlow alone runs it."""
+        return "it runs in OneFlow alone"
+
+    def reference(self, cuts: Sequence[str], batch: int) -> dict[str, np.ndarray]:
+        """Return nothing: OneFlow is the reference."""
+        return {}
+
+    def _run(self, function: Callable[[Any], Any]) -> Any:
+        with self._flow.no_grad():
+            return function(self._flow.zeros(1, 3, self._size, self._size))
+
+
+def _keep(taken: dict[str, Any], name: str) -> Callable[..., None]:
+    def hook(_module: Any, _inputs: Any, result: Any) -> None:
+        taken[name] = result[0] if isinstance(result, (tuple, list)) else result
+
+    return hook
+
+
+def _keep_input(taken: dict[str, Any]) -> Callable[..., None]:
+    def hook(_module: Any, inputs: Any) -> None:
+        taken[POOLED] = inputs[0] if isinstance(inputs, (tuple, list)) else inputs
+
+    return hook
+
+
+def _is_tensor(flow: Any, value: Any) -> bool:
+    return isinstance(value, flow.Tensor) and value.ndim > 1

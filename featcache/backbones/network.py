@@ -1,0 +1,99 @@
+"""Backbones that are not our own ResNets, as engines and the trainer see them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import RecipeError
+from ..preprocess import Preprocess
+
+Shape = tuple[int, ...]
+# What the model itself pools: the default of every backbone.
+POOLED = "pooled"
+_STD = 0.02  # of random matrices and embeddings
+
+
+class Network(Protocol):
+    """A network with its weights, loaded when it is first needed.
+
+    Its input is normalised float32 (N, 3, s, s). What an engine does not know how to ask for is
+    None: a graph from a file has no PyTorch module.
+    """
+
+    engines: tuple[str, ...]  # those that can run it, the one of its library first
+    preprocess: Preprocess | None  # how its images are prepared, in place of its own way
+    fixed_batch: int | None  # images per pass, where the network takes no other number
+
+    def shapes(self, cuts: Sequence[str]) -> dict[str, Shape]:
+        """Return the shape of one image's features at each cut; RecipeError where there is none."""
+
+    def cut_shapes(self) -> dict[str, Shape]:
+        """Return every cut worth listing, with the shape of one image's features."""
+
+    def n_parameters(self) -> int:
+        """Return how many numbers the weights have."""
+
+    def module(self, cuts: Sequence[str]) -> Any:
+        """Return a module in eval mode of the network's library: input -> float32 per cut."""
+
+    def graph(self, cuts: Sequence[str], batch: int) -> Any:
+        """Return an OpenVINO model: float32 (batch, 3, s, s) -> one output per cut, in order."""
+
+    def graph_problem(self, cuts: Sequence[str], batch: int) -> str:
+        """Return why there is no such model, or nothing; may convert it."""
+
+    def reference(self, cuts: Sequence[str], batch: int) -> dict[str, np.ndarray]:
+        """Return the library's features of the canonical images; empty where there are none."""
+
+
+def unknown_cut(cut: str, known: Sequence[str], backbone: str) -> RecipeError:
+    """Return the error of a cut that a backbone does not have."""
+    shown = ", ".join(list(known)[:12]) + (" ..." if len(known) > 12 else "")
+    return RecipeError(
+        f"cut: expected one of {shown} of {backbone}, found {cut!r}; featcache backbones "
+        f"{backbone} lists them"
+    )
+
+
+def drawn(
+    arrays: Mapping[str, np.ndarray], groups: Mapping[str, int], seed: int
+) -> dict[str, np.ndarray]:
+    """Draw random weights, the same for every framework.
+
+    What the library's own initialisation leaves constant (norms, layer scales) stays as it is.
+    Convolutions are normal with variance 2 / (k * k * outputs / groups) (He et al., "Delving Deep
+    into Rectifiers", ICCV 2015), other matrices and embeddings with a standard deviation of 0.02
+    (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, as timm draws them), and other
+    vectors, which are biases, 0.
+
+    Parameters
+    ----------
+    arrays : mapping of str to numpy.ndarray
+        Every parameter as its library initialised it. Draws go in the order of the names.
+    groups : mapping of str to int
+        The groups of each convolution's weight, by name.
+    seed : int
+        Of NumPy's generator.
+
+    Returns
+    -------
+    dict
+        Name -> float32 array, of those that change.
+    """
+    generator = np.random.default_rng(seed)
+    changed = {}
+    for name, array in sorted(arrays.items()):
+        if array.size > 1 and (array == array.flat[0]).all():
+            continue
+        if array.ndim < 2 and name not in groups:
+            changed[name] = np.zeros(array.shape, np.float32)
+            continue
+        std = _STD
+        if name in groups:
+            outputs = array.shape[0] / groups[name]
+            std = float(np.sqrt(2 / (outputs * np.prod(array.shape[2:]))))
+        changed[name] = generator.standard_normal(array.shape, np.float32) * np.float32(std)
+    return changed
