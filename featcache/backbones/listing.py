@@ -9,7 +9,13 @@ from typing import Any
 
 from ..frameworks import oneflow_status, torch_status
 from .architectures import BACKBONES, CUTS
-from .libraries import PACKAGES, catalogue_facts, names_of, weights_are_here
+from .libraries import (
+    PACKAGES,
+    catalogue_facts,
+    library_version,
+    names_of,
+    weights_are_here,
+)
 from .loading import load_weights
 from .naming import LIBRARIES, parse_backbone
 from .pretrained import imagenet_is_here
@@ -48,6 +54,9 @@ def list_backbones(pattern: str | None = None) -> list[ListedBackbone]:
         for name, backbone in BACKBONES.items()
         if pattern is None or fnmatch.fnmatchcase(name, pattern)
     ]
+    asked = (pattern or "").partition(":")[0]
+    if asked in PACKAGES:
+        library_version(asked)  # says what to install
     for kind in LIBRARIES:
         if not _installed(kind):
             continue
