@@ -116,6 +116,12 @@ def run_in_child(
         return None
 
 
+def last_line(child: subprocess.CompletedProcess[str]) -> str:
+    """Return the last line of a child's standard error, or its exit code where there is none."""
+    lines = child.stderr.strip().splitlines()
+    return lines[-1] if lines else f"exit code {child.returncode}"
+
+
 def last_words(child: subprocess.CompletedProcess[str]) -> str:
     """Return the exit code of a child and the last line of its standard error."""
     last = (child.stderr.strip().splitlines() or ["no message"])[-1]

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ..errors import EngineUnavailableError, OutputError, one_line
+from ..errors import EngineUnavailableError, FeatcacheError, OutputError, one_line
 from ..frameworks import import_openvino, openvino_status, torch_status
 from ..preprocess import Preprocess
+from .network import filled_up, in_passes
 from .pretrained import cache_folder
 
 # Below: what a converted graph computes is another function. Measured over eight architectures of
@@ -94,6 +95,29 @@ def is_intact(folder: Path) -> bool:
         return False
 
 
+def kept_in(folder: Path, make: Callable[[Path], None]) -> None:
+    """See that a folder is whole; else have ``make`` fill a new one, which takes its place."""
+    if is_intact(folder):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    new = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}")
+    try:
+        new.mkdir(parents=True)
+        make(new)
+        seal(new)
+        with suppress(OSError):  # another process was first
+            os.rename(new, folder)
+    except OSError as error:
+        if isinstance(error, FeatcacheError):
+            raise
+        raise OutputError(
+            f"{new}: a converted model cannot be kept: {error.strerror or error}; free space, "
+            "or set FEATCACHE_WEIGHTS to another folder"
+        ) from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
 def _digests(folder: Path) -> dict[str, str]:
     names = sorted(path.name for path in folder.iterdir() if path.name != _SEAL)
     return {name: _digest(folder / name) for name in names}
@@ -134,9 +158,7 @@ class Conversion:
 
     def problem(self) -> str:
         """Convert unless that is done; return why the model cannot be, or nothing."""
-        if not is_intact(self._folder):
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._make()
+        kept_in(self._folder, self._convert_into)
         reason = self._folder / _REASON
         return one_line(reason.read_text("utf-8", "replace")) if reason.exists() else ""
 
@@ -160,22 +182,6 @@ class Conversion:
         """Return PyTorch's features of the canonical images."""
         with np.load(self._folder / _REFERENCE) as arrays:
             return {cut: arrays[f"cut{number}"] for number, cut in enumerate(self._cuts)}
-
-    def _make(self) -> None:
-        new = self._folder.with_name(f".{self._folder.name}.{os.urandom(4).hex()}")
-        try:
-            new.mkdir(parents=True)
-            self._convert_into(new)
-            seal(new)
-            with suppress(OSError):  # another process was first
-                os.rename(new, self._folder)
-        except OSError as error:
-            raise OutputError(
-                f"{new}: a converted model cannot be kept: {error.strerror or error}; free space, "
-                "or set FEATCACHE_WEIGHTS to another folder"
-            ) from None
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
 
     def _convert_into(self, folder: Path) -> None:
         import torch
@@ -212,12 +218,9 @@ class Conversion:
         from .torch_input import normalised
 
         pixels = normalised(torch.from_numpy(images), self._preprocess).contiguous().numpy()
-        filled = np.zeros((self._batch, *pixels.shape[1:]), np.float32)
-        parts = []
-        for start in range(0, len(pixels), self._batch):
-            chunk = pixels[start : start + self._batch]
-            filled[: len(chunk)] = chunk
-            results = compiled(filled)
-            parts.append([results[index][: len(chunk)] for index in range(len(self._cuts))])
-        joined = [np.concatenate(each) for each in zip(*parts, strict=True)]
-        return dict(zip(self._cuts, joined, strict=True))
+
+        def run(chunk: np.ndarray) -> list[np.ndarray]:
+            results = compiled(filled_up(chunk, self._batch))
+            return [results[index] for index in range(len(self._cuts))]
+
+        return dict(zip(self._cuts, in_passes(pixels, self._batch, run), strict=True))

@@ -17,7 +17,7 @@ from ..preprocess import check_pixels, upscale
 from ..progress import OnNote, silent
 from .choice import EngineChoice, choose_engine
 from .conversion import LEAST_COSINE, agreement, canonical_images
-from .network import POOLED
+from .network import POOLED, filled_up, in_passes
 from .weights import Weights, images_per_pass
 
 
@@ -122,16 +122,13 @@ class FunctionEngine:
             images = upscale(images, preprocess)
         scale = (1 / (np.array(preprocess.std) * 255)).astype(np.float32)
         shift = (np.array(preprocess.mean) * 255).astype(np.float32)
-        parts = []
-        for start in range(0, len(images), self.batch_size):
-            chunk = images[start : start + self.batch_size]
-            # Always as many images, so that an image gives the same bytes in every batch.
-            filled = np.zeros((self.batch_size, *chunk.shape[1:]), np.float32)
-            filled[: len(chunk)] = (chunk.astype(np.float32) - shift) * scale
+
+        def run(chunk: np.ndarray) -> list[np.ndarray]:
+            filled = filled_up((chunk.astype(np.float32) - shift) * scale, self.batch_size)
             results = self._function(filled.transpose(0, 3, 1, 2))
-            parts.append([np.array(results[cut][: len(chunk)]) for cut in self._cuts])
-        joined = [np.concatenate(each) for each in zip(*parts, strict=True)]
-        return dict(zip(self._cuts, joined, strict=True))
+            return [results[cut] for cut in self._cuts]
+
+        return dict(zip(self._cuts, in_passes(images, self.batch_size, run), strict=True))
 
 
 def settled(choice: EngineChoice, weights: Weights, cuts: Sequence[str]) -> EngineChoice:

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..download import file_digest
-from ..errors import EngineUnavailableError, OutputError, WeightsError, one_line
+from ..errors import EngineUnavailableError, WeightsError, one_line
 from ..frameworks import INSTALL_TORCH, openvino_status, torch_status
-from ..process import run_in_child
-from .conversion import is_intact, seal
+from ..process import last_line, run_in_child
+from .conversion import kept_in
 from .graph_file import GraphFile
 from .pretrained import cache_folder
 
@@ -75,49 +73,38 @@ def exported_graph(path: Path) -> GraphFile:
     versions = f"{openvino_status()[0]} {torch_status()[0]}"
     key = hashlib.sha256(f"{file_digest(path)} {openvino_status()[0]}".encode()).hexdigest()
     folder = cache_folder().parent / "converted" / key[:32]
-    if not is_intact(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+
+    def convert(new: Path) -> None:
         if torch_status()[0] is None:
             raise EngineUnavailableError(
                 f"{path}: expected PyTorch to convert an exported program once, found {versions}; "
                 f"run {INSTALL_TORCH}, or export to ONNX, which needs OpenVINO alone"
             )
-        _convert(path, folder)
+        _convert(path, new)
+
+    kept_in(folder, convert)
     return GraphFile(folder / "model.xml", shown=path)
 
 
-def _convert(path: Path, folder: Path) -> None:
-    new = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}")
-    try:
-        new.mkdir(parents=True)
-        copy = new / "program.pt2"
-        _copy_plainly(path, copy)
-        check_exported(copy, shown=path)
-        child = run_in_child(_CONVERT, str(copy), str(new / "model.xml"), timeout_s=_TIMEOUT_S)
-        copy.unlink()
-        if child is None:
-            raise WeightsError(f"{path}: was not converted within {_TIMEOUT_S} s")
-        _, mark, answer = child.stdout.rpartition("found ")
-        if child.returncode or not mark:
-            lines = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
-            raise WeightsError(
-                f"{path}: expected a program that OpenVINO can convert, found: "
-                f"{one_line(lines[-1])}; export it to ONNX instead"
-            )
-        if not float(answer) >= _LEAST_COSINE:
-            raise WeightsError(
-                f"{path}: expected OpenVINO's results to be PyTorch's, found a cosine of "
-                f"{float(answer):.6f}; export it to ONNX instead"
-            )
-        seal(new)
-        with suppress(OSError):  # another process was first
-            os.rename(new, folder)
-    except OSError as error:
-        raise OutputError(
-            f"{new}: a converted model cannot be kept: {error.strerror or error}; free space"
-        ) from None
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+def _convert(path: Path, new: Path) -> None:
+    copy = new / "program.pt2"
+    _copy_plainly(path, copy)
+    check_exported(copy, shown=path)
+    child = run_in_child(_CONVERT, str(copy), str(new / "model.xml"), timeout_s=_TIMEOUT_S)
+    copy.unlink()
+    if child is None:
+        raise WeightsError(f"{path}: was not converted within {_TIMEOUT_S} s")
+    _, mark, answer = child.stdout.rpartition("found ")
+    if child.returncode or not mark:
+        raise WeightsError(
+            f"{path}: expected a program that OpenVINO can convert, found: "
+            f"{one_line(last_line(child))}; export it to ONNX instead"
+        )
+    if not float(answer) >= _LEAST_COSINE:
+        raise WeightsError(
+            f"{path}: expected OpenVINO's results to be PyTorch's, found a cosine of "
+            f"{float(answer):.6f}; export it to ONNX instead"
+        )
 
 
 def _copy_plainly(path: Path, copy: Path) -> None:

@@ -27,7 +27,7 @@ from ..process import run_in_child
 from ..progress import OnProgress
 from .architectures import RANDOM, random_seed
 from .checkpoints import parse_checkpoint, read_checkpoint, read_file
-from .network import POOLED, Shape, drawn, unknown_cut
+from .network import POOLED, Shape, arrays_digest, check_tensors, drawn, unknown_cut
 from .pretrained import Source, cache_folder, check_digest, find, pin_digest
 
 _BLOCK = re.compile(r"[A-Za-z_]\w*(\.\d+)?")
@@ -36,7 +36,6 @@ _DEFAULT_SIZE = 224
 # One forward pass in a child: an operation that OneFlow lacks may end the process.
 _TRIAL = """
 import sys
-import warnings
 from featcache.backbones.flowvision import build
 import oneflow as flow
 model = build(sys.argv[1]).eval()
@@ -147,19 +146,9 @@ def _source(name: str) -> Source:
 
 def _load(model: Any, state: Any, where: str) -> None:
     expected = model.state_dict()
-    for name, tensor in expected.items():
-        found = tuple(state[name].shape) if name in state else None
-        if found != tuple(tensor.shape) and not name.endswith("num_batches_tracked"):
-            raise WeightsError(
-                f"{where}: expected '{name}' of shape {tuple(tensor.shape)}, found "
-                f"{found or 'no such tensor'}; give a checkpoint of this very architecture"
-            )
-    left_over = [name for name in state if name not in expected]
-    if left_over:
-        raise WeightsError(
-            f"{where}: expected the tensors of this architecture alone, found "
-            f"'{one_line(left_over[0])}'; give a checkpoint of this very architecture"
-        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    counters = [name for name in shapes if name.endswith("num_batches_tracked")]
+    check_tensors(shapes, state, where, optional=counters)
     _copy(model, {name: np.asarray(state[name]) for name in expected if name in state})
 
 
@@ -185,43 +174,41 @@ class FlowvisionNetwork:
             if isinstance(module, self._flow.nn.Linear)
         ]
         self._head = linear[-1] if linear else ""
-        self._paths = [path for path, _ in model.named_modules() if path]
+        self._modules = {path: module for path, module in model.named_modules() if path}
+        self._shapes: dict[str, Shape] = {}
+        self._taken: dict[str, Any] = {}  # what the hooks keep of the pass that is under way
+        self._hooked: set[str] = set()
 
     def sha256(self) -> str:
         """Return SHA-256 (hex) over every tensor: its name, type, shape and numbers."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self._model.state_dict().items()):
-            value = np.ascontiguousarray(tensor.numpy())
-            digest.update(f"{name} {value.dtype} {value.shape}\n".encode() + value.tobytes())
-        return digest.hexdigest()
+        return arrays_digest({name: one.numpy() for name, one in self._model.state_dict().items()})
 
     def shapes(self, cuts: Sequence[str]) -> dict[str, Shape]:
         """Return the shape of one image's features at each cut."""
         for cut in cuts:
-            if cut not in self._paths and not (cut == POOLED and self._head):
+            if cut not in self._modules and not (cut == POOLED and self._head):
                 raise unknown_cut(cut, list(self.cut_shapes()), self._name)
-        results = self._run(self.module(cuts))
-        return {cut: tuple(value.shape[1:]) for cut, value in zip(cuts, results, strict=True)}
+        if any(cut not in self._shapes for cut in cuts):
+            results = self._run(self.module(cuts))
+            found = zip(cuts, results, strict=True)
+            self._shapes.update({cut: tuple(value.shape[1:]) for cut, value in found})
+        return {cut: self._shapes[cut] for cut in cuts}
 
     def cut_shapes(self) -> dict[str, Shape]:
         """Return the pooled output, and the model's stages and blocks."""
-        shapes: dict[str, Shape] = {}
-        taken: dict[str, Any] = {}
-        modules = dict(self._model.named_modules())
-        for path in filter(_BLOCK.fullmatch, self._paths):
-            modules[path].register_forward_hook(_keep(taken, path))
-        if self._head:
-            shapes[POOLED] = self.shapes_of_head()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._run(self._model)
-        found = {path: value for path, value in taken.items() if _is_tensor(self._flow, value)}
-        return {**shapes, **{path: tuple(value.shape[1:]) for path, value in found.items()}}
-
-    def shapes_of_head(self) -> Shape:
-        """Return the shape of what the last linear layer reads."""
-        (pooled,) = self._run(self.module((POOLED,)))
-        return tuple(pooled.shape[1:])
+        paths = [path for path in self._modules if _BLOCK.fullmatch(path)]
+        for path in paths:
+            self._hook(path)
+        pooled = self.shapes((POOLED,)) if self._head else {}
+        self._run(self._call)
+        found = {path: value for path, value in self._taken.items() if path in paths}
+        shapes = {
+            path: tuple(value.shape[1:])
+            for path, value in found.items()
+            if isinstance(value, self._flow.Tensor) and value.ndim > 1
+        }
+        self._taken.clear()
+        return {**pooled, **shapes}
 
     def n_parameters(self) -> int:
         """Return how many numbers the weights have."""
@@ -229,19 +216,14 @@ class FlowvisionNetwork:
 
     def module(self, cuts: Sequence[str]) -> Any:
         """Return a callable: normalised float32 (N, 3, s, s) -> a list of float32 (N, ...)."""
-        modules = dict(self._model.named_modules())
-        taken: dict[str, Any] = {}
         for cut in cuts:
-            if cut == POOLED:
-                modules[self._head].register_forward_pre_hook(_keep_input(taken))
-            else:
-                modules[cut].register_forward_hook(_keep(taken, cut))
+            self._hook(cut)
 
         def forward(x: Any) -> list[Any]:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # OneFlow warns of arguments that flowvision gives
-                self._model(x)
-            return [taken.pop(cut).to(self._flow.float32) for cut in cuts]
+            self._call(x)
+            results = [self._taken[cut].to(self._flow.float32) for cut in cuts]
+            self._taken.clear()
+            return results
 
         return forward
 
@@ -257,24 +239,32 @@ class FlowvisionNetwork:
         """Return nothing: OneFlow is the reference."""
         return {}
 
+    def _hook(self, cut: str) -> None:
+        """Keep what a module returns, or what the head reads, in every pass from now on.
+
+        OneFlow has no way to take a hook off again, so each module gets one.
+        """
+        if cut in self._hooked:
+            return
+        self._hooked.add(cut)
+        taken = self._taken
+
+        def after(_module: Any, _inputs: Any, result: Any) -> None:
+            taken[cut] = result[0] if isinstance(result, (tuple, list)) else result
+
+        def before(module: Any, inputs: Any) -> None:
+            after(module, None, inputs)
+
+        if cut == POOLED:
+            self._modules[self._head].register_forward_pre_hook(before)
+        else:
+            self._modules[cut].register_forward_hook(after)
+
+    def _call(self, x: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # OneFlow warns of arguments that flowvision gives it
+            self._model(x)
+
     def _run(self, function: Callable[[Any], Any]) -> Any:
         with self._flow.no_grad():
             return function(self._flow.zeros(1, 3, self._size, self._size))
-
-
-def _keep(taken: dict[str, Any], name: str) -> Callable[..., None]:
-    def hook(_module: Any, _inputs: Any, result: Any) -> None:
-        taken[name] = result[0] if isinstance(result, (tuple, list)) else result
-
-    return hook
-
-
-def _keep_input(taken: dict[str, Any]) -> Callable[..., None]:
-    def hook(_module: Any, inputs: Any) -> None:
-        taken[POOLED] = inputs[0] if isinstance(inputs, (tuple, list)) else inputs
-
-    return hook
-
-
-def _is_tensor(flow: Any, value: Any) -> bool:
-    return isinstance(value, flow.Tensor) and value.ndim > 1

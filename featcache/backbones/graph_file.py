@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import EngineUnavailableError, RecipeError, WeightsError, one_line
 from ..frameworks import import_openvino, openvino_status
 from ..preprocess import Preprocess
-from ..process import run_in_child
+from ..process import last_line, run_in_child
 from .network import POOLED, Shape, unknown_cut
 
 _TIMEOUT_S = 600
@@ -81,6 +81,7 @@ class GraphFile:
         self.sha256: str = self._parsed["sha256"]
         self._side = self._checked_side()
         self._size = self._side or 0
+        self._shapes: dict[str, Shape] = {}  # at this size: the file is read to learn them
         length = self._parsed["inputs"][0][1][0]
         self.fixed_batch: int | None = length if length > 0 else None
 
@@ -97,10 +98,13 @@ class GraphFile:
                 f"{size}; leave out --size"
             )
         self._size = size
+        self._shapes.clear()
         return self
 
     def shapes(self, cuts: Sequence[str]) -> dict[str, Shape]:
         """Return the shape of one image's features at each cut."""
+        if all(cut in self._shapes for cut in cuts):
+            return {cut: self._shapes[cut] for cut in cuts}
         batch = self.fixed_batch or 1
         outputs = self._tapped(cuts, batch).outputs
         found = {}
@@ -112,6 +116,7 @@ class GraphFile:
                     f"shape {shape} in {self.path}; choose another one"
                 )
             found[cut] = tuple(length.get_length() for length in shape)[1:]
+        self._shapes.update(found)
         return found
 
     def cut_shapes(self) -> dict[str, Shape]:
@@ -201,11 +206,9 @@ class GraphFile:
             raise WeightsError(f"{self.path}: OpenVINO did not read it within {_TIMEOUT_S} s")
         _, mark, answer = child.stdout.rpartition("found ")
         if child.returncode or not mark:
-            lines = [line for line in child.stderr.strip().splitlines() if line.strip()]
-            why = one_line(lines[-1] if lines else f"exit code {child.returncode}")
             raise WeightsError(
-                f"{self.path}: expected a network that OpenVINO reads, found: {why}; export it "
-                "again"
+                f"{self.path}: expected a network that OpenVINO reads, found: "
+                f"{one_line(last_line(child))}; export it again"
             )
         parsed: dict[str, Any] = json.loads(answer)
         parsed["inner"] = parsed["inner"][-_MAX_CUTS:]

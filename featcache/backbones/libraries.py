@@ -203,7 +203,6 @@ def _hub_access(needed: bool) -> Iterator[None]:
 
 def _hub_is_there() -> bool:
     place = urlsplit(os.environ.get("HF_ENDPOINT") or _HUB)
-    before = socket.getdefaulttimeout()
     try:
         socket.create_connection(
             (place.hostname or "", place.port or (80 if place.scheme == "http" else 443)),
@@ -212,8 +211,6 @@ def _hub_is_there() -> bool:
         return True
     except OSError:
         return bool(os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"))
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _timm(rest: str, pretrained: bool, size: int | None) -> Loaded:

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from .checkpoints import read_checkpoint
 from .conversion import Conversion
 from .libraries import Loaded, drop_pooler, library_version, load_model, weights_files
 from .naming import BackboneName
-from .network import Shape
+from .network import Shape, unknown_cut
 from .pretrained import cache_folder
 
 
@@ -82,12 +82,13 @@ class LibraryNetwork:
     engines: tuple[str, ...] = ("torch", "openvino")
     fixed_batch: int | None = None
     preprocess: Preprocess | None = None  # what overrides the model's own
+    built: Any = field(default=None, repr=False)  # what a function returned, if it was called
     _loaded: Any = field(default=None, repr=False)
     _facts: Facts | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the model itself behind on the way to another process, which loads it anew."""
-        return {**vars(self), "_loaded": None}
+        return {**vars(self), "built": None, "_loaded": None}
 
     def facts(self) -> Facts:
         """Return what is remembered of the model; load it where nothing is."""
@@ -102,7 +103,7 @@ class LibraryNetwork:
         """Return the `TorchNetwork`; build it, with its weights, the first time."""
         if self._loaded is None:
             loaded = self._build()
-            from .torch_network import TorchNetwork, first_broken, tensors_digest
+            from .torch_network import TorchNetwork, first_broken, model_digest
 
             broken = first_broken(loaded.model)
             if broken:
@@ -113,7 +114,7 @@ class LibraryNetwork:
             size = self.size or loaded.preprocess.size
             network = TorchNetwork(self.name.stored, loaded.model, loaded.outputs, size)
             facts = Facts(
-                tensors_digest(loaded.model),
+                model_digest(loaded.model),
                 self._library(),
                 loaded.preprocess,
                 network.cut_shapes(),
@@ -173,7 +174,9 @@ class LibraryNetwork:
     def _build(self) -> Loaded:
         pretrained = self.weights is None
         if self.name.kind == "function":
-            loaded = call_function(self.name.rest)
+            # Used once: weights that are drawn or loaded into it are this network's alone.
+            built, self.built = self.built, None
+            loaded = _of_function(self.name.rest, built)
         else:
             loaded = load_model(
                 self.name.kind, self.name.rest, pretrained=pretrained, size=self.size
@@ -191,9 +194,7 @@ class LibraryNetwork:
                 drop_pooler(loaded.model)
             load_strictly(loaded.model, state, loaded.head, self.weights)
             source = self.weights
-        return Loaded(
-            loaded.model, loaded.outputs, loaded.preprocess, loaded.head, source, loaded.notes
-        )
+        return replace(loaded, source=source)
 
     def _library(self) -> str:
         if self.name.kind == "function":
@@ -296,9 +297,10 @@ def function_preprocess(built: Any, name: str) -> tuple[Preprocess, tuple[str, .
         ) from None
 
 
-def call_function(name: str) -> Loaded:
-    """Return the module that a function builds."""
-    built = build_function(name)
+def _of_function(name: str, built: Any = None) -> Loaded:
+    """Return the module that a function builds, or has built."""
+    if built is None:
+        built = build_function(name)
     preprocess, notes = function_preprocess(built, name)
     return Loaded(built, function_outputs, preprocess, (), name, notes)
 
@@ -348,8 +350,6 @@ class FunctionNetwork:
         known = self.cut_shapes()
         for cut in cuts:
             if cut not in known:
-                from .network import unknown_cut
-
                 raise unknown_cut(cut, list(known), self._name)
         return {cut: known[cut] for cut in cuts}
 

@@ -17,7 +17,6 @@ from .architectures import RANDOM, check_resnet_size
 from .checkpoints import FORMATS, read_metadata
 from .graph_file import GraphFile
 from .naming import PRETRAINED, BackboneName, parse_backbone
-from .network import Network
 from .pretrained import cache_folder
 from .weights import (
     PREPROCESS_KEY,
@@ -104,22 +103,22 @@ def _load_network(
     """Find a backbone of a library, a file or a function; its weights load when they are needed."""
     asked = None if name is None else str(name)
     size = overrides["size"]
-    network: Network
     if parsed.kind == "file":
         return _load_file(parsed, asked, overrides)
     if parsed.kind == "flowvision":
         return _load_flowvision(parsed, asked, overrides, on_progress)
     from .library_network import LibraryNetwork, build_function, is_module
 
-    if parsed.kind == "function" and not is_module(build_function(parsed.rest)):
-        return _load_callable(parsed, asked, overrides)
+    built = build_function(parsed.rest) if parsed.kind == "function" else None
+    if built is not None and not is_module(built):
+        return _load_callable(parsed, built, asked, overrides)
     if asked is not None and not asked.startswith(RANDOM) and not os.path.exists(user_path(asked)):
         raise WeightsError(
             f"{asked}: expected random:SEED or a path to {FORMATS}, found no such file; leave "
             f"--weights out for the own weights of {parsed.stored}"
         )
     own = _saved_preprocess(parsed, asked)
-    network = LibraryNetwork(parsed, asked, size or (own.size if own else None))
+    network = LibraryNetwork(parsed, asked, size or (own.size if own else None), built=built)
     facts = network.facts()
     preprocess = (own or facts.preprocess).overridden(**overrides)
     weights = Weights(
@@ -184,12 +183,11 @@ def _load_file(parsed: BackboneName, asked: str | None, overrides: Mapping[str, 
 
 
 def _load_callable(
-    parsed: BackboneName, asked: str | None, overrides: Mapping[str, Any]
+    parsed: BackboneName, built: Any, asked: str | None, overrides: Mapping[str, Any]
 ) -> Weights:
-    from .library_network import FunctionNetwork, build_function, function_preprocess
+    from .library_network import FunctionNetwork, function_preprocess
 
     _refuse_weights(parsed, asked)
-    built = build_function(parsed.rest)
     own, notes = function_preprocess(built, parsed.rest)
     preprocess = own.overridden(**overrides)
     network = FunctionNetwork(parsed.rest, built, preprocess.size)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import RecipeError
+from ..errors import RecipeError, WeightsError, one_line
 from ..preprocess import Preprocess
 
 Shape = tuple[int, ...]
@@ -56,6 +57,72 @@ def unknown_cut(cut: str, known: Sequence[str], backbone: str) -> RecipeError:
         f"cut: expected one of {shown} of {backbone}, found {cut!r}; featcache backbones "
         f"{backbone} lists them"
     )
+
+
+def tensors_digest(tensors: Iterable[tuple[str, Any, Sequence[int], Any]]) -> str:
+    """Return SHA-256 (hex) over tensors, each as name, type, shape and the bytes of its numbers."""
+    digest = hashlib.sha256()
+    for name, dtype, shape, numbers in tensors:
+        digest.update(f"{name} {dtype} {tuple(shape)}\n".encode())
+        digest.update(numbers)
+    return digest.hexdigest()
+
+
+def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return `tensors_digest` of arrays in the order of their names."""
+    ordered = ((name, np.asarray(array, order="C")) for name, array in sorted(arrays.items()))
+    return tensors_digest((name, one.dtype, one.shape, one.tobytes()) for name, one in ordered)
+
+
+def check_tensors(
+    shapes: Mapping[str, Shape],
+    state: Mapping[str, np.ndarray],
+    where: str,
+    *,
+    optional: Collection[str] = (),
+    left_over: Sequence[str] = (),
+) -> None:
+    """Refuse a checkpoint whose tensors are not those of an architecture.
+
+    Those named in ``optional`` may be missing; names that begin as ``left_over`` says may be
+    there too.
+    """
+    for name, shape in shapes.items():
+        found = tuple(state[name].shape) if name in state else None
+        if found != shape and name not in optional:
+            raise WeightsError(
+                f"{where}: expected '{name}' of shape {shape}, found {found or 'no such tensor'}; "
+                "give a checkpoint of this very architecture"
+            )
+    others = (name for name in state if name not in shapes)
+    for name in others:
+        if not name.startswith(tuple(left_over)):
+            raise WeightsError(
+                f"{where}: expected the tensors of this architecture alone, found "
+                f"'{one_line(name)}'; give a checkpoint of this very architecture"
+            )
+
+
+def filled_up(chunk: np.ndarray, count: int) -> np.ndarray:
+    """Return a copy of a few rows with zeros after them: always ``count``."""
+    filled = np.zeros((count, *chunk.shape[1:]), chunk.dtype)
+    filled[: len(chunk)] = chunk
+    return filled
+
+
+def in_passes(
+    rows: np.ndarray, count: int, run: Callable[[np.ndarray], Sequence[np.ndarray]]
+) -> list[np.ndarray]:
+    """Run a network over at most ``count`` rows at a time, and join each of its results.
+
+    ``run`` fills its rows up, since products of other shapes round otherwise; what it returns for
+    the filling is left out.
+    """
+    parts = []
+    for start in range(0, len(rows), count):
+        chunk = rows[start : start + count]
+        parts.append([np.array(result[: len(chunk)]) for result in run(chunk)])
+    return [np.concatenate(each) for each in zip(*parts, strict=True)]
 
 
 def drawn(

@@ -11,6 +11,7 @@ import numpy as np
 from ..frameworks import import_oneflow
 from ..preprocess import WEIGHT_BITS, Preprocess, check_pixels, resample_taps
 from .architectures import CUTS, Backbone, get_backbone
+from .network import filled_up, in_passes
 from .resnet import build_resnet
 from .weights import Weights, images_per_pass
 
@@ -56,15 +57,12 @@ class OneFlowEngine:
     def _in_passes(self, images: np.ndarray, count: int) -> dict[str, np.ndarray]:
         """Run passes of always as many images: products of other shapes round otherwise."""
         check_pixels(images, self._preprocess)
-        parts = []
-        for start in range(0, len(images), count):
-            chunk = images[start : start + count]
-            filled = np.zeros((count, *chunk.shape[1:]), np.uint8)
-            filled[: len(chunk)] = chunk
-            results = self._forward(to_input(filled, self._preprocess, self._device))
-            parts.append([result.numpy()[: len(chunk)] for result in results])
-        joined = [np.concatenate(each) for each in zip(*parts, strict=True)]
-        return dict(zip(self._cuts, joined, strict=True))
+
+        def run(chunk: np.ndarray) -> list[np.ndarray]:
+            x = to_input(filled_up(chunk, count), self._preprocess, self._device)
+            return [result.numpy() for result in self._forward(x)]
+
+        return dict(zip(self._cuts, in_passes(images, count, run), strict=True))
 
 
 def build_backbone(backbone: Backbone) -> Any:

@@ -25,6 +25,7 @@ from ..frameworks import import_torch
 from ..preprocess import check_pixels
 from ..progress import OnNote, silent
 from .architectures import CUTS, Backbone, get_backbone
+from .network import filled_up
 from .resnet import build_resnet
 from .torch_input import Normaliser
 from .weights import Weights, images_per_pass
@@ -375,8 +376,7 @@ class ProcessorPasses:
 
     def _pass(self, images: np.ndarray, features: Arrays, start: int) -> None:
         chunk = images[start : start + self._per_pass]
-        filled = np.zeros((self._per_pass, *images.shape[1:]), np.uint8)
-        filled[: len(chunk)] = chunk
+        filled = filled_up(chunk, self._per_pass)
         with torch.inference_mode():
             results = self._network(torch.from_numpy(filled))
         for array, result in zip(features.values(), results, strict=True):

@@ -6,7 +6,6 @@ or the path of a module inside it, such as ``blocks.11``, whose output is taken.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FeatcacheError, RecipeError, WeightsError, one_line
+from ..errors import FeatcacheError, RecipeError, one_line
 from ..frameworks import import_torch
-from .network import POOLED, Shape, drawn, unknown_cut
+from .network import POOLED, Shape, check_tensors, drawn, tensors_digest, unknown_cut
 
 torch = import_torch()
 nn: Any = torch.nn
@@ -62,7 +61,12 @@ class TorchNetwork:
                         f"{', '.join(list(self.cut_shapes())[:12])}"
                     )
                 raise unknown_cut(path, list(self.cut_shapes()), self.name)
-        taken = self._run(self.module(cuts)) if paths else []
+        features = self.module(cuts) if paths else None
+        try:
+            taken = self._run(features) if features else []
+        finally:
+            if features:
+                features.close()
         found = {cut: tuple(value.shape[1:]) for cut, value in zip(cuts, taken, strict=False)}
         return {cut: known.get(cut) or found[cut] for cut in cuts}
 
@@ -140,7 +144,6 @@ class Features(nn.Module):
         self.model = model
         self._outputs = outputs
         self._cuts = tuple(cuts)
-        self._own = any(cut in own for cut in cuts)
         self._taken = threading.local()  # several threads run the same network
         modules = dict(model.named_modules())
         self._handles = [
@@ -187,14 +190,14 @@ def _described(value: Any) -> str:
     return type(value).__name__ if shape is None else str(tuple(shape))
 
 
-def tensors_digest(model: Any) -> str:
+def model_digest(model: Any) -> str:
     """Return SHA-256 (hex) over every tensor of a model: its name, type, shape and numbers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        value = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    ordered = sorted(model.state_dict().items())
+    values = ((name, tensor.detach().cpu().contiguous()) for name, tensor in ordered)
+    return tensors_digest(
+        (name, one.dtype, one.shape, one.reshape(-1).view(torch.uint8).numpy())
+        for name, one in values
+    )
 
 
 def first_broken(model: Any) -> str:
@@ -217,23 +220,11 @@ def load_strictly(
     ``head`` has how the names of a classifier's tensors begin, which may be left over.
     """
     expected = model.state_dict()
-    for name, tensor in expected.items():
-        if name not in state and name.endswith("num_batches_tracked"):
-            continue
-        found = tuple(state[name].shape) if name in state else None
-        if found != tuple(tensor.shape):
-            raise WeightsError(
-                f"{where}: expected '{name}' of shape {tuple(tensor.shape)}, found "
-                f"{found or 'no such tensor'}; give a checkpoint of this very architecture"
-            )
-    left_over = [
-        name for name in state if name not in expected and not name.startswith(tuple(head))
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    counters = [
+        name for name in shapes if name not in state and name.endswith("num_batches_tracked")
     ]
-    if left_over:
-        raise WeightsError(
-            f"{where}: expected the tensors of this architecture alone, found "
-            f"'{one_line(left_over[0])}'; give a checkpoint of this very architecture"
-        )
+    check_tensors(shapes, state, where, optional=counters, left_over=head)
     with torch.no_grad():
         for name, tensor in expected.items():
             if name in state:

@@ -46,7 +46,7 @@ from .checkpoints import (
     write_safetensors,
 )
 from .naming import WEIGHT_NAMES
-from .network import Network, Shape
+from .network import Network, Shape, arrays_digest
 from .pretrained import IMAGENET, Source, check_digest, find, pin_digest
 
 _STARTER_FILE = "resnet18-tinyimagenet32.safetensors"
@@ -165,11 +165,8 @@ def load_resnet(name: str | Path, backbone: str, folder: Path, on_progress: OnPr
 def _draw(name: str, backbone: str) -> Weights:
     """Return random weights; their digest is over the tensors in the order of their names."""
     state = draw_state(get_backbone(backbone), random_seed(name))
-    digest = hashlib.sha256()
-    for key, array in sorted(state.items()):
-        digest.update(f"{key} {array.dtype} {array.shape}\n".encode() + array.tobytes())
     source = f"random weights, seed {random_seed(name)}"
-    return Weights(name, backbone, state, digest.hexdigest(), Preprocess(224), source)
+    return Weights(name, backbone, state, arrays_digest(state), Preprocess(224), source)
 
 
 def _load_imagenet(
