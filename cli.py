@@ -1,5 +1,5 @@
 """Launcher from a checkout: ``python cli.py extract …``."""
 
-from featcache.cli import main
+from featcache.cli import run
 
-raise SystemExit(main())
+run()

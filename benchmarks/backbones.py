@@ -114,6 +114,7 @@ def ours(zip_path: str, name: str, precision: str, n_images: int) -> dict:
                 weights="random:0",
                 precision=precision,
                 output=folder,
+                reuse=False,
             )
         rounds.append({"bare": alone, "whole": result.images_per_s, "n": result.n_rows})
     return {"engine": choice.name, "rounds": rounds}

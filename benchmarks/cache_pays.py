@@ -40,7 +40,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder) / "runs"
         started = time.perf_counter()
-        made = featcache.extract(options.data, output=Path(folder) / "f.h5", **limits, **common)
+        made = featcache.extract(
+            options.data, output=Path(folder) / "f.h5", reuse=False, **limits, **common
+        )
         extract_s = time.perf_counter() - started
         asked: dict[str, Any] = {"check": False, "runs": runs}
         featcache.probe(made.cache, **asked)  # what is loaded once is loaded now

@@ -133,6 +133,7 @@ def end_to_end(
             precision=precision,
             device=device,
             output=folder,
+            reuse=False,
         )
         featcache.verify(result.cache)
         wall = time.perf_counter() - started
@@ -159,7 +160,7 @@ def memory(zip_path: str, times: int) -> dict:
 
     data = Dataset(data.name, repeated(data.train), repeated(data.test), f"{times} times")
     with tempfile.TemporaryDirectory() as folder:
-        result = featcache.extract(data, weights=WEIGHTS, size=32, output=folder)
+        result = featcache.extract(data, weights=WEIGHTS, size=32, output=folder, reuse=False)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return {"n": result.n_rows, "peak_mib": peak, "images_per_s": result.images_per_s}
 

@@ -190,7 +190,7 @@ def cached(zip_path: str, size: int, n_steps: int, frozen: bool, trainer: dict) 
 
     data = part(zip_path, n_steps * BATCH)
     with tempfile.TemporaryDirectory() as folder:
-        options = {"cut": "layer3", "views": "flips", "output": folder}
+        options = {"cut": "layer3", "views": "flips", "output": folder, "reuse": False}
         made = featcache.extract(data, weights=WEIGHTS, size=size, **options)
         trained = _finetune(None, n_steps, cache=made.cache, **_until(frozen), **trainer)
     return {**trained, "extract_s": made.wall_s, "extracted_by": made.engine}

@@ -158,6 +158,7 @@ class Experiment:
             train_limit=self.limit,
             test_limit=self.limit,
             output=self._features(row.views),
+            reuse=False,
             on_progress=_progress(),
         )
         cache = featcache.load(made.cache)

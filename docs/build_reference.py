@@ -23,8 +23,9 @@ PAGE = Path(__file__).with_name("reference.md")
 
 GROUPS = {
     "Making caches": (
-        *("extract", "extract_share", "pack", "merge"),
-        *("ExtractOptions", "ExtractResult", "ShareResult", "MergeResult"),
+        *("extract", "extract_share", "pack", "import_features", "label", "merge"),
+        *("ExtractOptions", "ExtractResult", "ShareResult", "ImportResult", "LabelResult"),
+        "MergeResult",
     ),
     "Reading caches": (
         *("load", "newest_cache", "verify", "diff", "export", "Cache", "CachedSplit"),
@@ -32,7 +33,8 @@ GROUPS = {
     ),
     "Heads on features": (
         *("probe", "few_shot", "learning_curve", "knn"),
-        *("ProbeOptions", "ProbeResult", "KnnResult"),
+        *("Question", "ProbeOptions", "ProbeResult", "MultilabelResult", "RegressionResult"),
+        *("CrossValidationResult", "KnnResult"),
         *("LinearProbe", "ExactRecipe", "ProbeRecipe"),
     ),
     "Saved heads": ("load_head", "predict", "evaluate_head", "Head"),
@@ -40,7 +42,10 @@ GROUPS = {
         *("finetune", "fit", "FinetuneResult", "FitResult"),
         *("FinetuneOptions", "FinetuneRecipe", "FitOptions"),
     ),
-    "Comparing and looking": ("compare", "audit", "report", "AuditResult", "ReportResult"),
+    "Comparing and looking": (
+        *("compare", "audit", "report", "worst_errors"),
+        *("AuditResult", "ReportResult", "ErrorsResult"),
+    ),
     "Data, weights, machine": (
         *("load_dataset", "load_weights", "examine", "Dataset", "Split", "Weights"),
         *("Preprocess", "Progress"),
@@ -52,11 +57,15 @@ PARTS = {
     "probes.cross_check": ("CheckResult",),
     "metrics": ("Evaluation",),
     "probes.sweep": ("Sweep", "SweepPoint"),
+    "probes.multilabel": ("LabelScore", "LabelsCheck"),
+    "probes.regression": ("NumberScore", "NumbersCheck"),
+    "probes.crossval": ("Fold",),
     "probes.curves": ("CurvePoint",),
     "prediction": ("Prediction", "HeadResult"),
     "finetuning.run": ("Epoch",),
     "finetuning.fit": ("Attempt",),
     "auditing.findings": ("DuplicatePair", "DuplicateGroup", "Suspect", "Outlier"),
+    "reporting.mistakes": ("WorstError",),
     "datasets.images": ("Images", "ArrayImages"),
     "doctor": ("Finding",),
 }

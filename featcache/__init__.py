@@ -24,8 +24,10 @@ _HOME = {
     "AuditResult": "auditing.findings",
     "Cache": "store.cache",
     "CachedSplit": "store.cache",
+    "CrossValidationResult": "probes.folds",
     "Dataset": "datasets.dataset",
     "DiffReport": "store.diff",
+    "ErrorsResult": "reporting.mistakes",
     "ExactRecipe": "probes.recipes",
     "ExportResult": "store.export",
     "ExtractOptions": "extraction.options",
@@ -37,14 +39,19 @@ _HOME = {
     "FitOptions": "finetuning.fit",
     "FitResult": "finetuning.fit",
     "Head": "probes.head",
+    "ImportResult": "importing.features",
     "KnnResult": "probes.knn",
+    "LabelResult": "store.label",
     "LinearProbe": "probes.estimator",
     "MergeResult": "store.merge",
+    "MultilabelResult": "probes.multilabel",
     "Preprocess": "preprocess",
     "ProbeOptions": "probes.probe",
     "ProbeRecipe": "probes.recipes",
     "ProbeResult": "probes.probe",
     "Progress": "progress",
+    "Question": "probes.question",
+    "RegressionResult": "probes.regression",
     "ReportResult": "reporting.report",
     "ShareResult": "extraction.result",
     "Split": "datasets.dataset",
@@ -61,7 +68,9 @@ _HOME = {
     "few_shot": "probes.curves",
     "finetune": "finetuning.finetune",
     "fit": "finetuning.fit",
+    "import_features": "importing.features",
     "knn": "probes.knn",
+    "label": "store.label",
     "learning_curve": "probes.curves",
     "load": "store.cache",
     "load_dataset": "datasets.loading",
@@ -74,14 +83,17 @@ _HOME = {
     "probe": "probes.probe",
     "report": "reporting.report",
     "verify": "store.verify",
+    "worst_errors": "reporting.mistakes",
 }
 
 __all__ = [  # spelled out for readers and type checkers; a test holds it equal to _HOME
     "AuditResult",
     "Cache",
     "CachedSplit",
+    "CrossValidationResult",
     "Dataset",
     "DiffReport",
+    "ErrorsResult",
     "ExactRecipe",
     "ExportResult",
     "ExtractOptions",
@@ -93,14 +105,19 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "FitOptions",
     "FitResult",
     "Head",
+    "ImportResult",
     "KnnResult",
+    "LabelResult",
     "LinearProbe",
     "MergeResult",
+    "MultilabelResult",
     "Preprocess",
     "ProbeOptions",
     "ProbeRecipe",
     "ProbeResult",
     "Progress",
+    "Question",
+    "RegressionResult",
     "ReportResult",
     "ShareResult",
     "Split",
@@ -117,7 +134,9 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "few_shot",
     "finetune",
     "fit",
+    "import_features",
     "knn",
+    "label",
     "learning_curve",
     "load",
     "load_dataset",
@@ -130,6 +149,7 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "probe",
     "report",
     "verify",
+    "worst_errors",
 ]
 
 if TYPE_CHECKING:
@@ -149,20 +169,27 @@ if TYPE_CHECKING:
     from .finetuning.fit import FitOptions, FitResult, fit
     from .finetuning.recipes import FinetuneOptions, FinetuneRecipe
     from .finetuning.run import FinetuneResult
+    from .importing.features import ImportResult, import_features
     from .prediction import evaluate_head, predict
     from .preprocess import Preprocess
     from .probes.curves import few_shot, learning_curve
     from .probes.estimator import LinearProbe
+    from .probes.folds import CrossValidationResult
     from .probes.head import Head, load_head
     from .probes.knn import KnnResult, knn
+    from .probes.multilabel import MultilabelResult
     from .probes.probe import ProbeOptions, ProbeResult, probe
+    from .probes.question import Question
     from .probes.recipes import ExactRecipe, ProbeRecipe
+    from .probes.regression import RegressionResult
     from .progress import Progress
+    from .reporting.mistakes import ErrorsResult, worst_errors
     from .reporting.report import ReportResult, report
     from .runs import compare
     from .store.cache import Cache, CachedSplit, load, newest_cache
     from .store.diff import DiffReport, diff
     from .store.export import ExportResult, export
+    from .store.label import LabelResult, label
     from .store.merge import MergeResult, merge
     from .store.verify import VerifyReport, verify
 

@@ -9,6 +9,7 @@
     │   └── CacheCorruptError    the cache's bytes are not those that were written
     ├── DatasetError             images, labels or classes are missing or unreadable
     │   └── DatasetChangedError  an image changed after it was hashed
+    ├── TableError               (also ValueError)         a column or target that does not fit
     ├── WeightsError             a checkpoint is missing, unsafe, or for another architecture
     ├── EngineUnavailableError   (also ImportError)        the engine or device cannot run here
     ├── ShapeMismatchError       (also ValueError)         array shapes that do not fit together
@@ -53,6 +54,10 @@ class DatasetChangedError(DatasetError):
     """An image changed after it was hashed; unlike a bad image, it is never skipped."""
 
 
+class TableError(FeatcacheError, ValueError):
+    """A table of labels cannot be read, or a column or target does not fit the question."""
+
+
 class WeightsError(FeatcacheError):
     """A checkpoint is missing, damaged, unsafe, or for another architecture."""
 
@@ -79,6 +84,13 @@ class RemoteError(FeatcacheError):
 
 class OutputError(FeatcacheError, OSError):
     """A result cannot be written to the requested place."""
+
+
+def visible(text: str) -> str:
+    """Return text for a terminal: control characters of a foreign text are written out."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 _MAX_CHARACTERS = 120

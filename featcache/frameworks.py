@@ -161,9 +161,20 @@ def import_openvino() -> ModuleType:
 
 
 @cache
+def openvino_core() -> Any:
+    """Return the OpenVINO core of this process: one, for ever.
+
+    On processors with AMX each core gives the main thread a stack for signals and, when it goes,
+    puts back the one that it found. Of two cores that went in the order in which they came, a stack
+    stayed that was freed: the next Ctrl-C ended the process.
+    """
+    return import_openvino().Core()
+
+
+@cache
 def openvino_precisions() -> tuple[str, ...]:
     """Return the precisions that OpenVINO runs natively on this processor, ``"f32"`` first."""
-    capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("f32", *(ours for ours, its in _CAPABILITIES.items() if its in capabilities))
 
 

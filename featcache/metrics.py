@@ -1,16 +1,18 @@
-"""Accuracy measures and their 95 % intervals, on arrays.
+"""Measures of classes, labels and numbers, and their 95 % intervals, on arrays.
 
 Top-1 weighs images, so large classes dominate it on imbalanced data. Balanced accuracy and macro
 F1 weigh classes equally. For one head an interval is over draws of test images
 (`wilson_interval`, `score_interval`), for heads on several draws of training images over these
-draws (`mean_interval`). Labels int64 (M,) are in [0, n_classes); other arrays raise ValueError.
+draws (`mean_interval`). Several labels an image have `average_precisions`, numbers have
+`number_scores`. Labels int64 (M,) are in [0, n_classes); other arrays raise ValueError.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -113,6 +115,13 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     shifted = np.asarray(scores, np.float64)
     powers: np.ndarray = np.exp(shifted - shifted.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
+
+
+def sigmoid(scores: np.ndarray) -> np.ndarray:
+    """Return the probabilities of logits of any shape, each by itself: float64."""
+    small = np.exp(-np.abs(np.asarray(scores, np.float64)))
+    shares: np.ndarray = np.where(np.asarray(scores) >= 0, 1, small) / (1 + small)
+    return shares
 
 
 def expected_calibration_error(
@@ -252,6 +261,277 @@ def evaluate_scores(scores: np.ndarray, labels: np.ndarray, *, calibrated: bool)
         confusion=tuple(tuple(int(count) for count in row) for row in matrix),
         reliability=bins,
     )
+
+
+_RESAMPLED_CELLS = 1_000_000_000  # rows times labels times resamples: some 10 s
+_CELLS_OF_A_NUMBER = 20  # as many as take as long
+_RESAMPLED_BYTES = 1 << 28
+_FEWEST_RESAMPLES = 100
+_DRAWS_AT_ONCE, _NUMBERS_AT_ONCE = 64, 1 << 21
+
+Interval = tuple[float, float]
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return the average precision of scores (M,), as ``average_precision_score``.
+
+    Rows of one score are taken together. ``labels`` (M,) are 0 or 1; NaN where none is 1.
+    """
+    ranking = _Ranking(np.asarray(scores), np.asarray(labels), len(labels))
+    return float(ranking.weighted(np.ones((len(labels), 1), np.uint8))[0])
+
+
+@dataclass(frozen=True)
+class AveragePrecision:
+    """Average precision over several labels, with 95 % intervals over draws of test images.
+
+    Parameters
+    ----------
+    macro, micro : float or None
+        The mean over labels with positives, and that of all pairs of image and label in one
+        ranking; None without positives.
+    macro_interval, micro_interval : tuple of 2 floats or None
+    per_label : tuple of float or None
+        None for a label without positives.
+    per_label_interval : tuple of (tuple of 2 floats or None)
+    """
+
+    macro: float | None
+    macro_interval: Interval | None
+    micro: float | None
+    micro_interval: Interval | None
+    per_label: tuple[float | None, ...]
+    per_label_interval: tuple[Interval | None, ...]
+
+
+def average_precisions(
+    scores: np.ndarray, targets: np.ndarray, groups: np.ndarray | None = None
+) -> AveragePrecision:
+    """Measure scores (M, L) against targets int8 (M, L), in which -1 is not known and left out.
+
+    Intervals are the 2.5th to the 97.5th percentile of 1,000 resamples of images, or of the
+    ``groups`` int64 (M,) of images that belong together; above a million pairs of image and label
+    of fewer, at least 100.
+    """
+    n, n_labels = targets.shape
+    counts = _resampled_counts(n, groups, n_labels)
+    single = np.ones((n, 1), np.uint8)
+    per_label, resampled = [], []
+    for label in range(n_labels):
+        known = np.flatnonzero(targets[:, label] >= 0)
+        ranking = _Ranking(scores[known, label], targets[known, label], n, known)
+        per_label.append(float(ranking.weighted(single)[0]))
+        resampled.append(ranking.weighted(counts))
+    rows, columns = np.nonzero(targets >= 0)
+    pairs = _Ranking(scores[rows, columns], targets[rows, columns], n, rows)
+    draws = np.array(resampled).reshape(n_labels, -1)
+    macro = _mean_of_finite(np.array(per_label)[:, None])[0] if n_labels else np.nan
+    return AveragePrecision(
+        macro=_finite(macro),
+        macro_interval=_percentiles(_mean_of_finite(draws)),
+        micro=_finite(pairs.weighted(single)[0]),
+        micro_interval=_percentiles(pairs.weighted(counts)),
+        per_label=tuple(map(_finite, per_label)),
+        per_label_interval=tuple(map(_percentiles, draws)),
+    )
+
+
+def f1_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the threshold of probabilities (M,) with the highest F1 against labels (M,), 0 or 1.
+
+    It lies half way between two probabilities. Among equals the highest; 0.5 without positives.
+    Lipton, Elkan and Naryanaswamy, "Optimal thresholding of classifiers to maximize F1 measure",
+    ECML 2014.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    ranked, hits = np.asarray(probabilities, np.float64)[order], np.cumsum(labels[order])
+    if not len(hits) or hits[-1] == 0:
+        return 0.5
+    ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
+    f1 = 2 * hits[ends] / (ends + 1 + hits[-1])
+    end = ends[f1.argmax()]
+    below = ranked[end + 1] if end + 1 < len(ranked) else 0.0
+    return float((ranked[end] + below) / 2)
+
+
+@dataclass(frozen=True)
+class NumberScores:
+    """How well one numeric target is predicted, with 95 % intervals over draws of test images.
+
+    Parameters
+    ----------
+    n : int
+        Images with a value.
+    r2 : float or None
+        1 - sum of squared errors / sum of squares about the mean; None for a constant target.
+    mae, rmse : float or None
+        Mean absolute error and root of the mean squared error, in units of the target.
+    spearman : float or None
+        Correlation of ranks, equal values sharing the mean of theirs.
+    r2_interval, mae_interval, rmse_interval, spearman_interval : tuple of 2 floats or None
+    """
+
+    n: int
+    r2: float | None
+    r2_interval: Interval | None
+    mae: float | None
+    mae_interval: Interval | None
+    rmse: float | None
+    rmse_interval: Interval | None
+    spearman: float | None
+    spearman_interval: Interval | None
+
+
+def number_scores(
+    predicted: np.ndarray, targets: np.ndarray, groups: np.ndarray | None = None
+) -> tuple[tuple[NumberScores, ...], float | None, Interval | None]:
+    """Measure predictions (M, T) against targets (M, T); NaN targets are left out.
+
+    Returns the scores of each target, and the mean R2 over targets with its interval. Resamples are
+    as in `average_precisions`; there are fewer than 1,000 above 50,000 numbers.
+    """
+    n, n_targets = targets.shape
+    counts = _resampled_counts(n, groups, n_targets * _CELLS_OF_A_NUMBER)
+    scored, r2s = [], []
+    for target in range(n_targets):
+        known = np.flatnonzero(~np.isnan(targets[:, target]))
+        columns = _NumberColumns(predicted[known, target], targets[known, target])
+        single = columns.weighted(np.ones((len(known), 1), np.uint8))
+        draws = columns.weighted(counts[known])
+        r2s.append((single[0], draws[0]))
+        both: list[Any] = []
+        for one, many in zip(single, draws, strict=True):
+            both += [_finite(one[0]), _percentiles(many)]
+        scored.append(NumberScores(len(known), *both))
+    mean = _mean_of_finite(np.array([one for one, _ in r2s]))
+    spread = _mean_of_finite(np.array([many for _, many in r2s]))
+    return tuple(scored), _finite(mean[0]), _percentiles(spread)
+
+
+class _Ranking:
+    """Rows (M,) in the order of falling scores, to be measured at many weightings of them.
+
+    ``rows`` int64 (M,) in [0, n) are their numbers, by default 0 to n - 1.
+    """
+
+    def __init__(
+        self, scores: np.ndarray, labels: np.ndarray, n: int, rows: np.ndarray | None = None
+    ) -> None:
+        from scipy.sparse import csr_array
+
+        order = np.argsort(-scores, kind="stable")
+        ranked, numbers = scores[order], order if rows is None else rows[order]
+        positives = np.flatnonzero(labels[order] > 0)
+        last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
+        # Where the rows of the same score end, for each positive; once for several of them.
+        ends, first = np.unique(last[np.searchsorted(last, positives)], return_index=True)
+        # As sparse matrices with a row per end: sums over the rows between two ends.
+        upto = np.append(0, ends + 1)
+        self._above = csr_array(
+            (np.ones(upto[-1], np.int32), numbers[: upto[-1]], upto), shape=(len(ends), n)
+        )
+        firsts, hits = np.append(first, len(positives)), numbers[positives]
+        self._hits = csr_array((np.ones(len(hits), np.int32), hits, firsts), shape=(len(ends), n))
+
+    def weighted(self, counts: np.ndarray) -> np.ndarray:
+        """Return the average precision, float64 (R,), at each column of counts uint8 (n, R)."""
+        if not self._above.shape[0]:
+            return np.full(counts.shape[1], np.nan)
+        found = []
+        for part in _parts(counts):
+            drawn = part.astype(np.int32)
+            hits = self._hits @ drawn
+            true = hits.cumsum(axis=0)
+            share = true / np.maximum((self._above @ drawn).cumsum(axis=0), 1)
+            with np.errstate(invalid="ignore"):  # a draw without positives
+                found.append((hits * share).sum(axis=0) / true[-1])
+        return np.concatenate(found)
+
+
+class _NumberColumns:
+    """Predictions and targets (M,), to be measured at many weightings of their rows."""
+
+    def __init__(self, predicted: np.ndarray, targets: np.ndarray) -> None:
+        error = np.asarray(predicted, np.float64) - targets
+        centred = targets - (targets.mean() if len(targets) else 0.0)
+        self._sums = np.column_stack([abs(error), error**2, centred, centred**2])
+        self._constant = len(targets) == 0 or not np.any(targets != targets[0])
+        self._orders = [np.argsort(values, kind="stable") for values in (predicted, targets)]
+        self._values = predicted, targets
+
+    def weighted(self, counts: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return R2, MAE, RMSE and Spearman's correlation, float64 (R,) each."""
+        parts = [self._at(part) for part in _parts(counts)]
+        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+    def _at(self, drawn: np.ndarray) -> tuple[np.ndarray, ...]:
+        weights = drawn.astype(np.float64)
+        totals = weights.sum(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):  # no rows, or a constant draw
+            absolute, squared, linear, quadratic = self._sums.T @ weights / totals
+            spread = quadratic - linear**2
+            flat = self._constant | (spread <= 1e-12 * quadratic)
+            r2 = np.where(flat, np.nan, 1 - squared / np.where(flat, 1, spread))
+            x, y = (self._ranks(which, weights) for which in (0, 1))
+            means = ((weights * x).sum(axis=0) / totals, (weights * y).sum(axis=0) / totals)
+            x, y = x - means[0], y - means[1]
+            together = (weights * x * y).sum(axis=0)
+            apart = (weights * x * x).sum(axis=0) * (weights * y * y).sum(axis=0)
+            spearman = np.where(apart > 0, together / np.sqrt(apart), np.nan)
+        return r2, absolute, np.sqrt(squared), spearman
+
+    def _ranks(self, which: int, weights: np.ndarray) -> np.ndarray:
+        """Return the rank of each row in the draw, the mean of those of equal values."""
+        order, values = self._orders[which], self._values[which]
+        if not len(order):
+            return weights
+        ranked = values[order]
+        starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
+        sizes = np.add.reduceat(weights[order], starts, axis=0)
+        middles = sizes.cumsum(axis=0) - (sizes - 1) / 2
+        ranks = np.empty_like(weights)
+        ranks[order] = np.repeat(middles, np.diff(np.append(starts, len(order))), axis=0)
+        return ranks
+
+
+def _resampled_counts(n: int, groups: np.ndarray | None, width: int) -> np.ndarray:
+    """Return how often each row is in each bootstrap draw of rows or groups: uint8 (n, R)."""
+    most = min(_RESAMPLED_CELLS // max(1, n * width), _RESAMPLED_BYTES // max(1, n))
+    draws = min(_RESAMPLES, max(_FEWEST_RESAMPLES, most))
+    unit = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
+    units = int(unit.max(initial=-1)) + 1
+    generator = np.random.default_rng(0)
+    counts = np.empty((units, draws), np.uint8)
+    for draw in range(draws):
+        counts[:, draw] = np.bincount(generator.integers(units, size=units), minlength=units)
+    return counts if groups is None else counts[unit]
+
+
+def _parts(counts: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield counts (n, R) some columns at a time: fewer of long ones."""
+    at_once = max(1, min(_DRAWS_AT_ONCE, _NUMBERS_AT_ONCE // max(1, len(counts))))
+    for first in range(0, counts.shape[1], at_once):
+        yield counts[:, first : first + at_once]
+
+
+def _mean_of_finite(values: np.ndarray) -> np.ndarray:
+    """Return the mean over rows of (L, R) without NaN, float64 (R,); NaN where all are."""
+    known = ~np.isnan(values)
+    sums, sizes = np.where(known, values, 0).sum(axis=0), known.sum(axis=0)
+    return np.divide(sums, sizes, out=np.full(len(sums), np.nan), where=sizes > 0)
+
+
+def _percentiles(draws: np.ndarray) -> Interval | None:
+    """Return the 95 % interval of the draws that are defined; None where none is."""
+    defined = draws[~np.isnan(draws)]
+    if not len(defined):
+        return None
+    low, high = np.percentile(defined, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _counts(

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +23,10 @@ from .backbones.loading import load_weights
 from .backbones.naming import WEIGHT_NAMES, parse_backbone, recorded_backbone, recorded_weights
 from .backbones.weights import Weights
 from .datasets.batches import decoded_batches
-from .datasets.decoding import SUFFIXES, decode_image
-from .datasets.images import HIDDEN, Files, Folder, OnError, reading_threads
+from .datasets.decoding import decode_image, image_suffixes
+from .datasets.images import Files, Folder, OnError, images_among, is_hidden, reading_threads
+from .datasets.named import default_data_root
+from .datasets.tar import TarShards
 from .datasets.urls import RemoteFolder, open_url
 from .datasets.zip import ZipArchive
 from .errors import CacheMismatchError, DatasetError, FeatcacheError, RecipeError, WeightsError
@@ -39,10 +41,11 @@ from .probes.ingredients import (
     head_cuts,
     rounding_differences,
 )
-from .probes.labelled import labelled, opened
+from .probes.question import opened, own_test_images
 from .probes.recipes import check_choice
 from .progress import OnNote, OnProgress, Progress, silent
 from .remote import RemotePlace, located
+from .store.arrays import IMPORTED
 from .store.cache import Cache
 from .store.format import FINGERPRINT_FIELDS, OPTIONAL_FIELDS, fingerprint
 
@@ -52,24 +55,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classes of one image.
+    """The classes, labels or numbers of one image.
 
     Parameters
     ----------
     path : str
         The image file; ``archive.zip!name`` inside an archive.
-    class_name : str
-        The class with the highest score.
-    probability : float
-        Its softmax probability, in [0, 1].
+    class_name : str or None
+        The class or label with the highest score; None for a head of numbers.
+    probability : float or None
+        Its probability, in [0, 1]: by softmax for classes, by a sigmoid for labels.
     top : tuple of (str, float)
-        The most likely classes with their probabilities, including the first one.
+        The most likely classes or labels with their probabilities, including the first one.
+    labels : tuple of (str, float) or None
+        Only for a head of labels: those at or above their thresholds, with their probabilities.
+    values : tuple of (str, float) or None
+        Only for a head of numbers: each target with its value.
     """
 
     path: str
-    class_name: str
-    probability: float
+    class_name: str | None
+    probability: float | None
     top: tuple[tuple[str, float], ...]
+    labels: tuple[tuple[str, float], ...] | None = None
+    values: tuple[tuple[str, float], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ def predict(
     on_progress: OnProgress = silent,
     on_note: OnNote = silent,
 ) -> list[Prediction]:
-    """Classify images with a saved head.
+    """Predict the classes, labels or numbers of images with a saved head.
 
     Threads decode the next images while a batch is computed. Memory does not grow with the number
     of images.
@@ -121,7 +130,7 @@ def predict(
     batch_size : int
         Images per forward pass.
     top : int
-        Classes per image in `Prediction.top`, at most K.
+        Classes or labels per image in `Prediction.top`, at most K.
     on_error : str
         ``"fail"`` raises at the first file that is not a readable image, ``"skip"`` leaves it
         out and calls ``on_note``.
@@ -216,6 +225,11 @@ def _load_weights(
 
     A fine-tuned network is saved beside its head; its digest is compared later.
     """
+    if head.ingredients.get("backbone") == IMPORTED:
+        raise WeightsError(
+            f"{where}: expected a head on features that featcache computed, found one on imported "
+            "features, whose backbone it does not have; import the features of the new images too"
+        )
     try:
         backbone = str(options.backbone or recorded_backbone(head.ingredients["backbone"], where))
         preprocess = Preprocess.from_dict(head.ingredients["preprocess"])
@@ -252,12 +266,25 @@ def _check_finite(features: np.ndarray, names: Sequence[str]) -> None:
 def _named(
     head: Head, features: np.ndarray, names: Sequence[str], top: int
 ) -> Iterator[Prediction]:
+    scores, targets = head.scores(features), head.class_names
+    if head.task == "numbers":
+        for name, numbers in zip(names, scores.tolist(), strict=True):
+            yield Prediction(name, None, None, (), values=tuple(zip(targets, numbers, strict=True)))
+        return
     # Ordered by score, since two probabilities may round to the same number.
-    order = np.argsort(-head.scores(features), axis=1, kind="stable")[:, :top]
-    likely = np.take_along_axis(head.probabilities(features), order, axis=1)
-    for name, classes, shares in zip(names, order.tolist(), likely.tolist(), strict=True):
-        pairs = tuple(zip((head.class_names[index] for index in classes), shares, strict=True))
-        yield Prediction(name, *pairs[0], pairs)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    if head.task == "classes":
+        order = order[:, :top]
+    probabilities = head.probabilities(features)
+    present = head.predict(features) if head.task == "labels" else None
+    for row, (name, classes) in enumerate(zip(names, order.tolist(), strict=True)):
+        pairs = [(targets[index], float(probabilities[row, index])) for index in classes]
+        labels = None
+        if present is not None:
+            labels = tuple(
+                pair for pair, index in zip(pairs, classes, strict=True) if present[row, index]
+            )
+        yield Prediction(name, *pairs[0], tuple(pairs[:top]), labels)
 
 
 Place = tuple[Files, str]  # where an image file is, and its name there
@@ -287,8 +314,8 @@ class PlacedImages:
 def find_places(paths: Sequence[str | Path]) -> list[Place]:
     """Find the image files at paths and URLs: in their order, and inside each in that of names.
 
-    A file is taken whatever its suffix. Folders and ``.zip`` archives are searched at any depth
-    for image suffixes, without hidden files.
+    A file is taken whatever its suffix. Folders, ``.zip`` and ``.tar`` archives are searched at any
+    depth for images, without hidden files.
     """
     places: list[Place] = []
     for path in map(located, paths):
@@ -300,13 +327,19 @@ def find_places(paths: Sequence[str | Path]) -> list[Place]:
         if not folder and not os.path.isfile(path):
             kind = "something else" if os.path.exists(path) else "nothing"
             raise DatasetError(
-                f"{path}: expected an image, a folder or a .zip of images, found {kind}; check "
-                "the path"
+                f"{path}: expected an image, a folder, or a .zip or .tar of images, found {kind}; "
+                "check the path"
             )
-        if not folder and path.suffix.lower() != ".zip":
+        if not folder and path.suffix.lower() not in (".zip", ".tar"):
             places.append((Folder(path.parent), path.name))
             continue
-        files: Files = Folder(path) if folder else ZipArchive(path)
+        files: Files
+        if folder:
+            files = Folder(path)
+        elif path.suffix.lower() == ".tar":
+            files = TarShards([path], [""], default_data_root())
+        else:
+            files = ZipArchive(path)
         places += _inside(files, path)
     if not places:
         raise DatasetError("images: expected the path of at least one, found none")
@@ -315,25 +348,20 @@ def find_places(paths: Sequence[str | Path]) -> list[Place]:
 
 def _behind(place: RemotePlace) -> list[Place]:
     """Return the image files behind a URL."""
-    if place.suffix in SUFFIXES:
+    if place.suffix in image_suffixes():
         return [(RemoteFolder(place.parent), place.name)]
     return _inside(open_url(place)[0], place)
 
 
 def _inside(files: Files, path: Path | RemotePlace) -> list[Place]:
-    inside = [(files, name) for name in files.names() if _is_image(name)]
+    names = [name for name in files.names() if not is_hidden(name)]
+    inside = [(files, name) for name in images_among(files, names)[0]]
     if not inside:
         raise DatasetError(
-            f"{path}: expected images (names that end in {', '.join(sorted(SUFFIXES))}), "
+            f"{path}: expected images (names that end in {', '.join(sorted(image_suffixes()))}), "
             "found none; give another folder, or the files themselves"
         )
     return inside
-
-
-def _is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(HIDDEN) for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
 
 
 _AGAIN = "train it again with featcache probe --save-head"
@@ -383,14 +411,14 @@ def evaluate_head(head: str | Path | Head, cache: str | Path | Cache) -> HeadRes
     Raises
     ------
     WeightsError
-        Not a head, or one without the ingredients of its features.
+        Not a head, one of labels or numbers, or one without the ingredients of its features.
     CacheMismatchError
         Features made in another way or of another length, other classes or another order of
         classes, or no test images; the message says which.
     CacheError
         A cache that cannot be read.
     """
-    head, where = checked_head(head)
+    head, where = checked_head(head, of_classes=True)
     cuts = head_cuts(head.ingredients) if "head_cuts" in head.ingredients else ()
     cache = opened(cache, cuts=cuts)
     differing = feature_differences(head.ingredients, cache.meta)
@@ -404,7 +432,7 @@ def evaluate_head(head: str | Path | Head, cache: str | Path | Cache) -> HeadRes
             f"{'; '.join(differing) or 'no test images'}; give the cache that the head was "
             "trained on, or one made alike"
         )
-    test = labelled(cache, "test", cuts=cuts)
+    test = own_test_images(cache, cuts=cuts)
     predicted = head.predict(test.views[0])
     accuracy = top1(predicted, test.labels)
     return HeadResult(
@@ -418,11 +446,19 @@ def evaluate_head(head: str | Path | Head, cache: str | Path | Cache) -> HeadRes
     )
 
 
-def checked_head(head: str | Path | Head) -> tuple[Head, str]:
-    """Return a head whose ingredients hash to its fingerprint, and its name for messages."""
+def checked_head(head: str | Path | Head, *, of_classes: bool = False) -> tuple[Head, str]:
+    """Return a head whose ingredients hash to its fingerprint, and its name for messages.
+
+    ``of_classes`` refuses one of labels or numbers.
+    """
     where = "head" if isinstance(head, Head) else str(head)
     if not isinstance(head, Head):
         head = load_head(head)
+    if of_classes and head.task != "classes":
+        raise WeightsError(
+            f"{where}: expected a head of classes, found one of {head.task}; give another head, or "
+            "use it with featcache predict"
+        )
     missing = [
         name for name in FINGERPRINT_FIELDS if name not in {*OPTIONAL_FIELDS, *head.ingredients}
     ]
@@ -442,12 +478,29 @@ def checked_head(head: str | Path | Head) -> tuple[Head, str]:
 def as_csv(predictions: Sequence[Prediction]) -> str:
     """Return a CSV table: ``path,class,probability``, then ``class_2`` and so on.
 
-    A name that a spreadsheet takes for a formula is not changed.
+    Of labels: ``path,labels,probabilities``, those at or above their thresholds with ``;`` between.
+    Of numbers: ``path`` and a column for each. A name that a spreadsheet takes for a formula is not
+    changed.
     """
-    width = max((len(prediction.top) for prediction in predictions), default=1)
-    ends = ["", *(f"_{number}" for number in range(2, width + 1))]
-    lines = [["path", *(f"{column}{end}" for end in ends for column in ("class", "probability"))]]
-    for prediction in predictions:
-        pairs = ((name, f"{probability:.6g}") for name, probability in prediction.top)
-        lines.append([prediction.path, *(text for pair in pairs for text in pair)])
+    first = predictions[0] if predictions else None
+    if first is not None and first.values is not None:
+        lines = [["path", *(name for name, _ in first.values)]]
+        for prediction in predictions:
+            lines.append(
+                [prediction.path, *(f"{value:.9g}" for _, value in prediction.values or ())]
+            )
+    elif first is not None and first.labels is not None:
+        lines = [["path", "labels", "probabilities"]]
+        for prediction in predictions:
+            found = prediction.labels or ()
+            shares = ";".join(f"{probability:.6g}" for _, probability in found)
+            lines.append([prediction.path, ";".join(name for name, _ in found), shares])
+    else:
+        width = max((len(prediction.top) for prediction in predictions), default=1)
+        ends = ["", *(f"_{number}" for number in range(2, width + 1))]
+        columns = (f"{column}{end}" for end in ends for column in ("class", "probability"))
+        lines = [["path", *columns]]
+        for prediction in predictions:
+            pairs = ((name, f"{probability:.6g}") for name, probability in prediction.top)
+            lines.append([prediction.path, *(text for pair in pairs for text in pair)])
     return "".join(csv_line(line) for line in lines)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,6 +40,30 @@ def ctrl_c_later() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if interrupts:
             raise KeyboardInterrupt
+
+
+_BOUNCE_S = 0.5
+
+
+def take_one_ctrl_c() -> None:
+    """From here on, several Ctrl-C at once are one: the others would interrupt its answer."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return  # a shell started this process in the background
+    last = -_BOUNCE_S
+
+    def handler(*_: object) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _BOUNCE_S:
+            last = now
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handler)
+
+
+def ignore_ctrl_c() -> None:
+    """Ignore Ctrl-C from here on, in a process that is about to end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from .errors import FeatcacheError, RemoteError
+from .errors import FeatcacheError, RemoteError, one_line
 from .files import user_path
 from .process import Stop, work_ahead
 
@@ -50,18 +50,23 @@ def located(text: str | Path) -> Path | RemotePlace:
 
 def check_no_secret(url: str) -> None:
     """Refuse a URL with a password: it would stay in histories, records and logs."""
-    who, at, _ = _host(url).rpartition("@")
-    if at and ":" in who:
-        protocol = url.partition("://")[0].lower()
+    protocol = url.partition("://")[0].lower()
+    if _secret(url):
         names = (
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
             if protocol in ("s3", "s3a")
             else f"FSSPEC_{protocol.upper()}_USERNAME and FSSPEC_{protocol.upper()}_PASSWORD"
         )
         raise RemoteError(
-            f"{shown(url)}: expected a URL without credentials, found a name and a password in "
+            f"{shown(url)}: expected a URL without credentials, found a password or a token in "
             f"it, which would end up in histories and logs; set {names} instead"
         )
+
+
+def _secret(url: str) -> bool:
+    """Tell whether a password stands before the host, or in a web address anything does."""
+    who, at, _ = _host(url).rpartition("@")
+    return bool(at) and (":" in who or url.partition("://")[0].lower() in _WEB)
 
 
 def shown(url: str | Path) -> str:
@@ -73,10 +78,9 @@ def shown(url: str | Path) -> str:
     if not isinstance(url, str) or not is_url(url):
         return str(url)
     protocol, _, rest = url.partition("://")
-    host = _host(url)
-    who, at, name = host.rpartition("@")
-    if at and ":" in who:
-        rest = name + rest[len(host) :]
+    if _secret(url):
+        host = _host(url)
+        rest = host.rpartition("@")[2] + rest[len(host) :]
     if protocol.lower() in _WEB:
         rest = re.split(r"[?#]", rest, maxsplit=1)[0]
     return f"{protocol}://{rest}"
@@ -320,6 +324,8 @@ class RemotePlace:
                     "max_pool_connections": _CONNECTIONS,
                     **given.get("config_kwargs", {}),
                 }
+            if self.is_read_only:
+                options["client_kwargs"] = {"timeout": _timeout()}
             with new_threads_ignore_ctrl_c():
                 # A list that is kept would hide what is put there while this process lives.
                 return kind(use_listings_cache=False, **options)
@@ -328,6 +334,11 @@ class RemotePlace:
     def _path(self) -> str:
         """The path as fsspec's object knows it."""
         return str(self._system._strip_protocol(self.url))
+
+
+def _timeout() -> Any:
+    aiohttp = importlib.import_module("aiohttp")
+    return aiohttp.ClientTimeout(None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
 
 
 def _callback(on_bytes: Callable[[int], None]) -> Any:
@@ -408,7 +419,9 @@ _REFUSED = frozenset(
         "Unauthorized",
     )
 )
+_ABSENT = {"404", "410"}
 _MAX_REASON = 200
+_CONNECT_S, _SILENCE_S = 30, 60  # of a web server; fsspec's own limit is on a whole transfer
 
 
 def system_class(protocol: str, where: str) -> Any:
@@ -449,21 +462,26 @@ def translated(where: str, protocol: str, done: str) -> Iterator[None]:
             raise RemoteError(
                 f"{where}: cannot be {done}: expected a bucket of that name, found none; {advice}"
             ) from None
-        if isinstance(error, FileNotFoundError):
+        # fsspec names every failure of a web server so, and keeps the server's own as its cause.
+        failed = [cause for cause in causes if not isinstance(cause, FileNotFoundError)]
+        if isinstance(error, FileNotFoundError) and (
+            protocol not in _WEB or not failed or codes & _ABSENT
+        ):
             raise FileNotFoundError(where) from None
+        reason = _reason(failed[0] if isinstance(error, FileNotFoundError) else error)
         kinds = {type(cause).__name__ for cause in causes}
         if kinds & _NO_CREDENTIALS:
             raise RemoteError(
                 f"{where}: cannot be {done}: expected credentials, found none that can be used "
-                f"({_reason(error)}); {_how_to_log_in(protocol)}"
+                f"({reason}); {_how_to_log_in(protocol)}"
             ) from None
         if codes & _REFUSED or isinstance(error, PermissionError):
             raise RemoteError(
                 f"{where}: cannot be {done}: expected the right to do so, found that the server "
-                f"refuses it ({_reason(error)}); {_how_to_log_in(protocol)}"
+                f"refuses it ({reason}); {_how_to_log_in(protocol)}"
             ) from None
         raise RemoteError(
-            f"{where}: cannot be {done}: {_reason(error)}; check the URL and the network"
+            f"{where}: cannot be {done}: {reason}; check the URL and the network"
             f"{_endpoint(protocol)}, and run it again"
         ) from None
 
@@ -510,6 +528,11 @@ def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     message = without_secrets(lines[0]) if lines else ""
     name = type(error).__name__
+    status = getattr(error, "status", None)
+    if status:  # aiohttp's own text repeats the address
+        return one_line(f"{status} {getattr(error, 'message', '')}").strip()
+    if "timeout" in name.lower() and not message:
+        message = f"no answer for {_SILENCE_S} s"
     text = message if isinstance(error, (OSError, ImportError)) else ""
     text = text or f"{name}: {message}"
     return text[:_MAX_REASON].rstrip(" .:")

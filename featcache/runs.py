@@ -1,12 +1,15 @@
 """Records of runs, one folder each, and their comparison.
 
 ``cache/runs/20261124-101502-probe-1f3c/run.json`` stands beside ``head.safetensors`` or
-``model.safetensors``. A probe or a fine-tune has one accuracy, a curve (`CURVES`) one for each
+``model.safetensors``, and ``predictions.parquet`` (or ``.csv``): a row per image that was
+predicted. A probe or a fine-tune has one accuracy, a curve (`CURVES`) one for each
 number of training images. `load_runs` reads both; `compare` compares the first.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import secrets
@@ -15,39 +18,94 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .errors import FeatcacheError
-from .files import check_writable, write_atomically
+import numpy as np
+
+from .errors import FeatcacheError, one_line
+from .files import check_writable, csv_line, write_atomically
 from .notebook import Rows
 from .progress import OnNote, silent
+from .schema import (
+    count,
+    list_of,
+    number,
+    object_of,
+    optional,
+    plain_object,
+    text,
+    wrong_fields,
+)
 from .store.cache import Cache
 from .store.index import default_folder
 
 RECORD = "run.json"
 CURVES = ("few-shot", "learning-curve")  # kinds of runs with a curve
+# Kinds of runs without one top-1 that another run's could be compared with.
+NOT_COMPARED = (*CURVES, "multilabel", "regression", "cross-validation")
 
-_NUMBER = (int, float)
-_Shape = Mapping[str, type | tuple[type, ...]]
-_SHARED: _Shape = {
-    "dataset": str,
-    "dataset_digest": str,
-    "kind": str,
-    "method": str,
-    "n_test": int,
-    "n_train": int,
-    "run": str,
-    "size": int,
-    "wall_s": _NUMBER,
-    "weights": str,
+_SHARE = number(0, 1)
+_SHARED = {
+    "dataset": text,
+    "dataset_digest": text,
+    "kind": text,
+    "method": text,
+    "n_test": count(),
+    "n_train": count(),
+    "run": text,
+    "size": count(),
+    "wall_s": number(0),
+    "weights": text,
 }
-_OF_RUN: _Shape = {
+_OF_RUN = {
     **_SHARED,
-    "images_per_s": _NUMBER,
-    "n_epochs": int,
-    "top1": _NUMBER,
-    "top1_interval": list,
+    "images_per_s": number(0),
+    "n_epochs": count(),
+    "top1": _SHARE,
+    "top1_interval": list_of(_SHARE, 2),
 }
-_OF_CURVE: _Shape = {**_SHARED, "metric": str, "points": list}
-_OF_POINT: _Shape = {"interval": list, "mean": _NUMBER, "n_train": int, "scores": list}
+_POINT = object_of(
+    {
+        "interval": list_of(number(), 2),
+        "mean": number(),
+        "n_train": count(1),
+        "scores": list_of(number()),
+    },
+    {"shots": optional(count(1)), "wall_s": number(0)},
+)
+_OF_CURVE = {
+    **_SHARED,
+    "metric": text,
+    "points": lambda value: bool(value) and list_of(_POINT)(value),
+}
+_EPOCH = object_of({"epoch": count(), "train_loss": optional(number()), "top1": optional(_SHARE)})
+_SWEEP = object_of({"points": list_of(object_of({"C": number(1e-300), "score": number()}))})
+# What commands, figures and tables use where it is there.
+_MAYBE = {
+    "C": optional(number(0)),
+    "backbone": text,
+    "best_epoch": optional(count()),
+    "cache": optional(text),
+    "check": optional(object_of({}, {"agreement": _SHARE})),
+    "created": text,
+    "cuts": list_of(text),
+    "curve_split": optional(text),
+    "epochs": lambda value: value in ([], None) or list_of(_EPOCH)(value) or number(0)(value),
+    "features_wall_s": optional(number(0)),
+    "head": optional(text),
+    "init_head": optional(text),
+    "k": count(1),
+    "metric": text,
+    "n_val": optional(count()),
+    "recipe": optional(plain_object),
+    "s_per_point": optional(number()),
+    "scale": text,
+    "seed": count(),
+    "seeds": count(1),
+    "solver": text,
+    "sweep": optional(_SWEEP),
+    "target": optional(text),
+    "task": text,
+    "test_cache": optional(text),
+}
 
 
 def runs_folder(folder: str | Path | None = None) -> Path:
@@ -70,10 +128,113 @@ def save_run(path: Path, record: Mapping[str, Any]) -> None:
     write_atomically(path / RECORD, text.encode())
 
 
+PREDICTIONS = ("predictions.parquet", "predictions.csv")
+# Of every file of predictions; those of a multi-label or regression run have more.
+_IN_ALL = ("id", "split", "label", "prediction", "correct", "error")
+
+
+def save_predictions(run: Path, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> Path:
+    """Write what a run predicted, a row per image, and return the file.
+
+    Parquet where pyarrow is installed, else CSV. ``columns`` are of one length, ``_IN_ALL`` among
+    them: ``error`` is larger the worse a prediction is, from 0 on. A name that is not UTF-8 is
+    escaped.
+    """
+    plain = {
+        name: values if isinstance(values, np.ndarray) else [_printable(one) for one in values]
+        for name, values in columns.items()
+    }
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        lists = [
+            getattr(values, "tolist", lambda values=values: values)() for values in plain.values()
+        ]
+        lines = [csv_line(list(plain))]
+        lines += (csv_line([_in_csv(value) for value in row]) for row in zip(*lists, strict=True))
+        path = run / PREDICTIONS[1]
+        write_atomically(path, "".join(lines).encode())
+        return path
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(plain), buffer, compression="zstd")
+    path = run / PREDICTIONS[0]
+    write_atomically(path, buffer.getbuffer())
+    return path
+
+
+def _printable(value: Any) -> Any:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _in_csv(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def load_predictions(run: Path) -> dict[str, list[Any]]:
+    """Read what a run predicted, as `save_predictions` was given it; nothing in it is trusted.
+
+    Raises
+    ------
+    FeatcacheError
+        The run kept none, or the file is damaged.
+    """
+    for name in PREDICTIONS:
+        path = run / name
+        if not path.is_file():
+            continue
+        try:
+            columns = _read_parquet(path) if name == PREDICTIONS[0] else _read_csv(path)
+            missing = [one for one in _IN_ALL if one not in columns]
+            if missing:
+                raise ValueError(f"no column {missing[0]!r}")
+            for one, kinds in (("id", str), ("split", str), ("correct", bool), ("error", float)):
+                if not all(isinstance(value, kinds) for value in columns[one]):
+                    raise ValueError(f"other values than {kinds.__name__} in {one!r}")
+        except ImportError as error:
+            raise FeatcacheError(
+                f"{path}: expected the package pyarrow, found: {error}; type: pip install "
+                "'featcache[parquet]'"
+            ) from None
+        # pyarrow's own errors are ValueError, OSError and others below Exception.
+        except Exception as error:
+            raise FeatcacheError(
+                f"{path}: expected the predictions of a run, found {one_line(error)}; run it again"
+            ) from None
+        return columns
+    raise FeatcacheError(
+        f"{run}: expected predictions, found none; probe again: runs keep them since this version"
+    )
+
+
+def _read_parquet(path: Path) -> dict[str, list[Any]]:
+    import pyarrow.parquet as pq
+
+    columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
+    return columns
+
+
+def _read_csv(path: Path) -> dict[str, list[Any]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        names, *rows = csv.reader(stream)
+    texts = zip(*rows, strict=True) if rows else ([] for _ in names)
+    columns: dict[str, list[Any]] = {
+        name: list(own) for name, own in zip(names, texts, strict=True)
+    }
+    for name in ("error", "probability", "label_probability"):
+        if name in columns:
+            columns[name] = [float(text) if text else math.nan for text in columns[name]]
+    columns["correct"] = [{"true": True, "false": False}[text] for text in columns["correct"]]
+    return columns
+
+
 def load_runs(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Read the record of every finished run, oldest first, and a line for each damaged one.
 
-    Records whose ``kind`` is one of `CURVES` have ``points`` and ``metric``, others an accuracy.
+    Records whose ``kind`` is one of `CURVES` have ``points`` and ``metric``, all others that are
+    compared an accuracy.
     """
     records, problems = [], []
     for path in sorted(folder.glob(f"*/{RECORD}")):
@@ -84,36 +245,18 @@ def load_runs(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
                 raise ValueError(f"no usable {', '.join(wrong)}")
             records.append(record)
         except (OSError, ValueError, RecursionError) as error:
-            problems.append(f"{path}: left out, not the record of a run: {error}")
+            problems.append(f"{path}: left out, not the record of a run: {one_line(error)}")
     return records, problems
 
 
 def _wrong(record: Any) -> list[str]:
-    """Return the fields that are missing or of another type."""
-    if not isinstance(record, dict) or record.get("kind") not in CURVES:
-        wrong = _missing(record, _OF_RUN)
-        return wrong or ["top1_interval"] * (not _are_numbers(record["top1_interval"], 2))
-    wrong = _missing(record, _OF_CURVE)
-    points = [] if wrong else record["points"]
-    sound = all(
-        not _missing(point, _OF_POINT)
-        and _are_numbers(point["interval"], 2)
-        and _are_numbers(point["scores"], len(point["scores"]))
-        for point in points
-    )
-    return wrong or ["points"] * (not points or not sound)
-
-
-def _are_numbers(values: list[Any], count: int) -> bool:
-    return len(values) == count and all(isinstance(value, _NUMBER) for value in values)
-
-
-def _missing(record: Any, shape: _Shape) -> list[str]:
-    return [
-        name
-        for name, kind in shape.items()
-        if not isinstance(record, dict) or not isinstance(record.get(name), kind)
-    ]
+    """Return the fields that are missing, or are not what everybody who reads a record expects."""
+    kind = record.get("kind") if isinstance(record, dict) else None
+    if not isinstance(kind, str):
+        return ["kind"]
+    if kind in CURVES:
+        return wrong_fields(record, _OF_CURVE, _MAYBE)
+    return wrong_fields(record, _SHARED if kind in NOT_COMPARED else _OF_RUN, _MAYBE)
 
 
 def cache_facts(cache: Cache) -> dict[str, Any]:
@@ -127,7 +270,7 @@ def cache_facts(cache: Cache) -> dict[str, Any]:
         "backbone": meta["backbone"],
         "weights": meta.get("weights", "unnamed"),
         "weights_sha256": meta["weights_sha256"],
-        "size": meta["preprocess"]["size"],
+        "size": meta["preprocess"].get("size", 0),  # of imported features it is unknown
         "engine": meta["engine"],
         "device": meta["device"],
     }
@@ -147,7 +290,8 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Return the records of finished runs, grouped by data set.
 
-    Few-shot and learning curves have no single accuracy and are left out.
+    Curves, cross-validation, multi-label and regression have no accuracy on one test split and are
+    left out.
 
     Parameters
     ----------
@@ -179,7 +323,7 @@ def compare(
     records = [
         record
         for record in loaded
-        if record["kind"] not in CURVES and dataset in (None, record["dataset"])
+        if record["kind"] not in NOT_COMPARED and dataset in (None, record["dataset"])
     ]
     if not records:
         raise FeatcacheError(_none_found(folder, dataset, loaded))
@@ -192,11 +336,13 @@ def compare(
 
 def _none_found(folder: Path, dataset: str | None, records: Iterable[Mapping[str, Any]]) -> str:
     """Return an error message that lists the data sets with runs."""
-    there = sorted({record["dataset"] for record in records if record["kind"] not in CURVES})
+    there = sorted({record["dataset"] for record in records if record["kind"] not in NOT_COMPARED})
     if dataset is None or not there:
+        others = sorted({record["kind"] for record in records})
+        found = f"only runs of {', '.join(others)}" if others else "none"
         return (
-            f"{folder}: expected the record of a run, found none; make one with featcache probe "
-            "or featcache finetune, or give another --runs"
+            f"{folder}: expected the record of a run with an accuracy, found {found}; "
+            "make one with featcache probe or featcache finetune, or give another --runs"
         )
     return (
         f"{folder}: expected runs on the data set {dataset!r}, found those on "
@@ -253,6 +399,7 @@ def run_label(record: Mapping[str, Any]) -> str:
         words += [f"above {until}"] * bool(until)
         words += ["LoRA"] * (isinstance(recipe, Mapping) and bool(recipe.get("lora")))
         words += ["cached"] * bool(record.get("cache")) + ["LP-FT"] * bool(record.get("init_head"))
+    words += [f"of {one_line(record.get('target'))}"] * bool(record.get("target"))
     cuts = record.get("cuts")
     if isinstance(cuts, (list, tuple)) and list(cuts) not in (["avgpool"], ["pooled"]):
         words.append(f"on {', '.join(map(str, cuts))}")
@@ -305,7 +452,8 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
 def _images(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what two runs must share for a comparison of their accuracies to be valid."""
     seen = record["n_train"] + (record.get("n_val") or 0)
-    return record["dataset_digest"], seen, record["n_test"], record["size"]
+    question = repr(record.get("question") or {})
+    return record["dataset_digest"], seen, record["n_test"], record["size"], question
 
 
 def _seconds(value: Any) -> float:

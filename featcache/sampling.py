@@ -6,15 +6,36 @@ use the same images, in the same order and flip views, from the same initial hea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .errors import DatasetError
+from .errors import DatasetError, RecipeError
 
 # The seed for limits, whatever the seed of the run: a probe and every fine-tune get the same
 # images, so they can be compared.
 LIMIT_SEED = 0
+
+# Of the images of a data set without a given split, the share that is kept for testing.
+TEST_SHARE = 0.2
+
+
+def drawn_sides(hashes: np.ndarray) -> np.ndarray:
+    """Draw the side of each image from its content alone; bool (N,), True on the test side.
+
+    ``hashes`` are SHA-256, uint8 (N, 32), taken as uniform numbers in [0, 1). So no other image
+    changes the side of one, and copies have the same.
+    """
+    first = np.ascontiguousarray(hashes[:, :8]).view(">u8").reshape(-1)
+    return first < np.uint64(int(TEST_SHARE * 2**64))
+
+
+def text_hashes(values: Sequence[str]) -> np.ndarray:
+    """Return SHA-256 of each text in UTF-8, uint8 (N, 32): for `drawn_sides` of groups."""
+    encoded = (value.encode("utf-8", "surrogateescape") for value in values)
+    digests = b"".join(hashlib.sha256(text).digest() for text in encoded)
+    return np.frombuffer(digests, np.uint8).reshape(-1, 32)
 
 
 def epoch_plan(n: int, n_views: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,3 +105,82 @@ def validation_rows(labels: np.ndarray, fraction: float, seed: int) -> np.ndarra
     held = max(round(fraction * len(labels)), len(np.unique(labels)))
     held = min(held, len(labels) - 1)  # at least one is left to train on
     return stratified_rows(labels, held, seed, "validation split")
+
+
+def folds(
+    labels: np.ndarray, n_folds: int, seed: int, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """Divide rows into folds of about equal size and class proportions: int64 (N,), fold numbers.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray
+        int64 (N,), the classes. Anything else, numbers float64 (N, T) or several labels int8
+        (N, L), is divided without regard to its values.
+    n_folds : int
+        2 or more.
+    seed : int
+        For the order of rows, or of groups.
+    groups : numpy.ndarray, optional
+        (N,): rows of the same group are in the same fold. Classes are then balanced as well as
+        the groups allow: from the group with the most uneven classes to the most even one, each
+        goes to the fold where it adds least to the variance of the class counts over the folds.
+
+    Raises
+    ------
+    DatasetError
+        More folds than rows, than groups, or, without groups, than rows of a class.
+    RecipeError
+        Fewer than 2 folds.
+    """
+    if n_folds < 2:
+        raise RecipeError(f"folds: expected 2 or more, found {n_folds}")
+    stratified = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
+    strata = labels if stratified else np.zeros(len(labels), np.int64)
+    if groups is not None:
+        return _group_folds(strata, n_folds, seed, groups)
+    classes, counts = np.unique(strata, return_counts=True)
+    least = int(counts.min(initial=len(labels)))
+    if least < n_folds:
+        of_class = f" of class {classes[counts.argmin()]}" if stratified and least else ""
+        raise DatasetError(
+            f"folds: expected {n_folds} images or more of every class, one for each fold, found "
+            f"{least}{of_class}; ask for fewer folds, or leave that class out"
+        )
+    from sklearn.model_selection import StratifiedKFold
+
+    numbers = np.empty(len(labels), np.int64)
+    division = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    for number, (_, held) in enumerate(division.split(strata, strata)):
+        numbers[held] = number
+    return numbers
+
+
+def _group_folds(strata: np.ndarray, n_folds: int, seed: int, groups: np.ndarray) -> np.ndarray:
+    """Assign whole groups to folds, as scikit-learn's StratifiedGroupKFold does.
+
+    That one takes a second for 2,000 groups, and one image may be a group of its own. With the
+    variance in place of the standard deviation the sums over folds need one product a group.
+    """
+    _, strata = np.unique(strata, return_inverse=True)
+    names, members = np.unique(groups, return_inverse=True)
+    if len(names) < n_folds:
+        raise DatasetError(
+            f"folds: expected {n_folds} groups or more, one for each fold, found {len(names)}; "
+            "ask for fewer folds"
+        )
+    n_classes = int(strata.max()) + 1
+    cells = np.bincount(members * n_classes + strata, minlength=len(names) * n_classes)
+    counts = cells.reshape(len(names), n_classes).astype(np.float64)  # of each group
+    order = np.random.default_rng(seed).permutation(len(names))
+    shuffled = counts[order]
+    order = order[np.lexsort((-shuffled.sum(axis=1), -shuffled.std(axis=1)))]
+    scale = 1 / np.square(counts.sum(axis=0))
+    sums = np.zeros((n_folds, n_classes))
+    fold_of = np.empty(len(names), np.int64)
+    for group in order.tolist():
+        added = sums @ (counts[group] * scale)
+        fold = int(np.lexsort((sums.sum(axis=1), added))[0])  # among equals the smallest fold
+        sums[fold] += counts[group]
+        fold_of[group] = fold
+    return fold_of[members]

@@ -13,7 +13,7 @@ from featcache import load
 from featcache.preprocess import FLIP_VIEWS, Preprocess
 from featcache.store.format import array_name, fingerprint, seal, unseal
 from featcache.store.shards import ShardWriter
-from featcache.store.writer import encoded_ids
+from featcache.store.writer import Source, encoded_ids, pack
 
 DATA = Path(__file__).parent / "data"
 
@@ -80,6 +80,18 @@ def write_shards(
     commit_rows(writer, "train", n_train, shard_rows, meta=meta, skip=skip, **options)
     commit_rows(writer, "test", n_test, shard_rows, meta=meta, **options)
     return writer.finish(facts or {}, pack_limit=1 << 40 if pack else -1)
+
+
+def write_roles(path, meta=None, *, seed=0, **counts):
+    """Write a packed cache with so many images of each role, such as ``val=4``."""
+    meta = ingredients() if meta is None else meta
+    sources = {
+        f"{role}/{name}": Source.of(array)
+        for role, n in counts.items()
+        for name, array in rows_of(role, n, meta=meta, seed=seed).items()
+    }
+    pack(path, sources, meta)
+    return path
 
 
 FORMS = {"packed": {"pack": True}, "shards": {"pack": False}}

@@ -118,6 +118,7 @@ class FakeEngine:
 def fake_engine(monkeypatch):
     """Let `featcache.extract` run on a machine without OneFlow."""
     from featcache.backbones.choice import EngineChoice
+    from featcache.backbones.weights import Weights
     from featcache.extraction import extract as extraction
 
     choice = EngineChoice("fake", "1", "cpu", "f32", "a test asked for it")
@@ -129,6 +130,10 @@ def fake_engine(monkeypatch):
 
     monkeypatch.setattr(extraction, "choose_engine", lambda *_, **__: choice)
     monkeypatch.setattr(extraction, "build_engine", build)
+    shapes = {"avgpool": (FakeEngine.dim,)}
+    monkeypatch.setattr(
+        Weights, "shapes", lambda _, cuts: {cut: shapes.get(cut, (4, 2, 2)) for cut in cuts}
+    )
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -11,7 +12,11 @@ from featcache import compare
 from featcache.cli import commands as _comparison_output
 from featcache.cli.output import sparkline
 from featcache.errors import FeatcacheError
-from featcache.runs import epochs_of, run_labels
+from featcache.reporting.commands import run_command
+from featcache.reporting.judged import Probe
+from featcache.reporting.page import probe_words, rows, tiles_of
+from featcache.reporting.selection import Group, Run
+from featcache.runs import CURVES, epochs_of, load_runs, price, run_labels
 
 
 def record_of(run, kind="finetune", top1=0.5, wall_s=100.0, **more):
@@ -100,7 +105,7 @@ def test_the_table_fits_80_columns_and_labels_each_run(runs):
 
 
 def test_a_wide_table_has_the_curve_of_each_fine_tune(runs, monkeypatch):
-    epochs = [{"epoch": n, "train_loss": 1.0, "top1": n / 10} for n in range(1, 30)]
+    epochs = [{"epoch": n, "train_loss": 1.0, "top1": n / 30} for n in range(1, 30)]
     folder = runs(record_of("1", "probe", epochs=[]), record_of("2", epochs=epochs, top1=0.7))
 
     def shown(width):
@@ -161,3 +166,59 @@ def test_a_sparkline_fits_what_it_is_written_to():
     assert sparkline([0, float("nan"), 1], "utf-8") == "▁ █"
     assert sparkline([], "utf-8") == "" == sparkline([float("nan")], "utf-8")
     assert sparkline(range(100), "utf-8", 8) == "▁▁▂▃▅▆▇█"
+
+
+ODD = [
+    None,
+    True,
+    -1,
+    0,
+    10**400,
+    float("nan"),
+    float("inf"),
+    "x",
+    "\0",
+    [],
+    {},
+    [[]],
+    [1],
+    {"a": []},
+]
+
+
+@pytest.mark.parametrize("kind", ["finetune", "probe", "knn", "few-shot"])
+def test_no_field_of_a_record_stops_those_who_read_it(kind, tmp_path):
+    """Each field in turn has each odd value: the record is left out with a note, or is usable."""
+    more = {
+        "C": 0.1, "scale": "l2", "metric": "top1", "seed": 1, "seeds": 2, "k": 3, "n_val": 0,
+        "recipe": {"lr": 0.1}, "check": {"agreement": 1.0}, "cuts": ["avgpool"], "target": "x",
+        "sweep": {"points": [{"C": 0.1, "score": 0.5}, {"C": 1.0, "score": 0.6}]},
+        "features_wall_s": 1.0, "cache": "a.h5", "test_cache": "a.h5", "created": "2026",
+        "epochs": [{"epoch": 1, "train_loss": 1.0, "top1": 0.5}], "best_epoch": 1,
+        "points": [{"interval": [0.1, 0.2], "mean": 0.1, "n_train": 3, "scores": [0.1]}],
+        "curve_split": "val", "solver": "lbfgs", "init_head": None, "backbone": "resnet18",
+    }  # fmt: skip
+    whole = record_of("1", kind, **more)
+    for name in whole:
+        for odd in ODD:
+            folder = tmp_path / f"{name}-{ODD.index(odd)}" / "1"
+            folder.mkdir(parents=True)
+            (folder / "run.json").write_text(json.dumps({**whole, name: odd}))
+            records, problems = load_runs(folder.parent)
+            assert len(records) + len(problems) == 1
+            for record in records:
+                use(record)
+
+
+def use(record):
+    """Do with a record what compare and report do."""
+    run_command(record, None)
+    run_labels([record])
+    if record["kind"] in CURVES:
+        return
+    group = Group("x", "y", [Run(record, Path("1"))])
+    rows(group)
+    tiles_of(group, Probe(group.runs[0], None, "", 0), None, None)
+    probe_words(Probe(group.runs[0], None, "", 0), None)
+    price(record, [record])
+    assert list(_comparison_output.comparison_tables([{**record, "s_per_point": None}]))

@@ -34,9 +34,9 @@ def fits(monkeypatch):
     fits = []
     original = _fits.train_lbfgs
 
-    def listen(views, labels, *rest):
+    def listen(views, labels, *rest, **more):
         fits.append((views[0].copy(), labels.copy(), *rest))
-        return original(views, labels, *rest)
+        return original(views, labels, *rest, **more)
 
     monkeypatch.setattr(_fits, "train_lbfgs", listen)
     return fits
@@ -46,7 +46,7 @@ def relabelled(cache, counts):
     """Return a cache like this one whose classes have so many training images."""
     labels = np.repeat(np.arange(len(counts)), counts)
     features = cache.train.features[: len(labels)]
-    cache.train = SimpleNamespace(labels=labels, view=lambda name: features)
+    cache.train = SimpleNamespace(labels=labels, view=lambda name: features, content_hashes=None)
     return cache
 
 
@@ -193,7 +193,7 @@ def test_a_curve_leaves_a_record_that_a_comparison_leaves_out(cache, tmp_path):
     )  # fmt: skip
     assert shots["dataset"] == "gaussian" and shots["cache"] == str(cache.path)
     assert shots["recipe"]["weight_decay"] == ExactRecipe().weight_decay and shots["wall_s"] > 0
-    with pytest.raises(FeatcacheError, match="found none"):
+    with pytest.raises(FeatcacheError, match="found only runs of few-shot"):
         compare(runs=tmp_path)
     probe(cache, check=False, runs=tmp_path)
     assert [record["kind"] for record in compare(runs=tmp_path)] == ["probe"]

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from conftest import colour_image
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
-from featcache.datasets.dataset import Split
-from featcache.datasets.decoding import decode_image
+from featcache.datasets.dataset import Dataset, Split, dataset_digest
+from featcache.datasets.decoding import decode_image, image_suffixes
 from featcache.datasets.images import ArrayImages, Folder
 from featcache.datasets.loading import load_dataset
 from featcache.errors import DatasetChangedError, DatasetError
@@ -54,22 +55,67 @@ def test_a_zip_is_the_same_data_set(image_folder, tmp_path):
     assert plain.digest == data.digest
 
 
-def test_a_folder_without_splits_is_divided_by_class(image_folder):
+def sides(data):
+    """Return the content of every image as hex, and whether it is on the test side."""
+    return {
+        hashlib.sha256(split.images.content(row)).hexdigest(): role == "test"
+        for role, split in data.splits()
+        for row in range(len(split))
+    }
+
+
+def test_without_a_split_the_content_of_an_image_decides_its_side(image_folder):
     data = load_dataset(image_folder / "train")
-    assert (len(data.train), len(data.test)) == (30, 6)
-    assert set(data.train.ids).isdisjoint(data.test.ids)
-    assert np.bincount(data.test.labels).tolist() == [2, 2, 2]
+    assert data.divided_by == "content" and data.val is None and data.class_names[0] == "blue"
+    assert (
+        sides(data) == {digest: int(digest[:16], 16) < 0.2 * 2**64 for digest in sides(data)}
+        and len(sides(data)) == 36
+    )
+    assert {*data.train.ids, *data.test.ids} == set(data.undivided.whole.ids)
+    assert data.test.labels.tolist() == [
+        data.class_names.index(name.split("/")[0]) for name in data.test.ids
+    ]
     assert load_dataset(image_folder / "train").test.ids == data.test.ids
 
 
-def test_every_class_is_on_both_sides_however_rare(tmp_path):
-    for index, (name, count) in enumerate((("common", 50), ("rare", 2))):
-        (tmp_path / "set" / name).mkdir(parents=True)
-        for number in range(count):
-            colour_image(index, number, (8, 8)).save(tmp_path / "set" / name / f"{number}.png")
-    data = load_dataset(tmp_path / "set")
-    assert np.bincount(data.test.labels).tolist() == [10, 1]
-    assert np.bincount(data.train.labels).tolist() == [40, 1]
+def test_adding_moving_and_renaming_images_changes_no_other_side(image_folder, tmp_path):
+    copy = tmp_path / "colours"
+    shutil.copytree(image_folder / "train", copy)
+    before = sides(load_dataset(copy))
+    for number in range(4):
+        colour_image(0, 500 + number).save(copy / "blue" / f"a{number}.png")
+    (copy / "red/00.png").rename(copy / "green/moved.png")
+    (copy / "red/01.png").rename(copy / "red/renamed.png")
+    (copy / "green").rename(copy / "verdant")
+    after = sides(load_dataset(copy))
+    assert len(after) == 40 and {name: after[name] for name in before} == before
+
+
+def test_exact_copies_are_on_the_same_side(image_folder, tmp_path):
+    copy = tmp_path / "colours"
+    shutil.copytree(image_folder / "train", copy)
+    for path in sorted(copy.rglob("*.png")):
+        shutil.copy(path, path.with_name(f"copy-{path.name}"))
+    data = load_dataset(copy)
+    for split in (data.train, data.test):
+        copies = {name.replace("copy-", "") for name in split.ids}
+        assert len(split) == 2 * len(copies) > 0
+
+
+def test_an_undivided_data_set_is_not_read_before_a_side_is_asked_for(image_folder, monkeypatch):
+    read, honest = [], Folder.read
+    monkeypatch.setattr(Folder, "read", lambda self, name: read.append(name) or honest(self, name))
+    data = load_dataset(image_folder / "train").limited(None, None)
+    assert data.class_names == ("blue", "green", "red") and not read
+    assert [len(split) for split in data.listed()] == [36] and not read
+    assert len(data.train) + len(data.test) == len(read) == 36
+    assert data.digest == dataset_digest(data.train.digest, data.test.digest)
+    assert len(read) == 36, "the digest is of the hashes that were made"
+
+
+def test_a_class_of_one_image_is_no_error(tmp_path):
+    data = load_dataset(folder_of(tmp_path, "a/1.png", "a/2.png", "b/1.png"))
+    assert data.class_names == ("a", "b") and len(data.train) + len(data.test) == 3
 
 
 def test_links_are_followed_once_and_dangling_ones_are_errors(image_folder, tmp_path):
@@ -385,23 +431,22 @@ def folder_of(tmp_path, *names):
     [
         (["readme/"], "found no file "),
         (["train/cat/"], "found no file "),
-        (["1.png", "2.png"], r"found 2 images in no folder \(1\.png\); put"),
-        (["a/1.png", "a/2.png"], "one class alone, 'a'"),
         (["a/b/1.png", "a/c/1.png", "2.png"], "found 2 folders in a/; name .*/data/a$"),
         (["x/y/b/1.png", "x/y/c/1.png"], "found 2 folders in x/y/; name .*/data/x/y$"),
         (["b\\1.png", "c\\1.png"], "a backslash where a / belongs"),
         (["a/1.png", "a/2.png", "b/"], "found none in 'b'"),
-        (["a/1.png", "a/2.png", "b/1.png"], "found 1 in 'b'"),
         (["train/a/1.png", "train/b/1.png"], "expected test/ beside train/"),
-        (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"], "'b' in one alone"),
+        (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"], "'c' in test/ alone"),
+        (["train/a/1.png", "train/b/1.png", "test/a/1.png", "val/c/1.png"], "'c' in val/ alone"),
+        (["train/a/1.png", "test/a/1.png"], "one class alone, 'train/a'"),
+        (["train/a/1.png", "train/b/1.png", "test/a/1.png", "val/1.png"], "none in val/; sort"),
         (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/"], "none in 'test/b'"),
         (["Train/a/1.png", "Train/b/1.png", "Val/a/1.png"], "rename Val/ to test/ if"),
         (["Train/a/1.png", "TEST/1.png"], "expected class folders .* found none in TEST/; sort"),
-        (["train/1.png", "train/2.png"], "expected class folders .* found none in train/; sort"),
-        (["train/1.png", "Test/2.png"], "found none in train/ and Test/; sort"),
+        (["val/1.png", "Test/2.png"], "found Test/ and val/; rename"),
         (["val/a/1.png", "test/a/1.png"], "found test/ and val/; rename .*, name .*/data/test$"),
         (["test/a/1.png", "test/b/1.png"], "found test/; rename .*, name .*/data/test$"),
-        (["Validation/1.png"], "found Validation/; rename"),
+        (["training/a/1.png", "train/a/1.png"], "one train/, found train/ and training/"),
         (["s/val/a/1.png", "s/test/a/1.png"], "found test/ and val/; .*, name .*/data/s/test$"),
         (["train/a/1.png", "Train/b/1.png", "test/a/1.png"], "one train/, found Train/ and train/"),
     ],
@@ -438,26 +483,132 @@ def test_an_archive_with_backslashes_says_so(tmp_path):
 def test_what_is_left_out_is_noted(tmp_path):
     folder = folder_of(tmp_path, *(f"{name}/{n}.png" for name in "ab" for n in range(3)))
     assert load_dataset(folder).notes == ()
-    for name in ("a/1.avif", "a/2.JP2", "b/3.jp2", "b/notes.txt", "c.heic", ".hidden.heic"):
+    for name in ("a/1.psd", "a/2.JP2", "b/3.jp2", "b/notes.txt", "c.heic", ".hidden.heic"):
         (folder / name).write_bytes(b"")
     colour_image(0, 0).save(folder / "stray.png")
     ignored, outside = load_dataset(folder).notes
-    assert ": 4 files ignored: .avif 1, .heic 1, .jp2 2 (images end in .bmp, " in ignored
+    assert (
+        ": 4 files ignored: .heic 1 (needs pip install pillow-heif), .jp2 2, .psd 1 (images end in "
+        in ignored
+    )
     assert outside.endswith(": 1 image outside of the class folders ignored, stray.png the first")
     assert all(note.startswith(f"{folder}: ") for note in (ignored, outside))
     (folder / "d").mkdir()
     (folder / "d" / "1.heic").write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"none in 'd' \(1 file ignored: \.heic 1; images end"):
+    with pytest.raises(
+        DatasetError, match=r"none in 'd' \(1 file ignored: \.heic 1 .*; images end"
+    ):
         load_dataset(folder)
 
 
-def test_val_beside_train_and_test_is_noted(image_folder, tmp_path):
-    copy = tmp_path / "colours"
-    shutil.copytree(image_folder, copy)
-    shutil.copytree(copy / "test", copy / "val")
-    data = load_dataset(copy)
-    assert data.digest == load_dataset(image_folder).digest
-    assert "18 images outside of the class folders ignored, val/blue/00.png" in data.notes[0]
+def test_images_are_known_by_what_they_begin_with_where_their_names_do_not_end(tmp_path):
+    folder = folder_of(tmp_path, *(f"{name}/{n}.png" for name in "ab" for n in range(2)))
+    for name in ("README", "Makefile", "empty"):
+        (folder / "a" / name).write_bytes(
+            {"README": b"Python", "Makefile": b"BM: all"}.get(name, b"")
+        )
+    for name, kind in {"jpeg": "JPEG", "bitmap": "BMP", "gray": "PPM", "x.jfif": "JPEG"}.items():
+        colour_image(0, 0).save(folder / "a" / name, kind)
+    colour_image(0, 0).save(folder / "b" / "x.JPE", "JPEG")
+    archive = zipped(folder, tmp_path / "set.zip")
+    os.mkfifo(folder / "b" / "pipe")
+    expected = ["0.png", "1.png", "bitmap", "gray", "jpeg", "x.jfif"]
+    for path in (folder, archive):
+        data = load_dataset(path)
+        ids = {*data.train.ids, *data.test.ids}
+        assert ids == {*(f"a/{name}" for name in expected), "b/0.png", "b/1.png", "b/x.JPE"}
+        for split in (data.train, data.test):
+            assert all(split.images[row].size == (40, 32) for row in range(len(split)))
+
+
+@pytest.mark.skipif(".avif" not in image_suffixes(), reason="this Pillow has no AVIF")
+def test_avif_is_read():
+    found = np.asarray(decode_image(encoded(colour_image(1, 0), "AVIF", quality=95), "x.avif"))
+    assert np.abs(found.astype(int) - np.asarray(colour_image(1, 0))).mean() < 16
+
+
+def test_a_link_to_a_folder_means_what_its_path_says(tmp_path):
+    folder = folder_of(tmp_path, "a/1.png", "a/2.png", "z/1.png", "z/2.png")
+    (folder / "b").symlink_to("z")
+    (folder / "z" / "up").symlink_to("..")
+    (folder / "z" / "deep").symlink_to("../a")
+    data = load_dataset(folder)
+    assert data.class_names == ("a", "b", "z")
+    inside = ["1.png", "2.png", "deep/1.png", "deep/2.png"]
+    ids = sorted({*data.train.ids, *data.test.ids})
+    assert ids == [f"{name}/{file}" for name in "abz" for file in inside[: 2 if name == "a" else 4]]
+    assert data.notes == (
+        f"{folder}: 2 links to a folder above them are not followed, 'b/up' the first",
+    )
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("train", "val", "test"),
+        ("Training", "VALID", "Testing"),
+        ("train", "validation", "test"),
+        ("train", "eval", "test"),
+        ("train", "dev", "TEST"),
+    ],
+)
+def test_a_validation_split_by_its_names(tmp_path, train, val, test):
+    counts = {train: {"cat": 3, "dog": 2}, val: {"dog": 1}, test: {"cat": 1, "dog": 2}}
+    folder = folder_of(
+        tmp_path,
+        *(
+            f"{role}/{name}/{number}.png"
+            for role, classes in counts.items()
+            for name, count in classes.items()
+            for number in range(count)
+        ),
+    )
+    for data in (load_dataset(folder), load_dataset(zipped(folder, tmp_path / "a.zip", "in/"))):
+        assert [role for role, _ in data.splits()] == ["train", "val", "test"]
+        assert [len(split) for _, split in data.splits()] == [5, 1, 3]
+        assert data.divided_by == "given" and data.val.labels.tolist() == [1]
+        (note,) = data.notes
+        assert note.endswith(f"no image of 1 class in {val}/, 'cat' the first")
+        without = dataset_digest(data.train.digest, data.test.digest)
+        assert data.digest != without == replace(data, val=None).digest
+
+
+def test_a_class_may_be_called_dev(tmp_path):
+    data = load_dataset(folder_of(tmp_path, "dev/1.png", "eval/2.png", "ops/3.png"))
+    assert data.class_names == ("dev", "eval", "ops")
+
+
+@pytest.mark.parametrize(
+    ("names", "others"),
+    [
+        (["1.png", "2.png"], ["notes/"]),
+        (["a/1.png", "a/2.png"], []),
+        (["a/1.png", "b.png"], []),
+        (["train/1.png"], []),
+    ],
+)
+def test_images_in_no_class_folder_have_no_labels(tmp_path, names, others):
+    folder = folder_of(tmp_path, *names, *others)
+    for data in (load_dataset(folder), load_dataset(zipped(folder, tmp_path / "a.zip"))):
+        assert data.class_names == () and data.divided_by == "content"
+        (whole,) = data.listed()
+        assert sorted(whole.ids) == sorted(names) and set(whole.labels) == {-1}
+        (note,) = data.notes
+        assert "no class folders, so the images have no labels" in note and "label CACHE" in note
+
+
+@pytest.mark.parametrize(
+    ("names", "counts"),
+    [
+        (["train/1.png", "train/2.png", "Test/2.png"], {"train": 2, "test": 1}),
+        (["s/train/1.png", "s/dev/2.png"], {"train": 1, "val": 1, "test": 0}),
+    ],
+)
+def test_roles_without_class_folders(tmp_path, names, counts):
+    data = load_dataset(folder_of(tmp_path, *names))
+    assert {role: len(split) for role, split in data.splits()} == counts
+    assert data.class_names == () and data.divided_by == "given"
+    assert set(data.train.labels) == {-1} and "no labels" in data.notes[0]
 
 
 def test_a_folder_that_cannot_be_listed_is_named(image_folder, tmp_path, monkeypatch):
@@ -578,14 +729,16 @@ def test_a_split_refuses_what_does_not_fit_together():
     labels = np.array([0, 1])
     with pytest.raises(DatasetError, match=r"labels from 0 to 1 .* found 2 in row 1"):
         Split(images, np.array([0, 2]), ("a", "b"), ("x", "y"))
-    with pytest.raises(DatasetError, match="found -1 in row 0"):
-        Split(images, np.array([-1, 1]), ("a", "b"), ("x", "y"))
+    with pytest.raises(DatasetError, match="found -2 in row 0"):
+        Split(images, np.array([-2, 1]), ("a", "b"), ("x", "y"))
+    assert Split(images, np.array([-1, 1]), ("a", "b"), ("x", "y")).labels.tolist() == [-1, 1]
     with pytest.raises(DatasetError, match="'x' more than once"):
         Split(images, labels, ("a", "b"), ("x", "x"))
     with pytest.raises(DatasetError, match="2 labels and ids"):
         Split(images, labels, ("a", "b"), ("x",))
-    with pytest.raises(DatasetError, match="found none"):
-        Split(ArrayImages(np.zeros((0, 8, 8, 3), np.uint8)), labels[:0], ("a", "b"), ())
+    none = Split(ArrayImages(np.zeros((0, 8, 8, 3), np.uint8)), labels[:0], ("a", "b"), ())
+    with pytest.raises(DatasetError, match="empty: expected at least one image, found none"):
+        Dataset("empty", none, none, "nowhere")
     for unfit, said in (([0, 1], "list"), (labels.astype(float), "float64"), (labels > 0, "bool")):
         with pytest.raises(DatasetError, match=f"array of integers .*, found {said}; make them"):
             Split(images, unfit, ("a", "b"), ("x", "y"))

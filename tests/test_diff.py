@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from caches import RICH, ingredients, write_shards
+from caches import RICH, ingredients, write_roles, write_shards
 from conftest import write_gaussian_cache
 
 from featcache import diff
@@ -53,6 +53,19 @@ def test_a_cache_and_its_copy_are_the_same(tmp_path):
     for found in report.train.features:
         assert (found.n_rows, found.n_different, found.max_abs) == (120, 0, 0.0)
         assert found.mean_cosine == found.min_cosine == 1.0
+
+
+def test_a_split_val_is_compared_too(tmp_path, capsys):
+    one = write_roles(tmp_path / "one.h5", train=6, val=3, test=2)
+    same = write_roles(tmp_path / "same.h5", train=6, val=3, test=2)
+    without = write_roles(tmp_path / "without.h5", train=6, test=2)
+    report = diff(one, same)
+    assert report.same and report.val.n_both == 3 and diff(without, without).val is None
+    for pair, only in (((one, without), "only_a"), ((without, one), "only_b")):
+        report = diff(*pair)
+        assert not report.same and len(getattr(report.val, only)) == 3
+    assert main(["diff", str(one), str(without)]) == 1
+    assert "only in a, val: val/00000.png" in capsys.readouterr().out
 
 
 def test_the_form_makes_no_difference(tmp_path):

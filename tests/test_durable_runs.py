@@ -258,18 +258,59 @@ def test_a_checkpoint_comes_back_to_the_bit(tmp_path):
         assert loaded[name].tobytes() == array.tobytes() and loaded[name].shape == array.shape
 
 
+EPOCH = {"epoch": 1, "train_loss": 0.5, "top1": 0.5, "wall_s": 1.0}
+PROGRESS = {
+    "step": 3, "curve": [EPOCH], "batch": 1, "loss_sum": 0.5, "epoch_s": 1.0, "trained_s": 1.0,
+    "wall_s": 1.0,
+}  # fmt: skip
+
+
+def test_any_changed_bit_of_a_checkpoint_is_found(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    arrays = {"model.a": np.ones((3, 4), np.float32), "optimizer.0.m": np.zeros(5, np.float32)}
+    save_checkpoint(path, arrays, {"identity": {}, "progress": PROGRESS})
+    data = path.read_bytes()
+    generator = np.random.default_rng(0)
+    for at in [*generator.integers(0, len(data), 200), len(data) - 1]:
+        changed = bytearray(data)
+        changed[at] ^= 1 << int(generator.integers(8))
+        path.write_bytes(changed)
+        try:
+            load_checkpoint(path)
+        except WeightsError:
+            continue
+        # What may change unseen: white space and the spelling of the header, never a value.
+        path.write_bytes(changed)
+        loaded, facts = load_checkpoint(path)
+        assert facts["progress"] == PROGRESS and loaded.keys() == arrays.keys()
+        assert all((loaded[name] == arrays[name]).all() for name in arrays)
+
+
+@pytest.mark.parametrize("name", [*PROGRESS])
+@pytest.mark.parametrize("odd", [None, "x", -1, 10**400, float("nan"), [], {}, [{}], True])
+def test_odd_progress_is_one_line(tmp_path, name, odd):
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, {}, {"identity": {}, "progress": {**PROGRESS, name: odd}})
+    usable = (name, odd) in [("curve", []), ("loss_sum", -1)]
+    if usable:
+        RunFolder(tmp_path, {"engine": "oneflow", "precision": "f32"}, print).load()
+        return
+    with pytest.raises(WeightsError, match=f"found no usable {name}; start anew"):
+        RunFolder(tmp_path, {"engine": "oneflow", "precision": "f32"}, print).load()
+
+
 def test_a_run_resumes_in_the_engine_that_started_it(tmp_path):
     """Two engines round differently, so that the other would end with another network."""
     identity = {"method": "full", "engine": "torch", "precision": "f32", "seed": 0}
     path = tmp_path / "checkpoint.safetensors"
-    save_checkpoint(path, {}, {"identity": identity, "progress": {"step": 3}})
+    save_checkpoint(path, {}, {"identity": identity, "progress": PROGRESS})
     _, progress = RunFolder(tmp_path, identity, print).load()
-    assert progress == {"step": 3}
+    assert progress == PROGRESS
     with pytest.raises(WeightsError, match="engine: checkpoint 'torch', here 'oneflow'; repeat"):
         RunFolder(tmp_path, {**identity, "engine": "oneflow"}, print).load()
     # A checkpoint of an earlier featcache says neither: it was OneFlow's, in float32.
     earlier = {"method": "full", "seed": 0}
-    save_checkpoint(path, {}, {"identity": earlier, "progress": {"step": 3}})
+    save_checkpoint(path, {}, {"identity": earlier, "progress": PROGRESS})
     RunFolder(tmp_path, {**identity, "engine": "oneflow"}, print).load()
     with pytest.raises(WeightsError, match="engine: checkpoint 'oneflow', here 'torch'"):
         RunFolder(tmp_path, identity, print).load()

@@ -13,10 +13,12 @@ from engine_features import CASES, STORED, ingredients, noise, random_weights, s
 from PIL import Image
 
 from featcache import load_weights
-from featcache.backbones.architectures import CUTS, get_backbone
+from featcache.backbones.architectures import BACKBONES, CUTS, get_backbone
 from featcache.backbones.choice import choose_engine
+from featcache.backbones.conversion import agreement, canonical_images
 from featcache.backbones.engine import build_engine
-from featcache.errors import EngineUnavailableError, RecipeError, ShapeMismatchError
+from featcache.backbones.reference import resnet_features
+from featcache.errors import EngineUnavailableError, RecipeError, ShapeMismatchError, WeightsError
 from featcache.frameworks import openvino_precisions, torch_gpu_status, torch_precisions
 from featcache.preprocess import FLIP_VIEWS, Preprocess, apply_view, upscale
 
@@ -268,3 +270,22 @@ def test_every_cut_of_every_backbone_has_a_shape():
     assert shapes["resnet50", "avgpool"] == (2048,)
     with pytest.raises(RecipeError, match="layer1, layer2, layer3, layer4, avgpool, found 'fc'"):
         get_backbone("resnet18").cut_shape("fc", 224)
+
+
+def test_numpy_and_every_engine_agree_on_every_backbone(contender):
+    """What `build_engine` compares an engine with is the network itself."""
+    for name in BACKBONES:
+        weights = load_weights("random:3", name, size=64)
+        image = canonical_images(64)[:1]
+        reference = resnet_features(weights.state, BACKBONES[name], weights.preprocess, image[0])
+        found = made(contender, weights).extract(image)
+        agreed = agreement(found, {cut: reference[cut] for cut in CUTS})
+        assert agreed.cosine > AT_LEAST[contender[1]], name
+
+
+@pytest.mark.parametrize("key", ["layer1.0.conv1.weight", "bn1.bias"])
+def test_weights_that_overflow_are_refused_by_every_engine(contender, starter, key):
+    """OpenVINO's ReLU turns NaN into 0: its features would be finite and mean nothing."""
+    state = {**starter.state, key: np.full_like(starter.state[key], 1e38)}
+    with pytest.raises(WeightsError, match="expected weights that give finite features"):
+        made(contender, replace(starter, state=state))

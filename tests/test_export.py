@@ -10,10 +10,10 @@ import textwrap
 
 import numpy as np
 import pytest
-from caches import FORMS, RICH, ingredients, write_shards
+from caches import FORMS, RICH, ingredients, write_roles, write_shards
 from conftest import write_gaussian_cache
 
-from featcache import export, verify
+from featcache import export, label, merge, verify
 from featcache.cli import main
 from featcache.errors import CacheCorruptError, EngineUnavailableError, OutputError, RecipeError
 from featcache.store.cache import load
@@ -193,8 +193,8 @@ def test_a_limit_keeps_the_proportions(small_cache, limit):
     assert result.n_rows == len(tensors) == len(rows) == n_rows
     assert len({(row[0], row[3]) for row in rows}) == n_rows
     for role, share in (("train", 2 / 9), ("test", 1 / 9)):
-        for label in "012":
-            count = sum(row[2] == label and row[3] == role for row in rows)
+        for number in "012":
+            count = sum(row[2] == number and row[3] == role for row in rows)
             assert abs(count - n_rows * share) <= 1
     cache = load(small_cache)
     for line, row in zip(tensors, rows, strict=True):
@@ -241,8 +241,11 @@ def test_outputs(tmp_path, small_cache):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"to": "csv"}, "to: expected one of npz, parquet, safetensors, tensorboard, found 'csv'"),
-        ({"split": "val"}, "split: expected one of all, train, test"),
+        ({"to": "xls"}, "to: expected one of npz, parquet, csv, safetensors, tensorboard, found"),
+        ({"split": "dev"}, "split: expected one of all, train, val, test"),
+        ({"split": "val"}, "has no split val"),
+        ({"output": "y.h5"}, r"y.h5: expected a name that ends in .npz, .parquet, .csv"),
+        ({"to": "npz", "output": "y.csv"}, "for npz, found that of csv; leave out --to npz"),
         ({"limit": 5}, "only for tensorboard, found 5 for npz"),
         ({"to": "tensorboard", "limit": 0}, "1 image or more"),
     ],
@@ -250,6 +253,81 @@ def test_outputs(tmp_path, small_cache):
 def test_wrong_options(small_cache, options, said):
     with pytest.raises(RecipeError, match=said):
         export(small_cache, **options)
+
+
+def test_the_suffix_says_the_format(small_cache, tmp_path):
+    for name in ("y.csv", "y.npz", "Y.SAFETENSORS"):
+        made = export(small_cache, output=tmp_path / name)
+        assert made.to == name.lower().partition(".")[2] and made.output == tmp_path / name
+    assert export(small_cache, output=tmp_path / "plain").to == "npz"
+    assert export(small_cache, "csv", tmp_path / "y.dat").output.name == "y.dat"
+
+
+def test_csv_gives_every_number_back(odd_cache, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_csv(export(odd_cache, output=tmp_path / "odd.csv").output)
+    cache = load(odd_cache)
+    assert list(frame) == ["split", "id", "label", "class", "f0", "f1", "f2"] and len(frame) == 10
+    numbers = frame[["f0", "f1", "f2"]].to_numpy(np.float32)
+    assert np.array_equal(numbers[:5], cache.train.features)
+    assert frame["id"][0] == ODD_IDS[0] and frame["class"][0] == cache.class_names[0]
+
+
+def test_a_val_split_goes_into_every_format(tmp_path):
+    cache = load(write_roles(tmp_path / "val.h5", train=6, val=3, test=2))
+    with np.load(export(cache, "npz").output) as found:
+        assert np.array_equal(found["val_features"], cache.val.features)
+    lines = export(cache, "csv").output.read_text("utf-8").splitlines()[1:]
+    roles = [line.partition(",")[0] for line in lines]
+    assert roles == ["train"] * 6 + ["val"] * 3 + ["test"] * 2
+    assert export(cache, "safetensors", split="val").n_rows == 3
+    assert export(cache, "tensorboard").n_rows == 11
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(export(cache, "parquet").output)
+    assert table["split"].to_pylist() == roles
+
+
+def test_the_attached_table_goes_along(tmp_path):
+    cache = load(write_roles(tmp_path / "val.h5", train=4, val=3, test=2))
+    ids = [name for _, split in cache.splits() for name in split.ids]
+    columns = {"label": [f"own {name}" for name in ids], "age": [None, *range(8)]}
+    label(cache, {"id": ids, **columns, "tags": [["a", "b"]] * 8 + [None]})
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_csv(export(cache, "csv").output)
+    assert frame["table.label"].tolist() == [f"own {name}" for name in frame["id"]]
+    assert frame["age"][1:].tolist() == list(range(8)) and frame["tags"][0] == "a,b"
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(export(cache, "parquet", split="test").output)
+    assert table["table.label"].to_pylist() == [f"own {name}" for name in ids[-2:]]
+    assert table["age"].to_pylist() == [6.0, 7.0]
+    assert table["tags"].to_pylist() == [["a", "b"], None]
+
+
+def test_h5py_decodes_every_text_of_a_cache(tmp_path):
+    """Whatever the alphabet: data sets of text are marked as UTF-8."""
+    import h5py
+
+    meta = ingredients(class_names=["кошка", "собака", "猫"])
+    path = write_roles(tmp_path / "names.h5", meta, train=4, val=3, test=2)
+    merged = merge(
+        [
+            path,
+            write_shards(
+                tmp_path / "b.h5", {**meta, "dataset_digest": "9" * 64}, skip=(3,), seed=4
+            ),
+        ],
+        tmp_path / "both.h5",
+        prefix=True,
+    )
+    for place, texts in ((path, ("ids",)), (merged.cache, ("ids", "skipped"))):
+        with h5py.File(place) as file:
+            assert file["class_names"].asstr()[:].tolist() == meta["class_names"]
+            for role in ("train", "val", "test"):
+                for name in texts:
+                    if f"{role}/{name}" in file:
+                        charset = file[f"{role}/{name}"].id.get_type().get_cset()
+                        assert charset == h5py.h5t.CSET_UTF8
+                        assert file[f"{role}/{name}"].asstr()[0].endswith(".png")
 
 
 @pytest.mark.parametrize("to", FORMATS)
@@ -287,7 +365,7 @@ def test_a_full_disk_leaves_nothing(small_cache, to):
         pytest.importorskip("pyarrow")
     code = f"""
         import resource, signal
-        from featcache import export, verify
+        from featcache import export, label, merge, verify
         from featcache.errors import OutputError
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
@@ -378,7 +456,7 @@ def test_the_command(capsys, tmp_path, small_cache):
     result = json.loads(capsys.readouterr().out)
     assert result["n_rows"] == 30 and result["to"] == "tensorboard"
     for wrong, said in (
-        (["export", str(small_cache), "--to", "csv"], "--to"),
+        (["export", str(small_cache), "--to", "xls"], "--to"),
         (["export", str(small_cache), "--to", "npz", "--limit", "3"], "--limit"),
         (["export", str(small_cache), "--to", "tensorboard", "--limit", "0"], "--limit"),
     ):

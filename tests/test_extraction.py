@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 
 import numpy as np
 import pytest
+from caches import content
 from conftest import FakeEngine
 
 from featcache import ExtractOptions, extract, load, load_dataset, load_weights, probe
@@ -69,7 +71,7 @@ def reads(monkeypatch):
 
 def test_every_image_is_read_once(image_folder, fake_engine, reads, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "SHARD_ROWS", 8)
-    arguments = {"weights": STARTER, "batch_size": 8}
+    arguments = {"weights": STARTER, "batch_size": 8, "reuse": False}
     whole = extract(image_folder, output=tmp_path / "a.h5", **arguments)
     assert len(reads) == len(set(reads)) == 54
     assert whole.load().meta["dataset_digest"] == load_dataset(image_folder).digest
@@ -92,10 +94,119 @@ def test_every_image_is_read_once(image_folder, fake_engine, reads, tmp_path, mo
         ]
 
     reads.clear()
-    assert extract(image_folder, output=tmp_path / "b.h5", **arguments).reused
+    again = {**arguments, "verify_images": True}
+    assert extract(image_folder, output=tmp_path / "b.h5", **again).reused
     assert len(reads) == 54, "hashed, since the cache may be of other images"
     other = extract(image_folder, output=tmp_path / "c.h5", size=32, **arguments)
     assert len(reads) == 108 and not other.reused, "there is no such cache: nothing to compare"
+
+
+def test_every_image_of_an_undivided_data_set_is_read_once(
+    image_folder, fake_engine, reads, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(extraction, "SHARD_ROWS", 8)
+    folder = image_folder / "train"
+    arguments = {"weights": STARTER, "batch_size": 4, "reuse": False}
+    whole = extract(folder, output=tmp_path / "a.h5", views="flips", **arguments)
+    assert len(reads) == len(set(reads)) == 36
+    cache, data = whole.load(), load_dataset(folder)
+    assert cache.meta["split"] == "content" and cache.meta["dataset_digest"] == data.digest
+    engine = fake_engine[0]
+    for (role, split), (_, kept) in zip(data.splits(), cache.splits(), strict=True):
+        assert kept.ids == split.ids and kept.labels.tolist() == split.labels.tolist()
+        for view in FLIP_VIEWS if role == "train" else ("identity",):
+            for row in range(len(split)):
+                pixels = apply_view(Preprocess(64).batch([split.images[row]]), view)
+                expected = engine.extract(pixels)["avgpool"][0]
+                np.testing.assert_allclose(kept.view(view)[row], expected, rtol=1e-4, atol=1e-3)
+        assert [bytes(one) for one in kept.content_hashes] == [
+            hashlib.sha256(split.images.content(row)).digest() for row in range(len(split))
+        ]
+
+    def stop(message):
+        if message.stage == "images" and message.done == 20:
+            raise KeyboardInterrupt
+
+    output = tmp_path / "b.h5"
+    with pytest.raises(KeyboardInterrupt, match=r"^16 of 36 images are kept"):
+        extract(folder, output=output, views="flips", on_progress=stop, **arguments)
+    reads.clear()
+    rest = extract(folder, output=output, views="flips", **arguments)
+    assert rest.n_resumed == 16 and len(reads) == 20
+    assert content(rest.cache) == content(whole.cache) and rest.fingerprint == whole.fingerprint
+
+
+def test_a_limited_part_of_an_undivided_data_set(image_folder, fake_engine):
+    cache = extract(image_folder / "train", weights=STARTER, train_limit=9).load()
+    data = load_dataset(image_folder / "train")
+    assert len(cache.train) == 9 and set(cache.train.ids) < set(data.train.ids)
+    assert cache.test.ids == data.test.ids and cache.meta["split"] == "content"
+
+
+def test_a_class_without_an_image_on_one_side_is_told(image_folder, fake_engine, tmp_path):
+    notes = []
+    folder = tmp_path / "few"
+    for name in ("blue", "green"):
+        (folder / name).mkdir(parents=True)
+    digests = load_dataset(image_folder / "train")
+    in_train = {name.split("/")[0]: name for name in digests.train.ids}
+    shutil.copy(image_folder / "train" / in_train["blue"], folder / "blue")
+    shutil.copy(image_folder / "train" / in_train["green"], folder / "green")
+    cache = extract(folder, weights=STARTER, on_note=notes.append, views="flips").load()
+    assert notes[-1].startswith("test: no image: the content of an image decides its side")
+    assert (len(cache.train), len(cache.test)) == (2, 0)
+    assert cache.test.features.shape == (0, 8) and cache.views == FLIP_VIEWS
+    red = next(name for name in digests.test.ids if name.startswith("red"))
+    (folder / "red").mkdir()
+    shutil.copy(image_folder / "train" / red, folder / "red")
+    cache = extract(folder, weights=STARTER, on_note=notes.append, pack=False).load()
+    assert notes[-2].startswith("train: no image of 'red': ")
+    assert notes[-1].startswith("test: no image of 'blue', 'green': ")
+    assert cache.test.labels.tolist() == [2]
+    for name in ("blue", "green"):
+        shutil.rmtree(folder / name)
+    cache = extract(folder, weights=STARTER, views="flips").load()
+    assert (len(cache.train), len(cache.test)) == (0, 1) and cache.class_names == ()
+    assert cache.train.view("hflip").shape == (0, 8)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_validation_split_is_a_split_of_the_cache(image_folder, fake_engine, tmp_path, pack):
+    folder = tmp_path / "colours"
+    shutil.copytree(image_folder, folder)
+    for name in ("blue", "green"):
+        (folder / "valid" / name).mkdir(parents=True)
+        for number in range(3):
+            (folder / f"test/{name}/0{number}.png").rename(folder / f"valid/{name}/{number}.png")
+    result = extract(folder, weights=STARTER, views="flips", pack=pack)
+    cache, data = result.load(), load_dataset(folder)
+    assert (result.n_rows, result.n_val) == (54, 6)
+    assert cache.meta["dataset_digest"] == data.digest and "split" not in cache.meta
+    assert cache.val.ids == data.val.ids and cache.val.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    pixels = Preprocess(64).batch([data.val.images[row] for row in range(6)])
+    assert np.array_equal(cache.val.features, fake_engine[0].extract(pixels)["avgpool"])
+    assert not [name for name in cache.index.arrays if name.startswith("val/views")]
+    assert extract(folder, weights=STARTER, views="flips", pack=pack).n_val == 6
+
+
+def test_images_without_labels(image_folder, fake_engine, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(sorted((image_folder / "train").rglob("*.png"))):
+        shutil.copy(path, flat / f"{number}.png")
+    notes = []
+    cache = extract(flat, weights=STARTER, on_note=notes.append).load()
+    assert "the images have no labels" in notes[0] and len(notes) == 2
+    assert cache.class_names == () and len(cache.train) + len(cache.test) == 36
+    assert set(cache.train.labels) == set(cache.test.labels) == {-1}
+    shutil.make_archive(str(flat), "zip", flat)
+    zipped = extract(tmp_path / "flat.zip", weights=STARTER)
+    assert zipped.reused and zipped.fingerprint == cache.fingerprint
+    (tmp_path / "roles").mkdir()
+    shutil.copytree(flat, tmp_path / "roles/train")
+    shutil.copytree(flat, tmp_path / "roles/val")
+    given = extract(tmp_path / "roles", weights=STARTER)
+    assert (given.n_rows, given.n_val, len(given.load().test)) == (72, 36, 0)
 
 
 def test_a_changed_image_is_noticed(image_folder, fake_engine, tmp_path):
@@ -297,6 +408,7 @@ def test_a_split_without_one_good_image_is_an_error(torn_folder, fake_engine):
 def test_an_interrupted_run_resumes(image_folder, fake_engine, tmp_path, monkeypatch, pack):
     monkeypatch.setattr(extraction, "SHARD_ROWS", 8)
     arguments = {"weights": STARTER, "views": "flips", "batch_size": 3, "pack": pack}
+    arguments["reuse"] = False
     whole = extract(image_folder, output=tmp_path / "whole.h5", **arguments)
 
     def stop(message):

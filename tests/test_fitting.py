@@ -102,6 +102,12 @@ def test_wrong_arguments(arguments):
         featcache.fit("digits", **arguments)
 
 
+def test_images_without_labels_are_told_before_the_long_work(image_folder, tmp_path):
+    with pytest.raises(DatasetError, match=r"blue train: .* all have a label, found \d+ of \d+ w"):
+        featcache.fit(image_folder / "train" / "blue", **STARTER)
+    assert not list(tmp_path.rglob("*.h5"))
+
+
 @pytest.mark.parametrize("kept", [1, 2])
 def test_a_class_of_too_few_images_is_told_before_the_long_work(image_folder, tmp_path, kept):
     few = tmp_path / "few"

@@ -150,6 +150,59 @@ def test_a_head_has_the_same_bytes_in_every_process(head, tmp_path):
         assert (tmp_path / name).read_bytes() == (tmp_path / "h").read_bytes()
 
 
+# Heads of labels and numbers.
+
+
+def labels_head(**changes):
+    fields = {
+        "weight": drawn(3, 1), "bias": drawn(1, 2, 3)[0], "class_names": ("a", "b", "c"),
+        "fingerprint": "", "task": "labels", "thresholds": np.array([0.1, 0.5, 0.9], np.float32),
+    }  # fmt: skip
+    return Head(**{**fields, **changes})
+
+
+def test_labels_have_a_sigmoid_and_a_threshold_each(tmp_path):
+    head, features = labels_head(), drawn(40)
+    shares = head.probabilities(features)
+    np.testing.assert_allclose(shares, 1 / (1 + np.exp(-head.scores(features))), atol=1e-6)
+    assert np.array_equal(head.predict(features), shares >= [0.1, 0.5, 0.9])
+    assert head.predict(features).dtype == bool
+    save_head(tmp_path / "h", head, {"task": "of the recipe"})
+    again = load_head(tmp_path / "h")
+    assert again.task == "labels" and np.array_equal(again.thresholds, head.thresholds)
+    assert np.array_equal(again.predict(features), head.predict(features))
+
+
+def test_numbers_are_the_scores(tmp_path):
+    head, features = labels_head(task="numbers", thresholds=None), drawn(40)
+    assert np.array_equal(head.predict(features), head.scores(features))
+    with pytest.raises(RecipeError, match="expected classes or labels, found numbers; use scores"):
+        head.probabilities(features)
+    save_head(tmp_path / "h", head, {})
+    assert load_head(tmp_path / "h").task == "numbers"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "excerpt"),
+    [
+        ({"task": "colours"}, RecipeError, "the task classes, labels, numbers, found 'colours'"),
+        ({"thresholds": None}, ShapeMismatchError, "the task labels without thresholds"),
+        ({"task": "classes"}, ShapeMismatchError, "the task classes with thresholds"),
+        (
+            {"thresholds": np.zeros(2, np.float32)},
+            ShapeMismatchError,
+            r"float32 \(3,\) in \[0, 1\]",
+        ),
+        ({"thresholds": np.zeros(3)}, ShapeMismatchError, "found float64"),
+        ({"thresholds": np.full(3, np.nan, np.float32)}, ShapeMismatchError, "or others"),
+        ({"thresholds": np.full(3, 1.5, np.float32)}, ShapeMismatchError, "or others"),
+    ],
+)
+def test_heads_whose_task_and_thresholds_do_not_fit(changes, error, excerpt):
+    with pytest.raises(error, match=excerpt):
+        labels_head(**changes)
+
+
 # What a head is used on.
 
 
@@ -293,6 +346,9 @@ def test_the_written_head_is_a_good_one(written):
         ({"scaling": "standardize"}, "the scaling none or l2, found 'standardize'"),
         ({"scaling": ["l2"]}, "the scaling none or l2"),
         ({"scaling": "\x1b[2J" * 1000}, "the scaling none or l2"),
+        ({"task": "colours"}, "the task classes, labels, numbers, found 'colours'"),
+        ({"task": ["labels"]}, "the task classes, labels, numbers"),
+        ({"task": "labels"}, "no float32 tensor called 'thresholds'"),
         ({"ingredients": "GONE"}, "no ingredients"),
         ({"ingredients": []}, "no ingredients"),
         ({"ingredients": {"a": {"b": [[1]]}}}, "plain values"),

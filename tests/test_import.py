@@ -79,7 +79,7 @@ def test_public_names_are_sorted_complete_and_resolve():
 
 
 # Each room and the rooms of ours that it may import: a floor a row, the ground floor first.
-GROUND = {"errors", "progress", "notebook", "options", "version", "metrics"}
+GROUND = {"errors", "progress", "notebook", "options", "version", "metrics", "schema"}
 MAY_IMPORT = {
     **{room: set() for room in GROUND},
     **{room: {"errors"} for room in ("cores", "files", "preprocess", "process", "sampling")},
@@ -87,15 +87,29 @@ MAY_IMPORT = {
     "pickles": {"errors"},
     "frameworks": {"errors", "process"},
     "remote": {"errors", "files", "process"},
-    "datasets": {"cores", "download", "errors", "files", "pickles", "preprocess", "process"}
+    "tables": {"errors", "files", "progress", "remote"},
+    "datasets": {
+        "tables",
+        "cores",
+        "download",
+        "errors",
+        "files",
+        "pickles",
+        "preprocess",
+        "process",
+    }
     | {"progress", "remote", "sampling"},
     "backbones": {"cores", "download", "errors", "files", "frameworks", "pickles", "preprocess"}
     | {"process", "progress"},
-    "store": {"cores", "errors", "files", "notebook", "process", "progress", "remote", "version"},
-    "runs": {"errors", "files", "notebook", "progress", "store"},
+    "store": {"cores", "errors", "files", "notebook", "process", "progress", "remote", "tables"}
+    | {"sampling", "version"},
+    "importing": {"backbones", "errors", "files", "progress", "remote", "store", "tables"},
+    "runs": {"errors", "files", "notebook", "progress", "schema", "store"},
     "extraction": GROUND
-    | {"backbones", "cores", "datasets", "files", "preprocess", "remote", "store"},
-    "probes": GROUND | {"cores", "files", "frameworks", "process", "runs", "sampling", "store"},
+    | {"backbones", "cores", "datasets", "files", "preprocess", "remote", "sampling", "store"}
+    | {"tables"},
+    "probes": GROUND
+    | {"cores", "files", "frameworks", "process", "runs", "sampling", "store", "tables"},
     "auditing": {"errors", "files", "metrics", "options", "probes", "progress", "store"},
     "prediction": {"backbones", "datasets", "errors", "extraction", "files", "metrics"}
     | {"options", "preprocess", "probes", "progress", "remote", "store"},

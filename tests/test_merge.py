@@ -10,14 +10,15 @@ import textwrap
 
 import numpy as np
 import pytest
-from caches import RICH, content, ingredients, rows_of, write_shards
+from caches import RICH, content, ingredients, rows_of, write_roles, write_shards
 from conftest import write_gaussian_cache
 
+import featcache
 from featcache import merge, probe, verify
 from featcache.cli import main
 from featcache.errors import CacheCorruptError, CacheMismatchError, OutputError, RecipeError
 from featcache.store.cache import load
-from featcache.store.writer import SplitArrays, write_cache
+from featcache.store.writer import Source, SplitArrays, pack, write_cache
 
 
 def part(path, name, *, n_train=6, n_test=3, width=1, seed=0, dim=5, **changes):
@@ -119,6 +120,106 @@ def test_a_provenance_without_rates(tmp_path, two):
     other = part(tmp_path / "c.h5", "birds", wall_s="long", images_per_s=[1])
     meta = merge([two[0], other], tmp_path / "all.h5").load().meta
     assert (meta["wall_s"], meta["images_per_s"]) == (2.0, 10.0)
+
+
+def crossed(tmp_path, copies=2):
+    """Write two caches; the first ``copies`` test images of b are training images of a."""
+    paths, taken = [], {}
+    for seed, name in enumerate("ab"):
+        meta = ingredients(dataset=name, dataset_digest=name * 64)
+        sources = {}
+        for role, n in (("train", 8), ("test", 4)):
+            rows = rows_of(role, n, meta=meta, seed=seed)
+            if (name, role) == ("b", "test"):
+                rows["content_hashes"][:copies] = taken["a", "train"][:copies]
+            taken[name, role] = rows["content_hashes"]
+            sources.update({f"{role}/{part}": Source.of(rows[part]) for part in rows})
+        paths.append(tmp_path / f"{name}.h5")
+        pack(paths[-1], sources, meta)
+    return paths
+
+
+def test_an_image_in_train_and_test_is_refused(tmp_path, capsys):
+    paths = crossed(tmp_path)
+    said = (
+        r"found 2 in several, first 'train/0000\d.png' in train of .*a.h5, which is "
+        r"'test/0000\d.png' in test of .*b.h5 too.*--on-conflict test"
+    )
+    with pytest.raises(CacheMismatchError, match=said):
+        merge(paths, tmp_path / "both.h5", prefix=True)
+    assert not (tmp_path / "both.h5").exists()
+    with pytest.raises(RecipeError, match="on_conflict: expected one of refuse, train"):
+        merge(paths, tmp_path / "both.h5", on_conflict="both")
+    arguments = ["merge", *map(str, paths), "-o", str(tmp_path / "both.h5"), "--prefix"]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main([*arguments, "--on-conflict", "test"]) == 0
+    said = capsys.readouterr()
+    assert "14 train and 8 test images" in said.out and "2 images that also" in said.err
+
+
+@pytest.mark.parametrize(
+    ("choice", "n_train", "n_test"), [("test", 14, 8), ("train", 16, 6), ("drop", 14, 6)]
+)
+def test_a_conflict_is_resolved_on_request(tmp_path, choice, n_train, n_test):
+    paths = crossed(tmp_path)
+    made = merge(paths, tmp_path / "both.h5", prefix=True, on_conflict=choice)
+    assert (made.n_train, made.n_test) == (n_train, n_test)
+    assert made.n_dropped == 24 - n_train - n_test
+    verify(made.cache)
+    cache, a = made.load(), load(paths[0])
+    train, test = ({*map(bytes, split.content_hashes)} for split in (cache.train, cache.test))
+    assert not train & test
+    # The rows that stay are the rows that were there, in order.
+    kept = [row for row, name in enumerate(a.train.ids) if f"a/{name}" in cache.train.ids]
+    first = cache.train.features[: len(kept)]
+    assert first.tobytes() == a.train.features[kept].tobytes()
+    # And a choice is part of what the cache is.
+    other = "drop" if choice != "drop" else "test"
+    again = merge(paths, tmp_path / "other.h5", prefix=True, on_conflict=other)
+    assert again.fingerprint != made.fingerprint
+
+
+def test_copies_within_a_split_stay_with_a_note(tmp_path, two):
+    meta = ingredients(dataset="c", dataset_digest="c" * 64)
+    same = write_roles(tmp_path / "c.h5", meta, train=5, test=3)
+    other = write_roles(tmp_path / "d.h5", {**meta, "dataset_digest": "d" * 64}, train=5, test=3)
+    made = merge([same, other], tmp_path / "both.h5", prefix=True)
+    assert made.n_train == 10 and made.n_dropped == 0
+    assert made.notes == ("8 images are exact copies of others of their split",)
+    assert "was not checked" in merge(two, tmp_path / "unhashed.h5").notes[0]
+
+
+def test_attached_tables_come_along(tmp_path):
+    paths = crossed(tmp_path)
+    for path, size in zip(paths, ("cm", None), strict=True):
+        cache = load(path)
+        ids = [name for _, split in cache.splits() for name in split.ids]
+        columns = {"who": [f"{path.stem} {name}" for name in ids]}
+        featcache.label(cache, {"id": ids, **columns, **({"size": range(12)} if size else {})})
+    made = merge(paths, tmp_path / "both.h5", prefix=True, on_conflict="test").load()
+    ids = [name for _, split in made.splits() for name in split.ids]
+    assert [name.replace("/", " ", 1) for name in ids] == made.table["who"].values.tolist()
+    sizes = made.table["size"].values
+    assert np.array_equal(np.isnan(sizes), [name[0] == "b" for name in ids])
+    assert made.attached_table.facts["n_matched"] == 24
+    (tmp_path / "a.table").unlink(), (tmp_path / "b.table").unlink()
+    again = merge(paths, made.path, prefix=True, on_conflict="test", force=True).load()
+    assert again.table is None and not (tmp_path / "both.table").exists()
+
+
+def test_val_is_merged_where_a_part_has_one(tmp_path):
+    one = write_roles(tmp_path / "one.h5", train=5, val=4, test=3)
+    other = write_roles(
+        tmp_path / "other.h5", ingredients(dataset_digest="9" * 64), seed=1, train=6, test=2
+    )
+    for parts in ((one, other), (other, one)):
+        made = merge(parts, tmp_path / "both.h5", prefix=True, force=True)
+        assert (made.n_train, made.n_val, made.n_test) == (11, 4, 5)
+        cache = made.load()
+        assert cache.val.features.tobytes() == load(one).val.features.tobytes()
+        assert {part["n_test"] for part in cache.meta["merged_from"]} == {3, 2}
+        verify(made.cache)
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,26 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from featcache.metrics import (
     METRICS,
     ReliabilityBin,
     agreement,
+    average_precision,
+    average_precisions,
     balanced_accuracy,
     confusion_matrix,
     expected_calibration_error,
+    f1_threshold,
     macro_f1,
     mean_interval,
+    number_scores,
     per_class_accuracy,
     score,
     score_interval,
+    sigmoid,
     softmax,
     top1,
     topk_accuracy,
@@ -246,3 +252,134 @@ def test_the_bootstrap_is_as_wide_as_the_binomial_interval():
     low, high = score_interval("balanced", predicted, labels, 2)
     half = 1.96 * math.sqrt(0.8 * 0.2 / 400 + 0.6 * 0.4 / 100) / 2
     assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.006)
+
+
+# Several labels an image.
+
+
+def test_average_precision_is_scikit_learns_also_with_ties():
+    generator = np.random.default_rng(0)
+    for levels in (2, 5, 1000):
+        for _ in range(20):
+            scores = generator.integers(levels, size=60).astype(np.float32)
+            labels = (generator.random(60) < 0.3).astype(np.int8)
+            expected = sklearn_metrics.average_precision_score(labels, scores)
+            assert average_precision(scores, labels) == pytest.approx(expected, abs=1e-12)
+    assert average_precision(np.zeros(3), np.array([0, 1, 0])) == pytest.approx(1 / 3)
+    assert math.isnan(average_precision(np.zeros(3), np.zeros(3, int)))
+    assert math.isnan(average_precision(np.zeros(0), np.zeros(0, int)))
+
+
+def labelled(n=400, n_labels=6, seed=0):
+    generator = np.random.default_rng(seed)
+    targets = (generator.random((n, n_labels)) < [0.02, 0.1, 0.2, 0.5, 0.9, 0]).astype(np.int8)
+    return (generator.normal(size=targets.shape) + targets).round(1), targets
+
+
+def test_macro_and_micro_leave_out_what_is_not_known():
+    scores, targets = labelled()
+    targets[::5, 2] = -1
+    result = average_precisions(scores, targets)
+    expected = [
+        sklearn_metrics.average_precision_score(targets[rows, label], scores[rows, label])
+        for label, rows in enumerate((targets >= 0).T[:5])
+    ]
+    assert result.per_label == pytest.approx((*expected, None))
+    assert result.macro == pytest.approx(np.mean(expected))
+    known = targets >= 0
+    micro = sklearn_metrics.average_precision_score(targets[known], scores[known])
+    assert result.micro == pytest.approx(micro)
+    nothing = average_precisions(scores, targets * 0)
+    assert (
+        nothing.macro is nothing.micro is nothing.macro_interval is nothing.micro_interval is None
+    )
+
+
+def test_intervals_are_those_of_a_bootstrap_written_out():
+    scores, targets = labelled()
+    result = average_precisions(scores, targets)
+    generator = np.random.default_rng(1)
+    draws = []
+    for _ in range(500):
+        rows = generator.integers(400, size=400)
+        own = [average_precision(scores[rows, label], targets[rows, label]) for label in (1, 2, 3)]
+        draws.append([*own, np.mean(own)])
+    low, high = np.percentile(draws, (2.5, 97.5), axis=0)
+    for label in range(1, 4):
+        expected = low[label - 1], high[label - 1]
+        assert result.per_label_interval[label] == pytest.approx(expected, abs=0.03)
+    assert result.per_label_interval[5] is None
+    some = average_precisions(scores[:, 1:4], targets[:, 1:4])
+    assert some.macro_interval == pytest.approx((low[3], high[3]), abs=0.02)
+
+
+def test_intervals_respect_groups():
+    scores, targets = labelled(100)
+    repeated = np.repeat(scores, 9, axis=0), np.repeat(targets, 9, axis=0)
+    groups = np.repeat(np.arange(100) * 3, 9)
+    width = {
+        name: np.subtract(*reversed(average_precisions(*repeated, of).macro_interval))
+        for name, of in (("groups", groups), ("images", None))
+    }
+    assert width["images"] < width["groups"] / 2
+    single = average_precisions(scores, targets)
+    assert average_precisions(*repeated, groups).macro_interval == pytest.approx(
+        single.macro_interval, abs=1e-9
+    )
+
+
+def test_the_threshold_has_the_highest_f1():
+    generator = np.random.default_rng(0)
+    for levels in (3, 50):
+        labels = generator.random(80) < 0.3
+        shares = np.round((generator.random(80) + labels) / 2 * levels) / levels
+        best = max(
+            sklearn_metrics.f1_score(labels, shares >= threshold) for threshold in np.unique(shares)
+        )
+        reached = sklearn_metrics.f1_score(labels, shares >= f1_threshold(shares, labels))
+        assert reached == pytest.approx(best)
+    assert f1_threshold(np.array([0.2, 0.8]), np.zeros(2, int)) == 0.5
+    assert f1_threshold(np.array([0.2, 0.8]), np.array([0, 1])) == 0.5
+    assert f1_threshold(np.array([0.2, 0.8]), np.array([1, 1])) == pytest.approx(0.1)
+
+
+def test_sigmoid_never_overflows():
+    assert sigmoid(np.array([-1e4, 0, 1e4])).tolist() == [0, 0.5, 1]
+
+
+# Numbers.
+
+
+def test_number_scores_are_those_of_scikit_learn_and_scipy():
+    generator = np.random.default_rng(0)
+    targets = generator.normal(size=(300, 2)).round(1) + 1000
+    predicted = targets + generator.normal(size=(300, 2)).round(1)
+    targets[::4, 1] = np.nan
+    scored, r2, interval = number_scores(predicted, targets)
+    for column, one in enumerate(scored):
+        rows = ~np.isnan(targets[:, column])
+        own = targets[rows, column], predicted[rows, column]
+        assert one.n == rows.sum()
+        assert one.r2 == pytest.approx(sklearn_metrics.r2_score(*own))
+        assert one.mae == pytest.approx(sklearn_metrics.mean_absolute_error(*own))
+        assert one.rmse == pytest.approx(math.sqrt(sklearn_metrics.mean_squared_error(*own)))
+        assert one.spearman == pytest.approx(stats.spearmanr(*own).statistic)
+        draws = generator.integers(len(own[0]), size=(300, len(own[0])))
+        for name, measure in (
+            ("r2", sklearn_metrics.r2_score),
+            ("spearman", lambda *of: stats.spearmanr(*of).statistic),
+        ):
+            expected = np.percentile(
+                [measure(*(x[row] for x in own)) for row in draws], (2.5, 97.5)
+            )
+            assert getattr(one, f"{name}_interval") == pytest.approx(tuple(expected), abs=0.04)
+    assert r2 == pytest.approx(np.mean([one.r2 for one in scored]))
+    assert interval[0] < r2 < interval[1]
+
+
+def test_numbers_that_cannot_be_measured():
+    (one,), r2, interval = number_scores(np.arange(3.0)[:, None], np.full((3, 1), 0.1))
+    assert one.r2 is one.spearman is one.r2_interval is r2 is interval is None
+    assert one.mae == pytest.approx(2.9 / 3, abs=0.1)
+    (none,), _, _ = number_scores(np.zeros((2, 1)), np.full((2, 1), np.nan))
+    assert (none.n, none.r2, none.mae, none.rmse, none.spearman) == (0, None, None, None, None)

@@ -107,7 +107,23 @@ def test_results_of_long_work():
     )
     assert cells(fitted).count(HOSTILE) == 2
     made = ExtractResult(
-        Path(HOSTILE), True, 9, 0, 0, 8, "fake", "cpu", "f32", 1.0, 9.0, "engine", "f" * 64, "why"
+        Path(HOSTILE),
+        True,
+        9,
+        0,
+        0,
+        0,
+        0,
+        9,
+        8,
+        "fake",
+        "cpu",
+        "f32",
+        1.0,
+        9.0,
+        "engine",
+        "f" * 64,
+        "why",
     )
     assert HOSTILE in cells(made) and "True" in cells(made)
 

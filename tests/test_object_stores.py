@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -37,9 +38,11 @@ from featcache.extraction import extract as extraction
 from featcache.remote import RemotePlace, is_url, located, shown
 from featcache.store.remote_caches import cache_file
 
-STARTER = {"weights": "tinyimagenet32"}
+STARTER = {"weights": "tinyimagenet32", "reuse": False}  # what is compared is made twice
 SLOW_EXTRACT = Path(__file__).with_name("slow_extract.py")
 REMOTE = {"fsspec", "s3fs", "aiohttp", "botocore"}
+# What a store is asked before a cache is read: for the cache, and for a table beside it.
+LOOKED = {"HEAD": 2, "LIST": 1}
 
 
 # What needs no package: URLs themselves, and what happens where fsspec is missing.
@@ -70,6 +73,7 @@ def test_what_is_a_url(text, answer):
         ("s3://KEY:SECRET@bucket/photos", "s3://bucket/photos"),
         ("https://me:SECRET@host/x.zip?X-Amz-Signature=SECRET", "https://host/x.zip"),
         ("https://host/x.zip#SECRET", "https://host/x.zip"),
+        ("https://TOKEN@host/x.zip", "https://host/x.zip"),
         ("sftp://me@host/photos", "sftp://me@host/photos"),
         ("s3://bucket/a:b@c.jpg", "s3://bucket/a:b@c.jpg"),
         ("photos", "photos"),
@@ -79,7 +83,14 @@ def test_secrets_are_not_shown(url, told):
     assert shown(url) == told
 
 
-@pytest.mark.parametrize("url", ["s3://KEY:hunter2@bucket/photos", "sftp://me:hunter2@host/photos"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://KEY:hunter2@bucket/photos",
+        "sftp://me:hunter2@host/photos",
+        "http://hunter2@host/photos",
+    ],
+)
 @pytest.mark.parametrize("use", [load_dataset, load, extract, located, RemotePlace])
 def test_a_password_in_a_url_is_refused_and_not_repeated(url, use, home):
     with pytest.raises(
@@ -435,7 +446,7 @@ class TestOnS3:
         for number in range(1205):
             store.put_object("bucket", f"many/{'ab'[number % 2]}/{number:04d}.png", b"x")
         found = load_dataset("s3://bucket/many")
-        assert len(found.train) + len(found.test) == 1205
+        assert [len(split) for split in found.listed()] == [1205]
         assert s3.counted() == {"LIST": 2}
 
     def test_strange_keys(self, s3, photos, image_folder):
@@ -489,7 +500,7 @@ class TestOnS3:
         # read through the copy that was made
         s3.asked.clear()
         cache = load("s3://bucket/caches/colours.h5")
-        assert s3.counted() == {"HEAD": 1} and content(cache.path) == content(local.cache)
+        assert s3.counted() == LOOKED and content(cache.path) == content(local.cache)
         calls = sum(engine.calls for engine in fake_engine)
         # again, here and on another machine
         assert main(command) == 0
@@ -508,7 +519,7 @@ class TestOnS3:
         assert made.cache.startswith("s3://bucket/caches/colours-resnet18-tinyimagenet32-64-")
         s3.asked.clear()
         made.load()
-        assert s3.counted() == {"HEAD": 1}, "what was made here is its own copy"
+        assert s3.counted() == LOOKED, "what was made here is its own copy"
         assert extract(image_folder, output="s3://bucket/caches/", **STARTER).reused
         assert keys(s3) == [made.cache.removeprefix("s3://bucket/")]
         other = {**STARTER, "train_limit": 9, "test_limit": 9}
@@ -597,10 +608,10 @@ class TestOnS3:
         assert facts["n_train"] == 120 and "s3://bucket/small.h5: copied to" in said.err
         copy = Path(facts["cache"])
         assert copy.read_bytes() == small_cache.read_bytes()
-        assert s3.counted() == {"HEAD": 1, "GET": 1}
+        assert s3.counted() == {**LOOKED, "GET": 1}
         for command in (["probe", "--no-check"], ["verify"], ["probe", "--knn", "3"], ["audit"]):
             assert main([command[0], "s3://bucket/small.h5", *command[1:]]) == 0, command
-        assert s3.counted() == {"HEAD": 4}
+        assert s3.counted() == {"HEAD": 8, "LIST": 4}
         assert main(["diff", "s3://bucket/small.h5", str(small_cache)]) == 0
         assert probe("s3://bucket/small.h5", check=False).top1 > 0.5
         other = write_gaussian_cache(tmp_path / "other.h5", seed=5)
@@ -717,6 +728,24 @@ class TestOnS3:
         with pytest.raises(OutputError, match=r"\.h5: expected a name for a new cache"):
             extract_share(photos, share=(1, 3), output=made.cache, **STARTER)
 
+    def test_jobs_divide_an_undivided_data_set(
+        self, s3, photos, image_folder, fake_engine, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(extraction, "SHARD_ROWS", 8)
+        options = {"views": "flips", **STARTER}
+        local = extract(image_folder / "train", output=tmp_path / "local.h5", **options).cache
+        s3.asked.clear()
+        for number in (2, 1):
+            monkeypatch.setenv("FEATCACHE_DIR", str(tmp_path / f"machine {number}"))
+            share = {"share": (number, 2), "output": "s3://bucket/x.h5", **options}
+            extract_share(f"{photos}/train", **share)
+        images = [path for method, path, _ in s3.asked if path.endswith(".png")]
+        assert len(images) == len(set(images)) == 36, "one request per image"
+        monkeypatch.setenv("FEATCACHE_DIR", str(tmp_path / "machine 3"))
+        assert extract_share(f"{photos}/train", **share).n_resumed == 16
+        assert_same_but_source(local, pack("s3://bucket/x.h5").cache)
+        assert [key for key in keys(s3) if "photos/" not in key] == ["x.h5"]
+
     def test_a_job_that_is_lost_is_gone_on_with_on_another_machine(
         self, s3, photos, image_folder, fake_engine, tmp_path, monkeypatch
     ):
@@ -828,3 +857,54 @@ class TestOnS3:
 
 def starter_words(*more):
     return ("--weights", "tinyimagenet32", *more)
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (401, "the server refuses it .401 "),
+        (403, "the server refuses it .403 "),
+        (500, "cannot be read: 500 "),
+        (302, "cannot be read: "),
+        (404, "found nothing there"),
+    ],
+)
+def test_what_a_web_server_answers_is_what_is_said(status, said):
+    pytest.importorskip("aiohttp")
+
+    class Answers(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status, "why\x1b[2Jnot")
+            self.send_header("Location", self.path)  # to itself, for ever
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as web:
+        thread = threading.Thread(target=web.serve_forever, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{web.server_port}/x.h5"
+        with pytest.raises((RemoteError, CacheMissError), match=said) as caught:
+            load(url)
+        web.shutdown()
+        thread.join()
+    assert "\x1b" not in str(caught.value)
+    if status != 404:
+        return
+    with pytest.raises(RemoteError, match="cannot be read"):  # nobody listens any more
+        load(url)
+
+
+@pytest.mark.s3
+def test_a_server_that_falls_silent_is_given_up(monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(_place, "_SILENCE_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/x.h5"
+        with pytest.raises(RemoteError, match=r"cannot be read: .*(no answer|[Tt]imeout)"):
+            load(url)

@@ -166,3 +166,28 @@ except EngineUnavailableError as error:
         tmp_path,
     )
     assert "ImportError: broken; run pip install openvino" in answer.stdout
+
+
+def test_ctrl_c_is_answered_after_engines_have_come_and_gone():
+    """Each core of OpenVINO brings a stack for signals; one that was freed must not stay."""
+    script = """
+import gc, signal
+from featcache.backbones.choice import choose_engine
+from featcache.backbones.engine import build_engine
+from featcache.backbones.loading import load_weights
+from featcache.frameworks import openvino_precisions
+weights = load_weights("tinyimagenet32")
+engines = [
+    build_engine(choose_engine("openvino", "cpu", one), weights)
+    for one in (*openvino_precisions(), "f32")
+]
+while engines:
+    del engines[0]
+    gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("answered")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("answered\n", 0), done.stderr

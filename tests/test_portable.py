@@ -16,7 +16,7 @@ import pytest
 from featcache import cores
 from featcache.datasets.zip import ZipArchive
 from featcache.process import ctrl_c_later
-from featcache.store.h5py_view import _limit_this_process
+from featcache.store.h5py_view import limit_this_process
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_child_lives_where_no_limit_can_be_set(monkeypatch):
         raise ValueError("current limit exceeds maximum limit")  # what macOS says
 
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    _limit_this_process()
+    limit_this_process(60)
 
 
 def test_cores_are_counted_without_affinity_or_control_groups(monkeypatch, tmp_path):

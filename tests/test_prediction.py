@@ -133,7 +133,7 @@ def test_hidden_and_other_files_are_left_out_unless_named(head, image_folder, tm
     for name in (".hidden/1.png", "__MACOSX/._1.png", ".2.png", "deep/er/B.PNG", "a.png", "plain"):
         shutil.copy(image, folder / name)
     outcome = [prediction.path for prediction in predict(folder, head)]
-    assert outcome == [str(folder / "a.png"), str(folder / "deep/er/B.PNG")]
+    assert outcome == [str(folder / name) for name in ("a.png", "deep/er/B.PNG", "plain")]
     named = predict([folder / ".2.png", folder / "plain"], head)
     assert [prediction.class_name for prediction in named] == ["red", "red"]
 
@@ -210,7 +210,10 @@ def test_no_images(head, tmp_path, engines):
         ("empty", r"empty: expected images \(names that end in .*\.png.*\), found none"),
         ("empty.zip", r"empty\.zip: expected images"),
         ("damaged.zip", "damaged.zip: .* not a readable zip archive"),
-        ("nowhere", "nowhere: expected an image, a folder or a .zip of images, found nothing"),
+        (
+            "nowhere",
+            "nowhere: expected an image, a folder, or a .zip or .tar of images, found nothing",
+        ),
     ):
         with pytest.raises(DatasetError, match=excerpt):
             predict([tmp_path / path], head, on_error="skip")
@@ -259,7 +262,7 @@ def test_features_that_are_not_finite(head, image_folder, monkeypatch):
     ("changes", "excerpt"),
     [
         ({"weights_sha256": "1" * 64}, r"weights_sha256: head '1{64}', here '.{64}'; give the"),
-        ({"cuts": ["layer3"]}, r"found the cut 'layer3' of shape \(N, 256, "),
+        ({"cuts": ["layer3"]}, r"found the cut 'layer3' of shape \(N, 4, "),
         ({"preprocess": {"geometry": "stretched"}}, "geometry: .* found 'stretched'"),
         ({"backbone": "vgg16"}, "resnet18, resnet34, resnet50 or of a library, found 'vgg16'"),
         ({"backbone": ["resnet18"]}, r"of a library, found '\['resnet18'\]'"),
@@ -450,6 +453,43 @@ def test_csv_has_columns_for_further_classes():
         "a.png,cat,0.5,dog,0.3,cow,0.2\n"
     )
     assert as_csv([]) == "path,class,probability\n"
+
+
+# Labels and numbers.
+
+
+def test_labels_above_their_thresholds(cache, image_folder):
+    thresholds = np.array([0.3, 0.6, 0.9], np.float32)
+    head = replace(fitted(cache), task="labels", thresholds=thresholds)
+    outcome = predict(image_folder / "test", head, top=2)
+    shares = head.probabilities(cache.test.features)
+    for row, found in zip(shares, outcome, strict=True):
+        order = np.argsort(-row)
+        assert [name for name, _ in found.top] == [cache.class_names[label] for label in order[:2]]
+        assert (found.class_name, found.probability) == found.top[0]
+        expected = [cache.class_names[label] for label in order if row[label] >= thresholds[label]]
+        assert [name for name, _ in found.labels] == expected and found.values is None
+    assert len({len(found.labels) for found in outcome}) > 1, "some have more than others"
+    rows = list(csv.reader(io.StringIO(as_csv(outcome), newline="")))
+    assert rows[0] == ["path", "labels", "probabilities"]
+    assert rows[1][1].split(";") == [name for name, _ in outcome[0].labels]
+
+
+def test_numbers_of_images(cache, image_folder):
+    head = replace(fitted(cache), task="numbers", class_names=("age", "height", "=sum"))
+    outcome = predict(image_folder / "test", head)
+    values = [[value for _, value in found.values] for found in outcome]
+    np.testing.assert_allclose(values, head.scores(cache.test.features), atol=1e-4)
+    assert outcome[0].class_name is outcome[0].probability is outcome[0].labels is None
+    rows = list(csv.reader(io.StringIO(as_csv(outcome), newline="")))
+    assert rows[0] == ["path", "age", "height", "=sum"]
+    assert [float(cell) for cell in rows[1][1:]] == pytest.approx(values[0], rel=1e-6)
+
+
+def test_only_a_head_of_classes_is_tested_on_a_cache(cache):
+    head = replace(fitted(cache), task="numbers")
+    with pytest.raises(WeightsError, match="head: expected a head of classes, found one of num"):
+        evaluate_head(head, cache)
 
 
 @pytest.mark.oneflow

@@ -75,7 +75,7 @@ def test_unlabelled_images_are_in_no_curve_vote_or_sweep(partly_labelled, capsys
     assert probe(partly_labelled, train_limit=30, C=1.0, check=False).n_train == 30
     assert main(["probe", str(partly_labelled), "--C", "1"]) == 0
     assert "left out without a label: 30 images" in capsys.readouterr().out
-    assert any("or are -1" in check for check in verify(partly_labelled).checks)
+    assert any("or -1 for none" in check for check in verify(partly_labelled).checks)
     classes = load(partly_labelled).train
     frame = pytest.importorskip("pandas") and classes.to_pandas()
     assert set(frame["class"][:20]) == {""} and frame["class"].iloc[20] == "class 2"

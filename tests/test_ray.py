@@ -167,6 +167,11 @@ class TestOnACluster:
         other = self.extract(cluster, torn, tmp_path / "b.h5", on_note=notes.append, **options)
         assert other.n_skipped == 1 and any("03.png: expected an image" in note for note in notes)
         assert_same(one.cache, other.cache)
+        undivided = torn / "train"
+        one = extract(undivided, output=tmp_path / "d.h5", **OPTIONS, **options)
+        other = self.extract(cluster, undivided, tmp_path / "e.h5", **options)
+        assert other.load().meta["split"] == "content"
+        assert_same(one.cache, other.cache)
         with pytest.raises(DatasetError, match=r"03\.png: expected an image"):
             self.extract(cluster, torn, tmp_path / "c.h5")
 

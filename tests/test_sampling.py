@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -9,10 +11,12 @@ from featcache.errors import DatasetError, RecipeError
 from featcache.finetuning.recipes import FINETUNE_RECIPES, FinetuneRecipe
 from featcache.probes.recipes import PROBE_RECIPES, ProbeRecipe
 from featcache.sampling import (
+    drawn_sides,
     epoch_plan,
     initial_head,
     row_batches,
     stratified_rows,
+    text_hashes,
     validation_rows,
 )
 
@@ -107,3 +111,21 @@ def test_hyperparameters_out_of_range_are_refused(recipe, changes):
     (name,) = changes
     with pytest.raises(RecipeError, match=name.replace("_", " ")):
         recipe(**changes)
+
+
+def test_the_side_of_an_image_is_a_fifth_of_its_hash():
+    first = np.array([0, 0x33333333333333FF, 0x3333333333333400, 2**64 - 1], ">u8")
+    hashes = np.zeros((4, 32), np.uint8)
+    hashes[:, :8] = first.view(np.uint8).reshape(4, 8)
+    hashes[2, 8:] = 255
+    expected = [int(one) < 0.2 * 2**64 for one in first.tolist()]
+    assert drawn_sides(hashes).tolist() == expected == [True, True, False, False]
+    assert drawn_sides(hashes[:0]).tolist() == []
+
+
+def test_a_fifth_of_many_texts_is_drawn_whatever_else_there_is():
+    names = [f"patient {number}" for number in range(20_000)]
+    sides = drawn_sides(text_hashes(names))
+    assert 0.19 < sides.mean() < 0.21
+    assert np.array_equal(drawn_sides(text_hashes(names[::-7])), sides[::-7])
+    assert text_hashes(["кошка"]).tobytes() == hashlib.sha256("кошка".encode()).digest()

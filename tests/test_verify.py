@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from caches import FORMS, RICH, rewrite_index, write_shards
+from caches import FORMS, RICH, ingredients, rewrite_index, rows_of, write_roles, write_shards
 from conftest import write_gaussian_cache
 
 from featcache import verify
@@ -19,7 +19,7 @@ from featcache.cli import main
 from featcache.errors import CacheCorruptError, CacheMissError
 from featcache.store.cache import load
 from featcache.store.format import seal, unseal
-from featcache.store.writer import SplitArrays, write_cache
+from featcache.store.writer import Source, SplitArrays, pack, write_cache
 
 DATA = Path(__file__).parent / "data"
 
@@ -291,7 +291,10 @@ def test_labels_of_no_class(small_cache, label):
     labels = load(small_cache).train.labels.copy()
     labels[5] = label
     said = refused(rewritten(small_cache, labels=labels))
-    assert "labels from 0 to 2 in train/labels, found others in block 0, row 5" in said
+    assert (
+        "labels from 0 to 2, or -1 for none, in train/labels, found others in block 0, row 5"
+        in said
+    )
 
 
 def test_ids_that_name_two_images(small_cache):
@@ -399,3 +402,27 @@ def test_the_command(capsys, small_cache):
     assert "train/labels, found another in block 0" in captured.err
     assert main(["verify", "none.h5"]) == 1
     assert main(["verify", "a", "b"]) == 2
+
+
+def test_a_split_val_is_counted_and_checked(tmp_path, capsys):
+    path = write_roles(tmp_path / "val.h5", train=6, val=3, test=2)
+    assert (verify(path).n_train, verify(path).n_val, verify(path).n_test) == (6, 3, 2)
+    assert main(["verify", str(path)]) == 0
+    assert "6 train, 3 val and 2 test images" in capsys.readouterr().out
+    data = bytearray(path.read_bytes())
+    data[load(path).index.arrays["val/features"].blocks[0].offset] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CacheCorruptError, match="val/features"):
+        verify(path)
+
+
+def test_a_cache_without_classes(tmp_path):
+    meta = ingredients(class_names=[])
+    rows = {role: rows_of(role, 3, meta=ingredients()) for role in ("train", "test")}
+    sources = {
+        f"{role}/{name}": Source.of(np.full(3, -1) if name == "labels" else array)
+        for role, arrays in rows.items()
+        for name, array in arrays.items()
+    }
+    pack(tmp_path / "flat.h5", sources, meta)
+    assert "labels are -1, for none" in verify(tmp_path / "flat.h5").checks

@@ -318,6 +318,15 @@ def test_weights_that_are_not_numbers(tmp_path: Path) -> None:
     assert "found NaN or infinity in 'bn1.weight'" in refusal(lambda: load_weights(path))
 
 
+def test_a_negative_variance(tmp_path: Path) -> None:
+    state = zeros("resnet18", "float16")
+    state["layer2.0.bn1.running_var"][5] = -0.5
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(save(state))
+    message = refusal(lambda: load_weights(path))
+    assert "found -0.5 in 'layer2.0.bn1.running_var'" in message
+
+
 def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("hello")

@@ -14,12 +14,22 @@ from ..errors import RecipeError
 from ..metrics import top1
 from ..options import with_options
 from ..probes.blocks import Features, Rows
-from ..probes.labelled import check_finite, opened
+from ..probes.question import check_finite, opened
 from ..progress import OnNote, OnProgress, silent
 from ..store.cache import Cache
 from .duplicates import Copies, find_copies, find_neighbours, furthest, outlier_scores
-from .findings import AuditResult, DuplicateGroup, DuplicatePair, Image, Outlier, Suspect
+from .findings import (
+    AuditResult,
+    DuplicateGroup,
+    DuplicatePair,
+    Image,
+    Outlier,
+    StraddlingCopy,
+    StraddlingGroup,
+    Suspect,
+)
 from .labels import Doubts, doubts, fit_heads, thresholds_of
+from .straddling import straddling_copies, straddling_groups
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class AuditOptions:
     outliers: float = 0.01
     seed: int = 0
     mmap: bool = False
+    group: str | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.duplicates) and 0 < self.duplicates <= 1):
@@ -60,8 +71,10 @@ def audit(
 ) -> AuditResult:
     """Find near-duplicates, likely wrong labels and outliers in a data set.
 
-    Images without a label are checked for near-duplicates and as outliers. Nothing is changed: the
-    lists are for a person to review. The methods and their sources are in ``docs/audit.md``.
+    Also listed are exact copies of an image, and groups, in several splits: there a head is tested
+    on what it learnt. Images without a label are checked for near-duplicates and as outliers.
+    Nothing is changed: the lists are for a person to review. The methods and their sources are in
+    ``docs/audit.md``.
 
     Parameters
     ----------
@@ -83,6 +96,9 @@ def audit(
     mmap : bool
         Leave the features on disk, for a cache larger than memory. Their checksums are then not
         verified. Has no effect on a `Cache` that is already loaded.
+    group : str, optional
+        A column of the attached table, such as patients: its groups that stand in several splits
+        are listed.
     on_progress : callable
         Called with the progress of block pairs and heads.
     on_note : callable
@@ -98,9 +114,13 @@ def audit(
         No cache, a damaged one, or features that are not vectors or not finite.
     RecipeError
         An option out of range.
+    TableError
+        A group is asked for, and the cache has no table with that column.
     """
     cache = opened(cache, mmap=options.mmap)
     started = time.perf_counter()
+    n_groups, torn = (0, []) if options.group is None else straddling_groups(cache, options.group)
+    copied_rows = straddling_copies(cache)
     for role, split in (("train", cache.train), ("test", cache.test)):
         check_finite(cache, role, [split.features])
 
@@ -115,7 +135,10 @@ def audit(
     judgement = judge(cache, copied - len(cache.train), options, on_progress)
     ended = time.perf_counter()
 
-    for note in judgement.notes:
+    notes = judgement.notes
+    if copied_rows is None:
+        notes += ("copies: not checked: not every image has the SHA-256 of its file",)
+    for note in notes:
         on_note(note)
     catalogue = _Catalogue(cache)
     pairs = _pairs(copies, catalogue)
@@ -140,10 +163,15 @@ def audit(
         top1=judgement.top1,
         top1_without_duplicates=judgement.top1_without,
         n_test_without_duplicates=judgement.n_without,
-        notes=judgement.notes,
+        notes=notes,
         neighbours_s=searched - started,
         heads_s=ended - searched,
         wall_s=time.perf_counter() - started,
+        n_val=0 if cache.val is None else len(cache.val),
+        straddling_copies=_straddling(cache, copied_rows or [], catalogue),
+        group=options.group,
+        straddling_groups=tuple(StraddlingGroup(name, *counts) for name, counts in torn),
+        n_groups=n_groups,
     )
 
 
@@ -152,10 +180,7 @@ class _Catalogue:
 
     def __init__(self, cache: Cache) -> None:
         self._names = cache.class_names
-        self._splits = {
-            role: (split.ids, split.labels.tolist())
-            for role, split in (("train", cache.train), ("test", cache.test))
-        }
+        self._splits = {role: (split.ids, split.labels.tolist()) for role, split in cache.splits()}
         self.n_train = len(cache.train)
 
     def image(self, role: str, row: int) -> Image:
@@ -186,6 +211,22 @@ def _pairs(copies: Copies, catalogue: _Catalogue) -> tuple[DuplicatePair, ...]:
         same = _same([first.label, second.label])
         pairs.append(DuplicatePair(first, second, similarity, same, number[a]))
     return tuple(pairs)
+
+
+def _straddling(
+    cache: Cache, found: Sequence[np.ndarray], catalogue: _Catalogue
+) -> tuple[StraddlingCopy, ...]:
+    starts = np.cumsum([0, *(len(split) for _, split in cache.splits())])
+    roles = [role for role, _ in cache.splits()]
+    copies = []
+    for rows in found:
+        parts = (np.searchsorted(starts, rows, side="right") - 1).tolist()
+        images = tuple(
+            catalogue.image(roles[part], int(row - starts[part]))
+            for part, row in zip(parts, rows, strict=True)
+        )
+        copies.append(StraddlingCopy(images, _same([image.label for image in images])))
+    return tuple(copies)
 
 
 def _groups(copies: Copies, catalogue: _Catalogue) -> tuple[DuplicateGroup, ...]:

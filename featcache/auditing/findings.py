@@ -117,6 +117,40 @@ class Outlier(Image):
 
 
 @dataclass(frozen=True)
+class StraddlingCopy:
+    """One image whose exact copies stand in several splits, whatever their names.
+
+    Parameters
+    ----------
+    images : tuple of Image
+        The copies, in the order of the cache.
+    same_label : bool or None
+        Whether all labels are the same; None with fewer than two labels.
+    """
+
+    images: tuple[Image, ...]
+    same_label: bool | None
+
+
+@dataclass(frozen=True)
+class StraddlingGroup:
+    """A group, such as a patient, whose images stand in several splits.
+
+    Parameters
+    ----------
+    name : str
+        Its value in the column.
+    n_train, n_val, n_test : int
+        Images of each split.
+    """
+
+    name: str
+    n_train: int
+    n_val: int
+    n_test: int
+
+
+@dataclass(frozen=True)
 class AuditResult:
     """Near-duplicates, likely wrong labels and outliers of one cache.
 
@@ -162,6 +196,16 @@ class AuditResult:
         What was left out and why.
     neighbours_s, heads_s, wall_s : float
         Duration of the search for neighbours, of the heads, and of everything.
+    n_val : int
+        Images of the split val, which is checked for copies and groups in several splits only.
+    straddling_copies : tuple of StraddlingCopy
+        Images with exact copies, by the SHA-256 of the file, in several splits.
+    group : str or None
+        The column of groups that was checked.
+    straddling_groups : tuple of StraddlingGroup
+        Its groups that stand in several splits, the largest first.
+    n_groups : int
+        Groups in all.
     """
 
     cache: Path
@@ -186,6 +230,11 @@ class AuditResult:
     neighbours_s: float
     heads_s: float
     wall_s: float
+    n_val: int = 0
+    straddling_copies: tuple[StraddlingCopy, ...] = ()
+    group: str | None = None
+    straddling_groups: tuple[StraddlingGroup, ...] = ()
+    n_groups: int = 0
 
 
 def as_csv(result: AuditResult, table: str) -> str:
@@ -230,6 +279,19 @@ def _groups(result: AuditResult) -> Iterator[list[str]]:
             yield [str(group.number), *_image(image)]
 
 
+def _straddling(result: AuditResult) -> Iterator[list[str]]:
+    yield ["copy", "same_label", *_columns()]
+    for number, copy in enumerate(result.straddling_copies, 1):
+        for image in copy.images:
+            yield [str(number), _truth(copy.same_label), *_image(image)]
+
+
+def _straddling_groups(result: AuditResult) -> Iterator[list[str]]:
+    yield ["group", "n_train", "n_val", "n_test"]
+    for group in result.straddling_groups:
+        yield [group.name, *map(str, (group.n_train, group.n_val, group.n_test))]
+
+
 def _mislabelled(result: AuditResult) -> Iterator[list[str]]:
     yield [*_columns(), "suggested", "self_confidence", "confidence", "score"]
     for suspect in result.mislabelled:
@@ -248,4 +310,6 @@ TABLES: dict[str, Callable[[AuditResult], Iterator[list[str]]]] = {
     "groups": _groups,
     "mislabelled": _mislabelled,
     "outliers": _outliers,
+    "straddling_copies": _straddling,
+    "straddling_groups": _straddling_groups,
 }

@@ -160,6 +160,11 @@ def check_state(
                 f"{source}: expected finite numbers, found NaN or infinity in {key!r}; "
                 "the file is damaged or its training diverged: give another checkpoint"
             )
+        if key.endswith("running_var") and checked[key].min() < 0:
+            raise WeightsError(
+                f"{source}: expected variances from 0 on, found {checked[key].min():g} in {key!r}; "
+                "the file is damaged: give another checkpoint"
+            )
     return checked
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import xxhash
 
 from ..errors import EngineUnavailableError, FeatcacheError, OutputError, one_line
-from ..frameworks import import_openvino, openvino_status, torch_status
+from ..frameworks import import_openvino, openvino_core, openvino_status, torch_status
 from ..preprocess import Preprocess
 from .network import filled_up, in_passes
 from .pretrained import cache_folder
@@ -170,7 +170,7 @@ class Conversion:
                 f"engine openvino: cannot run this model: {problem}; use --engine torch"
             )
         try:
-            return import_openvino().Core().read_model(str(self._folder / "model.xml"))
+            return openvino_core().read_model(str(self._folder / "model.xml"))
         except RuntimeError:
             shutil.rmtree(self._folder, ignore_errors=True)  # damaged: the next start makes it anew
             raise EngineUnavailableError(
@@ -201,7 +201,9 @@ class Conversion:
                 warnings.simplefilter("ignore")
                 graph = ov.convert_model(module, example_input=torch.zeros(shape), input=shape)
             ov.save_model(graph, str(folder / "model.xml"), compress_to_fp16=False)
-            compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            compiled = openvino_core().compile_model(
+                graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+            )
             found = self._run(compiled, images)
             agrees = agreement(found, dict(zip(self._cuts, arrays.values(), strict=True)))
             problem = "" if agrees.cosine >= LEAST_COSINE["f32"] else f"it differs: {agrees}"

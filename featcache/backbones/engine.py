@@ -12,12 +12,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import EngineUnavailableError
+from ..errors import EngineUnavailableError, FeatcacheError, WeightsError
 from ..preprocess import check_pixels, upscale
 from ..progress import OnNote, silent
+from .architectures import get_backbone
 from .choice import EngineChoice, choose_engine
 from .conversion import LEAST_COSINE, agreement, canonical_images
 from .network import POOLED, filled_up, in_passes
+from .reference import resnet_features
 from .weights import Weights, images_per_pass
 
 
@@ -63,19 +65,32 @@ def build_engine(
 ) -> Engine:
     """Load the engine that was chosen, with these weights.
 
-    An engine that runs a converted model computes a few images first, and EngineUnavailableError is
-    raised where they are not what the model's own library made of them.
+    It computes a few images first, which must be what the reference makes of them: NumPy of a
+    ResNet (else FeatcacheError), the model's own library of a converted one (else
+    EngineUnavailableError). WeightsError is raised where a ResNet gives NaN or infinity.
     """
     checked = tuple(weights.shapes(cuts))
+    engine = _built(choice, weights, checked, n_images, on_note)
+    if weights.network is None:
+        _check_resnet(engine, choice, weights, checked)
+    elif choice.name == "openvino":
+        _check(engine, choice, weights, checked, on_note)
+    return engine
+
+
+def _built(
+    choice: EngineChoice,
+    weights: Weights,
+    checked: tuple[str, ...],
+    n_images: int,
+    on_note: OnNote,
+) -> Engine:
     if choice.name == "function":
         return FunctionEngine(weights, checked)
     if choice.name == "openvino":
         from .openvino_engine import OpenVinoEngine
 
-        engine = OpenVinoEngine(weights, checked, choice.precision)
-        if weights.network:
-            _check(engine, choice, weights, checked, on_note)
-        return engine
+        return OpenVinoEngine(weights, checked, choice.precision)
     if choice.name == "torch":
         from .torch_engine import TorchEngine
 
@@ -85,6 +100,34 @@ def build_engine(
     from .oneflow_engine import OneFlowEngine
 
     return OneFlowEngine(weights, checked, choice.device, choice.precision)
+
+
+# Up to this side in pixels one image takes NumPy about 3 s; at 224 it takes 0.3 s.
+_CHECKED_SIZE = 512
+
+
+def _check_resnet(
+    engine: Engine, choice: EngineChoice, weights: Weights, cuts: tuple[str, ...]
+) -> None:
+    if weights.preprocess.size > _CHECKED_SIZE:
+        return
+    image = canonical_images(weights.preprocess.size)[:1]
+    features = resnet_features(
+        weights.state, get_backbone(weights.backbone), weights.preprocess, image[0]
+    )
+    reference = {cut: features[cut] for cut in cuts}
+    if not all(np.isfinite(one).all() for one in features.values()):
+        raise WeightsError(
+            f"{weights.name}: expected weights that give finite features, found NaN or infinity; "
+            "the file is damaged or its training diverged: give another checkpoint"
+        )
+    found = agreement(engine.extract(image), reference)
+    if not found.cosine >= LEAST_COSINE[choice.precision]:
+        raise FeatcacheError(
+            f"{weights.backbone}: expected the features of {choice.name} in {choice.precision} to "
+            f"be the network's, found {found} on a canonical image; use another --engine"
+            + ("" if choice.precision == "f32" else ", or --precision f32")
+        )
 
 
 def _check(

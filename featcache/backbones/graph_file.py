@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EngineUnavailableError, RecipeError, WeightsError, one_line
-from ..frameworks import import_openvino, openvino_status
+from ..frameworks import import_openvino, openvino_core, openvino_status
 from ..preprocess import Preprocess
 from ..process import last_line, run_in_child
 from .network import POOLED, Shape, unknown_cut
@@ -157,7 +157,7 @@ class GraphFile:
 
     def _tapped(self, cuts: Sequence[str], batch: int) -> Any:
         ov = import_openvino()
-        model = ov.Core().read_model(str(self._file))
+        model = openvino_core().read_model(str(self._file))
         places: dict[str, Any] = {}
         for output in [
             *model.outputs,

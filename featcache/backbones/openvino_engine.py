@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..cores import usable_cores
-from ..frameworks import import_openvino
+from ..frameworks import import_openvino, openvino_core
 from ..preprocess import check_pixels, upscale
 from .architectures import CUTS, get_backbone
 from .openvino_input import pixels_to_input
@@ -37,7 +37,7 @@ class OpenVinoEngine:
 
     def __init__(self, weights: Weights, cuts: tuple[str, ...], precision: str = "f32") -> None:
         self._ov = import_openvino()
-        self._core = self._ov.Core()
+        self._core = openvino_core()
         self._weights = weights
         self._size = weights.preprocess.size
         self._shapes = weights.shapes(cuts)

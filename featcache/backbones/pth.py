@@ -124,14 +124,23 @@ class _Storages:
         return storage
 
 
-def read_pth(data: bytes, source: str) -> dict[str, np.ndarray]:
-    """Read the state dict of a checkpoint file of either format."""
+def read_pth(data: bytes, source: str, lone: str | None = None) -> dict[str, np.ndarray]:
+    """Read the state dict of a checkpoint file of either format.
+
+    ``lone`` is the name that a tensor gets which was saved by itself; by default it is refused.
+    """
     if data.startswith(_ZIP_MAGIC):
-        return _read_archive(data, source)
-    return _read_stream(data, source)
+        return _read_archive(data, source, lone)
+    return _read_stream(data, source, lone)
 
 
-def _read_archive(data: bytes, source: str) -> dict[str, np.ndarray]:
+def _named(loaded: object, source: str, lone: str | None) -> dict[str, _Tensor]:
+    if lone is not None and isinstance(loaded, _Tensor):
+        return {lone: loaded}
+    return state_dict(loaded, _Tensor, source)
+
+
+def _read_archive(data: bytes, source: str, lone: str | None) -> dict[str, np.ndarray]:
     archive = Archive(data, source)
     roots = [name[: -len("data.pkl")] for name in archive.names if name.endswith("/data.pkl")]
     if len(roots) != 1:
@@ -145,14 +154,14 @@ def _read_archive(data: bytes, source: str) -> dict[str, np.ndarray]:
     if f"{roots[0]}byteorder" in archive.names:
         order = _byte_order(archive.read(f"{roots[0]}byteorder", 16) == b"little")
     return _arrays(
-        state_dict(loaded, _Tensor, source),
+        _named(loaded, source, lone),
         lambda storage: archive.read(f"{roots[0]}data/{storage.key}", storage.size_bytes),
         order,
         source,
     )
 
 
-def _read_stream(data: bytes, source: str) -> dict[str, np.ndarray]:
+def _read_stream(data: bytes, source: str, lone: str | None) -> dict[str, np.ndarray]:
     storages = _Storages()
     magic, end = read_pickle(data, 0, source, _PLAIN)
     if magic != _STREAM_MAGIC:
@@ -181,7 +190,7 @@ def _read_stream(data: bytes, source: str) -> dict[str, np.ndarray]:
         buffers[key] = memoryview(data)[end : end + storage.size_bytes]
         end += storage.size_bytes
     return _arrays(
-        state_dict(loaded, _Tensor, source),
+        _named(loaded, source, lone),
         lambda storage: buffers.get(storage.key, b""),
         _byte_order(little),
         source,

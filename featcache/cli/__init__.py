@@ -7,16 +7,28 @@ exception is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-import errno
-import os
-import shlex
 import sys
-from collections.abc import Sequence
-from typing import Any
 
-from ..process import torchrun_rank
+try:
+    import errno
+    import os
+    import shlex
+    from collections.abc import Sequence
+    from typing import Any
+
+    from ..process import ignore_ctrl_c, take_one_ctrl_c, torchrun_rank
+except KeyboardInterrupt:  # the first tenth of a second, before `main` can answer
+    raise SystemExit(130) from None
 
 _NAME = "featcache"
+
+
+def run() -> None:
+    """Run the command of this process, and leave."""
+    take_one_ctrl_c()
+    code = main()
+    ignore_ctrl_c()  # the interpreter is about to end: one more would print a traceback
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,5 +133,7 @@ def _usage_message(error: Any) -> str:
 
 
 def _complain(message: str, code: int) -> int:
-    print(" ".join(message.splitlines()), file=sys.stderr)
+    from ..errors import visible
+
+    print(visible(" ".join(message.splitlines())), file=sys.stderr)
     return code

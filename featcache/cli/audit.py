@@ -11,6 +11,7 @@ from rich.table import Table
 
 from . import output as out
 from .options import CacheArgument, JsonOption, MmapOption, SeedOption, app
+from .output import counted
 from .output import name as name_of
 
 if TYPE_CHECKING:
@@ -38,15 +39,23 @@ def audit(
     csv: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the full lists: duplicates, groups, mislabelled, outliers.",
+            help="Folder for the full lists: duplicates, groups, mislabelled, outliers, and what "
+            "stands in several splits.",
             metavar="FOLDER",
+        ),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of the attached table, such as patient: name groups in several splits.",
+            metavar="COLUMN",
         ),
     ] = None,
     seed: SeedOption = 0,
     mmap: MmapOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Find near-duplicates, likely wrong labels and outliers in a data set.
+    """Find near-duplicates, likely wrong labels, outliers, and what stands in several splits.
 
     Example: featcache audit --csv health
     """
@@ -67,6 +76,7 @@ def audit(
             outliers=outliers,
             seed=seed,
             mmap=mmap,
+            group=group,
             on_progress=report,
         )
     if folder is not None:
@@ -84,6 +94,7 @@ def audit_summary(result: AuditResult, top: int, folder: Path | None) -> list[An
     shown: list[Any] = [_duplicates(result)]
     if top and result.groups:
         shown.append(_groups_table(result, top))
+    shown += _straddling(result, top)
     shown.append(_labels(result))
     if top and result.mislabelled:
         shown.append(_suspects_table(result, top))
@@ -119,6 +130,41 @@ def _duplicates(result: AuditResult) -> str:
         f"{text} {len(result.groups):,} groups of near-duplicates hold {n_images:,} images; "
         f"{mixed:,} groups have different labels."
     )
+
+
+def _straddling(result: AuditResult, top: int) -> list[Any]:
+    """Return the copies and groups that stand in several splits, or that there are none."""
+    shown: list[Any] = []
+    if result.straddling_copies:
+        relabelled = sum(copy.same_label is False for copy in result.straddling_copies)
+        shown.append(
+            f"Exact copies: {counted(len(result.straddling_copies), 'image')} in several splits, "
+            f"{relabelled:,} with different labels: a head is tested on what it learnt."
+        )
+        table = _table((), ("copies",), ("label", "images"))
+        for copy in result.straddling_copies[:top]:
+            labels = list(dict.fromkeys(image.label or "none" for image in copy.images))
+            images = (copy.images[0], copy.images[-1])
+            named = ", ".join(f"{image.split}: {_cut(image.id)}" for image in images)
+            table.add_row(
+                str(len(copy.images)),
+                name_of(" / ".join(map(_cut, labels[:_LABELS]))),
+                name_of(named),
+            )
+        shown += [table] * bool(top)
+    if result.group is not None:
+        shown.append(
+            name_of(
+                f"Groups: {len(result.straddling_groups):,} of {result.n_groups:,} of "
+                f"{result.group} stand in several splits."
+            )
+        )
+        table = _table((result.group,), ("train", "val", "test"))
+        for group in result.straddling_groups[:top]:
+            counts = (group.n_train, group.n_val, group.n_test)
+            table.add_row(name_of(_cut(group.name)), *(f"{count:,}" for count in counts))
+        shown += [table] * bool(top and result.straddling_groups)
+    return shown
 
 
 def _labels(result: AuditResult) -> str:

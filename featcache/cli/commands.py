@@ -14,11 +14,14 @@ from rich.text import Text
 
 # Importing these adds their commands to the app.
 from . import audit as _audit  # noqa: F401
+from . import errors as _errors  # noqa: F401
+from . import label as _label  # noqa: F401
 from . import output as out
 from . import plot as _plot
 from . import report as _report  # noqa: F401
 from . import store as _store  # noqa: F401
 from .finetune import finetune
+from .help import IMAGES
 from .options import (
     BackboneOption,
     CacheArgument,
@@ -121,12 +124,70 @@ def extract(
         bool,
         typer.Option("--shards", help="Leave a folder of shards, whatever the size."),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Make it again if it is there.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Make it again if it is there, and compute every image.")
+    ] = False,
+    verify_images: Annotated[
+        bool,
+        typer.Option(
+            "--verify-images", help="Hash every image, also where its size and times are known."
+        ),
+    ] = False,
+    reuse: Annotated[
+        bool,
+        typer.Option(
+            "--reuse/--no-reuse",
+            help="Take the features of images that another cache of the same ingredients has.",
+        ),
+    ] = True,
     shard: ShardOption = None,
     executor: ExecutorOption = "local",
     address: AddressOption = None,
     workers: WorkersOption = None,
     data_root: DataRootOption = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="A table with a row per image: CSV, TSV, Parquet, JSON lines.",
+            metavar="TABLE",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    path_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Its column that names the images.",
+            show_default="path, file_name or alike",
+            metavar="COLUMN",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Its column of the classes.",
+            show_default="label, class or alike",
+            metavar="COLUMN",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    split_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Its column of train, val and test.",
+            show_default="split, or drawn from the images",
+            metavar="COLUMN",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Its column whose values stay on one side: the patient.",
+            metavar="COLUMN",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> Path | str:
     """Run the backbone once over a data set and cache its features.

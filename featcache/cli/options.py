@@ -35,8 +35,8 @@ def cache_place(text: str) -> Path:
 # Every command, in the order in which a user needs them.
 _CONTENTS = {
     "First run": ("demo",),
-    "Features": ("extract", "pack", "info", "backbones"),
-    "Questions": ("probe", "predict", "audit", "compare", "report"),
+    "Features": ("extract", "import", "pack", "label", "info", "backbones"),
+    "Questions": ("probe", "predict", "errors", "audit", "compare", "report"),
     "Training": ("finetune", "fit"),
     "Cache maintenance": ("verify", "diff", "merge", "export"),
     "This machine": ("doctor",),
@@ -92,7 +92,8 @@ def _one_of(*names: str) -> Callable[[str], list[str]]:
 
 def _dataset(default: bool | str = True) -> Any:
     return typer.Argument(
-        help="cifar10, digits, a folder of class folders, a .zip of one, or a URL of either.",
+        help="cifar10, digits, torchvision:NAME, hf:NAME; a folder of images, a .zip or .tar of "
+        "one, shards such as 'train-{000..012}.tar', a table of paths, or a URL of these.",
         metavar="DATASET",
         show_default=default,
         autocompletion=_one_of("cifar10", "digits"),

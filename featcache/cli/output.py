@@ -8,17 +8,18 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import RecipeError
+from ..errors import RecipeError, visible
 from ..progress import OnProgress, Progress
 
 if TYPE_CHECKING:
@@ -35,7 +36,23 @@ _BRIEF_S = 1.0  # a shorter stage needs no line in a log
 _READABLE = 100  # columns; wider text is hard to read
 
 
-class _Results(Console):
+class _Safe(Console):
+    """A console that writes control characters out, whichever text, table or bar they are in.
+
+    Names of files, classes and runs are foreign: an escape sequence in one could rewrite what a
+    terminal shows. rich's own sequences are styles and control segments, and are not text.
+    """
+
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+        """Return the segments of a renderable."""
+        for part in super().render(renderable, options):
+            if part.control or part.text.isprintable():
+                yield part
+            else:
+                yield Segment(visible(part.text), part.style)
+
+
+class _Results(_Safe):
     """Standard output; `main` handles a reader that has gone away."""
 
     def on_broken_pipe(self) -> None:
@@ -48,7 +65,7 @@ class _Results(Console):
 _plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 _has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
 _results = _Results(width=None if _has_width else 160, **_plain)
-_messages = Console(stderr=True, **_plain)
+_messages = _Safe(stderr=True, **_plain)
 
 
 def width() -> int:
@@ -87,7 +104,7 @@ def counted(n: int, noun: str) -> str:
 
 def name(text: str) -> Text:
     """Return a name from a data set as cell text, with control characters escaped."""
-    return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+    return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))  # \n too
 
 
 def note(text: str) -> None:
@@ -171,7 +188,7 @@ class _Lines:
         if message.total and not finished and self._pace.per_s(message):
             facts.append(f"{(message.total - message.done) / self._pace.per_s(message):.0f} s left")
         facts.append(message.note)
-        print(f"{message.stage}: {', '.join(filter(None, facts))}", file=sys.stderr)
+        print(visible(f"{message.stage}: {', '.join(filter(None, facts))}"), file=sys.stderr)
 
 
 def _count(message: Progress) -> str:
@@ -219,6 +236,8 @@ def extract_summary(result: ExtractResult) -> Any:
     what = f"{result.n_rows:,} x {result.feature_dim} features"
     if result.reused:
         how = f"already there (extracted at {result.images_per_s:.0f} img/s)"
+    elif result.reused_rows:
+        how = f"in {result.wall_s:.1f} s, {counted(result.computed, 'image')} computed"
     else:
         how = (
             f"in {result.wall_s:.1f} s, {result.images_per_s:.0f} img/s, "
@@ -260,17 +279,63 @@ def cache_facts(cache: Cache) -> dict[str, Any]:
     return {
         "cache": cache.path,
         "n_train": len(cache.train),
+        **({} if cache.val is None else {"n_val": len(cache.val)}),
         "n_test": len(cache.test),
         "feature_dim": cache.feature_dim,
         "size_bytes": cache.size_bytes,
-        "skipped": [*cache.train.skipped, *cache.test.skipped],
+        "skipped": [name for _, split in cache.splits() for name in split.skipped],
         "in_words": in_words(cache.meta),
         **cache.meta,
+        **_table_facts(cache),
     }
+
+
+def _table_facts(cache: Cache) -> dict[str, Any]:
+    """Return where the attached table came from and its columns; one that is damaged says so."""
+    from ..errors import CacheError
+    from ..store.table_file import column_facts
+
+    try:
+        attached = cache.attached_table
+    except CacheError as error:
+        return {"table": {"error": str(error)}}
+    if attached is None:
+        return {}
+    return {"table": {**attached.facts, "columns": column_facts(attached.table)}}
+
+
+def columns_in_words(columns: Sequence[Mapping[str, Any]]) -> list[Text]:
+    """Return a line per column of a table: its name, kind, and how many different values."""
+    return [
+        Text.assemble(
+            name(column["name"]),
+            f": {column['kind']}, {counted(column['n_values'], 'value')}",
+            f", {column['n_missing']:,} missing" if column["n_missing"] else "",
+        )
+        for column in columns
+    ]
+
+
+def _table_summary(table: Mapping[str, Any]) -> Text:
+    """Return the attached table for the page of provenance."""
+    if "error" in table:
+        return Text(table["error"], style="yellow")
+    found = (
+        f"by {table['key']}: {table['n_matched']:,} images have a row, {table['n_missing']:,} "
+        f"have none; of {counted(table['n_rows'], 'row')}, {table['n_doubled']:,} repeat another "
+        f"and {table['n_left_over']:,} belong to no image"
+    )
+    origin = f"{table['source']}, attached {table['created']}"
+    lines = [name(origin), name(found)]
+    if table["sha256"]:
+        lines.append(name(f"sha256 {table['sha256']}"))
+    return Text("\n").join([*lines, *columns_in_words(table["columns"])])
 
 
 def in_words(meta: Mapping[str, Any]) -> str:
     """Return what made the features, in words for the methods section of a paper."""
+    if "imported_from" in meta:
+        return f"Features were {meta.get('weights')}, from {meta.get('dataset_source')}."
     from ..preprocess import Preprocess
 
     library = f" of {meta['library']}" if "library" in meta else ""
@@ -295,11 +360,14 @@ def cache_summary(cache: Cache) -> Any:
     table.add_column()
     room = min(width(), _READABLE) - max(map(len, facts)) - 4
     table.add_column(overflow="fold", max_width=room)  # digests stay whole
-    for name, value in facts.items():
+    for field, value in facts.items():
+        if field == "table":
+            table.add_row(Text(field, style="bold"), _table_summary(value))
+            continue
         if isinstance(value, float):
             value = round(value, 2)
         shown = str(value) if isinstance(value, (str, Path)) else json.dumps(value, default=str)
-        table.add_row(Text(name, style="bold"), Text(shown))
+        table.add_row(Text(field, style="bold"), Text(shown))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import visible
 from . import output as out
 from . import plot as _plot
 from .help import IMAGES, RESULTS
@@ -31,6 +33,7 @@ from .options import (
 )
 from .output import counted, encoding, percent, shows, sparkline
 from .output import name as name_of
+from .targets import folds_summary, labels_summary, numbers_summary
 
 if TYPE_CHECKING:
     from ..prediction import HeadResult, Prediction
@@ -40,16 +43,18 @@ if TYPE_CHECKING:
     from ..probes.probe import ProbeResult
 
 
+_question = partial(typer.Option, rich_help_panel="Question")
 _head = partial(typer.Option, rich_help_panel="The head")
 _sgd = partial(typer.Option, rich_help_panel="Only with --solver sgd", show_default="the recipe's")
 _instead = partial(typer.Option, rich_help_panel="Instead of one head")
 _result = partial(typer.Option, rich_help_panel=RESULTS)
 
 # The options that each alternative to one head may be combined with.
-_CURVE = {"cache", "seeds", "metric", "plot", "runs", "json"}
+_QUESTION = {"target", "task", "separator", "labels", "by", "split_column", "group", "where"}
+_CURVE = {"cache", "seeds", "metric", "plot", "runs", "json", "weight_column", *_QUESTION}
 _FORMS = {
     "head": {"cache", "json"},
-    "knn": {"cache", "cut", "runs", "json"},
+    "knn": {"cache", "cut", "runs", "json", *_QUESTION},
     "shots": _CURVE,
     "learning_curve": _CURVE,
 }
@@ -94,6 +99,56 @@ def _check_form(context: typer.Context) -> None:
 def probe(
     context: typer.Context,
     cache: CacheArgument = None,
+    target: Annotated[
+        list[str] | None,
+        _question(
+            help="The column to predict; several with commas, or given again.",
+            metavar="COLUMN",
+            show_default="the cache's own labels",
+        ),
+    ] = None,
+    task: Annotated[
+        Literal["auto", "classification", "multilabel", "regression"],
+        _question(help="What the target is; auto decides by its values, and says how."),
+    ] = "auto",
+    separator: Annotated[
+        str | None, _question(help="Between the labels of one cell: multi-label.", metavar="TEXT")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        _question(
+            help="A table to join now: .csv, .tsv, .parquet or .jsonl.",
+            metavar="TABLE",
+            show_default="the one attached",
+            parser=place,
+        ),
+    ] = None,
+    by: Annotated[
+        str | None, _question(help="The column of --labels that names the images.")
+    ] = None,
+    split_column: Annotated[
+        str | None, _question(help="The column with train, val or test.", metavar="COLUMN")
+    ] = None,
+    group: Annotated[
+        str | None,
+        _question(help="The column whose images stay on one side.", metavar="COLUMN"),
+    ] = None,
+    where: Annotated[
+        str | None,
+        _question(help="Only these images: 'age >= 40 and site != \"B\"'.", metavar="EXPRESSION"),
+    ] = None,
+    weight_column: Annotated[
+        str | None, _question(help="The column with training weights.", metavar="COLUMN")
+    ] = None,
+    class_weight: Annotated[
+        Literal["balanced"] | None,
+        _question(help="balanced: every class counts the same in training."),
+    ] = None,
+    cv: Annotated[
+        int | None,
+        _question(min=2, help="Cross-validate with so many folds of all images.", metavar="FOLDS"),
+    ] = None,
+    repeats: Annotated[int, _question(min=1, help="Only with --cv: draws of the folds.")] = 1,
     solver: Annotated[
         Literal["lbfgs", "ridge", "sgd"] | None,
         _head(
@@ -191,6 +246,7 @@ def probe(
     Example: featcache probe --scale standardize --per-class
     """
     given = dict(locals())
+    asked = {name: given[name] for name in _QUESTION}
     _check_form(context)
     _plot.checked(plot)
     if head is not None:
@@ -203,13 +259,14 @@ def probe(
 
         ks = [int(k) for k in _numbers(knn, "--knn")]
         with out.progress() as report:
-            votes = run_knn(cache, ks=ks, cut=cut, runs=runs, on_progress=report)
+            votes = run_knn(cache, ks=ks, cut=cut, runs=runs, on_progress=report, **asked)
         out.show(votes, json, knn_table, _as_dicts)
     elif shots is not None or learning_curve:
         from ..probes.curves import few_shot
         from ..probes.curves import learning_curve as run_curve
 
-        more: dict[str, Any] = {"seeds": seeds, "metric": metric, "runs": runs}
+        more: dict[str, Any] = {"seeds": seeds, "metric": metric, "runs": runs, **asked}
+        more["weight_column"] = weight_column
         with out.progress() as report:
             if shots is not None:
                 sizes = _numbers(shots, "--shots", ("full",))
@@ -226,10 +283,19 @@ def probe(
         options = ProbeOptions(**{field.name: given[field.name] for field in fields(ProbeOptions)})
         with out.progress() as report:
             result = run(cache, options=options, on_progress=report)
-        out.show(result, json, lambda item: probe_summary(item, per_class, confusion))
-        _plot.save(plot, lambda: _probe_figure(result))
-        # Without a check, the solver must at least have reached its own tolerance.
-        short = result.check.under_trained if result.check else result.converged is False
+        if cv is not None:
+            out.show(result, json, folds_summary)
+            short = not all(fold.converged for fold in result.folds)
+        elif result.task != "classes":
+            out.show(result, json, labels_summary if result.task == "labels" else numbers_summary)
+            short = result.check is not None and result.check.under_trained
+        else:
+            out.show(result, json, lambda item: probe_summary(item, per_class, confusion))
+            _plot.save(plot, lambda: _probe_figure(result))
+            # Without a check, the solver must at least have reached its own tolerance.
+            short = result.check.under_trained if result.check else result.converged is False
+        if plot is not None and (cv is not None or result.task != "classes"):
+            out.note(f"{plot}: not written; only a head of classes has a figure")
         if strict and short:
             raise typer.Exit(1)
 
@@ -309,7 +375,8 @@ def predict(
         )
     if form == "csv":
         # A file name may be invalid Unicode, which is escaped.
-        print(as_csv(predictions).encode("utf-8", "backslashreplace").decode(), end="")
+        text = as_csv(predictions).encode("utf-8", "backslashreplace").decode()
+        print(visible(text) if sys.stdout.isatty() else text, end="")
         return
     out.show(predictions, json, prediction_table, _as_dicts)
 
@@ -336,8 +403,9 @@ def probe_summary(result: ProbeResult, per_class: bool, confusion: bool) -> list
     """Return the head next to scikit-learn's, and how they compare."""
     from ..metrics import wilson_interval
 
+    asked = f", target {result.target}" if result.target else ""
     table = _table(
-        f"linear probe of {result.cache.name}", "solver", "top-1 (95 %)", "objective", "wall"
+        f"linear probe of {result.cache.name}{asked}", "solver", "top-1 (95 %)", "objective", "wall"
     )
     table.add_row(
         _solver(result),
@@ -385,9 +453,10 @@ def _choice(result: ProbeResult) -> str:
         if sweep.at_edge
         else ""
     )
+    held_out = "images of the val split" if result.n_val else "held-out training images"
     return (
-        f", the best of {len(scores)} by {result.metric} on {sweep.n_holdout:,} held-out training "
-        f"images: {line} {100 * max(scores):.1f} %{edge}"
+        f", the best of {len(scores)} by {result.metric} on {sweep.n_holdout:,} {held_out}: {line} "
+        f"{100 * max(scores):.1f} %{edge}"
     )
 
 
@@ -476,7 +545,9 @@ def knn_table(results: list[KnnResult]) -> list[Any]:
             f"{100 * item.balanced_accuracy:.2f} %",
             f"{100 * item.macro_f1:.2f} %",
         )
-    return [table, f"{counted(results[0].n_test, 'test image')} in {results[0].wall_s:.2f} s"]
+    first = results[0]
+    timing = f"{counted(first.n_test, 'test image')} in {first.wall_s:.2f} s"
+    return [table, timing, *(f"note: {note}" for note in first.notes)]
 
 
 def curve_table(points: list[CurvePoint], metric: str) -> list[Any]:
@@ -501,11 +572,13 @@ def curve_table(points: list[CurvePoint], metric: str) -> list[Any]:
 
 def prediction_table(predictions: list[Prediction]) -> Any:
     """Return one line per image."""
+    numbers = predictions[0].values is not None
     table = Table()
-    for column in ("image", "class", "probability"):
+    for column in ("image", "target", "value") if numbers else ("image", "class", "probability"):
         table.add_column(column, overflow="fold")
     for item in predictions:
-        names = Text("\n").join(name_of(name) for name, _ in item.top)
-        shares = "\n".join(f"{share:.3f}" for _, share in item.top)
+        pairs = item.values or (item.top if item.labels is None else item.labels)
+        names = Text("\n").join(name_of(name) for name, _ in pairs)
+        shares = "\n".join(f"{share:.6g}" if numbers else f"{share:.3f}" for _, share in pairs)
         table.add_row(name_of(str(item.path)), names, shares)
     return table

@@ -1,4 +1,4 @@
-"""The commands that maintain caches: verify, diff, merge, export."""
+"""The commands that maintain caches, and import: verify, diff, merge, export."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .output import counted
 from .output import name as name_of
 
 if TYPE_CHECKING:
+    from ..importing.features import ImportResult
     from ..store.diff import DiffReport, FieldDiff, SplitDiff
     from ..store.export import ExportResult
     from ..store.merge import MergeResult
@@ -82,6 +83,13 @@ def merge(
         bool,
         typer.Option("--prefix", help="Prefix every id with the name of its data set."),
     ] = False,
+    on_conflict: Annotated[
+        Literal["refuse", "train", "test", "drop"],
+        typer.Option(
+            help="For an image that is in train of one cache and in test of another: stop, keep "
+            "the copy in train or in test, or leave both out."
+        ),
+    ] = "refuse",
     force: _ForceOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -96,7 +104,17 @@ def merge(
             f"expected two or more caches, found {len(caches)}", param_hint="CACHE"
         )
     with out.progress() as report:
-        result = run(caches, output, name=name, prefix=prefix, force=force, on_progress=report)
+        result = run(
+            caches,
+            output,
+            name=name,
+            prefix=prefix,
+            on_conflict=on_conflict,
+            force=force,
+            on_progress=report,
+        )
+    for note in result.notes:
+        out.note(note)
     out.show(result, json, merge_summary)
 
 
@@ -104,12 +122,13 @@ def merge(
 def export(
     cache: CacheArgument = None,
     to: Annotated[
-        Literal["npz", "parquet", "safetensors", "tensorboard"],
+        Literal["npz", "parquet", "csv", "safetensors", "tensorboard"] | None,
         typer.Option(
-            help="npz, parquet, safetensors, or tensorboard (a folder for its projector).",
+            help="npz, parquet, csv, safetensors, or tensorboard (a folder for its projector).",
             metavar="FORMAT",
+            show_default="what the output's suffix says, or npz",
         ),
-    ] = "npz",
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -117,7 +136,7 @@ def export(
         ),
     ] = None,
     split: Annotated[
-        Literal["all", "train", "test"], typer.Option(help="Images to export.")
+        Literal["all", "train", "val", "test"], typer.Option(help="Images to export.")
     ] = "all",
     limit: Annotated[
         int | None,
@@ -133,7 +152,7 @@ def export(
 ) -> None:
     """Write a cache in another format.
 
-    Example: featcache export --to parquet -o digits.parquet
+    Example: featcache export -o digits.parquet
     """
     from ..store.export import export as run
 
@@ -142,6 +161,102 @@ def export(
     with out.progress() as report:
         result = run(cache, to, output, split=split, limit=limit, force=force, on_progress=report)
     out.show(result, json, export_summary)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A .npy, .npz, .h5, .h5ad, .parquet, .safetensors or .pt file, or a folder of "
+            "thingsvision, clip-retrieval, CLAM, TRIDENT, or of one file per image.",
+            metavar="FEATURES",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A .h5 file, or a folder for it.",
+            show_default="in the cache folder",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="A table of the images: .csv, .tsv, .parquet, .jsonl.", metavar="TABLE"),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of the table with the ids.", metavar="COLUMN", show_default="id or path"
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Column that becomes the cache's labels.", metavar="COLUMN"),
+    ] = None,
+    split_column: Annotated[
+        str | None,
+        typer.Option(help="Column that says train, val or test.", metavar="COLUMN"),
+    ] = None,
+    ids: Annotated[
+        Path | None,
+        typer.Option(
+            help="A text file with one id per row of the features.",
+            metavar="FILE",
+            show_default="those in the source, or row numbers",
+        ),
+    ] = None,
+    array: Annotated[
+        str | None,
+        typer.Option(
+            help="The array or column that has the features.",
+            metavar="NAME",
+            show_default="the only one, or features",
+        ),
+    ] = None,
+    made_by: Annotated[
+        str | None,
+        typer.Option(
+            help="What made the features: caches of one name can be merged and tested together.",
+            metavar="NAME",
+            show_default="unknown, and no other's",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the data set.", show_default="that of the source"),
+    ] = None,
+    force: _ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Make a cache of features that another program computed.
+
+    Example: featcache import features.npz --labels labels.csv --target species
+    """
+    from ..importing.features import import_features as run
+
+    for option, value in (("--by", by), ("--target", target), ("--split-column", split_column)):
+        if value is not None and labels is None:
+            raise typer.BadParameter("has no effect without --labels", param_hint=option)
+    with out.progress() as report:
+        result = run(
+            source,
+            output,
+            labels=labels,
+            by=by,
+            target=target,
+            split_column=split_column,
+            ids=ids,
+            array=array,
+            made_by=made_by,
+            name=name,
+            force=force,
+            on_progress=report,
+            on_note=out.note,
+        )
+    out.show(result, json, import_summary)
 
 
 _LONG = 60  # characters of a field's value; --json prints all of it
@@ -156,8 +271,7 @@ def verify_summary(report: VerifyReport) -> list[Any]:
     for note in report.notes:
         table.add_row(Text("note", style="yellow"), name_of(note))
     return [
-        f"{report.path} is whole: {report.n_train:,} train and "
-        f"{counted(report.n_test, 'test image')}",
+        f"{report.path} is whole: {_images_of(report)}",
         table,
         f"{counted(report.n_blocks, 'block')} of {counted(report.n_arrays, 'array')}, "
         f"{_size(report.size_bytes)} in "
@@ -165,10 +279,34 @@ def verify_summary(report: VerifyReport) -> list[Any]:
     ]
 
 
+def import_summary(result: ImportResult) -> list[Any]:
+    """Return what was recognised, and where it is now."""
+    sides = {
+        "given": "as given",
+        "content": "drawn from the content hashes",
+        "group": "drawn by group",
+        "id": "drawn from the ids",
+    }
+    classes = f", {result.n_classes:,} classes" if result.n_classes else ", without labels"
+    cache = shlex.quote(str(result.cache))
+    label = f"featcache label {cache} TABLE, and featcache probe {cache} --target COLUMN"
+    return [
+        name_of(f"recognised: {result.layout}"),
+        f"{result.cache}: {_images_of(result)} ({sides[result.split]}), "
+        f"{result.feature_dim:,}-d{classes}, {_size(result.size_bytes)} in {result.wall_s:.1f} s",
+        f"next: featcache probe {cache}" if result.n_classes else f"next: {label}",
+    ]
+
+
+def _images_of(result: MergeResult | VerifyReport | ImportResult) -> str:
+    val = f", {result.n_val:,} val" if result.n_val else ""
+    return f"{result.n_train:,} train{val} and {counted(result.n_test, 'test image')}"
+
+
 def merge_summary(result: MergeResult) -> str:
     """Return one line about the merged cache."""
     return (
-        f"{result.cache}: {result.n_train:,} train and {counted(result.n_test, 'test image')} of "
+        f"{result.cache}: {_images_of(result)} of "
         f"{result.n_parts} caches, {_size(result.size_bytes)} in {result.wall_s:.1f} s"
     )
 
@@ -193,8 +331,8 @@ def diff_summary(report: DiffReport) -> list[Any]:
         shown.append(
             _fields("other fields that differ, without effect on features", report.other_fields)
         )
-    shown += [_images((report.train, report.test)), _features((report.train, report.test))]
-    for split in (report.train, report.test):
+    shown += [_images(report.splits()), _features(report.splits())]
+    for split in report.splits():
         shown += _named(split)
     if report.same:
         shown.append("Same: the caches are interchangeable, bit for bit.")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,19 +19,25 @@ import numpy as np
 from ..errors import DatasetChangedError, DatasetError
 from ..preprocess import Preprocess
 from ..process import Stop, work_ahead
-from .decoding import original_size
-from .images import OnError, ReadableImages
+from .decoding import original_size, used_range
+from .images import HASH_BYTES, FileImages, OnError, ReadableImages, unreadable_hash
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
 Failure = tuple[int, str]  # the row, and what is wrong with its image
-Cut = tuple[int, float]  # the row, and the share of its image's area that is kept
+Cut = tuple[int, float]  # the row, and a share: of its area that is kept, or of its range
+# By name: rows int64 (k,) and their features (k, …), which are there already.
+Found = dict[str, tuple[np.ndarray, np.ndarray]]
+# Called with rows int64 (n,) and the SHA-256 of their files, uint8 (n, 32), by several threads;
+# returns which of the images need not be decoded, bool (n,), and their features.
+Find = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, Found]]
 
 # Images per task: enough that handing a task to a thread costs nothing beside it, few
 # enough that all threads share a batch and that Ctrl-C is answered soon.
 _TASK_IMAGES = 8
+_TASK_FOUND = 32  # where looking for features is most of the work
 # Seconds per image below which threads gain nothing: some 128 x 128 pixels.
 _TINY_S = 0.4e-3
 # Pixels that may lie ready while the engine is busy: some 200 images of 224 pixels.
@@ -54,6 +60,13 @@ class DecodedBatch:
     decode_s: float
     # Row and share of those images of which the crop keeps less than half.
     cut_away: tuple[Cut, ...] = ()
+    # Uint8 (m, 32), if asked for: SHA-256 of the file of each of the m rows, decoded or not.
+    hashes: np.ndarray | None = None
+    # Row and share of those whose brightest pixel reaches only this share of their range.
+    dim: tuple[Cut, ...] = ()
+    # The rows that were found (int64) and so not decoded, and their features, task by task.
+    found_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    found: tuple[Found, ...] = ()
 
 
 def decoded_batches(
@@ -63,15 +76,18 @@ def decoded_batches(
     *,
     workers: int,
     on_error: OnError = "fail",
+    hashed: bool = False,
+    find: Find | None = None,
 ) -> Generator[DecodedBatch, None, None]:
     """Yield the pixels of each batch of rows, while threads decode the next ones.
 
-    Wrap the call in ``contextlib.closing``: leaving it ends the threads, whatever the reason
-    for leaving.
+    ``hashed`` is for `FileImages`: each file is hashed as it is read. With ``find``, those are
+    not decoded whose features it knows, nor read where their hashes are remembered. Wrap the call
+    in ``contextlib.closing``: leaving it ends the threads, whatever the reason for leaving.
     """
     image_bytes = 3 * preprocess.size**2
     ahead = max(1 + workers, _AHEAD_BYTES // image_bytes)
-    step = min(_TASK_IMAGES, max(1, ahead // (2 * workers)))
+    step = min(_TASK_FOUND if find else _TASK_IMAGES, max(1, ahead // (2 * workers)))
     opened: deque[int] = deque()  # tasks of each batch that is under way
 
     def tasks() -> Iterator[np.ndarray]:
@@ -86,7 +102,7 @@ def decoded_batches(
     def decode(rows: np.ndarray, stop: Stop) -> DecodedBatch:
         with turns.turn():
             began = time.perf_counter()
-            part = _decode(images, rows, preprocess, on_error, stop)
+            part = _decode(images, rows, preprocess, on_error, hashed, find, stop)
             turns.took((time.perf_counter() - began) / max(1, len(rows)))
         return part
 
@@ -127,19 +143,51 @@ class _Turns:
 
 
 def _decode(
-    images: ReadableImages, rows: np.ndarray, preprocess: Preprocess, on_error: OnError, stop: Stop
+    images: ReadableImages,
+    rows: np.ndarray,
+    preprocess: Preprocess,
+    on_error: OnError,
+    hashed: bool,
+    find: Find | None,
+    stop: Stop,
 ) -> DecodedBatch:
     """Decode a few images, one after the other."""
     began = time.thread_time()
     decoded: list[Image.Image | np.ndarray] = []
+    hashes: dict[int, bytes] = {}
+    contents: dict[int, bytes] = {}
+    found_rows, found = np.empty(0, np.int64), Found()
+    if find:
+        assert isinstance(images, FileImages)
+        known = zip(rows.tolist(), images.known_hashes(rows.tolist()), strict=True)
+        hashes = {row: sha256 for row, sha256 in known if sha256 is not None}
+        for row in rows.tolist():
+            if row not in hashes and not stop.is_set():
+                with suppress(DatasetError):  # said when it is read for its pixels
+                    contents[row], hashes[row] = images.hashed_content(row)
+        hashed_rows = np.array([row for row in rows.tolist() if row in hashes], np.int64)
+        is_found, found = find(
+            hashed_rows, _as_array(map(hashes.__getitem__, hashed_rows.tolist()))
+        )
+        found_rows = hashed_rows[is_found]
+    passed_over = set(found_rows.tolist())
     kept: list[int] = []
     failures: list[Failure] = []
     cut_away: list[Cut] = []
+    dim: list[Cut] = []
     for row in rows.tolist():
         if stop.is_set():
             break
+        if row in passed_over:
+            continue
         try:
-            image = images.read(row, preprocess)
+            if hashed:
+                assert isinstance(images, FileImages)
+                data = contents.pop(row, None) or _hashed_content(images, row, hashes)
+                image = images.decode(row, data, preprocess)
+                del data
+            else:
+                image = images.read(row, preprocess)
         except DatasetChangedError:
             raise
         except DatasetError as error:
@@ -151,6 +199,9 @@ def _decode(
             share = preprocess.kept_share(*original_size(image))
             if share < _LEAST_KEPT:
                 cut_away.append((row, share))
+            used = used_range(image)
+            if used is not None:
+                dim.append((row, used))
             decoded.append(_small(image, preprocess))
             del image  # a full photo: gone before the next is decoded
     return DecodedBatch(
@@ -159,7 +210,25 @@ def _decode(
         tuple(failures),
         time.thread_time() - began,
         tuple(cut_away),
+        _as_array(hashes[row] for row in rows.tolist() if row in hashes) if hashed else None,
+        tuple(dim),
+        found_rows,
+        (found,) if found else (),
     )
+
+
+def _hashed_content(images: FileImages, row: int, hashes: dict[int, bytes]) -> bytes:
+    """Return the bytes of a file, and keep their hash; that of its name where it is unreadable."""
+    try:
+        data, hashes[row] = images.hashed_content(row)
+    except DatasetError:
+        hashes[row] = unreadable_hash(images.names[row])
+        raise
+    return data
+
+
+def _as_array(hashes: Iterable[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, HASH_BYTES)
 
 
 def _small(image: Image.Image, preprocess: Preprocess) -> Image.Image | np.ndarray:
@@ -185,6 +254,7 @@ def _joined(parts: Sequence[DecodedBatch], preprocess: Preprocess) -> DecodedBat
     from PIL import Image
 
     arrays = [part.pixels for part in parts if len(part.pixels)]
+    hashes = [part.hashes for part in parts if part.hashes is not None]
     if len({array.shape[1:] for array in arrays}) > 1:
         arrays = [
             array
@@ -198,6 +268,10 @@ def _joined(parts: Sequence[DecodedBatch], preprocess: Preprocess) -> DecodedBat
         tuple(failure for part in parts for failure in part.failures),
         sum(part.decode_s for part in parts),
         tuple(cut for part in parts for cut in part.cut_away),
+        np.concatenate(hashes) if hashes else None,
+        tuple(one for part in parts for one in part.dim),
+        np.concatenate([part.found_rows for part in parts]),
+        tuple(found for part in parts for found in part.found),
     )
 
 

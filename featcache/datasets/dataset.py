@@ -4,6 +4,9 @@
 data set, with or without ``train/`` and ``test/`` above the classes, and so is
 a ``.zip`` of one, read in place; either may be behind a URL. Images are decoded
 when they are asked for, so a data set of a million photos costs its list of names.
+
+Where no split is given, the content of each image decides its side (`drawn_sides`). So an image
+stays on its side when others are added, and when it is renamed or moved to another class.
 """
 
 from __future__ import annotations
@@ -15,25 +18,22 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 
 from ..errors import DatasetError
 from ..progress import OnProgress, Progress, silent
-from ..sampling import LIMIT_SEED, stratified_rows
-from .images import (
-    HASH_BYTES,
-    FileImages,
-    Files,
-    Images,
-    OnError,
-    OnHashed,
-    unreadable_hash,
-)
+from ..sampling import LIMIT_SEED, drawn_sides, stratified_rows
+from ..tables.table import Table
+from .images import HASH_BYTES, FileImages, Images, OnError, OnHashed
+
+UNLABELLED = -1  # the label of an image that has none
+_IDS_AT_ONCE = 4096
 
 
 def check_labels(labels: np.ndarray, n_classes: int, where: str) -> None:
-    """Refuse labels outside [0, n_classes).
+    """Refuse labels outside [0, n_classes), but for -1: an image without a label.
 
     OneFlow's cross-entropy does not: it returns a loss of 0 for them, and the
     head learns nonsense in silence.
@@ -43,10 +43,11 @@ def check_labels(labels: np.ndarray, n_classes: int, where: str) -> None:
     DatasetError
         With the first row, its label and the range.
     """
-    bad = np.flatnonzero((labels < 0) | (labels >= n_classes))
+    bad = np.flatnonzero((labels < UNLABELLED) | (labels >= n_classes))
     if bad.size:
         raise DatasetError(
-            f"{where}: expected labels from 0 to {n_classes - 1} ({n_classes} classes), found "
+            f"{where}: expected labels from 0 to {n_classes - 1} ({n_classes} classes), or -1 "
+            f"without a label, found "
             f"{labels[bad[0]]} in row {bad[0]} ({bad.size} such rows); correct the labels or the "
             "class names"
         )
@@ -54,16 +55,16 @@ def check_labels(labels: np.ndarray, n_classes: int, where: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images of one role: training or test.
+    """Images of one role: training, validation or test.
 
     Parameters
     ----------
     images : Images
         N images; ``images[i]`` is an upright RGB ``PIL.Image.Image``.
     labels : numpy.ndarray
-        Integers (N,), in [0, len(class_names)); kept as int64.
+        Integers (N,), in [0, len(class_names)), or -1 without a label; kept as int64.
     class_names : tuple of str
-        In label order.
+        In label order; empty where nothing is labelled.
     ids : tuple of str
         One per image, unique: the path inside the folder or archive, or
         ``train/00042``.
@@ -71,8 +72,8 @@ class Split:
     Raises
     ------
     DatasetError
-        No image, labels that are no integers, lengths that differ, a label outside the
-        classes, an id twice.
+        Labels that are no integers, lengths that differ, a label outside the classes, an id
+        twice.
     """
 
     images: Images
@@ -83,8 +84,6 @@ class Split:
     def __post_init__(self) -> None:
         """Check what every user of a split relies on."""
         n = len(self.images)
-        if not n:
-            raise DatasetError("split: expected at least one image, found none")
         if not isinstance(self.labels, np.ndarray) or self.labels.dtype.kind not in "iu":
             found = getattr(self.labels, "dtype", type(self.labels).__name__)
             raise DatasetError(
@@ -138,22 +137,90 @@ class Split:
         return digest.hexdigest()
 
 
+class Division:
+    """An undivided data set: its images, which are hashed when a side is asked for.
+
+    Parameters
+    ----------
+    whole : Split
+        All images, which are files.
+    """
+
+    def __init__(self, whole: Split) -> None:
+        self.whole = whole
+        self._sides: dict[str, Split] | None = None
+
+    def side(self, role: str, on_hashed: OnHashed = silent, on_error: OnError = "fail") -> Split:
+        """Return the images of ``"train"`` or ``"test"``; with "skip" also unreadable ones."""
+        if self._sides is None:
+            images = self.whole.images
+            assert isinstance(images, FileImages)
+            if not images.hashes:
+                images.update_digest(hashlib.sha256(), on_hashed, on_error)
+            hashes = np.frombuffer(bytes(images.hashes), np.uint8).reshape(-1, HASH_BYTES)
+            is_test = drawn_sides(hashes)
+            rows = {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
+            self._sides = {name: self.whole.take(taken) for name, taken in rows.items()}
+        return self._sides[role]
+
+
+class DrawnSplit(Split):
+    """One side of an undivided data set; only its classes are known before it is hashed."""
+
+    def __init__(self, division: Division, role: str) -> None:
+        object.__setattr__(self, "class_names", division.whole.class_names)
+        object.__setattr__(self, "division", division)
+        object.__setattr__(self, "_role", role)
+
+    division: Division
+    _role: str
+
+    @cached_property
+    def images(self) -> Images:
+        """Its images."""
+        return self.division.side(self._role).images
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Their labels."""
+        return self.division.side(self._role).labels
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """Their ids."""
+        return self.division.side(self._role).ids
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training and a test split over the same classes.
+    """A training, perhaps a validation, and a test split over the same classes.
 
     Parameters
     ----------
     name : str
         As files are named after it: letters, digits, ``.``, ``_``, ``-``.
     train, test : Split
-        Disjoint images.
+        Disjoint images; one of the two may be empty.
     source : str
         Where the images came from and how they were split, for a person.
     notes : tuple of str
         One sentence each on files that were left out.
     path : str, optional
         The path or URL as it was given; None for named data sets and those from arrays.
+    val : Split, optional
+        More images, to choose options by.
+    divided_by : str
+        What divided the images: ``"given"`` roles, their ``"content"`` (`undivided_dataset`), or
+        the ``"group"`` that each belongs to.
+    table : Table, optional
+        What a table says of the images, a row for each of ``table_ids``.
+    table_ids : tuple of str
+        The ids of the rows.
+
+    Raises
+    ------
+    DatasetError
+        Such a name cannot be a file's, or there is no image at all.
     """
 
     name: str
@@ -162,24 +229,42 @@ class Dataset:
     source: str
     notes: tuple[str, ...] = ()
     path: str | None = None
+    val: Split | None = None
+    divided_by: str = "given"
+    table: Table | None = None
+    table_ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a name that would not be a file's."""
+        """Refuse a name that would not be a file's, and a data set without images."""
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", self.name):
             raise DatasetError(
                 f"data set name: expected 1 to 100 letters, digits, '.', '_', '-', found "
                 f"{self.name!r}; give it another"
             )
+        if not any(map(len, self.listed())):
+            raise DatasetError(f"{self.name}: expected at least one image, found none; add images")
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in label order."""
+        """Names of the classes, in label order; none where nothing is labelled."""
         return self.train.class_names
+
+    @property
+    def undivided(self) -> Division | None:
+        """The division where all images have the side that their content decides."""
+        if isinstance(self.train, DrawnSplit) and isinstance(self.test, DrawnSplit):
+            return self.train.division
+        return None
+
+    def listed(self) -> Sequence[Split]:
+        """Return the splits, or all images of an undivided data set, of which none is read."""
+        division = self.undivided
+        return [split for _, split in self.splits()] if division is None else [division.whole]
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of both splits' digests."""
-        return dataset_digest(self.train.digest, self.test.digest)
+        """SHA-256 (hex) of the splits' digests."""
+        return dataset_digest(*(split.digest for _, split in self.splits()))
 
     def digest_with(self, on_progress: OnProgress, on_error: OnError = "fail") -> str:
         """Return `digest`; where it has yet to be made, ``on_progress`` hears how far it is.
@@ -187,13 +272,17 @@ class Dataset:
         With ``"skip"``, a file that cannot be read counts by its name, and is left to whoever
         decodes it to tell of.
         """
-        before, total = len(self.train), len(self.train) + len(self.test)
+        begin, total = 0, sum(map(len, self.listed()))
 
-        def heard(begin: int) -> OnHashed:
-            return lambda done: on_progress(Progress("hash images", begin + done, total))
+        def heard(done: int) -> None:
+            on_progress(Progress("hash images", begin + done, total))
 
-        self.train.digest_with(heard(0), on_error)
-        self.test.digest_with(heard(before), on_error)
+        if self.undivided:
+            self.undivided.side("train", heard, on_error)
+            return self.digest
+        for split in self.listed():
+            split.digest_with(heard, on_error)
+            begin += len(split)
         return self.digest
 
     def limited(self, train: int | None, test: int | None) -> Dataset:
@@ -218,83 +307,16 @@ class Dataset:
         )
 
     def splits(self) -> Sequence[tuple[str, Split]]:
-        """Return ("train", split) and ("test", split)."""
-        return (("train", self.train), ("test", self.test))
+        """Return ("train", split), ("val", split) where there is one, and ("test", split)."""
+        val = () if self.val is None else (("val", self.val),)
+        return (("train", self.train), *val, ("test", self.test))
 
 
-class _RecordedFiles:
-    """Files that are hashed when they are read, and the hashes kept until somebody takes them."""
-
-    def __init__(self, files: Files) -> None:
-        self._files = files
-        self._hashes: dict[str, bytes] = {}
-
-    @property
-    def remote(self) -> bool:
-        """Whether every read waits for a network."""
-        return self._files.remote
-
-    def names(self) -> list[str]:
-        """List every file."""
-        return self._files.names()
-
-    def folders(self) -> list[str]:
-        """List the folders."""
-        return self._files.folders()
-
-    def read(self, name: str) -> bytes:
-        """Return a file's bytes, and keep their hash; that of a name where it cannot be read."""
-        try:
-            data = self._files.read(name)
-        except DatasetError:
-            self._hashes[name] = unreadable_hash(name)
-            raise
-        self._hashes[name] = hashlib.sha256(data).digest()
-        return data
-
-    def where(self, name: str) -> str:
-        """Say where a file is, for a message."""
-        return self._files.where(name)
-
-    def take_hash(self, name: str) -> bytes:
-        """Return the hash of a file that was read, and forget it."""
-        return self._hashes.pop(name)
-
-
-def recording(split: Split) -> Split | None:
-    """Return the same split, whose files are hashed when they are read.
-
-    Returns
-    -------
-    Split or None
-        For `recorded_hashes`; None where the images are not files, and have no hashes.
-    """
-    images = split.images
-    if not isinstance(images, FileImages):
-        return None
-    return replace(split, images=FileImages(_RecordedFiles(images.files), images.names))
-
-
-def recorded_hashes(split: Split, rows: Iterable[int]) -> np.ndarray:
-    """Return SHA-256 of the files of these rows, all of which were read once; and forget them.
-
-    Parameters
-    ----------
-    split : Split
-        From `recording`.
-    rows : iterable of int
-        n of them.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 (n, 32).
-    """
-    images = split.images
-    assert isinstance(images, FileImages)
-    assert isinstance(images.files, _RecordedFiles)
-    hashes = b"".join(images.files.take_hash(images.names[row]) for row in rows)
-    return np.frombuffer(hashes, np.uint8).reshape(-1, HASH_BYTES)
+def undivided_dataset(name: str, whole: Split, source: str, notes: tuple[str, ...] = ()) -> Dataset:
+    """Return a data set without a given split: the content of each image decides its side."""
+    division = Division(whole)
+    train, test = DrawnSplit(division, "train"), DrawnSplit(division, "test")
+    return Dataset(name, train, test, source, notes, divided_by="content")
 
 
 def listing_digest(dataset: Dataset) -> str:
@@ -302,7 +324,7 @@ def listing_digest(dataset: Dataset) -> str:
     return dataset_digest(
         *(
             split_digest(split.class_names, split.ids, [split.labels], ())
-            for _, split in dataset.splits()
+            for split in dataset.listed()
         )
     )
 
@@ -324,13 +346,15 @@ def split_digest(
     labels : iterable of numpy.ndarray
         Integers, in the same order.
     hashes : iterable of numpy.ndarray
-        uint8 (any, 32), as `recorded_hashes` gives them, in the same order.
+        uint8 (any, 32), SHA-256 of the files, in the same order.
     """
     digest = hashlib.sha256()
     # The JSON of [class names, ids], without the list of all ids in memory.
     digest.update(f"[{json.dumps(list(class_names))}, [".encode())
-    for number, name in enumerate(ids):
-        digest.update(f"{', ' if number else ''}{json.dumps(name)}".encode())
+    names, separator = iter(ids), ""
+    while part_of_ids := list(islice(names, _IDS_AT_ONCE)):
+        digest.update(f"{separator}{json.dumps(part_of_ids)[1:-1]}".encode())
+        separator = ", "
     digest.update(b"]]")
     for part in labels:
         digest.update(part.astype("<i8").tobytes())
@@ -339,6 +363,6 @@ def split_digest(
     return digest.hexdigest()
 
 
-def dataset_digest(train: str, test: str) -> str:
-    """Return `Dataset.digest` of both splits' digests."""
-    return hashlib.sha256(f"{train}\n{test}".encode()).hexdigest()
+def dataset_digest(*splits: str) -> str:
+    """Return `Dataset.digest` of the digests of train, perhaps val, and test."""
+    return hashlib.sha256("\n".join(splits).encode()).hexdigest()

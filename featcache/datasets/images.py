@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, cast
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from ..errors import DatasetChangedError, DatasetError
 from ..preprocess import Preprocess
 from ..process import Stop, work_ahead
 from ..progress import silent
-from .decoding import decode_image
+from .decoding import HEAD_BYTES, decode_image, image_suffixes, is_image
+from .stat_cache import RememberedHashes, known_hashes, read_and_hash
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -132,8 +133,11 @@ class FileImages:
 
     def read(self, index: int, preprocess: Preprocess | None = None) -> Image.Image:
         """Read and decode one image, as `decode_image` does."""
-        name = self.names[index]
-        return decode_image(self._bytes(index, name), self.files.where(name), preprocess)
+        return self.decode(index, self.content(index), preprocess)
+
+    def decode(self, index: int, data: bytes, preprocess: Preprocess | None = None) -> Image.Image:
+        """Decode what `content` returned."""
+        return decode_image(data, self.files.where(self.names[index]), preprocess)
 
     def take(self, rows: np.ndarray) -> FileImages:
         """Return the images of these rows, in this order."""
@@ -151,51 +155,74 @@ class FileImages:
         """Feed every file's own SHA-256, so that the same files count the same anywhere.
 
         A file that cannot be read is an error, or counts by its name where it is to be
-        skipped.
+        skipped. What was hashed before is not read again.
         """
+        if self.hashes:
+            digest.update(self.hashes)
+            on_hashed(len(self))
+            return
 
-        def hash_files(names: Sequence[str], stop: Stop) -> bytes:
-            hashes = []
-            for name in names:
+        def hash_files(rows: Sequence[int], stop: Stop) -> list[bytes]:
+            made = []
+            for row in rows:
                 if stop.is_set():
                     break
+                name = self.names[row]
                 try:
-                    hashes.append(hashlib.sha256(self.files.read(name)).digest())
+                    made.append(read_and_hash(self.files, name)[1])
                 except DatasetError:
                     if on_error == "fail":
                         raise
-                    hashes.append(unreadable_hash(name))
-            return b"".join(hashes)
+                    made.append(unreadable_hash(name))
+            return made
 
-        starts = range(0, len(self.names), _TASK_FILES)
-        tasks = (self.names[start : start + _TASK_FILES] for start in starts)
+        hashes = known_hashes(self.files, self.names)
+        unknown = [row for row, known in enumerate(hashes) if known is None]
+        done = len(hashes) - len(unknown)
+        if done:
+            on_hashed(done)
+        starts = range(0, len(unknown), _TASK_FILES)
+        tasks = [unknown[start : start + _TASK_FILES] for start in starts]
         workers = reading_threads(self)
-        hashes = bytearray()
         with closing(work_ahead(hash_files, tasks, workers=workers, ahead=2 * workers)) as hashed:
-            for start, part in zip(starts, hashed, strict=True):
-                digest.update(part)
-                hashes += part
-                on_hashed(min(start + _TASK_FILES, len(self.names)))
-        self.hashes[:] = hashes
+            for rows, made in zip(tasks, hashed, strict=True):
+                for row, sha256 in zip(rows, made, strict=True):
+                    hashes[row] = sha256
+                done += len(rows)
+                on_hashed(done)
+        self.hashes[:] = b"".join(cast(list[bytes], hashes))
+        digest.update(self.hashes)
 
-    def _bytes(self, index: int, name: str) -> bytes:
-        """Return a file's bytes, if they are those that were hashed."""
-        if not self.hashes:
-            return self.files.read(name)
-        start = range(len(self))[index] * HASH_BYTES
-        expected = bytes(self.hashes[start : start + HASH_BYTES])
+    def content(self, index: int) -> bytes:
+        """Return a file's bytes, if they are those that were hashed before."""
+        return self.hashed_content(index)[0]
+
+    def hashed_content(self, index: int) -> tuple[bytes, bytes]:
+        """Return a file's bytes, as `content` does, and their SHA-256."""
+        name, expected = self.names[index], self.hash_of(index)
         try:
-            data = self.files.read(name)
+            data, sha256 = read_and_hash(self.files, name)
         except DatasetError as error:
-            if expected == unreadable_hash(name):
+            if expected in (None, unreadable_hash(name)):
                 raise
             raise DatasetChangedError(f"{error}; it was readable a moment ago") from None
-        if hashlib.sha256(data).digest() != expected:
+        if expected not in (None, sha256):
             raise DatasetChangedError(
                 f"{self.files.where(name)}: expected the file as it was when the data set was "
                 "hashed, found that it changed while it was being read; run it again"
             )
-        return data
+        return data, sha256
+
+    def hash_of(self, index: int) -> bytes | None:
+        """Return the SHA-256 of a file, None before `update_digest`."""
+        start = range(len(self))[index] * HASH_BYTES
+        return bytes(self.hashes[start : start + HASH_BYTES]) or None
+
+    def known_hashes(self, rows: Sequence[int]) -> list[bytes | None]:
+        """Return the SHA-256 of files as far as they are known without reading one."""
+        if self.hashes:
+            return [self.hash_of(row) for row in rows]
+        return known_hashes(self.files, [self.names[row] for row in rows])
 
 
 def is_remote(images: ReadableImages) -> bool:
@@ -221,6 +248,13 @@ MAX_FILE_BYTES = 1 << 30
 HIDDEN = (".", "__MACOSX")  # how names begin that are left out
 
 
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or a folder that it is in is left out."""
+    if not name.startswith(HIDDEN) and "/." not in name and "/__MACOSX" not in name:
+        return False  # a million names: most need no second look
+    return any(part.startswith(HIDDEN) for part in PurePosixPath(name).parts)
+
+
 class Files(Protocol):
     """Files that are known by paths with ``/``; reading is safe from several threads."""
 
@@ -234,6 +268,13 @@ class Files(Protocol):
     def folders(self) -> list[str]:
         """List the folders, so that an empty one can be reported."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One sentence each on what is not listed."""
+
+    def head(self, name: str) -> bytes:
+        """Return at least the first `HEAD_BYTES` of a file; nothing where it cannot be read."""
+
     def read(self, name: str) -> bytes:
         """Return a file's bytes, or raise `DatasetError`."""
 
@@ -241,13 +282,39 @@ class Files(Protocol):
         """Say where a file is, for a message."""
 
 
+def images_among(files: Files, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return which files are images, and the others, each in the given order.
+
+    By the ends of their names; a name without an end is looked into.
+    """
+    suffixes = tuple(image_suffixes())
+    found = [name.lower().endswith(suffixes) for name in names]
+    bare = [
+        row
+        for row, name in enumerate(names)
+        if not found[row] and "." not in name.rpartition("/")[2]
+    ]
+
+    def look(row: int, stop: Stop) -> bool:
+        return not stop.is_set() and is_image(files.head(names[row]))
+
+    workers = _LEAST_WAITING if files.remote else 1
+    with closing(work_ahead(look, bare, workers=workers, ahead=4 * workers)) as looked:
+        for row, seen in zip(bare, looked, strict=True):
+            found[row] = seen
+    images = [name for name, seen in zip(names, found, strict=True) if seen]
+    return images, [name for name, seen in zip(names, found, strict=True) if not seen]
+
+
 class Folder:
     """Files below a folder, which is listed when the names are first asked for."""
 
     remote = False
+    memory: RememberedHashes | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._prefix = os.path.join(path, "")
 
     def __reduce__(self) -> Any:
         """Pickle the path alone."""
@@ -261,25 +328,56 @@ class Folder:
         """List every folder below that is not hidden; raises as `names` does."""
         return self._listing[1]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Name the links that lead back to a folder above them; raises as `names` does."""
+        return self._listing[2]
+
     @cached_property
-    def _listing(self) -> tuple[list[str], list[str]]:
+    def _listing(self) -> tuple[list[str], list[str], tuple[str, ...]]:
         root = str(self.path)
         names: list[str] = []
         folders: list[str] = []
-        seen = set()
-        # Links to folders are followed, as a person would, but into each folder once.
+        circles: list[str] = []
+        # A link to a folder means what its path says, as for a person: it is followed wherever it
+        # stands, unless it leads back to a folder above it.
+        above = {root: frozenset((_identity(root),))}
         for folder, below, files in os.walk(root, onerror=_cannot_be_listed, followlinks=True):
-            real = os.path.realpath(folder)
-            if real in seen:
-                below.clear()
-                continue
-            seen.add(real)
-            below[:] = [name for name in below if not name.startswith(HIDDEN)]
             inside = os.path.relpath(folder, root).replace(os.sep, "/")
             prefix = "" if folder == root else f"{inside}/"
+            parents = above.pop(folder)
+            followed = []
+            for name in below:
+                path = os.path.join(folder, name)
+                identity = _identity(path)
+                if name.startswith(HIDDEN):
+                    continue
+                if identity in parents:
+                    circles.append(prefix + name)
+                else:
+                    above[path] = parents | {identity}
+                    followed.append(name)
+            below[:] = followed
             folders += [prefix + name for name in below]
             names += [prefix + name for name in files]
-        return sorted(names), sorted(folders)
+        note = (
+            f"{root}: {len(circles)} links to a folder above them are not followed, "
+            f"{min(circles)!r} the first"
+            if circles
+            else ""
+        )
+        return sorted(names), sorted(folders), (note,) if note else ()
+
+    def head(self, name: str) -> bytes:
+        """Return the first bytes of a file; nothing where it cannot be read."""
+        path = self.where(name)
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                return b""
+            with open(path, "rb", buffering=0) as stream:
+                return stream.read(HEAD_BYTES)
+        except OSError:
+            return b""
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
@@ -297,9 +395,22 @@ class Folder:
                 f"{path}: cannot be read: {error.strerror}; restore or remove it"
             ) from None
 
+    def status(self, name: str) -> os.stat_result:
+        """Return a file's size and times, or raise OSError."""
+        return os.stat(self._prefix + name)
+
     def where(self, name: str) -> str:
         """Say where a file is, for a message."""
         return os.path.join(self.path, name)
+
+
+def _identity(path: str) -> object:
+    """Return what two paths share that lead to the same folder."""
+    try:
+        status = os.stat(path)
+    except OSError:  # `os.walk` says what is wrong with it
+        return path
+    return status.st_dev, status.st_ino
 
 
 def _cannot_be_listed(error: OSError) -> NoReturn:

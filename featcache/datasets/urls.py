@@ -12,8 +12,7 @@ from typing import IO, Any, cast
 
 from ..errors import DatasetError, RemoteError
 from ..remote import RemotePlace
-from .dataset import Dataset
-from .folders import load_files
+from .decoding import HEAD_BYTES
 from .images import MAX_FILE_BYTES, Files
 from .zip import ZipArchive
 
@@ -27,6 +26,7 @@ class RemoteFolder:
     """Files below a folder of an object store."""
 
     remote = True
+    notes: tuple[str, ...] = ()
 
     def __init__(self, place: RemotePlace) -> None:
         self.place = place
@@ -64,6 +64,13 @@ class RemoteFolder:
             name: size for name, size in files.items() if size and size > MAX_FILE_BYTES
         }
         return sorted(files), sorted(folders)
+
+    def head(self, name: str) -> bytes:
+        """Return the first bytes of a file, in one request."""
+        try:
+            return self.place.read(name, HEAD_BYTES)
+        except FileNotFoundError:
+            return b""
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes, in one request."""
@@ -165,15 +172,6 @@ class _Ranges(io.RawIOBase):
             data = self._place.read_range(self._at, length) if length else b""
         self._at += len(data)
         return data
-
-
-def load_url(place: RemotePlace) -> Dataset:
-    """Open a folder or zip of class folders behind a URL."""
-    files, is_folder = open_url(place)
-    name = place.name
-    if not is_folder:
-        name = name.rpartition(".")[0] or name
-    return load_files(files, place, name, is_folder=is_folder)
 
 
 def open_url(place: RemotePlace) -> tuple[Files, bool]:

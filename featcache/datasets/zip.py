@@ -26,6 +26,7 @@ import numpy as np
 from ..errors import DatasetError
 from ..remote import RemotePlace
 from .images import MAX_FILE_BYTES
+from .stat_cache import RememberedHashes
 
 # Before a file's data stands its local header: a signature, version, flags, method, time,
 # date, CRC, two sizes, the lengths of name and extra field; then these two.
@@ -83,6 +84,8 @@ class ZipArchive:
     """Files inside a ``.zip``."""
 
     remote = False
+    notes: tuple[str, ...] = ()
+    memory: RememberedHashes | None = None
 
     def __init__(self, path: Path) -> None:
         self.path: Path | RemotePlace = path
@@ -123,6 +126,13 @@ class ZipArchive:
         """List the folders that have an entry of their own."""
         return self._folders
 
+    def head(self, name: str) -> bytes:
+        """Return a file's bytes; nothing where it cannot be read."""
+        try:
+            return self.read(name)
+        except DatasetError:
+            return b""
+
     def read(self, name: str) -> bytes:
         """Return a file's bytes; its CRC is checked.
 
@@ -134,6 +144,10 @@ class ZipArchive:
             raise DatasetError(f"{self.where(name)}: cannot be read: {error}") from None
         except (OSError, zlib.error) as error:
             raise DatasetError(f"{self.where(name)}: cannot be read: {error}; {_DAMAGED}") from None
+
+    def status(self, name: str) -> os.stat_result:
+        """Return the size and times of the whole archive: no file in it changes without it."""
+        return os.fstat(self._file)
 
     def where(self, name: str) -> str:
         """Say where a file is, for a message."""

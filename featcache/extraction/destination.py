@@ -166,8 +166,11 @@ def _result(cache: RemoteCache, why: str, started: float) -> ExtractResult:
         cache=str(cache.place),
         reused=True,
         n_rows=cache.n_rows,
+        n_val=cache.n_val,
         n_skipped=cache.skipped,
         n_resumed=0,
+        computed=0,
+        reused_rows=cache.n_rows,
         feature_dim=cache.feature_dim,
         why=why,
     )

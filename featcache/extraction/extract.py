@@ -6,14 +6,14 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from ..backbones.architectures import BACKBONES
 from ..backbones.choice import choose_engine
-from ..backbones.engine import build_engine, settled
+from ..backbones.engine import Engine, build_engine, settled
 from ..backbones.loading import load_weights
 from ..datasets.dataset import Dataset
-from ..datasets.loading import load_dataset
 from ..errors import RecipeError
 from ..files import user_path
 from ..options import with_options
@@ -30,8 +30,9 @@ from .destination import Destination, destination
 from .jobs import Make, check_share, make_cache, run_share
 from .options import ExtractOptions
 from .pipeline import run_shards
-from .plan import SUFFIXES, Plan, Work, matching
+from .plan import SUFFIXES, Plan, Work, known_rows, matching, remembered_hashes
 from .result import ExtractResult, ShareResult, result_of
+from .table import attach_table
 
 _MANY_IMAGES = 1 << 18  # larger shards from here on keep the manifest small
 _MAX_SHARDS = 1 << 16  # of which a manifest has 35 MB, and a cache opens in seconds
@@ -62,7 +63,7 @@ def extract(
     options : ExtractOptions
         What is made, and where; also field by field: ``extract("digits", size=64)``.
     force : bool
-        Make the cache again even if it, or a part of it, is there.
+        Make the cache again even if it, or a part of it, is there, and compute every image.
     executor : str
         ``"local"``, or ``"ray"``: the workers of a Ray cluster make the shards. All of them
         must see the images under the same path.
@@ -109,22 +110,27 @@ def extract(
         import_ray()
     plan, there = _plan(dataset, options, on_progress, on_note)
     on_note(plan.work.choice.why)
-    if force:
-        _check_other_forms(plan)
-    else:
-        existing = _existing(plan, there, started, on_progress, on_note)
-        if existing:
-            return existing
+    with remembered_hashes(plan.dataset, plan.options):
+        if force:
+            _check_other_forms(plan)
+        else:
+            existing = _existing(plan, there, started, on_progress, on_note)
+            if existing:
+                attach_table(plan.dataset, existing)
+                return existing
+        if there:
+            there.check_writable()
+        make = (
+            _here(plan, options.reuse and not force, on_progress, on_note)
+            if executor == "local"
+            else on_ray(plan, address, workers, on_progress, on_note)
+        )
+        command = options.command(dataset)
+        result = make_cache(plan, command, make, force, on_progress, on_note, started=started)
     if there:
-        there.check_writable()
-    make = (
-        _here(plan, on_progress, on_note)
-        if executor == "local"
-        else on_ray(plan, address, workers, on_progress, on_note)
-    )
-    command = options.command(dataset)
-    result = make_cache(plan, command, make, force, on_progress, on_note, started=started)
-    return there.deliver(result, force, started, on_progress, on_note) if there else result
+        result = there.deliver(result, force, started, on_progress, on_note)
+    attach_table(plan.dataset, result)
+    return result
 
 
 @with_options(ExtractOptions)
@@ -173,9 +179,14 @@ def extract_share(
     check_share(share)
     plan, there = _plan(dataset, options, on_progress, on_note)
     on_note(plan.work.choice.why)
-    make = _here(plan, on_progress, on_note)
+    if plan.dataset.table is not None:
+        on_note("jobs attach no table: run featcache label CACHE TABLE after featcache pack")
+    make = _here(plan, options.reuse, on_progress, on_note)
     command = options.command(dataset)
-    return run_share(plan, share, command, make, on_progress, on_note, there=there, started=started)
+    with remembered_hashes(plan.dataset, plan.options):
+        return run_share(
+            plan, share, command, make, on_progress, on_note, there=there, started=started
+        )
 
 
 def _plan(
@@ -189,9 +200,13 @@ def _plan(
     if options.backbone in BACKBONES:  # said before anything is downloaded
         choose_engine(options.engine, options.device, options.precision)
     if not isinstance(dataset, Dataset):
-        dataset = load_dataset(dataset, data_root=options.data_root, on_progress=on_progress)
+        dataset = options.load_dataset(dataset, on_progress)
     for note in dataset.notes:
         on_note(note)
+    options = replace(options, output=there.local) if there else options
+    if dataset.undivided and (options.train_limit, options.test_limit) != (None, None):
+        with remembered_hashes(dataset, options):
+            dataset.digest_with(on_progress, options.on_error)  # which image is on which side
     dataset = dataset.limited(options.train_limit, options.test_limit)
     weights = load_weights(
         options.weights, options.backbone, **options.overrides, on_progress=on_progress
@@ -200,13 +215,17 @@ def _plan(
         on_note(note)
     choice = choose_engine(options.engine, options.device, options.precision, weights.engines)
     choice = settled(choice, weights, options.cuts)
+    listed = dataset.listed()
     work = Work(
-        options=replace(options, output=there.local) if there else options,
+        options=options,
         weights=weights,
         choice=choice,
-        n_passes=sum(len(split) * len(options.views_of(role)) for role, split in dataset.splits()),
+        n_passes=sum(
+            len(split) * len(options.views_of("train" if split is listed[0] else "test"))
+            for split in listed
+        ),
     )
-    return Plan(dataset, work, _shard_rows(len(dataset.train) + len(dataset.test))), there
+    return Plan(dataset, work, _shard_rows(sum(map(len, listed)))), there
 
 
 def _shard_rows(n_images: int) -> int:
@@ -216,16 +235,36 @@ def _shard_rows(n_images: int) -> int:
     return rows
 
 
-def _here(plan: Plan, on_progress: OnProgress, on_note: OnNote) -> Make:
+def _here(plan: Plan, reuse: bool, on_progress: OnProgress, on_note: OnNote) -> Make:
     """Return a function that makes shards on this machine."""
 
     def make(writer: ShardWriter, shards: Sequence[ShardRange]) -> None:
         work = plan.work
-        # An engine may compile for the whole data set, so that every job compiles the same.
-        engine = build_engine(
-            work.choice, work.weights, work.options.cuts, n_images=work.n_passes, on_note=on_note
-        )
-        run_shards(plan, engine, writer, shards, on_progress, on_note)
+        known = known_rows(plan) if reuse else None
+
+        @cache
+        def engine() -> Engine:
+            # It may compile for the whole data set, so that every job compiles the same.
+            return build_engine(
+                work.choice,
+                work.weights,
+                work.options.cuts,
+                n_images=work.n_passes,
+                on_note=on_note,
+            )
+
+        n_images = sum(map(len, writer.missing(shards)))
+        run_shards(plan, engine, writer, shards, known, on_progress, on_note)
+        if known is not None:
+            for note in known.notes:
+                on_note(note)
+            if known.taken:
+                paths = [str(path) for path in known.taken]
+                places = " and ".join(paths) if len(paths) < 3 else f"{len(paths)} caches"
+                on_note(
+                    f"{known.taken.total():,} of {n_images:,} rows reused from {places}; "
+                    "--no-reuse computes them again"
+                )
 
     return make
 
@@ -259,11 +298,11 @@ def _existing(
         return existing
     for form in (path, shards_path(path)):
         if os.path.lexists(form):
-            cache = matching(form, meta, on_error)
+            found = matching(form, meta, on_error)
             discard_unfinished(plan.path(plan.meta_before_reading(on_progress)))
             if plan.options.packed is (form.suffix != ".h5"):
                 on_note(f"{form}: is there in this form; use --force to make the other")
             why = plan.work.choice.why
-            result = result_of(cache, why, reused=True, n_resumed=0, started=started)
+            result = result_of(found, why, reused=True, started=started)
             return there.deliver(result, False, started, on_progress, on_note) if there else result
     return None

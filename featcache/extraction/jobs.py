@@ -32,10 +32,12 @@ from ..errors import (
 from ..files import check_writable, user_path
 from ..progress import OnNote, OnProgress, silent
 from ..store.cache import load
-from ..store.format import decode_id
+from ..store.format import ROLES, UNLABELLED, decode_id
 from ..store.index import COMMITS, default_folder
 from ..store.remote_caches import MirroredWriter
 from ..store.shards import (
+    LISTED,
+    UNDIVIDED,
     ShardRange,
     ShardWriter,
     committed,
@@ -46,7 +48,7 @@ from ..store.shards import (
 )
 from .destination import Destination, destination
 from .options import pack_limit
-from .pipeline import STAGES, bottleneck
+from .pipeline import REUSED, STAGES, bottleneck, sides_of
 from .plan import NAMES, SUFFIXES, Plan, cache_path, matching, shard_ranges
 from .result import ExtractResult, ShareResult, result_of
 
@@ -54,7 +56,6 @@ from .result import ExtractResult, ShareResult, result_of
 Make = Callable[[ShardWriter, Sequence[ShardRange]], None]
 
 _JOBS_FIELDS = {"agreed", "command", "n_jobs", "named", "pack"}  # of `agreement`
-_ROLES = ("train", "test")
 _NAMED = 3  # missing shards and shares, in a message
 
 
@@ -62,11 +63,7 @@ def agreement(plan: Plan, n_jobs: int, command: str) -> dict[str, Any]:
     """Return what jobs must agree on, and what `pack` needs to join their shards."""
     output = plan.options.output
     return {
-        "agreed": {
-            "shard_rows": plan.shard_rows,
-            "n_train": len(plan.dataset.train),
-            "n_test": len(plan.dataset.test),
-        },
+        "agreed": {"shard_rows": plan.shard_rows, **plan.n_listed},
         "command": command,
         "n_jobs": n_jobs,
         "named": output is not None and Path(output).suffix in SUFFIXES,
@@ -127,15 +124,30 @@ def make_cache(
     jobs = agreement(plan, 1, command)
     with single_writer(path):
         writer = ShardWriter(path, meta, force=force, jobs=jobs, on_progress=on_progress)
+        n_rows, n_reused = _rows_and_reused(writer)
         try:
             n_resumed = complete(plan, writer, plan.shards(), make, on_note)
         finally:
             if not writer.n_done:  # nothing to resume
                 writer.discard()
+        n_rows, n_reused = np.subtract(_rows_and_reused(writer), (n_rows, n_reused)).tolist()
         limit = pack_limit(plan.options.packed)
         made, reused = join(writer, meta, jobs, limit, force, on_note, again="use --force")
     why = plan.work.choice.why
-    return result_of(load(made), why, reused=reused, n_resumed=n_resumed, started=started)
+    return result_of(
+        load(made),
+        why,
+        reused=reused,
+        n_resumed=n_resumed,
+        computed=n_rows - n_reused,
+        reused_rows=n_reused,
+        started=started,
+    )
+
+
+def _rows_and_reused(writer: ShardWriter) -> tuple[int, int]:
+    """Return how many images have features, and of how many these are from other caches."""
+    return sum(map(writer.rows, ROLES)), int(writer.total(REUSED))
 
 
 def join(
@@ -149,13 +161,14 @@ def join(
     again: str,
 ) -> tuple[Path, bool]:
     """Turn all shards into a cache; return its path, and whether it was there already."""
-    for role in _ROLES:
-        if not writer.rows(role):
+    for role in LISTED:
+        n_listed = jobs["agreed"].get(f"n_{role}", 0)
+        if n_listed and not sum(map(writer.rows, ROLES if role == UNDIVIDED else (role,))):
             raise DatasetError(
-                f"{role}: expected at least one image that decodes, found none among "
-                f"{jobs['agreed'][f'n_{role}']:,}; replace them, and {again} to start over"
+                f"{'images' if role == UNDIVIDED else role}: expected at least one image that "
+                f"decodes, found none among {n_listed:,}; replace them, and {again} to start over"
             )
-    digest = _digest(writer, meta, on_note)
+    digest = _digest(writer, meta, jobs, on_note)
     meta = {**meta, "dataset_digest": digest}
     final = writer.path if jobs["named"] else cache_path(writer.path.parent, meta)
     for existing in (final, shards_path(final)):
@@ -170,7 +183,9 @@ def join(
 def _measured(writer: ShardWriter) -> dict[str, Any]:
     """Return what the extraction took, all its runs and machines together."""
     stages = {name: round(writer.total(name), 3) for name in STAGES}
+    n_reused = int(writer.total(REUSED))
     return {
+        **({REUSED: n_reused} if n_reused else {}),
         "wall_s": stages["wall_s"],
         "images_per_s": writer.total("passes") / max(writer.total("wall_s"), 1e-9),
         "bottleneck": bottleneck(stages),
@@ -321,7 +336,7 @@ def pack(
     done = _finished(output)
     if done is not None:
         on_note(f"{done}: is complete, and no job is making it again")
-        return result_of(load(done), "it was there", reused=True, n_resumed=0, started=started)
+        return result_of(load(done), "it was there", reused=True, started=started)
     path, content = _unfinished(output)
     meta, jobs = content["meta"], content["jobs"]
     check_writable(path)
@@ -336,7 +351,7 @@ def pack(
         again = f"remove {writer.folder}"
         made, reused = join(writer, meta, jobs, limit, force, on_note, again=again)
     why = f"put together from {len(writer.commits)} shards"
-    return result_of(load(made), why, reused=reused, n_resumed=0, started=started)
+    return result_of(load(made), why, reused=reused, reused_rows=0, started=started)
 
 
 def _pack_remote(
@@ -437,63 +452,104 @@ def _check_complete(writer: ShardWriter, jobs: Mapping[str, Any]) -> None:
     )
 
 
-def _digest(writer: ShardWriter, meta: Mapping[str, Any], on_note: OnNote) -> str:
+def _digest(
+    writer: ShardWriter, meta: Mapping[str, Any], jobs: Mapping[str, Any], on_note: OnNote
+) -> str:
     """Return the digest of the data set, from the hashes made while its images were read."""
     provisional = str(meta["dataset_digest"])
     if not provisional.startswith(NAMES):
         return provisional
-    names, digests = [], []
-    for role in _ROLES:
-        shards = [commit for commit in writer.commits if commit["role"] == role]
-        names.append(_split_digest(writer, meta["class_names"], shards, with_hashes=False))
-        digests.append(_split_digest(writer, meta["class_names"], shards, with_hashes=True))
-        kept: set[int] = set()
-        for commit in shards:
-            kept |= set(np.unique(writer.read(commit, "labels")).tolist())
-        left_out = {label for commit in shards for _, label in commit["left_out"]}
-        for label in sorted(left_out - kept):
-            name = meta["class_names"][label]
-            on_note(f"{role}: every image of class {name!r} was skipped")
+    names, digests, split_shards = [], [], {}
+    try:
+        for listed in LISTED:
+            if f"n_{listed}" not in jobs["agreed"]:
+                continue
+            shards = [commit for commit in writer.commits if commit["role"] == listed]
+            names.append(_split_digest(writer, meta["class_names"], shards, None))
+            for role in ("train", "test") if listed == UNDIVIDED else (listed,):
+                digests.append(_split_digest(writer, meta["class_names"], shards, role))
+                split_shards[role] = shards
+    except (KeyError, ValueError):  # arrays that do not fit the shard's hashes
+        names = []
     if NAMES + dataset_digest(*names) != provisional:
         raise CacheCorruptError(
             f"{writer.path}: expected the shards of the images that were listed, found others in "
             f"{writer.folder}; remove it and start over"
         )
+    for role, shards in split_shards.items():
+        _note_classes(writer, meta["class_names"], shards, role, on_note)
     return dataset_digest(*digests)
+
+
+def _note_classes(
+    writer: ShardWriter,
+    class_names: Sequence[str],
+    shards: Sequence[Mapping[str, Any]],
+    role: str,
+    on_note: OnNote,
+) -> None:
+    """Say which classes have no image in a split, of those that should."""
+    kept: set[int] = set()
+    for commit in shards:
+        if f"{role}/labels" in commit["arrays"]:
+            kept |= set(np.unique(writer.read(commit, f"{role}/labels")).tolist())
+    if shards and shards[0]["role"] == UNDIVIDED:
+        absent = [repr(name) for label, name in enumerate(class_names) if label not in kept]
+        if absent or not kept:
+            more = ", …" * (len(absent) > _NAMED)
+            of_classes = f" of {', '.join(absent[:_NAMED])}{more}" * bool(kept)
+            on_note(
+                f"{role}: no image{of_classes}: the content of an image decides its side; add "
+                "images, or give train/ and test/ folders"
+            )
+        return
+    left_out = {label for commit in shards for _, label in commit["left_out"]} - {UNLABELLED}
+    for label in sorted(left_out - kept):
+        on_note(f"{role}: every image of class {class_names[label]!r} was skipped")
 
 
 def _split_digest(
     writer: ShardWriter,
     class_names: Sequence[str],
     shards: Sequence[Mapping[str, Any]],
-    *,
-    with_hashes: bool,
+    role: str | None,
 ) -> str:
-    hashes = (writer.read(commit, "hashes") for commit in shards) if with_hashes else ()
-    labels = (_labels(writer, commit) for commit in shards)
-    return split_digest(class_names, _ids(writer, shards), labels, hashes)
+    """Return the digest of the images of a role; where it is None, of all, without hashes."""
+
+    def parts(name: str) -> Iterator[np.ndarray]:
+        for commit in shards:
+            whole = _whole(writer, commit, name)
+            yield whole if role is None else whole[_sides(writer, commit)[role]]
+
+    ids = (decode_id(name) for part in parts("ids") for name in part.tolist())
+    hashes = () if role is None else parts("hashes")
+    return split_digest(class_names, ids, parts("labels"), hashes)
 
 
-def _ids(writer: ShardWriter, shards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the ids of all images, skipped or not, in their order."""
-    for commit in shards:
-        ids = writer.read(commit, "ids")
-        if commit["left_out"]:
-            ids = _whole(commit, ids, writer.read(commit, "skipped"))
-        yield from map(decode_id, ids.tolist())
+def _sides(writer: ShardWriter, commit: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    n_images = commit["stop"] - commit["start"]
+    return sides_of(commit["role"], n_images, writer.read(commit, "hashes"))
 
 
-def _labels(writer: ShardWriter, commit: Mapping[str, Any]) -> np.ndarray:
-    labels = writer.read(commit, "labels")
-    left_out = np.array([label for _, label in commit["left_out"]], np.int64)
-    return _whole(commit, labels, left_out) if len(left_out) else labels
-
-
-def _whole(commit: Mapping[str, Any], kept: np.ndarray, left_out: np.ndarray) -> np.ndarray:
-    """Return what belongs to each image of a shard, from that of those kept and left out."""
-    rows = np.array([row for row, _ in commit["left_out"]], np.int64) - commit["start"]
-    whole = np.empty(commit["stop"] - commit["start"], kept.dtype)
-    is_left_out = np.zeros(len(whole), bool)
-    is_left_out[rows] = True
-    whole[is_left_out], whole[~is_left_out] = left_out, kept
+def _whole(writer: ShardWriter, commit: Mapping[str, Any], name: str) -> np.ndarray:
+    """Return ids, labels or hashes of all images of a shard, skipped or not, in their order."""
+    if name == "hashes":
+        return writer.read(commit, "hashes")
+    is_skipped = np.zeros(commit["stop"] - commit["start"], bool)
+    labels = np.full(len(is_skipped), UNLABELLED)
+    for row, label in commit["left_out"]:
+        is_skipped[row - commit["start"]], labels[row - commit["start"]] = True, label
+    rows, values = [], []
+    for role, of_role in _sides(writer, commit).items():
+        for wanted, array in ((of_role & ~is_skipped, name), (of_role & is_skipped, "skipped")):
+            if not wanted.any():
+                continue
+            rows.append(np.flatnonzero(wanted))
+            if array == "skipped" and name == "labels":
+                values.append(labels[wanted])
+            else:
+                values.append(writer.read(commit, f"{role}/{array}"))
+    joined = np.concatenate(values)
+    whole = np.empty(len(is_skipped), joined.dtype)
+    whole[np.concatenate(rows)] = joined
     return whole

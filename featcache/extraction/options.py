@@ -13,8 +13,10 @@ from ..backbones.naming import parse_backbone
 from ..backbones.network import POOLED
 from ..datasets.dataset import Dataset
 from ..datasets.images import OnError
+from ..datasets.loading import load_dataset
 from ..errors import RecipeError
 from ..preprocess import VIEWS
+from ..progress import OnProgress
 from ..remote import shown
 from ..store.format import DTYPES
 from ..store.shards import PACK_LIMIT_BYTES
@@ -77,6 +79,16 @@ class ExtractOptions:
         8 GiB, or where ``output`` ends in ``.shards``.
     data_root : str or Path, optional
         Folder of the named data sets.
+    labels : str, Path, frame or Table, optional
+        A table with a row per image; its columns are kept with the cache.
+    path_column, target, split_column, group : str, optional
+        Its columns, as `featcache.load_dataset` takes them.
+    verify_images : bool
+        Hash every image, also where its size and times are those that are remembered from an
+        earlier extraction.
+    reuse : bool
+        Take the features of an image from another cache in the output folder or in the default
+        one, where that is of the same ingredients.
 
     Raises
     ------
@@ -105,6 +117,13 @@ class ExtractOptions:
     output: str | Path | None = None
     pack: bool | None = None
     data_root: str | Path | None = None
+    labels: Any = None
+    path_column: str | None = None
+    target: str | None = None
+    split_column: str | None = None
+    group: str | None = None
+    verify_images: bool = False
+    reuse: bool = True
 
     def __post_init__(self) -> None:
         """Check every value that can be checked without an engine, weights or images."""
@@ -151,8 +170,21 @@ class ExtractOptions:
         by_name = self.output is not None and Path(self.output).suffix == ".shards"
         return False if by_name and self.pack is None else self.pack
 
+    def load_dataset(self, dataset: str | Path, on_progress: OnProgress) -> Dataset:
+        """Open a data set as these options say."""
+        return load_dataset(
+            dataset,
+            labels=self.labels,
+            path_column=self.path_column,
+            target=self.target,
+            split_column=self.split_column,
+            group=self.group,
+            data_root=self.data_root,
+            on_progress=on_progress,
+        )
+
     def views_of(self, role: str) -> tuple[str, ...]:
-        """Return the views of a split; test images have one."""
+        """Return the views of a split; images that are not trained on have one."""
         return tuple(VIEWS[self.views if role == "train" else "none"])
 
     def command(self, dataset: str | Path | Dataset) -> str:
@@ -161,10 +193,13 @@ class ExtractOptions:
         words.append("DATASET" if isinstance(dataset, Dataset) else shown(dataset))
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name == "labels" and not isinstance(value, (str, Path, type(None))):
+                value = "TABLE"  # a frame
             if value == field.default:
                 continue
-            if field.name == "pack":
-                words += [] if value else ["--shards"]
+            if isinstance(value, bool):
+                flags = {"pack": [] if value else ["--shards"], "reuse": ["--no-reuse"]}
+                words += flags.get(field.name, [f"--{field.name.replace('_', '-')}"])
                 continue
             text = shown(value) if isinstance(value, (str, Path)) else value
             text = text if isinstance(text, (str, int, float)) else ",".join(map(str, text))

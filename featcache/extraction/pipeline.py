@@ -12,24 +12,30 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from ..backbones.engine import Engine
-from ..datasets.batches import DecodedBatch, decoded_batches
-from ..datasets.dataset import Split, recorded_hashes, recording
-from ..datasets.images import reading_threads
+from ..datasets.batches import DecodedBatch, Found, decoded_batches
+from ..datasets.dataset import Split
+from ..datasets.images import FileImages, reading_threads
 from ..errors import FeatcacheError
 from ..preprocess import apply_view
 from ..progress import OnNote, OnProgress, Progress
+from ..sampling import drawn_sides
 from ..store.format import array_name
-from ..store.shards import ShardRange, ShardWriter
+from ..store.rows import KnownRows
+from ..store.shards import UNDIVIDED, ShardRange, ShardWriter
 from ..store.writer import encoded_ids
 from .plan import Plan, Work
 
 # What is measured of every shard, in seconds, and added up over all of them.
 STAGES = ("wall_s", "engine_s", "decoding_cpu_s", "waiting_for_pixels_s", "waiting_for_disk_s")
+FACTS = (*STAGES, "passes")  # these are forward passes
+REUSED = "reused_rows"  # a fact of a shard: how many images another cache had
 _NAMED = 5  # skipped images, by name and reason; the cache lists all
+_KNOWN_ROWS = 256  # per batch, where no engine says what suits it
 _WAITING_SHARE = 0.1  # of the time, before a stage that is waited for is called the bottleneck
 
 
@@ -40,9 +46,10 @@ class Shard:
     place: ShardRange
     rows: list[np.ndarray] = field(default_factory=list)  # int64 (n,) each: those that decoded
     skipped: list[int] = field(default_factory=list)  # the others
-    features: dict[str, list[np.ndarray]] = field(default_factory=dict)  # batch by batch
-    hashes: np.ndarray | None = None  # uint8 (n, 32): SHA-256 of the files, where they are files
-    facts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    # Batch by batch, by role and name: "train/features".
+    features: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    hashes: list[np.ndarray] = field(default_factory=list)  # uint8 (m, 32) each: of all, if files
+    facts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FACTS, 0.0))
 
     def moved(self, to: ShardRange) -> Shard:
         """Return the shard by its rows in a longer split, its batches joined for the journey."""
@@ -51,50 +58,72 @@ class Shard:
             [np.concatenate(self.rows) + to.start],
             [row + to.start for row in self.skipped],
             {name: [np.concatenate(parts)] for name, parts in self.features.items()},
-            self.hashes,
+            [np.concatenate(self.hashes)] if self.hashes else [],
             self.facts,
         )
 
     def commit(self, writer: ShardWriter, split: Split, ids: np.ndarray) -> None:
         """Write the shard; ``ids`` are those of the whole split, as bytes (N,)."""
-        rows = np.concatenate(self.rows)
+        place = self.place
+        hashes = np.concatenate(self.hashes) if self.hashes else None
+        kept, skipped = np.concatenate(self.rows), np.array(self.skipped, np.int64)
         arrays = {name: np.concatenate(parts) for name, parts in self.features.items()}
-        arrays.update(labels=split.labels[rows], ids=ids[rows])
-        if self.skipped:
-            arrays["skipped"] = ids[self.skipped]
+        sides = sides_of(place.role, len(place), hashes)
+        for role, of_role in sides.items():
+            rows, lost = (part[of_role[part - place.start]] for part in (kept, skipped))
+            if not of_role.any():
+                continue
+            arrays |= {f"{role}/labels": split.labels[rows], f"{role}/ids": ids[rows]}
+            if hashes is not None:
+                arrays[f"{role}/content_hashes"] = hashes[rows - place.start]
+            if len(lost):
+                arrays[f"{role}/skipped"] = ids[lost]
+        if place.role != UNDIVIDED:
+            arrays = {name.removeprefix(f"{place.role}/"): array for name, array in arrays.items()}
         writer.commit(
-            self.place.role,
-            self.place.start,
-            self.place.stop,
+            place.role,
+            place.start,
+            place.stop,
             arrays,
             self.facts,
-            hashes=self.hashes,
+            hashes=hashes,
             left_out=[(row, int(split.labels[row])) for row in self.skipped],
         )
 
 
+def sides_of(role: str, n: int, hashes: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Return role -> bool (n,), which of n images have it; where none is given, hashes decide."""
+    if role != UNDIVIDED:
+        return {role: np.ones(n, bool)}
+    assert hashes is not None  # only files are undivided
+    is_test = drawn_sides(hashes)
+    return {"train": ~is_test, "test": is_test}
+
+
 def run_shards(
     plan: Plan,
-    engine: Engine,
+    engine: Callable[[], Engine],
     writer: ShardWriter,
     shards: Sequence[ShardRange],
+    known: KnownRows | None,
     on_progress: OnProgress,
     on_note: OnNote,
 ) -> None:
     """Make those of these shards that are missing, on this machine, and commit each."""
-    for role, split in plan.dataset.splits():
+    for role, split in plan.listed().items():
         own = [shard for shard in shards if shard.role == role]
         if own:
-            _run_split(role, split, plan, engine, writer, own, on_progress, on_note)
+            _run_split(role, split, plan, engine, writer, own, known, on_progress, on_note)
 
 
 def _run_split(
     role: str,
     split: Split,
     plan: Plan,
-    engine: Engine,
+    engine: Callable[[], Engine],
     writer: ShardWriter,
     shards: Sequence[ShardRange],
+    known: KnownRows | None,
     on_progress: OnProgress,
     on_note: OnNote,
 ) -> None:
@@ -102,14 +131,15 @@ def _run_split(
     total = sum(map(len, shards))
     done = total - sum(map(len, missing))
     ids = encoded_ids(split.ids)
-    on_progress(Progress(f"{role} images", done, total))
+    stage = "images" if role == UNDIVIDED else f"{role} images"
+    on_progress(Progress(stage, done, total))
 
     def report(n_images: int, shard: Shard) -> None:
         note = f"bottleneck: {bottleneck(shard.facts)}"
-        on_progress(Progress(f"{role} images", done + n_images, total, note=note))
+        on_progress(Progress(stage, done + n_images, total, note=note))
 
     written: Future[None] | None = None
-    made_shards = extract_shards(split, plan.work, engine, missing, report, on_note)
+    made_shards = extract_shards(split, plan.work, engine, missing, report, on_note, known)
     with ThreadPoolExecutor(1, "featcache-disk") as disk, closing(made_shards):
         for shard in made_shards:
             began = time.perf_counter()
@@ -128,30 +158,37 @@ def _run_split(
 def extract_shards(
     split: Split,
     work: Work,
-    engine: Engine,
+    engine: Callable[[], Engine],
     shards: Sequence[ShardRange],
     on_batch: Callable[[int, Shard], None],
     on_note: OnNote,
+    known: KnownRows | None = None,
 ) -> Generator[Shard, None, None]:
     """Yield one shard after the other, while the next images are decoded.
 
-    Every file is read once, and hashed as it is read. Close the iterator when leaving early: that
-    ends the threads. ``on_batch`` is called after every batch but a shard's last.
+    Every file is read once, and hashed as it is read; those that are ``known`` are not decoded,
+    and ``engine``, which is asked for one when an image needs it, computes the others. Close the
+    iterator when leaving early: that ends the threads. ``on_batch`` is called after every batch
+    but a shard's last.
     """
-    recorded = recording(split)
-    batch_size = work.options.batch_size or engine.batch_size
+    if not isinstance(split.images, FileImages):
+        known = None
+    batch_size = work.options.batch_size or (
+        _KNOWN_ROWS if known and _all_known(split, work, shards, known) else engine().batch_size
+    )
     pixels = decoded_batches(
-        (recorded or split).images,
+        split.images,
         (batch for shard in shards for batch in _batches(shard, batch_size)),
         work.weights.preprocess,
         workers=reading_threads(split.images),
         on_error=work.options.on_error,
+        hashed=isinstance(split.images, FileImages),
+        find=partial(_find, known, work, shards[0].role) if known and shards else None,
     )
-    n_named, warned = 0, False
+    n_named, warned, dim = 0, False, False
     with closing(pixels):
         for place in shards:
             shard = Shard(place)
-            views = work.options.views_of(place.role)
             last = time.perf_counter()
             for batch in _batches(place, batch_size):
                 decoded = next(pixels)
@@ -168,15 +205,19 @@ def extract_shards(
                         f"{split.ids[row]}: the crop keeps {100 * kept:.0f} % of it; --geometry "
                         "pad or squash keeps all of such images"
                     )
-                _run_batch(decoded, split, views, work, engine, shard)
+                if decoded.dim and not dim:
+                    dim = True
+                    row, share = decoded.dim[0]
+                    on_note(
+                        f"{split.ids[row]}: its brightest pixel reaches {100 * share:.2g} % of the "
+                        "range that its format declares; if others are as dark, scale them first"
+                    )
+                _run_batch(batch, decoded, split, work, engine, shard)
                 shard.facts["engine_s"] += time.perf_counter() - now
                 shard.facts["wall_s"] += time.perf_counter() - last
                 last = time.perf_counter()
                 if batch.stop < place.stop:
                     on_batch(batch.stop - place.start, shard)
-            shard.facts["passes"] = sum(map(len, shard.rows)) * len(views)
-            if recorded:
-                shard.hashes = recorded_hashes(recorded, range(place.start, place.stop))
             yield shard
 
 
@@ -199,23 +240,92 @@ def _batches(shard: ShardRange, batch_size: int) -> Iterator[range]:
         yield range(first, min(first + batch_size, shard.stop))
 
 
+def _find(
+    known: KnownRows, work: Work, role: str, rows: np.ndarray, hashes: np.ndarray
+) -> tuple[np.ndarray, Found]:
+    """Return which images need not be decoded, and their features, by role and name."""
+    is_known, found = np.zeros(len(rows), bool), Found()
+    for side, of_side in sides_of(role, len(rows), hashes).items():
+        is_known[of_side], features = known.find(hashes[of_side], work.options.views_of(side))
+        of_known = rows[of_side & is_known]
+        if len(of_known):
+            found |= {f"{side}/{name}": (of_known, values) for name, values in features.items()}
+    return is_known, found
+
+
+def _all_known(split: Split, work: Work, shards: Sequence[ShardRange], known: KnownRows) -> bool:
+    """Tell, without reading a file, whether no image of these shards needs an engine."""
+    images = split.images
+    assert isinstance(images, FileImages)
+    remembered = images.known_hashes([row for one in shards for row in range(one.start, one.stop)])
+    if not remembered or None in remembered:
+        return False
+    hashes = np.frombuffer(b"".join(one or b"" for one in remembered), np.uint8).reshape(-1, 32)
+    sides = sides_of(shards[0].role, len(hashes), hashes)
+    return all(
+        known.has(hashes[of_side], work.options.views_of(side)).all()
+        for side, of_side in sides.items()
+    )
+
+
 def _run_batch(
+    batch: range,
     decoded: DecodedBatch,
     split: Split,
-    views: Sequence[str],
     work: Work,
-    engine: Engine,
+    engine: Callable[[], Engine],
     shard: Shard,
 ) -> None:
-    shard.rows.append(decoded.rows)
+    """Add a batch to the shard: the identity view of all images, the others of those in train."""
+    shard.rows.append(np.sort(np.concatenate([decoded.rows, decoded.found_rows])))
     shard.skipped += [row for row, _ in decoded.failures]
-    if not len(decoded.rows):
-        return
-    for view in views:
-        for cut, values in engine.extract(apply_view(decoded.pixels, view)).items():
-            name = array_name(cut, view, work.options.cuts[0])
-            stored = _as_stored(values, work.options.dtype, split, decoded.rows)
-            shard.features.setdefault(name, []).append(stored)
+    if decoded.hashes is not None:
+        shard.hashes.append(decoded.hashes)
+    if len(decoded.found_rows):
+        shard.facts[REUSED] = shard.facts.get(REUSED, 0.0) + len(decoded.found_rows)
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for found in decoded.found:
+        for name, part in found.items():
+            parts.setdefault(name, []).append(part)
+    for name, part in _computed(batch, decoded, split, work, engine, shard):
+        parts.setdefault(name, []).append(part)
+    for name, some in parts.items():
+        values = some[0][1]
+        if len(some) > 1:
+            order = np.argsort(np.concatenate([rows for rows, _ in some]))
+            values = np.concatenate([part for _, part in some])[order]
+        shard.features.setdefault(name, []).append(values)
+
+
+def _computed(
+    batch: range,
+    decoded: DecodedBatch,
+    split: Split,
+    work: Work,
+    engine: Callable[[], Engine],
+    shard: Shard,
+) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+    """Yield the features of the images that were decoded, by role and name, with their rows."""
+    sides = sides_of(shard.place.role, len(batch), decoded.hashes)
+    of_roles = {role: of_role[decoded.rows - batch.start] for role, of_role in sides.items()}
+    views: dict[str, list[str]] = {}
+    for role in of_roles:
+        for view in work.options.views_of(role):
+            views.setdefault(view, []).append(role)
+    for view, roles in views.items():
+        rows = np.flatnonzero(np.logical_or.reduce([of_roles[role] for role in roles]))
+        if not len(rows):
+            continue
+        pixels = decoded.pixels if len(rows) == len(decoded.rows) else decoded.pixels[rows]
+        shard.facts["passes"] += len(rows)
+        for cut, values in engine().extract(apply_view(pixels, view)).items():
+            stored = _as_stored(values, work.options.dtype, split, decoded.rows[rows])
+            for role in roles:
+                name = array_name(cut, view, work.options.cuts[0])
+                own = of_roles[role][rows]
+                if own.any():
+                    part = stored if own.all() else stored[own]
+                    yield f"{role}/{name}", (decoded.rows[rows[own]], part)
 
 
 def _as_stored(values: np.ndarray, dtype: str, split: Split, rows: np.ndarray) -> np.ndarray:

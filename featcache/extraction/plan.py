@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,14 +14,17 @@ from typing import Any
 from ..backbones.choice import EngineChoice
 from ..backbones.engine import computed_by
 from ..backbones.weights import Weights
-from ..datasets.dataset import Dataset, listing_digest, recording
+from ..datasets.dataset import Dataset, Split, listing_digest
+from ..datasets.images import FileImages
+from ..datasets.stat_cache import remembering
 from ..errors import CacheError, CacheMismatchError, OutputError
 from ..files import user_path
 from ..progress import OnProgress
 from ..store.cache import Cache, load
 from ..store.format import differences, fingerprint
 from ..store.index import default_folder
-from ..store.shards import ShardRange, shards_path
+from ..store.rows import KnownRows
+from ..store.shards import LISTED, UNDIVIDED, ShardRange, shards_path
 from ..version import __version__
 from .options import ExtractOptions
 
@@ -54,14 +58,24 @@ class Plan:
         """The options, with the output on this machine."""
         return self.work.options
 
+    def listed(self) -> dict[str, Split]:
+        """Return the split of each role, or all images of an undivided data set as one."""
+        division = self.dataset.undivided
+        return {UNDIVIDED: division.whole} if division else dict(self.dataset.splits())
+
+    @property
+    def n_listed(self) -> dict[str, int]:
+        """Number of images by role, as `shard_ranges` takes them."""
+        return {f"n_{role}": len(split) for role, split in self.listed().items()}
+
     @property
     def n_images(self) -> int:
-        """Images of both splits."""
-        return len(self.dataset.train) + len(self.dataset.test)
+        """Images of all splits."""
+        return sum(self.n_listed.values())
 
     def shards(self) -> list[ShardRange]:
-        """Return the shards of both splits, in the order of the rows."""
-        return shard_ranges(self.shard_rows, len(self.dataset.train), len(self.dataset.test))
+        """Return the shards of all splits, in the order of the rows."""
+        return shard_ranges(self.shard_rows, **self.n_listed)
 
     def meta(self, digest: str) -> dict[str, Any]:
         """Return the provenance, with this as the digest of the data set."""
@@ -79,6 +93,8 @@ class Plan:
             "weights": work.weights.name,
             "weights_source": work.weights.source,
         }
+        if dataset.divided_by != "given":
+            fields["split"] = dataset.divided_by
         return {
             **dict(sorted(fields.items())),
             "cuts": list(work.options.cuts),
@@ -87,7 +103,7 @@ class Plan:
 
     def meta_before_reading(self, on_progress: OnProgress) -> dict[str, Any]:
         """Return the provenance with the digest of the names; of arrays, with the real one."""
-        if any(recording(split) is None for _, split in self.dataset.splits()):
+        if not all(isinstance(split.images, FileImages) for split in self.listed().values()):
             return self.meta(self.dataset.digest_with(on_progress, self.options.on_error))
         return self.meta(NAMES + listing_digest(self.dataset))
 
@@ -113,12 +129,32 @@ class Plan:
         )
 
 
-def shard_ranges(shard_rows: int, n_train: int, n_test: int) -> list[ShardRange]:
-    """Return the shards of so many images, in the order of the rows."""
+def output_folder(options: ExtractOptions) -> Path:
+    """Return where the cache goes."""
+    target = user_path(options.output) if options.output else default_folder()
+    return target.parent if target.suffix in SUFFIXES else target
+
+
+def remembered_hashes(dataset: Dataset, options: ExtractOptions) -> AbstractContextManager[None]:
+    """Remember the hashes of local images beside the cache, and trust those from before."""
+    images = (split.images for split in dataset.listed())
+    files = [one.files for one in images if isinstance(one, FileImages)]
+    return remembering(files, output_folder(options), verify=options.verify_images)
+
+
+def known_rows(plan: Plan) -> KnownRows:
+    """Return the rows of caches beside the one that is made, and of the default folder."""
+    shapes = plan.work.weights.shapes(plan.options.cuts)
+    folders = (output_folder(plan.options), default_folder())
+    return KnownRows(folders, plan.meta(""), shapes)
+
+
+def shard_ranges(shard_rows: int, **n_listed: int) -> list[ShardRange]:
+    """Return the shards of so many images (``n_train``, …), in the order of the rows."""
     return [
-        ShardRange(role, start, min(start + shard_rows, n_rows))
-        for role, n_rows in (("train", n_train), ("test", n_test))
-        for start in range(0, n_rows, shard_rows)
+        ShardRange(role, start, min(start + shard_rows, n_listed[f"n_{role}"]))
+        for role in LISTED
+        for start in range(0, n_listed.get(f"n_{role}", 0), shard_rows)
     ]
 
 
@@ -162,7 +198,7 @@ def matching(path: Path, expected: Mapping[str, Any], on_error: str) -> Cache:
     except CacheError as error:
         raise type(error)(f"{error} ({MAKE_AGAIN})") from None
     check_ingredients(path, cache.meta, expected)
-    skipped = cache.train.skipped + cache.test.skipped
+    skipped = [name for _, split in cache.splits() for name in split.skipped]
     check_none_skipped(path, len(skipped), on_error, f" ({skipped[0]} …)" if skipped else "")
     return cache
 

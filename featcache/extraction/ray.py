@@ -48,7 +48,7 @@ def on_ray(
     """Return a function that has shards made by the workers of a cluster."""
 
     def make(writer: ShardWriter, shards: Sequence[ShardRange]) -> None:
-        splits = dict(plan.dataset.splits())
+        splits = plan.listed()
         ids = {role: encoded_ids(split.ids) for role, split in splits.items()}
 
         def keep(shard: Shard) -> None:
@@ -171,7 +171,7 @@ def _run_tasks(
     on_note: OnNote,
 ) -> None:
     """Have every shard made by a task, and keep each as it comes back."""
-    work, splits = plan.work, dict(plan.dataset.splits())
+    work, splits = plan.work, plan.listed()
     on_gpu = work.choice.device == "cuda"
     n_workers, cores = shape_of_workers(ray.nodes(), workers, on_gpu)
     if workers is not None and n_workers < workers:
@@ -275,7 +275,7 @@ def make_shard(
         here = ShardRange(place.role, 0, len(part))
         engine = _engines[order.key]
         (made,) = extract_shards(
-            part, order.work, engine, [here], lambda *_: silent(_), notes.append
+            part, order.work, lambda: engine, [here], lambda *_: silent(_), notes.append
         )
     except FeatcacheError as error:
         return error

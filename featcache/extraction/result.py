@@ -23,11 +23,18 @@ class ExtractResult(ShownAsTable):
     reused : bool
         Whether a cache of the same ingredients was there already.
     n_rows : int
-        Images in it, both splits together.
+        Images in it, all splits together.
+    n_val : int
+        Of these, images of the validation split; 0 where there is none.
     n_skipped : int
         Images that could not be decoded and were left out.
     n_resumed : int
         Images that an interrupted run had done before.
+    computed : int
+        Images that this call ran through the backbone.
+    reused_rows : int
+        Images whose features were in a cache already: this one, or others of the same
+        ingredients.
     feature_dim : int
         Length D of a feature.
     engine, device, precision : str
@@ -47,8 +54,11 @@ class ExtractResult(ShownAsTable):
     cache: Path | str
     reused: bool
     n_rows: int
+    n_val: int
     n_skipped: int
     n_resumed: int
+    computed: int
+    reused_rows: int
     feature_dim: int
     engine: str
     device: str
@@ -106,17 +116,28 @@ class ShareResult(ShownAsTable):
 
 
 def result_of(
-    cache: Cache, why: str, *, reused: bool, n_resumed: int, started: float
+    cache: Cache,
+    why: str,
+    *,
+    reused: bool,
+    started: float,
+    n_resumed: int = 0,
+    computed: int = 0,
+    reused_rows: int | None = None,
 ) -> ExtractResult:
-    """Describe a cache that was made or reused."""
+    """Describe a cache that was made or reused; by default, all its rows were there."""
+    n_rows = sum(len(split) for _, split in cache.splits())
     return result_from(
         cache.meta,
         started,
         cache=cache.path,
         reused=reused,
-        n_rows=len(cache.train) + len(cache.test),
-        n_skipped=len(cache.train.skipped) + len(cache.test.skipped),
+        n_rows=n_rows,
+        n_val=len(cache.val) if cache.val else 0,
+        n_skipped=sum(len(split.skipped) for _, split in cache.splits()),
         n_resumed=n_resumed,
+        computed=computed,
+        reused_rows=n_rows if reused_rows is None else reused_rows,
         feature_dim=cache.feature_dim,
         why=why,
     )

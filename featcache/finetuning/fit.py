@@ -34,7 +34,7 @@ from ..runs import runs_folder
 from ..sampling import validation_rows
 from .finetune import finetune
 from .framework import choose_trainer
-from .ingredients import check_trainable, check_two_classes
+from .ingredients import check_labelled, check_trainable, check_two_classes
 from .recipes import FINETUNE_RECIPES, TRAINERS
 from .run import FinetuneResult
 
@@ -256,6 +256,8 @@ def fit(
 
 def _check_classes(dataset: Dataset) -> None:
     """Refuse a class that is too small to learn from, choose by and measure on."""
+    for role, split in (("train", dataset.train), ("test", dataset.test)):
+        check_labelled(split.labels, f"{dataset.name} {role}")
     check_two_classes(dataset.train.labels, dataset.name)
     counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
     least = int(counts.argmin())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -11,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from ..backbones.network import arrays_digest
 from ..cores import usable_cores
 from ..errors import FeatcacheError, OutputError, WeightsError
 from ..files import remove_leftovers, split_safetensors, user_path, write_atomically
 from ..progress import OnNote
 from ..runs import RECORD, new_run
+from ..schema import count, list_of, number, object_of, wrong_fields
 from ..version import __version__
 
 LATEST = "latest"
@@ -37,6 +40,18 @@ _FILES = (
 _PACKAGES = ("numpy", "oneflow", "torch", "peft", "pillow", "safetensors")
 # Fields that checkpoints of an earlier featcache lack.
 _EARLIER = {"engine": "oneflow", "precision": "f32"}
+_EPOCH = object_of(
+    {"epoch": count(1), "train_loss": number(), "top1": number(0, 1), "wall_s": number(0)}
+)
+_PROGRESS = {
+    "step": count(),
+    "curve": list_of(_EPOCH),
+    "batch": count(),
+    "loss_sum": number(),
+    "epoch_s": number(0),
+    "trained_s": number(0),
+    "wall_s": number(0),
+}
 
 
 class RunFolder:
@@ -112,8 +127,10 @@ class RunFolder:
             )
         arrays, facts = load_checkpoint(path)
         theirs, progress = facts.get("identity"), facts.get("progress")
-        if not isinstance(theirs, dict) or not isinstance(progress, dict):
-            raise WeightsError(f"{path}: expected a checkpoint, found a part of one; start anew")
+        wrong = wrong_fields(progress, _PROGRESS, {})
+        if not isinstance(theirs, dict) or not isinstance(progress, dict) or wrong:
+            found = f"no usable {', '.join(wrong)}" if wrong else "a part of one"
+            raise WeightsError(f"{path}: expected a checkpoint, found {found}; start anew")
         theirs = {**_EARLIER, **theirs}
         mine = json.loads(json.dumps(self._identity))
         differing = [
@@ -236,7 +253,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(value, indent=1, default=str).encode())
 
 
-_KEY = "featcache.checkpoint"
+_KEY, _DIGEST = "featcache.checkpoint", "featcache.sha256"
 _VERSION = 1
 
 
@@ -253,7 +270,12 @@ def save_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping
             raise FeatcacheError(f"expected finite numbers, found NaN or infinity in {name}")
     text = json.dumps({**facts, "version": _VERSION})
     ready = {name: np.asarray(value, order="C") for name, value in arrays.items()}
-    write_atomically(path, save(ready, {_KEY: text}))
+    write_atomically(path, save(ready, {_KEY: text, _DIGEST: _digest(ready, text)}))
+
+
+def _digest(arrays: Mapping[str, np.ndarray], text: str) -> str:
+    """Return SHA-256 (hex) over all tensors and facts: safetensors has no checksum of its own."""
+    return hashlib.sha256(f"{arrays_digest(arrays)} {text}".encode()).hexdigest()
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -265,7 +287,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         data = path.read_bytes()
         arrays = dict(load(data))
         header, _ = split_safetensors(data)
-        facts = json.loads((header.get("__metadata__") or {})[_KEY])
+        metadata = header.get("__metadata__") or {}
+        text = metadata[_KEY]
+        if metadata.get(_DIGEST) != _digest(arrays, text):
+            raise ValueError("another checksum than in it: it was damaged or changed")
+        facts = json.loads(text)
         if not isinstance(facts, dict) or facts.get("version") != _VERSION:
             raise ValueError(f"another version than {_VERSION}")
     except KeyError:

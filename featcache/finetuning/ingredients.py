@@ -289,7 +289,7 @@ def _start_head(
     """Return a probe's head and its digest, checked to fit these features."""
     if options.init_head is None:
         return None, None
-    head, where = checked_head(options.init_head)
+    head, where = checked_head(options.init_head, of_classes=True)
     here = {
         "backbone": weights.backbone,
         "cuts": ["avgpool" if weights.network is None else POOLED],
@@ -319,9 +319,21 @@ def _few(names: tuple[str, ...]) -> str:
 
 def _limited(labels: np.ndarray, limit: int | None, what: str) -> np.ndarray:
     """Return the rows of a stratified draw, the same for every run, so that runs compare."""
+    check_labelled(labels, what)
     if limit is None:
         return np.arange(len(labels))
     return stratified_rows(labels, limit, LIMIT_SEED, what)
+
+
+def check_labelled(labels: np.ndarray, what: str) -> None:
+    """Raise DatasetError unless there are images, and each has a label."""
+    n_unlabelled = int((labels < 0).sum())
+    if n_unlabelled or not len(labels):
+        found = f"{n_unlabelled:,} of {len(labels):,} without" if len(labels) else "no image"
+        raise DatasetError(
+            f"{what}: expected images that all have a label, found {found}; sort images into class "
+            "folders, or leave those out that have no label"
+        )
 
 
 def check_two_classes(labels: np.ndarray, name: str) -> None:

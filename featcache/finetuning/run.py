@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EngineUnavailableError, FeatcacheError, RecipeError
+from ..errors import EngineUnavailableError, FeatcacheError, RecipeError, WeightsError, one_line
 from ..metrics import top1
 from ..notebook import ShownAsTable
 from ..progress import OnProgress, Progress
@@ -186,10 +186,24 @@ class Run:
         )
 
     def load(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> None:
-        """Load the state of a checkpoint."""
-        self._trainer.load_arrays(
-            {name: value for name, value in arrays.items() if not name.startswith(_BEST)}
-        )
+        """Load the state of a checkpoint; raise WeightsError for one of another network."""
+        position = len(progress["curve"]) * self._n_batches + progress["batch"]
+        if progress["batch"] > self._n_batches or position != progress["step"]:
+            raise WeightsError(
+                f"{self._folder.path}: expected a checkpoint of {self._n_batches} steps per epoch, "
+                f"found step {progress['step']} after {len(progress['curve'])} epochs and "
+                f"{progress['batch']} steps; start anew without --resume"
+            )
+        try:
+            self._trainer.load_arrays(
+                {name: value for name, value in arrays.items() if not name.startswith(_BEST)}
+            )
+        except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            # Tensors of other names or shapes; each framework has its own error for them.
+            raise WeightsError(
+                f"{self._folder.path}: expected a checkpoint of this network, found another's "
+                f"({one_line(error)}); start anew without --resume"
+            ) from None
         self._best = {
             name.removeprefix(_BEST): value
             for name, value in arrays.items()

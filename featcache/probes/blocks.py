@@ -146,12 +146,42 @@ class Rows:
         return in_memory(self._features)
 
 
+class Stacked:
+    """Arrays (n, D), one after another, as features (N, D) that are copied only where indexed."""
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        self._arrays = arrays
+        self._ends = np.cumsum([len(array) for array in arrays])
+        self.dtype = np.result_type(*(array.dtype for array in arrays))
+        self.shape: tuple[int, int] = (int(self._ends[-1]), arrays[0].shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        if isinstance(index, slice):
+            index = np.arange(*index.indices(len(self)))
+        rows = np.empty((len(index), self.shape[1]), self.dtype)
+        of_array = np.searchsorted(self._ends, index, "right")
+        for number, (array, end) in enumerate(zip(self._arrays, self._ends, strict=True)):
+            mine = of_array == number
+            rows[mine] = array[index[mine] - (end - len(array))]
+        return rows
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing is read from the disk."""
+        return all(in_memory(array) for array in self._arrays)
+
+
 Features: TypeAlias = "np.ndarray | Rows"  # (N, D): an array, mapped or not, or some of its rows
 
 
-def in_memory(features: Features) -> bool:
+def in_memory(features: Features | Stacked) -> bool:
     """Return whether features are in memory: neither mapped nor in a cache's shards."""
-    return features.in_memory if isinstance(features, Rows) else type(features) is np.ndarray
+    if isinstance(features, (Rows, Stacked)):
+        return features.in_memory
+    return type(features) is np.ndarray
 
 
 def loaded(features: Features) -> Features:

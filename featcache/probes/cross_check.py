@@ -1,7 +1,8 @@
 """The independent check: scikit-learn on the same features and objective.
 
 Its LogisticRegression minimises ``C * sum(loss) + ||W||^2 / 2``. Divided by ``C * N`` that is our
-`objective` at ``C = 1 / (N * lambda)``; a comparison at another C would check nothing.
+`objective` at ``C = 1 / (N * lambda)``; a comparison at another C would check nothing. Weights
+of images are its ``sample_weight``, and their sum takes the place of N.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from ..metrics import agreement, top1
 from .objective import Penalty, objective
 from .ridge import ridge_objective
+from .weights import total_weight
 
 MAX_ITERATIONS = 2000
 _NEVER = -1e4  # a score whose probability rounds to 0 next to any other
@@ -35,7 +37,8 @@ class CheckResult:
     wall_s : float
         Duration of its fit.
     C : float
-        1 / (N * lambda), twice that for logistic regression of two classes.
+        1 / (N * lambda), with the sum of the weights in place of N; twice that for logistic
+        regression of two classes.
     objective : float
         Value of the shared objective at its solution.
     objective_gap : float
@@ -71,25 +74,26 @@ def check_with_sklearn(
     *,
     head_objective: float,
     head_predicted: np.ndarray,
+    weights: np.ndarray | None = None,
 ) -> CheckResult:
     """Fit LogisticRegression to views (N, D), and compare it with a head.
 
     ``head_objective`` and ``head_predicted`` int64 (M,) are the head's loss with penalty, and its
-    predictions for the test features (M, D).
+    predictions for the test features (M, D). ``weights`` float64 (N,) are of the training images.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    x = np.concatenate(views) if len(views) > 1 else views[0]
-    y = np.tile(labels, len(views))
-    n, mean, weights = len(x), np.zeros(x.shape[1], x.dtype), None
+    x, y, each = _stacked(views, labels, weights)
+    n, mean = len(x), np.zeros(x.shape[1], x.dtype)
     classes = np.unique(labels)
     if penalty.decay_bias:
         # A penalised bias is the weight of a feature that is always 1. Every class has a finite
         # optimum then, also one without images: scikit-learn gets a row of weight 0 for each.
         missing = np.setdiff1d(np.arange(n_classes), classes)
         x = np.pad(np.column_stack([x, np.ones(n, x.dtype)]), ((0, len(missing)), (0, 0)))
-        y, weights = np.append(y, missing), np.arange(len(x)) < n
+        each = np.ones(n) if each is None else each
+        y, each = np.append(y, missing), np.pad(each, (0, len(missing)))
         classes = np.arange(n_classes)
     else:
         # A free bias absorbs any shift of the features: centring does not change the objective
@@ -98,19 +102,20 @@ def check_with_sklearn(
         x = x - mean
     # With two classes scikit-learn fits the difference w of their weights. W = (-w, w) / 2 has
     # ||W||^2 = ||w||^2 / 2: half the penalty, so twice the C.
-    C = (2 if len(classes) == 2 else 1) / (n * penalty.weight_decay)
+    total = total_weight(views, weights)
+    C = (2 if len(classes) == 2 else 1) / (total * penalty.weight_decay)
     model = LogisticRegression(C=C, fit_intercept=not penalty.decay_bias, max_iter=MAX_ITERATIONS)
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model.fit(x, y, weights)
+        model.fit(x, y, each)
     wall_s = time.perf_counter() - started
 
     weight, bias = _every_class(*_both_classes(model.coef_, model.intercept_), classes)
     if penalty.decay_bias:
         weight, bias = weight[:, :-1], weight[:, -1]
     bias = bias - weight @ mean
-    value = objective(weight, bias, views, labels, penalty).value
+    value = objective(weight, bias, views, labels, penalty, weights).value
     predicted = (test_features @ weight.T + bias).argmax(axis=1)
     return CheckResult(
         top1=top1(predicted, test_labels),
@@ -134,6 +139,7 @@ def check_ridge(
     *,
     head_objective: float,
     head_predicted: np.ndarray,
+    weights: np.ndarray | None = None,
 ) -> CheckResult:
     """Fit Ridge to the one-hot labels; arguments as of `check_with_sklearn`.
 
@@ -141,15 +147,15 @@ def check_ridge(
     """
     from sklearn.linear_model import Ridge
 
-    x = np.concatenate(views) if len(views) > 1 else views[0]
-    targets = np.eye(n_classes, dtype=x.dtype)[np.tile(labels, len(views))]
-    alpha = len(x) * penalty.weight_decay
+    x, y, each = _stacked(views, labels, weights)
+    targets = np.eye(n_classes, dtype=x.dtype)[y]
+    alpha = total_weight(views, weights) * penalty.weight_decay
     model = Ridge(alpha=alpha)
     started = time.perf_counter()
-    model.fit(x, targets)
+    model.fit(x, targets, each)
     wall_s = time.perf_counter() - started
     weight, bias = model.coef_, model.intercept_
-    value = ridge_objective(weight, bias, views, labels, penalty.weight_decay)
+    value = ridge_objective(weight, bias, views, labels, penalty.weight_decay, weights)
     predicted = (test_features @ weight.T + bias).argmax(axis=1)
     return CheckResult(
         top1=top1(predicted, test_labels),
@@ -161,6 +167,19 @@ def check_ridge(
         iterations=0,
         converged=True,
     )
+
+
+def _stacked(
+    views: Sequence[np.ndarray], labels: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return the rows of all views that have a weight: features, labels and weights."""
+    x = np.concatenate(views) if len(views) > 1 else views[0]
+    y = np.tile(labels, len(views))
+    if weights is None:
+        return x, y, None
+    each = np.tile(weights, len(views))
+    kept = each > 0
+    return (x, y, each) if kept.all() else (x[kept], y[kept], each[kept])
 
 
 def _both_classes(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -25,15 +25,15 @@ from ..progress import OnProgress, Progress, silent
 from ..runs import cache_facts, new_run, runs_folder, save_run
 from ..store.cache import Cache
 from .head import Head
-from .labelled import class_counts, labelled, opened
 from .lbfgs import train_lbfgs
+from .question import Asked, Question, ask, class_counts, opened
 from .recipes import ExactRecipe, check_choice
 
 FULL = "full"
 
 
 @dataclass(frozen=True)
-class CurveOptions:
+class CurveOptions(Question):
     """Options that both curves share."""
 
     seeds: int = 5
@@ -42,6 +42,7 @@ class CurveOptions:
     runs: str | Path | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.seeds < 1:
             raise RecipeError(f"seeds: expected at least 1, found {self.seeds}")
         check_choice("metric", self.metric, METRICS)
@@ -101,6 +102,8 @@ def few_shot(
         higher.
     metric : str
         ``"top1"``, ``"balanced"`` or ``"f1"``.
+    target, task, separator, labels, by, split_column, group, where, weight_column
+        As in `Question`; the target must be classes.
     runs : str or Path, optional
         Folder for the record; ``cache/runs`` by default.
     on_progress : callable
@@ -118,8 +121,10 @@ def few_shot(
     DatasetError
         A class with fewer labelled training images than shots, fewer than 2 classes with
         training images, or no labelled test images.
+    TableError
+        No such column, or one that does not fit.
     RecipeError
-        An option out of range.
+        An option out of range, or a target that is no classes.
     OutputError
         The record cannot be written.
 
@@ -129,7 +134,8 @@ def few_shot(
     ECCV 2020: 1, 5, 10, 25 and 100 images per class.
     """
     cache = opened(cache)
-    present = class_counts(cache, labelled(cache, "train").labels)
+    asked = ask(cache, options).only_classes("few-shot curve")
+    present = class_counts(cache, asked.train.labels, len(asked.names))
     scarce = int(present.argmin())
     sizes = []
     for shots in options.shots:
@@ -140,11 +146,11 @@ def few_shot(
             advice = f"ask for at most {present[scarce]}, or " if present[scarce] else ""
             raise DatasetError(
                 f"{cache.path}: expected {shots} training images of every class, found "
-                f"{present[scarce]} of {cache.class_names[scarce]!r}; {advice}extract a data set "
+                f"{present[scarce]} of {asked.names[scarce]!r}; {advice}extract a data set "
                 "with more images of it"
             )
         sizes.append(Size(np.full_like(present, shots), int(shots)))
-    return _curve(cache, sizes, options, "few-shot", on_progress)
+    return _curve(cache, asked, sizes, options, "few-shot", on_progress)
 
 
 @with_options(LearningCurveOptions)
@@ -160,7 +166,8 @@ def learning_curve(
 
     Parameters
     ----------
-    cache, seeds, recipe, metric, runs, on_progress
+    cache, seeds, recipe, metric, target, task, separator, labels, by, split_column, group, where,
+    weight_column, runs, on_progress
         As in `few_shot`.
     fractions : sequence of float
         Above 0, at most 1: the fraction of each class, rounded, at least one image.
@@ -176,18 +183,21 @@ def learning_curve(
         No cache, or a damaged one.
     DatasetError
         Fewer than 2 classes with training images, or no labelled test images.
+    TableError
+        No such column, or one that does not fit.
     RecipeError
-        An option out of range.
+        An option out of range, or a target that is no classes.
     OutputError
         The record cannot be written.
     """
     cache = opened(cache)
-    present = class_counts(cache, labelled(cache, "train").labels)
+    asked = ask(cache, options).only_classes("learning curve")
+    present = class_counts(cache, asked.train.labels, len(asked.names))
     sizes = []
     for fraction in options.fractions:
         counts = np.floor(fraction * present + 0.5).astype(np.int64)
         sizes.append(Size(np.maximum(counts, np.minimum(present, 1)), None))
-    return _curve(cache, sizes, options, "learning-curve", on_progress)
+    return _curve(cache, asked, sizes, options, "learning-curve", on_progress)
 
 
 @dataclass(frozen=True)
@@ -199,12 +209,17 @@ class Size:
 
 
 def _curve(
-    cache: Cache, sizes: Sequence[Size], options: CurveOptions, kind: str, on_progress: OnProgress
+    cache: Cache,
+    asked: Asked,
+    sizes: Sequence[Size],
+    options: CurveOptions,
+    kind: str,
+    on_progress: OnProgress,
 ) -> list[CurvePoint]:
     """Draw, train and test every size with every seed; save the record."""
     metric, recipe = options.metric, options.recipe or ExactRecipe()
-    train, test = labelled(cache, "train"), labelled(cache, "test")
-    n_classes, labels = len(cache.class_names), train.labels
+    train, test = asked.train, asked.test
+    n_classes, labels = len(asked.names), train.labels
     run = new_run(runs_folder(options.runs), kind)
     stage = kind.replace("learning-", "learning ")
     # There is only one way to draw all images.
@@ -217,9 +232,12 @@ def _curve(
         for seed in range(n_draws):
             on_progress(Progress(stage, done, sum(draws), "fit"))
             rows = draw(labels, size.counts, seed)
-            solution = train_lbfgs([train.views[0][rows]], labels[rows], n_classes, recipe)
+            weights = None if train.weights is None else train.weights[rows]
+            solution = train_lbfgs(
+                [train.views[0][rows]], labels[rows], n_classes, recipe, weights=weights
+            )
             converged = converged and bool(solution.converged)
-            head = Head(solution.weight, solution.bias, cache.class_names, cache.fingerprint)
+            head = Head(solution.weight, solution.bias, asked.names, cache.fingerprint)
             predicted = head.predict(test.views[0])
             scores.append(score(metric, predicted, test.labels, n_classes))
             done += 1
@@ -249,6 +267,9 @@ def _curve(
         "n_train": len(labels),
         "n_test": len(test.labels),
         "wall_s": sum(point.wall_s for point in points),
+        "notes": asked.notes,
+        **asked.describes,
+        "question": options.record(),
         **cache_facts(cache),
     }
     save_run(run, record)

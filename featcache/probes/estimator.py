@@ -1,6 +1,7 @@
 """The exact linear probe as a scikit-learn estimator: for pipelines, searches, cross-validation.
 
-``C * sum(loss) + ||W||^2 / 2`` is C * N times our `objective` at ``lambda = 1 / (C * N)``. For two
+``C * sum(loss) + ||W||^2 / 2`` is C * N times our `objective` at ``lambda = 1 / (C * N)``, with
+the sum of the weights in place of N. For two
 classes scikit-learn keeps one row, the difference w of their weights. At the optimum the two rows
 are ``(-w, w) / 2`` with ``||W||^2 = ||w||^2 / 2``, so lambda is doubled to penalise w equally.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from ..errors import RecipeError
 from .lbfgs import train_lbfgs
 from .recipes import ExactRecipe, check_choice
 from .scaling import SCALINGS
+from .weights import sample_weights, total_weight
 
 try:
     from sklearn.utils.validation import validate_data
@@ -44,12 +47,16 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         Inverse strength of the penalty, above 0.
     scale : str
         Scaling of the features. ``"none"``; ``"standardize"``: each column minus its mean,
-        divided by its standard deviation over the training rows unless 0; ``"l2"``: each row
-        divided by its Euclidean length unless 0. C applies to scaled features.
+        divided by its standard deviation over the training rows unless 0, both weighted by
+        ``sample_weight`` and not by ``class_weight``; ``"l2"``: each row divided by its Euclidean
+        length unless 0. C applies to scaled features.
     tolerance : float
         Stop when the estimated gap of the objective to its optimum is at most this fraction.
     max_iterations : int
         Stop after this many at the latest, with a ``ConvergenceWarning``.
+    class_weight : "balanced", mapping or None
+        ``"balanced"``: every class gets the same total weight. A mapping gives the weight of
+        labels, 1 for those that it leaves out. As in scikit-learn.
 
     Attributes
     ----------
@@ -69,7 +76,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
     converged_ : bool
         Whether it reached the tolerance.
     objective_ : float
-        Mean cross-entropy plus penalty at the solution: scikit-learn's objective / (C * N).
+        Mean cross-entropy plus penalty at the solution: scikit-learn's objective / (C * N), with
+        the sum of the weights in place of N.
     """
 
     def __init__(
@@ -78,13 +86,15 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         scale: str = "none",
         tolerance: float = 1e-6,
         max_iterations: int = 500,
+        class_weight: str | Mapping[Any, float] | None = None,
     ) -> None:
         self.C = C
         self.scale = scale
         self.tolerance = tolerance
         self.max_iterations = max_iterations
+        self.class_weight = class_weight
 
-    def fit(self, X: Any, y: Any) -> LinearProbe:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LinearProbe:
         """Train the head.
 
         Parameters
@@ -93,6 +103,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
             (N, D) features: float32 or float64; others are converted to float64.
         y : array-like
             (N,) labels of two classes or more: numbers or strings.
+        sample_weight : array-like, optional
+            (N,) weights, not negative: a row of weight 2 counts as two, one of weight 0 as none.
 
         Returns
         -------
@@ -102,7 +114,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         Raises
         ------
         RecipeError
-            A parameter outside its range.
+            A parameter outside its range, or weights that are.
         ValueError
             Features that are not finite or not a matrix, or labels of a single class.
         TypeError
@@ -111,8 +123,13 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         if not (math.isfinite(self.C) and self.C > 0):
             raise RecipeError(f"C: expected a positive number, found {self.C}")
         check_choice("scale", self.scale, SCALINGS)
+        _check_dense(X)
         features, given = validate_data(self, X, y, dtype=_PRECISIONS)
         check_classification_targets(given)
+        if sample_weight is not None:
+            sample_weight = sample_weights(given, 0, None, sample_weight)
+            kept = sample_weight > 0
+            features, given, sample_weight = features[kept], given[kept], sample_weight[kept]
         self.classes_, labels = np.unique(given, return_inverse=True)
         n_classes = len(self.classes_)
         if n_classes < 2:
@@ -120,14 +137,21 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
                 f"y: expected two classes or more, found one class: {self.classes_[0]}"
             )
 
+        labels = labels.astype(np.int64)
+        weights = sample_weights(
+            labels, n_classes, self.class_weight, sample_weight, self.classes_.tolist()
+        )
+        total = total_weight([features], weights)
         recipe = ExactRecipe(
-            weight_decay=(2 if n_classes == 2 else 1) / (self.C * len(features)),
+            weight_decay=(2 if n_classes == 2 else 1) / (self.C * total),
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
         )
-        scaler = StandardScaler().fit(features) if self.scale == "standardize" else None
+        scaler = None
+        if self.scale == "standardize":
+            scaler = StandardScaler().fit(features, sample_weight=sample_weight)
         inputs = scaler.transform(features) if scaler is not None else self._rescaled(features)
-        solution = train_lbfgs([inputs], labels.astype(np.int64), n_classes, recipe)
+        solution = train_lbfgs([inputs], labels, n_classes, recipe, weights=weights)
 
         weight, bias = solution.weight.astype(np.float64), solution.bias.astype(np.float64)
         if n_classes == 2:
@@ -162,6 +186,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
             (M, K); for two classes (M,), above 0 for the second.
         """
         check_is_fitted(self)
+        _check_dense(X)
         features = self._rescaled(validate_data(self, X, dtype=_PRECISIONS, reset=False))
         scores: np.ndarray = features @ self.coef_.T + self.intercept_
         return scores[:, 0] if len(self.classes_) == 2 else scores
@@ -194,3 +219,13 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         lengths = np.linalg.norm(features, axis=1, keepdims=True)
         lengths[lengths == 0] = 1
         return features / lengths
+
+
+def _check_dense(features: Any) -> None:
+    """Raise TypeError for sparse features, of which the solver would need all zeros too."""
+    from scipy.sparse import issparse
+
+    if issparse(features):
+        raise TypeError(
+            f"X: expected dense features, found a sparse {type(features).__name__}; use X.toarray()"
+        )

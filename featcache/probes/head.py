@@ -15,11 +15,12 @@ import numpy as np
 
 from ..errors import RecipeError, ShapeMismatchError, WeightsError
 from ..files import split_safetensors, write_atomically
-from ..metrics import softmax
+from ..metrics import sigmoid, softmax
 from .blocks import Features
 from .scaling import unit_length
 
 _SCALINGS = ("none", "l2")
+TASKS = ("classes", "labels", "numbers")
 _ROWS_AT_ONCE = 2048  # 4 MiB of ResNet-18 features
 _KEY = "featcache.head"
 _VERSION = 1
@@ -32,7 +33,7 @@ _MAX_INGREDIENTS = 10_000  # characters; messages repeat them
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """Class scores from features: ``features @ weight.T + bias``.
+    """Scores of classes, labels or numbers from features: ``features @ weight.T + bias``.
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ class Head:
     bias : numpy.ndarray
         float32 (K,).
     class_names : tuple of str
-        K names, in label order.
+        K names, in the order of the weight's rows: of classes, labels or numeric targets.
     fingerprint : str
         The fingerprint of the cache it was trained on.
     scaling : str
@@ -49,13 +50,19 @@ class Head:
         ``"none"``: features are used as they are; standardising is already in weight and bias.
     ingredients : mapping of str to Any
         What made the features, from the cache's ``meta``.
+    task : str
+        ``"classes"``: one of K for each image, by softmax. ``"labels"``: any of K, a sigmoid each.
+        ``"numbers"``: the scores are the values themselves.
+    thresholds : numpy.ndarray or None
+        float32 (K,) in [0, 1], only of labels: the least probability of each at which it is
+        predicted.
 
     Raises
     ------
     ShapeMismatchError
         Arrays of another dtype, shapes that do not fit, or another number of names.
     RecipeError
-        An unknown scaling.
+        An unknown scaling or task.
     """
 
     weight: np.ndarray
@@ -64,6 +71,8 @@ class Head:
     fingerprint: str
     scaling: Literal["none", "l2"] = "none"
     ingredients: Mapping[str, Any] = field(default_factory=dict)
+    task: Literal["classes", "labels", "numbers"] = "classes"
+    thresholds: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         dtypes = {self.weight.dtype, self.bias.dtype}
@@ -82,9 +91,20 @@ class Head:
             raise RecipeError(
                 f"head: expected the scaling {' or '.join(_SCALINGS)}, found {self.scaling!r:.80}"
             )
+        if self.task not in TASKS:
+            raise RecipeError(
+                f"head: expected the task {', '.join(TASKS)}, found {self.task!r:.80}"
+            )
+        if (self.task == "labels") != (self.thresholds is not None):
+            raise ShapeMismatchError(
+                f"head: expected thresholds for labels and for nothing else, found the task "
+                f"{self.task} {'without' if self.thresholds is None else 'with'} thresholds"
+            )
+        if self.thresholds is not None:
+            _check_thresholds(self.thresholds, len(self.weight))
 
     def scores(self, features: Features) -> np.ndarray:
-        """Return the score of every class.
+        """Return the score of every class or label, or every number.
 
         Parameters
         ----------
@@ -116,13 +136,41 @@ class Head:
         return scores
 
     def probabilities(self, features: Features) -> np.ndarray:
-        """Return the softmax of the scores: float64 (N, K), rows that sum to 1."""
-        return softmax(self.scores(features))
+        """Return the probability of every class or label: float64 (N, K).
+
+        Rows of classes sum to 1. Raises RecipeError for a head of numbers, which has none.
+        """
+        if self.task == "numbers":
+            raise RecipeError("head: expected classes or labels, found numbers; use scores")
+        scores = self.scores(features)
+        return softmax(scores) if self.task == "classes" else sigmoid(scores)
 
     def predict(self, features: Features) -> np.ndarray:
-        """Return the class with the highest score of each feature: int64 (N,)."""
-        classes: np.ndarray = self.scores(features).argmax(axis=1)
-        return classes
+        """Return what is predicted for each feature.
+
+        The class with the highest score, int64 (N,); which labels reach their thresholds,
+        bool (N, K); or the numbers, float32 (N, K).
+        """
+        if self.thresholds is not None:
+            return reached(self.probabilities(features), self.thresholds)
+        scores = self.scores(features)
+        predicted: np.ndarray = scores.argmax(axis=1) if self.task == "classes" else scores
+        return predicted
+
+
+def reached(probabilities: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Return which probabilities (N, L) reach the thresholds float32 (L,): bool (N, L)."""
+    above: np.ndarray = probabilities >= np.asarray(thresholds, np.float64)
+    return above
+
+
+def _check_thresholds(thresholds: np.ndarray, n_labels: int) -> None:
+    fits = thresholds.dtype == np.float32 and thresholds.shape == (n_labels,)
+    if not fits or not ((thresholds >= 0) & (thresholds <= 1)).all():  # False for NaN too
+        raise ShapeMismatchError(
+            f"head: expected thresholds of float32 ({n_labels},) in [0, 1], found "
+            f"{thresholds.dtype} {thresholds.shape}, or others"
+        )
 
 
 def save_head(path: Path, head: Head, provenance: Mapping[str, Any]) -> None:
@@ -139,6 +187,10 @@ def save_head(path: Path, head: Head, provenance: Mapping[str, Any]) -> None:
     }
     # safetensors writes an array's memory as it is, transposed or not.
     arrays = {"weight": np.ascontiguousarray(head.weight), "bias": np.ascontiguousarray(head.bias)}
+    if head.task != "classes":
+        facts["task"] = head.task
+    if head.thresholds is not None:
+        arrays["thresholds"] = np.ascontiguousarray(head.thresholds)
     write_atomically(path, save(arrays, {_KEY: json.dumps(facts)}))
 
 
@@ -190,13 +242,15 @@ def _parse(data: bytes) -> Head:
     names, ingredients = facts.get("class_names"), facts.get("ingredients")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("no class_names, or others than a list of texts")
-    "".join(names).encode()  # JSON may hold half a surrogate pair, which no file can
+    # JSON may hold half a surrogate pair; those of names that are not UTF-8 can be written again.
+    "".join(names).encode("utf-8", "surrogateescape")
     if not isinstance(facts.get("fingerprint"), str):
         raise ValueError("no fingerprint")
     if not isinstance(ingredients, dict) or not _shallow(ingredients, _MAX_LEVELS):
         raise ValueError("no ingredients, or others than names with plain values")
     if len(json.dumps(ingredients)) > _MAX_INGREDIENTS:
         raise ValueError("ingredients that fill pages")
+    task = facts.get("task", "classes")
     return Head(
         _array(entries, "weight"),
         _array(entries, "bias"),
@@ -204,6 +258,8 @@ def _parse(data: bytes) -> Head:
         facts["fingerprint"],
         facts.get("scaling", ""),
         ingredients,
+        task,
+        _array(entries, "thresholds") if task == "labels" else None,
     )
 
 

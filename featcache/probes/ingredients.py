@@ -105,6 +105,9 @@ def _compared(ingredients: Mapping[str, Any]) -> dict[str, Any]:
     preprocess = ingredients.get("preprocess")
     if not isinstance(preprocess, Mapping):
         return {**facts, "preprocess size": None}
+    if not preprocess:  # imported features: nobody knows their pixels
+        del facts[_DECODER_VERSION]
+        return facts
     given = {name: value for name, value in preprocess.items() if value is not None}
     facts.update({f"preprocess {ascii(name)[1:-1]}": value for name, value in given.items()})
     decoder, _, version = str(preprocess.get("decoder", "")).partition(" ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +17,11 @@ from ..notebook import Rows, ShownAsTable
 from ..options import with_options
 from ..process import Stop, work_ahead
 from ..progress import OnProgress, Progress, silent
-from ..runs import cache_facts, new_run, runs_folder, save_run
+from ..runs import cache_facts, new_run, runs_folder, save_predictions, save_run
 from ..store.cache import Cache
 from .blocks import Features, each_block, one_blas_thread
-from .labelled import cut_names, labelled, opened
+from .outcomes import class_outcomes
+from .question import Question, ask, cut_names, opened
 
 _ROWS = 1024  # queries and keys per block pair: a product that keeps a core busy and fits its cache
 _LEAST_ROWS = 64
@@ -30,7 +31,7 @@ _VOTES_BYTES = 8 << 20  # of votes that are counted at once
 
 
 @dataclass(frozen=True)
-class KnnOptions:
+class KnnOptions(Question):
     """Options of `knn`, which describes them."""
 
     ks: Sequence[int] = (10, 20, 100, 200)
@@ -57,6 +58,8 @@ class KnnResult(ShownAsTable):
         Images.
     wall_s : float
         Of all k together: the similarities are computed once.
+    notes : tuple of str
+        Further remarks on the images, such as copies of test images among the training images.
     """
 
     k: int
@@ -67,6 +70,7 @@ class KnnResult(ShownAsTable):
     n_train: int
     n_test: int
     wall_s: float
+    notes: tuple[str, ...] = ()
 
 
 @with_options(KnnOptions)
@@ -91,6 +95,8 @@ def knn(
         Above 0; the smaller, the more the nearest neighbours decide.
     cut : str or sequence of str, optional
         As in `featcache.probe`.
+    target, task, separator, labels, by, split_column, group, where
+        As in `Question`; the target must be classes.
     runs : str or Path, optional
         Folder for the records, one for each k; ``cache/runs`` by default.
     on_progress : callable
@@ -107,14 +113,29 @@ def knn(
         No cache, or a damaged one.
     DatasetError
         A split without labelled images.
+    TableError
+        No such column, or one that does not fit.
     RecipeError
-        A k or a temperature out of range.
+        A k or a temperature out of range, or a target that is no classes.
     """
+    if options.weight_column is not None:
+        raise RecipeError(
+            "weight_column: expected none, since k-NN counts every neighbour by its similarity, "
+            f"found {options.weight_column!r}; leave it out"
+        )
     cuts = cut_names(options.cut)
     cache = opened(cache, cuts=cuts)
-    train, test = (labelled(cache, role, cuts=cuts) for role in ("train", "test"))
-    labels, n_classes = test.labels, len(cache.class_names)
+    asked = ask(cache, options, cuts=cuts).only_classes("k-NN")
+    train, test = asked.train, asked.test
+    labels, n_classes = test.labels, len(asked.names)
     started = time.perf_counter()
+    shares = {k: np.empty((len(labels), 2)) for k in options.ks}
+
+    def keep(k: int, rows: np.ndarray, votes: np.ndarray) -> None:
+        total = votes.sum(axis=1)
+        own = votes[np.arange(len(rows)), labels[rows]]
+        shares[k][rows] = np.column_stack([votes.max(axis=1) / total, own / total])
+
     predictions = knn_probe(
         train.views[0],
         train.labels,
@@ -122,6 +143,7 @@ def knn(
         n_classes,
         options.ks,
         options.temperature,
+        on_votes=keep,
         on_progress=on_progress,
     )
     wall_s = time.perf_counter() - started
@@ -137,19 +159,33 @@ def knn(
             n_train=len(train.labels),
             n_test=len(labels),
             wall_s=wall_s,
+            notes=asked.notes,
         )
         results.append(result)
         record = {
             "kind": "knn",
             "method": f"knn, k = {k}",
             **asdict(result),
+            **asked.describes,
+            "question": options.record(),
             **cache_facts(cache),
             "epochs": [],
             "n_epochs": 0,
             "images_per_s": len(labels) / wall_s,
             "temperature": options.temperature,
         }
-        save_run(new_run(runs_folder(options.runs), f"knn{k}"), record)
+        run = new_run(runs_folder(options.runs), f"knn{k}")
+        own, of_label = shares[k].T
+        columns = class_outcomes(
+            test.ids,
+            labels,
+            predicted,
+            asked.names,
+            probability=own,
+            label_probability=of_label,
+        )
+        save_predictions(run, columns)
+        save_run(run, record)
     return results
 
 
@@ -161,9 +197,12 @@ def knn_probe(
     ks: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
     *,
+    on_votes: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
     on_progress: OnProgress = silent,
 ) -> dict[int, np.ndarray]:
     """Return, for each k ascending, the class of each test image: int64 (M,).
+
+    ``on_votes`` is called with k, test rows int64 (B,) and the votes of their neighbours (B, K).
 
     Features are (N, D) and (M, D), labels int64 (N,). Among equal similarities the first training
     image is the nearest; among classes with equal votes the lowest wins.
@@ -190,8 +229,10 @@ def knn_probe(
             for first in range(0, len(neighbours), rows):
                 part = slice(first, first + rows)
                 classes_of = train_labels[neighbours[part]]
-                for k, classes in _votes(similarity[part], classes_of, n_classes, ks, temperature):
-                    predicted[k][block][part] = classes
+                for k, votes in _votes(similarity[part], classes_of, n_classes, ks, temperature):
+                    predicted[k][block][part] = votes.argmax(axis=1)
+                    if on_votes is not None:
+                        on_votes(k, np.arange(block.start, block.stop)[part], votes)
             on_progress(Progress("k-NN", block.stop, m))
     return predicted
 
@@ -203,7 +244,7 @@ def _votes(
     ks: Sequence[int],
     temperature: float,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield, for each k, the classes (B,) that win the vote of the first k neighbours (B, W)."""
+    """Yield, for each k, the votes (B, K) of the first k neighbours (B, W)."""
     # Relative to the nearest: exp cannot overflow, and a common factor changes no vote.
     nearness = similarity.astype(np.float64) - similarity[:, :1]
     weights = np.exp(nearness / temperature)
@@ -212,7 +253,7 @@ def _votes(
     for k in ks:
         votes += _tally(classes[:, counted:k], weights[:, counted:k], n_classes)
         counted = k
-        yield k, votes.argmax(axis=1)
+        yield k, votes
 
 
 def _tally(classes: np.ndarray, weights: np.ndarray, n_classes: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from .blocks import Features, Rows, one_blas_thread, some_rows
 from .objective import Objective, Solution, objective
 from .recipes import ExactRecipe
 from .scaling import Moments, moments
+from .weights import counted, mean_1
 
 _MEMORY = 20  # pairs that L-BFGS keeps
 _COVARIANCE_ROWS = 40  # times D: enough for the coordinates
@@ -47,32 +48,35 @@ def train_lbfgs(
     n_classes: int,
     recipe: ExactRecipe,
     *,
+    weights: np.ndarray | None = None,
     start: Solution | None = None,
     coordinates: Moments | None = None,
     on_progress: OnProgress = silent,
 ) -> Solution:
     """Find the head that minimises the objective on features (N, D), one array per flip view.
 
-    ``start`` is a solution to start from, such as one at another penalty; ``coordinates`` are
-    `coordinates_of` the features, shared by several penalties. ``steps`` of the solution counts
-    iterations, ``epochs`` passes; ``converged`` is False where ``max_iterations`` or the precision
-    of the arithmetic ended it. Liu and Nocedal, "On the limited memory BFGS method for large scale
-    optimization", Mathematical Programming 45 (1989), 503-528.
+    ``weights`` float64 (N,) are of the images, as `sample_weights` returns them; one of weight 0 is
+    as if absent. ``start`` is a solution to start from, such as one at another penalty;
+    ``coordinates`` are `coordinates_of` the features, shared by several penalties. ``steps`` of the
+    solution counts iterations, ``epochs`` passes; ``converged`` is False where ``max_iterations``
+    or the precision of the arithmetic ended it. Liu and Nocedal, "On the limited memory BFGS method
+    for large scale optimization", Mathematical Programming 45 (1989), 503-528.
     """
     import scipy.optimize  # noqa: F401  # loads its own BLAS, which must exist to be limited
 
     started = time.perf_counter()
+    views, labels, weights = counted(views, labels, weights)
     n, dim = views[0].shape
     dtype = np.result_type(views[0].dtype, np.float32)
     if len(views) * n * dim <= _SMALL:
         views = [np.asarray(features[:], np.float64) for features in views]
     with one_blas_thread():
-        coordinates = coordinates or coordinates_of(views)
+        coordinates = coordinates or coordinates_of(views, weights)
         if start is not None:
             weight, bias = start.weight, start.bias
         else:
-            weight, bias = _rough_head(views, labels, n_classes, recipe, coordinates)
-        descent = _Descent(views, labels, recipe, coordinates, on_progress)
+            weight, bias = _rough_head(views, labels, n_classes, recipe, weights, coordinates)
+        descent = _Descent(views, labels, recipe, weights, coordinates, on_progress)
         weight, bias = descent.run(weight, bias)
     on_progress(Progress("probe", descent.iterations, descent.iterations, "iteration"))
     return Solution(
@@ -92,6 +96,7 @@ def _rough_head(
     labels: np.ndarray,
     n_classes: int,
     recipe: ExactRecipe,
+    weights: np.ndarray | None,
     coordinates: Moments,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return a head to start from: solved on a part of the rows, or zeros for few rows."""
@@ -102,14 +107,17 @@ def _rough_head(
         return weight, bias
     part = [np.asarray(features[rows]) for features in views]
     rough = replace(recipe, tolerance=max(recipe.tolerance, _START_TOLERANCE))
-    return _Descent(part, labels[rows], rough, coordinates, silent).run(weight, bias)
+    part_weights = None if weights is None else weights[rows]
+    descent = _Descent(part, labels[rows], rough, part_weights, coordinates, silent)
+    return descent.run(weight, bias)
 
 
-def coordinates_of(views: Sequence[Features]) -> Moments:
+def coordinates_of(views: Sequence[Features], weights: np.ndarray | None = None) -> Moments:
     """Return the moments of features (N, D) of each view, from a part of the rows."""
     n, dim = views[0].shape
     chosen = some_rows(n, _COVARIANCE_ROWS * dim // len(views))
-    return moments([Rows(features, chosen) for features in views])
+    part = None if weights is None else weights[chosen]
+    return moments([Rows(features, chosen) for features in views], part)
 
 
 class _Converged(Exception):
@@ -128,12 +136,14 @@ class _Descent:
         views: Sequence[Features],
         labels: np.ndarray,
         recipe: ExactRecipe,
+        weights: np.ndarray | None,
         coordinates: Moments,
         on_progress: OnProgress,
     ) -> None:
         self._views = views
         self._labels = labels
         self._recipe = recipe
+        self._weights = weights
         self._coordinates = coordinates
         self._on_progress = on_progress
         self.iterations = 0
@@ -180,7 +190,7 @@ class _Descent:
     def _set_curvature(self) -> None:
         self._curvature = max(self.reached.curvature, _FLAT)
         self._values = [self.reached.value]
-        softmax = _softmax_curvature(*self._best, self._views, self._labels)
+        softmax = _softmax_curvature(*self._best, self._views[0], self._weights)
         curvatures, self._mix = np.linalg.eigh(softmax)
         curvatures = np.maximum(curvatures, 0)
         decay = self._recipe.weight_decay
@@ -201,7 +211,7 @@ class _Descent:
 
     def _evaluate(self, weight: np.ndarray, bias: np.ndarray) -> Objective:
         self.evaluations += 1
-        return objective(weight, bias, self._views, self._labels, self._recipe)
+        return objective(weight, bias, self._views, self._labels, self._recipe, self._weights)
 
     def _in_coordinates(self, point: np.ndarray) -> tuple[float, np.ndarray]:
         weight, bias = self._decode(point)
@@ -242,12 +252,13 @@ class _Descent:
 
 
 def _softmax_curvature(
-    weight: np.ndarray, bias: np.ndarray, views: Sequence[Features], labels: np.ndarray
+    weight: np.ndarray, bias: np.ndarray, features: Features, weights: np.ndarray | None
 ) -> np.ndarray:
     """Return the mean of ``diag(p) - p p^T`` over a part of the rows: float64 (K, K)."""
-    features = views[0][some_rows(len(labels), _CURVATURE_ROWS)]
-    scores = np.asarray(features, np.float32) @ weight.T.astype(np.float32) + bias
+    rows = some_rows(len(features), _CURVATURE_ROWS)
+    scores = np.asarray(features[rows], np.float32) @ weight.T.astype(np.float32) + bias
     scores -= scores.max(axis=1, keepdims=True)
     p = np.exp(scores)
     p /= p.sum(axis=1, keepdims=True)
-    return np.diag(p.mean(axis=0)) - p.T @ p / len(p)
+    weighted = p if weights is None else p * mean_1(weights[rows])[:, None]
+    return np.diag(weighted.mean(axis=0)) - p.T @ weighted / len(p)

@@ -5,7 +5,8 @@ The objective, over N features x of D numbers, labels y and K classes, is ::
     f(W, b) = 1/N * sum_i -log softmax(W x_i + b)[y_i]  +  lambda/2 * ||W||^2
 
 With V flip views the mean runs over all V * N of them: SGD draws one view per
-image and epoch, which has that mean as its expectation.
+image and epoch, which has that mean as its expectation. Where images have weights,
+the mean is the weighted one, ``sum_i w_i loss_i / sum_i w_i``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from .blocks import Features, each_block
+from .weights import mean_1
 
 # OpenBLAS multiplies small matrices without first copying them into another layout, which with
 # few classes takes longer than the product. Its bounds for the product of scores
@@ -64,26 +66,33 @@ def objective(
     views: Sequence[Features],
     labels: np.ndarray,
     penalty: Penalty,
+    weights: np.ndarray | None = None,
 ) -> Objective:
     """Return the value of f, its gradient and mean curvature, in one pass over the features.
 
-    Blocks are computed in the precision of the features (N, D), float16 in float32; sums over
-    blocks are float64. The pass needs a few megabytes for any N.
+    ``weights`` (N,) are of the images, equal by default. Blocks are computed in the precision of
+    the features (N, D), float16 in float32; sums over blocks are float64. The pass needs a few
+    megabytes for any N.
     """
     n, dim = views[0].shape
     total = len(views) * n
     dtype = np.result_type(views[0].dtype, np.float32)
     head = np.asarray(weight, dtype), np.asarray(bias, dtype)
     tile = _tile_rows(len(bias), dim)
+    relative = None if weights is None else mean_1(weights).astype(dtype)
 
     def of_block(features: Features, rows: slice) -> _Sums:
         x, y = np.asarray(features[rows], dtype), labels[rows]
+        w = None if relative is None else relative[rows]
         whole = len(x) // tile * tile if tile else 0
         sums = _Sums(weight.shape)
         if whole:
-            sums.add(*head, x[:whole].reshape(-1, tile, dim), y[:whole].reshape(-1, tile))
+            tiled = None if w is None else w[:whole].reshape(-1, tile)
+            sums.add(*head, x[:whole].reshape(-1, tile, dim), y[:whole].reshape(-1, tile), tiled)
         if whole < len(x):
-            sums.add(*head, x[None, whole:], y[None, whole:])
+            sums.add(
+                *head, x[None, whole:], y[None, whole:], None if w is None else w[None, whole:]
+            )
         return sums
 
     loss = curvature = 0.0
@@ -131,21 +140,34 @@ class _Sums:
         self.weight_gradient = np.zeros(shape)
         self.bias_gradient = np.zeros(shape[0])
 
-    def add(self, weight: np.ndarray, bias: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
-        """Add tiles of rows: features (T, R, D) and labels (T, R)."""
+    def add(
+        self,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        x: np.ndarray,
+        y: np.ndarray,
+        w: np.ndarray | None,
+    ) -> None:
+        """Add tiles of rows: features (T, R, D), labels (T, R) and their weights (T, R)."""
+
+        def weighted(values: np.ndarray) -> np.ndarray:
+            return values if w is None else values * w[:, None]
+
         # Rows last: maximum and sum over classes then read memory in order.
         scores = np.matmul(weight, x.transpose(0, 2, 1))  # (T, K, R)
         scores += bias[:, None]
         scores -= scores.max(axis=1, keepdims=True)
         own = y[:, None]
-        self.loss -= float(np.take_along_axis(scores, own, axis=1).sum(dtype=np.float64))
+        own_scores = np.take_along_axis(scores, own, axis=1)
+        self.loss -= float(weighted(own_scores).sum(dtype=np.float64))
         p = np.exp(scores, out=scores)
         norms = p.sum(axis=1, keepdims=True)
-        self.loss += float(np.log(norms).sum(dtype=np.float64))
+        self.loss += float(weighted(np.log(norms)).sum(dtype=np.float64))
         p /= norms
-        self.curvature += y.size - float(np.vdot(p, p))  # sum of p (1 - p)
+        total = y.size if w is None else float(w.sum(dtype=np.float64))
+        self.curvature += total - float(np.vdot(p, weighted(p)))  # sum of p (1 - p)
         np.put_along_axis(p, own, np.take_along_axis(p, own, axis=1) - 1, axis=1)
-        residual = p
+        residual = weighted(p)
         self.weight_gradient += np.matmul(residual, x).sum(axis=0)
         self.bias_gradient += residual.sum(axis=(0, 2), dtype=np.float64)
 

@@ -18,10 +18,11 @@ from ..metrics import METRICS, Evaluation, evaluate_scores, score, wilson_interv
 from ..notebook import ShownAsTable
 from ..options import with_options
 from ..progress import OnProgress, silent
-from ..runs import cache_facts, new_run, runs_folder, save_run
+from ..runs import cache_facts, new_run, runs_folder, save_predictions, save_run
 from ..store.cache import Cache
 from .blocks import Features, in_memory, loaded
 from .cross_check import CheckResult, check_ridge, check_with_sklearn
+from .folds import probe_in_folds
 from .head import Head, save_head
 from .ingredients import (
     class_differences,
@@ -29,14 +30,17 @@ from .ingredients import (
     feature_ingredients,
     rounding_differences,
 )
-from .labelled import class_counts, cut_names, labelled, opened
+from .labels_and_numbers import probe_targets
 from .lbfgs import train_lbfgs
 from .objective import Solution
+from .outcomes import outcomes_of_scores
+from .question import Question, ask, cut_names, opened
 from .recipes import PROBE_RECIPES, ExactRecipe, ProbeRecipe, check_choice
 from .ridge import train_ridge
 from .scaling import SCALINGS, Scaling
 from .sgd import train_sgd
 from .sweep import Sweep, sweep_lbfgs, sweep_ridge
+from .weights import sample_weights, total_weight
 
 SOLVERS = ("lbfgs", "ridge", "sgd")
 DEVICES = ("auto", "cpu", "cuda")
@@ -47,8 +51,10 @@ _CHECKED_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
-class ProbeOptions:
+class ProbeOptions(Question):
     """Options of `probe`, which also takes each of them as a keyword argument.
+
+    The options of `Question` say what is asked of which images.
 
     Parameters
     ----------
@@ -74,6 +80,14 @@ class ProbeOptions:
         ``"none"``, ``"standardize"`` (by the training split) or ``"l2"``.
     metric : str
         What the sweep maximises: ``"top1"``, ``"balanced"`` or ``"f1"``.
+    class_weight : "balanced" or mapping, optional
+        How much each class counts in training: ``"balanced"`` gives every class the same total
+        weight, a mapping from class names the weight of each image of a class.
+    cv : int, optional
+        Cross-validate with so many folds instead: all images of the cache, whatever their split,
+        are tested once by a head that saw none of their fold, nor of their group.
+    repeats : int
+        Only for ``cv``: how many times the folds are drawn.
     test : str, Path or Cache, optional
         Another cache whose test split is used: same features, same classes.
     train_limit, test_limit : int, optional
@@ -112,6 +126,9 @@ class ProbeOptions:
     cut: str | Sequence[str] | None = None
     scale: str = "none"
     metric: str = "top1"
+    class_weight: str | Mapping[str, float] | None = None
+    cv: int | None = None
+    repeats: int = 1
     test: str | Path | Cache | None = None
     train_limit: int | None = None
     test_limit: int | None = None
@@ -123,6 +140,7 @@ class ProbeOptions:
     runs: str | Path | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("metric", self.metric, METRICS)
         check_choice("scale", self.scale, SCALINGS)
         check_choice("device", self.device, DEVICES)
@@ -131,6 +149,32 @@ class ProbeOptions:
         if self.C is not None and self.weight_decay is not None:
             raise RecipeError("penalty: expected C or the weight decay, found both; give one")
         self.job()
+        self._check_folds()
+
+    def _check_folds(self) -> None:
+        """Refuse what cross-validation has no use for."""
+        if self.repeats < 1 or (self.cv is not None and self.cv < 2):
+            raise RecipeError(
+                f"cv: expected 2 folds or more and 1 repeat or more, found {self.cv} and "
+                f"{self.repeats}"
+            )
+        if self.cv is None:
+            if self.repeats > 1:
+                raise RecipeError(f"repeats: expected it with cv, found {self.repeats} alone")
+            return
+        given = {
+            "sgd": self.job().solver == "sgd",
+            "test": self.test is not None,
+            "limit": self.train_limit is not None or self.test_limit is not None,
+            "split_column": self.split_column is not None,
+            "save_head_to": self.save_head_to is not None,
+        }
+        useless = [name for name, is_given in given.items() if is_given]
+        if useless:
+            raise RecipeError(
+                f"cv: expected no {', '.join(useless)}, found it; lbfgs or ridge test every image, "
+                "and --where chooses images"
+            )
 
     def job(self) -> Job:
         """Return the solver with its hyperparameters; raise RecipeError if they do not fit."""
@@ -191,8 +235,16 @@ class Job:
         labels: np.ndarray,
         n_classes: int,
         on_progress: OnProgress,
+        *,
+        weights: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+        holdout: tuple[Features, np.ndarray] | None = None,
     ) -> tuple[Job, Sweep | None]:
-        """Return the job with its penalty in the recipe, and the sweep that chose it."""
+        """Return the job with its penalty in the recipe, and the sweep that chose it.
+
+        The sweep scores ``holdout`` where it is given, features (M, D) and labels (M,), and else a
+        part of the images, of which one of ``groups`` (N,) is on one side.
+        """
         swept, C = None, self.C
         if self.sweep:
 
@@ -200,6 +252,9 @@ class Job:
                 return score(self.metric, predicted, held, n_classes)
 
             more: dict[str, Any] = {
+                "weights": weights,
+                "groups": groups,
+                "holdout": holdout,
                 "seed": self.seed,
                 "score": holdout_score,
                 "on_progress": on_progress,
@@ -211,7 +266,7 @@ class Job:
             C = swept.C
         if C is None:
             return self, None
-        decay = 1 / (C * len(views) * len(labels))
+        decay = 1 / (C * total_weight(views, weights))
         return replace(self, recipe=replace(self.recipe, weight_decay=decay)), swept
 
     def train(
@@ -220,6 +275,8 @@ class Job:
         labels: np.ndarray,
         n_classes: int,
         on_progress: OnProgress,
+        *,
+        weights: np.ndarray | None = None,
     ) -> Solution:
         """Return the head at the recipe's penalty."""
         if isinstance(self.recipe, ProbeRecipe):
@@ -229,13 +286,16 @@ class Job:
                 n_classes,
                 self.recipe,
                 framework=import_oneflow(),
+                weights=weights,
                 device=_sgd_device(self.device),
                 seed=self.seed,
                 on_progress=on_progress,
             )
         if self.solver == "lbfgs":
-            return train_lbfgs(views, labels, n_classes, self.recipe, on_progress=on_progress)
-        return train_ridge(views, labels, n_classes, self.recipe.weight_decay)
+            return train_lbfgs(
+                views, labels, n_classes, self.recipe, weights=weights, on_progress=on_progress
+            )
+        return train_ridge(views, labels, n_classes, self.recipe.weight_decay, weights)
 
     def check(
         self,
@@ -246,6 +306,8 @@ class Job:
         test_labels: np.ndarray,
         solution: Solution,
         predicted: np.ndarray,
+        *,
+        weights: np.ndarray | None = None,
     ) -> CheckResult:
         """Return what scikit-learn reaches on the same objective."""
         check = check_ridge if self.solver == "ridge" else check_with_sklearn
@@ -258,6 +320,7 @@ class Job:
             self.recipe,
             head_objective=solution.objective,
             head_predicted=predicted,
+            weights=weights,
         )
 
 
@@ -279,10 +342,11 @@ def probe(
     *,
     options: ProbeOptions,
     on_progress: OnProgress = silent,
-) -> ProbeResult:
+) -> Any:
     """Train a linear head on cached features, test it, and check it with scikit-learn.
 
-    Images whose label is -1 are left out of training and testing, and counted.
+    Images without a label are left out of training and testing, and counted. Images of a val split
+    choose C and nothing else.
 
     Parameters
     ----------
@@ -295,7 +359,8 @@ def probe(
 
     Returns
     -------
-    ProbeResult
+    ProbeResult, MultilabelResult, RegressionResult or CrossValidationResult
+        Of classes, of several labels an image, of numbers, or with ``cv``.
 
     Raises
     ------
@@ -304,6 +369,8 @@ def probe(
         features or classes.
     RecipeError
         As `ProbeOptions`.
+    TableError
+        No table, no such column, or a target, split or group that does not fit.
     DatasetError
         No labelled images, fewer than 2 classes with training images, a limit that leaves a
         class without images, or a class too small for a holdout.
@@ -315,36 +382,77 @@ def probe(
     job = options.job()
     cuts = cut_names(options.cut)
     cache = opened(cache, mmap=options.mmap, cuts=cuts)
+    if options.cv is not None:
+        return probe_in_folds(cache, options, cuts, on_progress)
     ingredients = feature_ingredients(cache.meta)
     if cuts:
         ingredients["head_cuts"] = list(cuts)
     tested, notes = _test_cache(cache, options, ingredients, cuts)
-    train = labelled(cache, "train", views=cache.views, limit=options.train_limit, cuts=cuts)
-    test = labelled(tested, "test", limit=options.test_limit, cuts=cuts)
-    labels, n_classes = train.labels, len(cache.class_names)
-    class_counts(cache, labels)
+    asked = ask(
+        cache,
+        options,
+        views=cache.views,
+        cuts=cuts,
+        train_limit=options.train_limit,
+        test_limit=options.test_limit,
+        test_cache=None if options.test is None else tested,
+    )
+    notes += asked.notes
+    train, val, test = asked.train, asked.val, asked.test
     save_to = None if options.save_head_to is None else user_path(options.save_head_to)
     if save_to is not None:
         check_writable(save_to)
+    run = new_run(runs_folder(options.runs), "probe")
+    paths = [run / "head.safetensors", *([save_to] if save_to else [])]
+    may_check = options.check and _fits_memory(train.views)
+    if options.check and not may_check:
+        notes += ("not checked: scikit-learn would need a copy of the mapped features in memory",)
+    if asked.task != "classes":
+        return probe_targets(
+            cache,
+            asked,
+            options,
+            cuts=cuts,
+            check=may_check,
+            notes=notes,
+            ingredients=ingredients,
+            paths=paths,
+            run=run,
+            on_progress=on_progress,
+        )
+    labels, n_classes = train.labels, len(asked.names)
+    weights = sample_weights(labels, n_classes, options.class_weight, train.weights, asked.names)
     scaling = Scaling(options.scale, train.views)
     views = [loaded(scaling.lazily(features)) for features in train.views]
-    run = new_run(runs_folder(options.runs), "probe")
 
     started = time.perf_counter()
-    job, swept = job.with_penalty(views, labels, n_classes, on_progress)
-    solution = job.train(views, labels, n_classes, on_progress)
+    holdout = None
+    if val is not None and job.sweep:
+        holdout = loaded(scaling.lazily(val.views[0])), val.labels
+    elif val is not None:
+        notes += (f"the {len(val):,} val images are not used: no penalty was chosen on them",)
+    job, swept = job.with_penalty(
+        views,
+        labels,
+        n_classes,
+        on_progress,
+        weights=weights,
+        groups=train.groups,
+        holdout=holdout,
+    )
+    solution = job.train(views, labels, n_classes, on_progress, weights=weights)
     wall_s = time.perf_counter() - started
 
     head = Head(
         *scaling.fold(solution.weight, solution.bias),
-        cache.class_names,
+        asked.names,
         cache.fingerprint,
         "l2" if options.scale == "l2" else "none",
         ingredients,
     )
     scores = head.scores(test.views[0])
     check: CheckResult | None = None
-    if options.check and _fits_memory(views):
+    if may_check:
         check = job.check(
             [np.asarray(features[:], np.float32) for features in views],
             labels,
@@ -353,9 +461,8 @@ def probe(
             test.labels,
             solution,
             scores.argmax(axis=1),
+            weights=weights,
         )
-    elif options.check:
-        notes += ("not checked: scikit-learn would need a copy of the mapped features in memory",)
     evaluation = evaluate_scores(scores, test.labels, calibrated=job.solver != "ridge")
     provenance = {
         "solver": job.solver,
@@ -364,7 +471,6 @@ def probe(
         "recipe": asdict(job.recipe),
         "top1": evaluation.top1,
     }
-    paths = [run / "head.safetensors", *([save_to] if save_to else [])]
     for path in paths:
         save_head(path, head, provenance)
     decay = job.recipe.weight_decay
@@ -373,12 +479,12 @@ def probe(
         top1_interval=wilson_interval(evaluation.top1, len(test.labels)),
         n_train=len(labels),
         n_test=len(test.labels),
-        n_unlabelled=train.n_unlabelled + test.n_unlabelled,
+        n_unlabelled=asked.n_unlabelled,
         solver=job.solver,
         wall_s=wall_s,
         head=paths[-1],
         check=check,
-        C=1 / (decay * len(views) * len(labels)),
+        C=1 / (decay * total_weight(views, weights)),
         weight_decay=decay,
         scale=options.scale,
         sweep=swept,
@@ -391,24 +497,32 @@ def probe(
         converged=solution.converged,
         objective=solution.objective,
         gradient_norm=solution.gradient_norm,
-        views=cache.views,
+        views=cache.views[: len(views)],
         cuts=cuts or cache.cuts[:1],
         cache=cache.path,
         test_cache=tested.path,
         notes=notes,
         run=run,
+        n_val=0 if holdout is None else len(holdout[1]),
+        **asked.describes,
     )
     record = {
         "kind": "probe",
         "method": f"probe {result.solver}",
         **asdict(result),
         **cache_facts(cache),
-        "class_names": list(cache.class_names),
+        "class_names": list(asked.names),
+        "question": options.record(),
+        "class_weight": options.class_weight,
         "run": run.name,
         "n_epochs": result.epochs,
         "epochs": [],
         "images_per_s": result.n_train * result.epochs / wall_s,
     }
+    columns = outcomes_of_scores(
+        test.ids, test.labels, scores, asked.names, calibrated=job.solver != "ridge"
+    )
+    save_predictions(run, columns)
     save_run(run, record)
     return result
 
@@ -495,6 +609,19 @@ class ProbeResult(ShownAsTable):
         Further remarks: a check left out, another engine behind the test features.
     run : Path
         Folder of the record and the head.
+    n_val : int
+        Images of the val split, which chose C and nothing else; 0 where none did.
+    target : str or None
+        The column asked; None for the cache's own labels.
+    task : str
+        ``"classes"``.
+    split : str
+        What decides on which side an image is: ``"given"`` by the data set, drawn from its
+        ``"content"`` or its ``"group"``, or ``"column NAME"``.
+    group, where : str or None
+        The column whose images stay on one side, and the condition for an image.
+    table : str or None
+        The source of the columns.
     """
 
     top1: float
@@ -525,3 +652,10 @@ class ProbeResult(ShownAsTable):
     test_cache: Path
     notes: tuple[str, ...]
     run: Path
+    n_val: int = 0
+    target: str | None = None
+    task: str = "classes"
+    split: str = "given"
+    group: str | None = None
+    where: str | None = None
+    table: str | None = None

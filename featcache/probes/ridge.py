@@ -3,7 +3,7 @@
 Minimises ``1/N * sum_i ||W x_i + b - y_i||^2 / 2  +  lambda/2 * ||W||^2`` with one-hot
 y. One eigendecomposition of the features' covariance ``S = U diag(s) U^T`` gives the
 optimum at every lambda: ``W = Y^T X_c / N  U diag(1 / (s + lambda)) U^T``. Its scores
-rank classes and are no probabilities.
+rank classes and are no probabilities. Where images have weights, every mean is weighted.
 
 References
 ----------
@@ -22,37 +22,56 @@ import numpy as np
 from .blocks import Features, each_block
 from .objective import Solution
 from .scaling import moments
+from .weights import counted, mean_1
 
 
 def train_ridge(
-    views: Sequence[Features], labels: np.ndarray, n_classes: int, weight_decay: float
+    views: Sequence[Features],
+    labels: np.ndarray,
+    n_classes: int,
+    weight_decay: float,
+    weights: np.ndarray | None = None,
 ) -> Solution:
     """Return the optimum at one lambda, its objective computed from the residuals.
 
     The objective of `Ridge.solve` needs no pass and has four correct digits.
     """
     started = time.perf_counter()
-    solution = Ridge(views, labels, n_classes).solve(weight_decay)
-    value = ridge_objective(solution.weight, solution.bias, views, labels, weight_decay)
+    solution = Ridge(views, labels, n_classes, weights).solve(weight_decay)
+    value = ridge_objective(solution.weight, solution.bias, views, labels, weight_decay, weights)
     return replace(solution, objective=value, wall_s=time.perf_counter() - started)
 
 
 class Ridge:
-    """The eigendecomposition of training features (N, D), one array per flip view."""
+    """The eigendecomposition of training features (N, D), one array per flip view.
 
-    def __init__(self, views: Sequence[Features], labels: np.ndarray, n_classes: int) -> None:
+    ``weights`` float64 (N,) are of the images; one of weight 0 is as if absent.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[Features],
+        labels: np.ndarray,
+        n_classes: int,
+        weights: np.ndarray | None = None,
+    ) -> None:
         started = time.perf_counter()
+        views, labels, weights = counted(views, labels, weights)
+        relative = None if weights is None else mean_1(weights)
         n, dim = views[0].shape
-        measured = moments(views)
+        measured = moments(views, relative)
         self._mean, self._variances = measured.mean, measured.variances
         self._directions = measured.directions
-        self._shares = np.bincount(labels, minlength=n_classes) / n
+        self._shares = np.bincount(labels, relative, minlength=n_classes) / n
         centre = measured.mean.astype(np.float32)
 
         def class_sums(features: Features, rows: slice) -> np.ndarray:
             x = np.asarray(features[rows], np.float32) - centre
             one_hot = labels[rows] == np.arange(n_classes)[:, None]
-            sums: np.ndarray = one_hot.astype(np.float32) @ x
+            targets = one_hot.astype(np.float32)
+            if relative is not None:
+                targets *= relative[rows].astype(np.float32)
+            sums: np.ndarray = targets @ x
             return sums
 
         self._products = np.zeros((n_classes, dim))  # of centred features and labels, mean
@@ -92,15 +111,18 @@ def ridge_objective(
     views: Sequence[Features],
     labels: np.ndarray,
     weight_decay: float,
+    weights: np.ndarray | None = None,
 ) -> float:
     """Return the objective of any head, from its residuals."""
     transposed, offset = weight.T.astype(np.float32), bias.astype(np.float32)
+    relative = None if weights is None else mean_1(weights).astype(np.float32)[:, None]
 
     def of_block(features: Features, rows: slice) -> float:
         x = np.asarray(features[rows], np.float32)
         residual = x @ transposed + offset
         residual[np.arange(len(x)), labels[rows]] -= 1
-        return float(np.vdot(residual, residual))
+        weighted = residual if relative is None else residual * relative[rows]
+        return float(np.vdot(residual, weighted))
 
     squares = sum(each_block(views, of_block, sum(weight.shape)))
     penalty = weight_decay * float(np.square(weight, dtype=np.float64).sum())

@@ -1,7 +1,8 @@
 """Feature scaling, and the moments of features (N, D).
 
 ``standardize`` subtracts the training mean and divides by the standard deviation: an affine map
-that is folded into the head. ``l2`` divides each feature by its Euclidean length: not affine, so
+that is folded into the head. Weights of images have no part in it, as in a pipeline of
+scikit-learn. ``l2`` divides each feature by its Euclidean length: not affine, so
 the head records it.
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from .blocks import Features, Rows, each_block
 from .recipes import check_choice
+from .weights import mean_1
 
 _ROUNDING = 1e-6  # relative, of float32
 
@@ -74,7 +76,7 @@ def _sums(features: Features, rows: slice) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean (D,) and covariance of ``total`` rows, float64.
+    """Mean (D,) and covariance of ``total`` rows, float64; weighted where rows have weights.
 
     The columns of ``directions`` (D, D) are the covariance's eigenvectors, ``variances`` (D,) its
     eigenvalues, ascending and not negative.
@@ -86,14 +88,19 @@ class Moments:
     variances: np.ndarray
 
 
-def moments(views: Sequence[Features]) -> Moments:
-    """Return the moments of all views (N, D); products are float32, sums over blocks float64."""
+def moments(views: Sequence[Features], weights: np.ndarray | None = None) -> Moments:
+    """Return the moments of all views (N, D); products are float32, sums over blocks float64.
+
+    ``weights`` (N,) are of the rows of each view, equal by default.
+    """
     dim = views[0].shape[1]
     shift = np.asarray(views[0][:1], np.float32)[0]  # keeps squares small in float32
+    relative = None if weights is None else mean_1(weights).astype(np.float32)[:, None]
 
     def of_block(features: Features, rows: slice) -> tuple[int, np.ndarray, np.ndarray]:
         x = np.asarray(features[rows], np.float32) - shift
-        return len(x), x.sum(axis=0, dtype=np.float64), x.T @ x
+        weighted = x if relative is None else x * relative[rows]
+        return len(x), weighted.sum(axis=0, dtype=np.float64), weighted.T @ x
 
     total, sums, squares = 0, np.zeros(dim), np.zeros((dim, dim))
     for count, linear, quadratic in each_block(views, of_block, 2 * dim):

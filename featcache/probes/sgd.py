@@ -33,6 +33,7 @@ from .blocks import Features, Rows, in_memory
 from .objective import Objective, Solution, objective
 from .recipes import MAX_ROUNDS, ProbeRecipe
 from .scaling import moments
+from .weights import counted, mean_1
 
 CURVATURE_BOUND = 0.5
 _SEPARATED = 0.1  # nats: the least objective that the tolerance is relative to
@@ -45,21 +46,27 @@ def train_sgd(
     recipe: ProbeRecipe,
     *,
     framework: ModuleType,
+    weights: np.ndarray | None = None,
     device: str = "cpu",
     seed: int = 0,
     on_progress: OnProgress = silent,
 ) -> Solution:
     """Train a head on features (N, D), one array per flip view; draws depend on ``seed`` alone.
 
+    ``weights`` float64 (N,) are of the images: each loss of a batch is multiplied by the image's
+    weight, divided by the mean weight, so that the expectation of a step is the objective's.
+
     ``framework`` is OneFlow, or a module with the same tensors and optimizers.
     """
     started = time.perf_counter()
+    views, labels, weights = counted(views, labels, weights)
+    relative = None if weights is None else mean_1(weights).astype(np.float32)
     n, dim = views[0].shape
     batches = list(row_batches(n, recipe.batch_size))
     epochs = max(recipe.epochs, math.ceil(recipe.min_steps / len(batches)))
     steps = epochs * len(batches)
 
-    whitening = _Whitening(views, recipe.weight_decay) if recipe.whiten else None
+    whitening = _Whitening(views, recipe.weight_decay, weights) if recipe.whiten else None
     if whitening:
         inputs = [_changed(features, whitening.apply) for features in views]
         weight, bias = np.zeros((n_classes, dim), np.float32), np.zeros(n_classes, np.float32)
@@ -83,13 +90,14 @@ def train_sgd(
             )
             batch = batches[index]
             x = _gather(inputs, rows[batch], drawn[batch])
-            trainee.step(x, labels[rows[batch]], top_rate * fall)
+            w = None if relative is None else relative[rows[batch]]
+            trainee.step(x, labels[rows[batch]], w, top_rate * fall)
         on_progress(Progress("probe", steps, steps, "step"))
         rounds += 1
         weight, bias = trainee.arrays()
         if whitening:
             weight, bias = whitening.fold(weight, bias)
-        reached = objective(weight, bias, views, labels, recipe)
+        reached = objective(weight, bias, views, labels, recipe, weights)
         if not math.isfinite(reached.value):
             raise RecipeError(
                 f"probe: expected a finite objective, found {reached.value} after {steps} steps at "
@@ -130,6 +138,7 @@ class _Trainee:
         self._weight = framework.nn.Parameter(_tensor(framework, weight, device))
         self._bias = framework.nn.Parameter(_tensor(framework, bias, device))
         self._loss = framework.nn.CrossEntropyLoss()
+        self._losses = framework.nn.CrossEntropyLoss(reduction="none")
         # In whitened coordinates the penalty is not the optimizer's plain weight decay.
         self._unwhiten = (
             _tensor(framework, whitening.matrix, device) if whitening is not None else None
@@ -145,12 +154,18 @@ class _Trainee:
             nesterov=recipe.nesterov,
         )
 
-    def step(self, features: np.ndarray, labels: np.ndarray, rate: float) -> None:
+    def step(
+        self, features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, rate: float
+    ) -> None:
         """Take one step on a batch."""
         flow = self._framework
         x = _tensor(flow, features, self._device)
         y = _tensor(flow, labels, self._device)
-        loss = self._loss(flow.nn.functional.linear(x, self._weight, self._bias), y)
+        scores = flow.nn.functional.linear(x, self._weight, self._bias)
+        if weights is None:
+            loss = self._loss(scores, y)
+        else:
+            loss = (self._losses(scores, y) * _tensor(flow, weights, self._device)).mean()
         if self._unwhiten is not None:
             plain = flow.matmul(self._weight, self._unwhiten)
             loss = loss + self._decay / 2 * (plain * plain).sum()
@@ -177,8 +192,10 @@ def _tensor(framework: ModuleType, array: np.ndarray, device: str) -> Any:
 class _Whitening:
     """The change of coordinates that the module's docstring describes."""
 
-    def __init__(self, views: Sequence[Features], decay: float) -> None:
-        measured = moments(views)
+    def __init__(
+        self, views: Sequence[Features], decay: float, weights: np.ndarray | None = None
+    ) -> None:
+        measured = moments(views, weights)
         self.mean: np.ndarray = measured.mean.astype(np.float32)
         self._directions, self._variances = measured.directions, measured.variances
         spread = np.sqrt(self._variances + 2 * decay)

@@ -12,6 +12,7 @@ from ..backbones.architectures import BACKBONES
 from ..backbones.naming import LIBRARIES, PRETRAINED, recorded_weights
 from ..finetuning.recipes import FINETUNE_RECIPES
 from ..probes.recipes import PROBE_RECIPES
+from ..store.arrays import IMPORTED
 from ..store.cache import Cache
 from .pictures import dataset_place
 
@@ -25,6 +26,9 @@ def shell(*words: object) -> str:
 
 def extract_command(meta: Mapping[str, Any], output: Path) -> str:
     """Return the command that makes a cache again."""
+    if meta["backbone"] == IMPORTED:
+        source = meta.get("dataset_source", "FEATURES")
+        return shell("featcache", "import", source, "--output", output)
     words: list[object] = ["featcache", "extract", dataset_place(meta) or _SOMEWHERE]
     words += ["--backbone", _backbone(meta), *_weights(meta)]
     words += ["--size", meta["preprocess"]["size"], "--engine", meta["engine"]]
@@ -46,14 +50,15 @@ def run_command(record: Mapping[str, Any], cache: Cache | None) -> str | None:
     if kind == "probe":
         return _probe_command(record, at, cache)
     if kind == "knn":
-        return shell("featcache", "probe", at, "--knn", record.get("k", ""))
+        return shell("featcache", "probe", at, *_question(record), "--knn", record.get("k", ""))
     if kind == "few-shot":
         # Where a point has no number of shots, all images were taken.
         shots = [point.get("shots") or "full" for point in record["points"]]
         words = ["--shots", ",".join(map(str, shots)), "--seeds", record.get("seeds", 5)]
+        words += _question(record)
         return shell("featcache", "probe", at, *words, "--metric", record["metric"])
     if kind == "learning-curve":
-        words = ["--learning-curve", "--seeds", record.get("seeds", 5)]
+        words = ["--learning-curve", "--seeds", record.get("seeds", 5), *_question(record)]
         return shell("featcache", "probe", at, *words, "--metric", record["metric"])
     if kind == "finetune":
         return _finetune_command(record, cache)
@@ -62,7 +67,7 @@ def run_command(record: Mapping[str, Any], cache: Cache | None) -> str | None:
 
 def _probe_command(record: Mapping[str, Any], at: str, cache: Cache | None) -> str:
     solver = record.get("solver", "lbfgs")
-    words: list[object] = ["featcache", "probe", at, "--solver", solver]
+    words: list[object] = ["featcache", "probe", at, *_question(record), "--solver", solver]
     recipe = record.get("recipe")
     if solver == "sgd" and isinstance(recipe, Mapping):
         tutorial = asdict(PROBE_RECIPES["tutorial"])
@@ -80,6 +85,18 @@ def _probe_command(record: Mapping[str, Any], at: str, cache: Cache | None) -> s
     if record.get("test_cache") not in (None, record.get("cache")):
         words += ["--test-cache", record["test_cache"]]
     return shell(*words)
+
+
+def _question(record: Mapping[str, Any]) -> list[object]:
+    """Return the options that ask for other columns than the cache's own labels."""
+    asked = record.get("question")
+    words: list[object] = []
+    for name, value in asked.items() if isinstance(asked, Mapping) else ():
+        for one in value if isinstance(value, list) else [value]:
+            words += [f"--{name.replace('_', '-')}", one]
+    if record.get("class_weight") == "balanced":
+        words += ["--class-weight", "balanced"]
+    return words
 
 
 def _finetune_command(record: Mapping[str, Any], cache: Cache | None) -> str:
@@ -145,7 +162,7 @@ def _same(recipe: Mapping[str, Any], other: Mapping[str, Any], name: str) -> boo
 
 def _limits(record: Mapping[str, Any], cache: Cache | None) -> list[object]:
     """Return the options of a run on fewer images than the cache has."""
-    if cache is None:
+    if cache is None or record.get("question"):
         return []
     words: list[object] = []
     seen = record["n_train"] + (record.get("n_val") or 0)

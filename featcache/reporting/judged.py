@@ -18,7 +18,7 @@ from ..metrics import (
 )
 from ..probes.head import Head, load_head
 from ..probes.ingredients import feature_differences
-from ..probes.labelled import labelled
+from ..probes.question import own_test_images
 from ..store.cache import Cache
 from .selection import Group, Run
 
@@ -89,12 +89,16 @@ def _head_of(run: Run, cache: Cache | None) -> tuple[Head | None, str]:
     """Return the head of a run if it fits the cache, or why there is none."""
     if cache is None:
         return None, "there is no cache to evaluate its head on"
+    if run.record.get("question"):
+        return None, "it was asked another question than the cache's own labels and splits"
     path = run.saved("head")
     if path is None:
         return None, "the file of its head no longer exists"
     try:
         head = load_head(path)
         differing = feature_differences(head.ingredients, cache.meta)
+        if head.task != "classes":
+            return None, f"its head is one of {head.task}"
     except FeatcacheError as error:
         return None, str(error)
     if head.weight.shape[1] != cache.feature_dim or head.class_names != cache.class_names:
@@ -111,7 +115,7 @@ def judge(head: Head, cache: Cache, *, calibrated: bool) -> Judged | None:
     """Use a head on the labelled test images of a cache; None where it has none."""
     if not (cache.test.labels >= 0).any():
         return None
-    test = labelled(cache, "test")
+    test = own_test_images(cache)
     scores = head.scores(test.views[0])
     predicted, labels = scores.argmax(axis=1), test.labels
     confidence = np.concatenate(

@@ -15,14 +15,14 @@ from ..errors import DatasetError, EngineUnavailableError
 from ..metrics import softmax
 from ..probes.head import Head
 from ..probes.knn import nearest
-from ..probes.labelled import check_finite
+from ..probes.question import check_finite
 from ..probes.scaling import moments
 from ..progress import OnProgress, Progress
 from ..store.cache import Cache, CachedSplit
 from .style import COLOURS, MUTED, WIDTH, head, sheet, short
 
 NEIGHBOURS = 10
-ROLES = ("train", "test")
+ROLES = ("train", "test", "val")  # as points are numbered; val may be absent
 
 _DRAW_SEED = 0
 _ROWS = 8192
@@ -92,20 +92,23 @@ def gather_points(
     DatasetError
         Fewer than two images.
     """
-    n_all = len(cache.train) + len(cache.test)
+    every = dict(cache.splits())
+    splits: dict[str, CachedSplit] = {role: every[role] for role in ROLES if role in every}
+    n_all = sum(map(len, splits.values()))
     if n_all < 2:
         raise DatasetError(f"{cache.path}: expected at least two images, found {n_all}")
     chosen = np.arange(n_all)
     if n_all > limit:
         chosen = np.sort(np.random.default_rng(_DRAW_SEED).choice(n_all, limit, replace=False))
+    starts = np.cumsum([0, *map(len, splits.values())])
+    bounds = np.searchsorted(chosen, starts)
     rows = {
-        "train": chosen[chosen < len(cache.train)],
-        "test": chosen[chosen >= len(cache.train)] - len(cache.train),
+        role: chosen[bounds[number] : bounds[number + 1]] - starts[number]
+        for number, role in enumerate(splits)
     }
-    splits: dict[str, CachedSplit] = {"train": cache.train, "test": cache.test}
     for role, split in splits.items():
         check_finite(cache, role, [split.features])
-    features = _pooled([splits[role].features for role in ROLES], [rows[role] for role in ROLES])
+    features = _pooled([split.features for split in splits.values()], list(rows.values()))
     predicted, confidence = None, None
     if head is not None:
         predicted, confidence = predict(head, features)
@@ -113,12 +116,14 @@ def gather_points(
     projection = project(features, how, on_progress)
     _, neighbours = nearest(features, features, k, exclude_self=True, on_progress=on_progress)
     return Points(
-        roles=np.repeat(np.arange(2, dtype=np.uint8), [len(rows[role]) for role in ROLES]),
-        rows=np.concatenate([rows[role] for role in ROLES]),
-        labels=np.concatenate([splits[role].labels[rows[role]] for role in ROLES]),
+        roles=np.repeat(
+            np.arange(len(splits), dtype=np.uint8), [len(rows[role]) for role in splits]
+        ),
+        rows=np.concatenate([rows[role] for role in splits]),
+        labels=np.concatenate([splits[role].labels[rows[role]] for role in splits]),
         predicted=predicted,
         confidence=confidence if calibrated else None,
-        ids=tuple(splits[role].ids[row] for role in ROLES for row in rows[role].tolist()),
+        ids=tuple(splits[role].ids[row] for role in splits for row in rows[role].tolist()),
         projection=projection,
         neighbours=neighbours,
         n_all=n_all,
@@ -189,8 +194,15 @@ def _kinds(points: Points, class_names: Sequence[str]) -> dict[str, dict[str, An
         "title": "Split",
         "names": list(ROLES),
         "of": points.roles,
-        "looks": [_look(_own("--fc-1"), "circle", 130), _look(_own("--fc-5"), "square")],
+        "looks": [
+            _look(_own("--fc-1"), "circle", 130),
+            _look(_own("--fc-5"), "square"),
+            _look(_own("--fc-3"), "triangle"),
+        ],
     }
+    if not (points.roles == ROLES.index("val")).any():
+        for part in ("names", "looks"):
+            kinds["split"][part].pop()
     for kind in kinds.values():
         kind["counts"] = np.bincount(kind["of"].astype(int), minlength=len(kind["names"])).tolist()
         kind["of"] = kind["of"].astype(int)

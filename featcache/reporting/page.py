@@ -14,7 +14,7 @@ from typing import Any
 
 from ..auditing.findings import AuditResult
 from ..errors import EngineUnavailableError
-from ..runs import CURVES, price, run_labels
+from ..runs import NOT_COMPARED, price, run_labels
 from ..store.cache import Cache
 from ..version import __version__
 from .judged import Health, Judged, Probe
@@ -82,14 +82,14 @@ def render(views: Sequence[View]) -> bytes:
     """
     from jinja2 import Environment
 
-    needed = (*scripts(), _file("map.js")) if any(view.map for view in views) else ()
-    style = stylesheet() + _file("page.css")
+    needed = (*scripts(), page_file("map.js")) if any(view.map for view in views) else ()
+    style = stylesheet() + page_file("page.css")
     environment = Environment(
         autoescape=True, trim_blocks=False, keep_trailing_newline=True, auto_reload=False
     )
     environment.filters.update(percent=percent, count=lambda n: f"{n:,}")
     single = views[0] if len(views) == 1 else None
-    page = environment.from_string(_file("page.html.j2")).render(
+    page = environment.from_string(page_file("page.html.j2")).render(
         views=views,
         level=2 + (len(views) > 1),
         title=single.title if single else f"{len(views)} data sets",
@@ -116,7 +116,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f}\u00a0h"
 
 
-def _file(name: str) -> str:
+def page_file(name: str) -> str:
+    """Return a text that ships beside this module."""
     return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
@@ -127,6 +128,11 @@ def _policy(needed: Sequence[str]) -> str:
         f"default-src 'none'; script-src {' '.join(allowed)}; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
+
+
+def sheet_policy() -> str:
+    """Return the policy of a page without scripts."""
+    return _policy(())
 
 
 def _hash(script: str) -> str:
@@ -164,10 +170,13 @@ def lede(group: Group) -> str:
     if group.cache is None:
         return f"{_count(len(group.runs), 'run')}. {group.why[:1].upper()}{group.why[1:]}."
     meta = group.cache.meta
+    size = meta["preprocess"].get("size")  # of imported features it is unknown
+    pixels = "" if size is None else f", at {size} pixels"
+    val = f", {len(group.cache.val):,} validation" if group.cache.val is not None else ""
     return (
         f"{group.cache.feature_dim:,} features of {meta['backbone']}, weights "
-        f"{meta.get('weights', 'unnamed')}, at {meta['preprocess']['size']} pixels; "
-        f"{len(group.cache.train):,} training and {len(group.cache.test):,} test images of "
+        f"{meta.get('weights', 'unnamed')}{pixels}; "
+        f"{len(group.cache.train):,} training{val} and {len(group.cache.test):,} test images of "
         f"{_count(len(group.cache.class_names), 'class', 'classes')}."
     )
 
@@ -189,8 +198,9 @@ def tiles_of(
         tiles.append(("top-1 of the best fine-tune", percent(best["top1"]), more))
     cache = group.cache
     if cache is not None:
-        n = len(cache.train) + len(cache.test)
-        more = f"{len(cache.train):,} to train, {len(cache.test):,} to test"
+        n = sum(len(split) for _, split in cache.splits())
+        val = "" if cache.val is None else f"{len(cache.val):,} to choose, "
+        more = f"{len(cache.train):,} to train, {val}{len(cache.test):,} to test"
         tiles.append(("images", f"{n:,}", more))
         if cache.meta.get("wall_s"):
             rate = f"{cache.meta.get('images_per_s', 0):,.0f} images per second"
@@ -207,7 +217,7 @@ def tiles_of(
 
 def rows(group: Group) -> list[dict[str, str]]:
     """Return the table of runs, by time per point gained, then by top-1."""
-    runs = [run for run in group.runs if run.record["kind"] not in CURVES]
+    runs = [run for run in group.runs if run.record["kind"] not in NOT_COMPARED]
     records = [run.record for run in runs]
     priced = [price(record, records) for record in records]
     labels = run_labels(records)
@@ -315,13 +325,14 @@ def _count(n: int, one: str, several: str = "") -> str:
 
 def facts(cache: Cache) -> list[tuple[str, list[str]]]:
     """Return all the metadata of a cache: names, and texts, one or several each."""
-    skipped = [*cache.train.skipped, *cache.test.skipped]
+    skipped = [name for _, split in cache.splits() for name in split.skipped]
     listed = skipped[:_SKIPPED]
     if len(skipped) > _SKIPPED:
         listed.append(f"… and {len(skipped) - _SKIPPED:,} more")
     values: dict[str, Any] = {
         "cache": str(cache.path),
         "n_train": len(cache.train),
+        **({} if cache.val is None else {"n_val": len(cache.val)}),
         "n_test": len(cache.test),
         "feature_dim": cache.feature_dim,
         "size_bytes": cache.size_bytes,

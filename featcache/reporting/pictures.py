@@ -6,14 +6,15 @@ import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..datasets.batches import decoded_batches
-from ..datasets.dataset import Dataset
-from ..datasets.images import reading_threads
+from ..datasets.dataset import Dataset, Split
+from ..datasets.images import HASH_BYTES, FileImages, reading_threads
 from ..datasets.loading import load_dataset
 from ..datasets.named import CIFAR10, default_data_root
 from ..errors import DatasetError, FeatcacheError
@@ -34,7 +35,7 @@ class Pictures:
     def __init__(self, dataset: Dataset, cache: Cache) -> None:
         self._splits = dict(dataset.splits())
         self._rows: dict[str, np.ndarray] = {}
-        for (role, split), kept in zip(dataset.splits(), (cache.train, cache.test), strict=True):
+        for (role, split), (_, kept) in zip(dataset.splits(), cache.splits(), strict=True):
             numbers = {name: row for row, name in enumerate(split.ids)}
             # What did not decode is not in the cache, so that rows may have moved up.
             self._rows[role] = np.array([numbers[name] for name in kept.ids], np.int64)
@@ -103,8 +104,11 @@ def find_pictures(
         source = place.source
         wanted, found = cache.meta["dataset_digest"], place.digest_with(on_progress, "skip")
         if found != wanted:
-            place = _limited(place, cache)
-        if place is None or place.digest_with(on_progress, "skip") != wanted:
+            part = _limited(place, cache)
+            if part is None or part.digest_with(on_progress, "skip") != wanted:
+                part = _by_ids(place, cache)
+            place = part
+        if place is None:
             raise DatasetError(
                 f"{source}: expected the images that {cache.path} was made from (digest "
                 f"{wanted[:8]}), found others ({found[:8]}); name the right ones with --dataset"
@@ -131,6 +135,34 @@ def _limited(dataset: Dataset, cache: Cache) -> Dataset | None:
         return dataset.limited(n_train, n_test)
     except DatasetError:
         return None  # no draw is that large
+
+
+def _by_ids(dataset: Dataset, cache: Cache) -> Dataset | None:
+    """Return the splits of a cache over its own images, if they are in a data set; labels aside.
+
+    A table may have given the labels and the splits.
+    """
+    found: dict[str, tuple[str, bytes]] = {}  # id -> file name and hash
+    for _, split in dataset.splits():
+        images = split.images
+        if not isinstance(images, FileImages):
+            return None
+        hashes = np.frombuffer(bytes(images.hashes), np.uint8).reshape(-1, HASH_BYTES)
+        rows = zip(split.ids, images.names, hashes, strict=True)
+        found.update((id_, (name, content.tobytes())) for id_, name, content in rows)
+        files = images.files
+    parts = {}
+    for role, kept in cache.splits():
+        places = [found.get(id_) for id_ in kept.ids]
+        known = [place for place in places if place is not None]
+        content = b"".join(content for _, content in known)
+        if kept.content_hashes is None or content != kept.content_hashes.tobytes():
+            return None
+        images = FileImages(files, [name for name, _ in known], bytearray(content))
+        labels = np.asarray(kept.labels)
+        parts[role] = Split(images, labels, tuple(cache.class_names), tuple(kept.ids))
+    train, val, test = parts["train"], parts.get("val"), parts["test"]
+    return replace(dataset, train=train, val=val, test=test)
 
 
 def _check_there(place: str | Path | Dataset, data_root: str | Path | None) -> None:

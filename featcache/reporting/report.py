@@ -16,7 +16,7 @@ from ..errors import EngineUnavailableError, FeatcacheError, OutputError, Recipe
 from ..files import check_writable, user_path, write_atomically
 from ..options import with_options
 from ..progress import OnNote, OnProgress, Progress, silent
-from ..runs import CURVES
+from ..runs import NOT_COMPARED
 from ..store.cache import Cache
 from .commands import extract_command, run_command, shell
 from .figures import (
@@ -349,7 +349,7 @@ class _Work:
 def _drawers(view: View, group: Group) -> dict[str, Callable[[], Any]]:
     """Return what draws each figure that there is data for."""
     records = [run.record for run in group.runs]
-    compared = [record for record in records if record["kind"] not in CURVES]
+    compared = [record for record in records if record["kind"] not in NOT_COMPARED]
     tuned = [record for record in compared if record["kind"] == "finetune" and record.get("epochs")]
     drawers: dict[str, Callable[[], Any]] = {}
     if compared:

@@ -71,7 +71,7 @@ def select(sources: Sequence[str | Path], runs: str | Path | None, on_note: OnNo
 
     def known(folder: Path) -> list[Run]:
         if folder not in folders:
-            folders[folder] = _runs_in(folder, on_note)
+            folders[folder] = runs_in(folder, on_note)
         return folders[folder]
 
     if not sources:
@@ -144,7 +144,8 @@ def _open(path: Path) -> Cache:
     return cache if size <= _MAPPED_BYTES else load(path, mmap=True)
 
 
-def _runs_in(folder: Path, on_note: OnNote) -> list[Run]:
+def runs_in(folder: Path, on_note: OnNote) -> list[Run]:
+    """Return the finished runs in a folder."""
     records, problems = load_runs(folder)
     for problem in problems:
         on_note(problem)
@@ -169,18 +170,31 @@ def _named_run(path: Path, folder: Path, known: Any) -> Run:
     return run
 
 
+def named_run(path: Path, folder: Path, on_note: OnNote) -> Run:
+    """Return the run in a folder, or of a name in the folder of runs."""
+    return _named_run(path, folder, lambda at: runs_in(at, on_note))
+
+
+def cache_of(run: Run) -> Cache | None:
+    """Open the cache that a run names, if it still is that one."""
+    for path in _cache_places(run):
+        if path.is_file() or is_shards(path):
+            cache = _open(path)
+            if cache.meta["dataset_digest"] == run.record["dataset_digest"]:
+                return cache
+    return None
+
+
 def _find_cache(group: Group) -> None:
     """Open the newest cache that a run of the group names, if it still is that one."""
-    tried: list[str] = []
+    tried: set[tuple[Path, ...]] = set()
     for run in reversed(group.runs):
-        for path in _cache_places(run):
-            if str(path) in tried or not (path.is_file() or is_shards(path)):
-                continue
-            tried.append(str(path))
-            cache = _open(path)
-            if cache.meta["dataset_digest"] == group.digest:
-                group.cache = cache
-                return
+        places = tuple(_cache_places(run))
+        if places not in tried:
+            tried.add(places)
+            group.cache = cache_of(run)
+        if group.cache is not None:
+            return
     group.why = "the cache of these runs no longer exists; name another one"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,21 @@ import numpy as np
 from ..errors import CacheCorruptError, CacheMismatchError, CacheMissError, EngineUnavailableError
 from ..files import user_path
 from ..notebook import facts_table
-from .format import UNLABELLED, Index, StoredArray, array_name, decode_id, label_names
+from ..progress import OnNote, silent
+from ..tables.table import Table
+from .format import (
+    UNLABELLED,
+    Index,
+    StoredArray,
+    array_name,
+    decode_id,
+    label_names,
+    roles_of,
+)
 from .index import AGAIN, default_folder, file_stamp, is_shards, open_index
 from .reader import map_array, read_array
 from .remote_caches import cache_file
+from .table_file import AttachedTable, attached
 
 
 def newest_cache(folder: str | Path | None = None) -> Path:
@@ -27,19 +39,27 @@ def newest_cache(folder: str | Path | None = None) -> Path:
         The folder holds none.
     """
     folder = default_folder() if folder is None else user_path(folder)
-    paths = (
-        path
-        for path in folder.glob("*")
-        # Hidden files are unfinished.
-        if not path.name.startswith(".") and (path.suffix == ".h5" or is_shards(path))
-    )
-    caches = sorted(paths, key=lambda path: path.stat().st_mtime_ns)
+    caches = cache_paths(folder)
     if not caches:
         raise CacheMissError(
             f"{folder}: expected a feature cache (*.h5 or *.shards), found none; make one with "
             "featcache extract digits --weights tinyimagenet32"
         )
     return caches[-1]
+
+
+def cache_paths(folder: Path) -> list[Path]:
+    """Return what is called as a cache in a folder, oldest first; none of it was opened.
+
+    Hidden files are unfinished. What cannot be reached, such as a link to nothing, is left out:
+    a cache that is named is reported, one among many never stops the rest.
+    """
+    found = []
+    for path in folder.glob("[!.]*"):
+        with suppress(OSError):
+            if path.suffix == ".h5" or is_shards(path):
+                found.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(found)]
 
 
 class CachedSplit:
@@ -99,8 +119,9 @@ class CachedSplit:
         labels = self._read(self._arrays["labels"])
         highest = len(self._class_names) - 1
         if labels.size and not UNLABELLED <= labels.min() <= labels.max() <= highest:
+            expected = f"from 0 to {highest}" if highest >= 0 else "of -1, for want of class_names"
             raise CacheCorruptError(
-                f"{self._path}: expected labels of {self._role} from 0 to {highest}, found "
+                f"{self._path}: expected labels of {self._role} {expected}, found "
                 f"{labels.min()} to {labels.max()} (-1 would be an image without one); {AGAIN}"
             )
         return labels
@@ -218,7 +239,9 @@ class Cache:
     fingerprint : str
         SHA-256 (hex) of everything that changes a feature.
     train, test : CachedSplit
-        The splits.
+        The splits to learn from and to report on; either may be empty.
+    val : CachedSplit or None
+        The split on which a penalty is chosen, where the data set has one.
     """
 
     def __init__(self, index: Index, *, mmap: bool = False) -> None:
@@ -229,6 +252,105 @@ class Cache:
         self.fingerprint: str = self.meta["fingerprint"]
         self.train = CachedSplit(index, "train", mmap=mmap)
         self.test = CachedSplit(index, "test", mmap=mmap)
+        has_val = "val" in roles_of(index.arrays)
+        self.val = CachedSplit(index, "val", mmap=mmap) if has_val else None
+
+    @classmethod
+    def from_arrays(
+        cls,
+        features: Any,
+        labels: Any = None,
+        *,
+        path: str | Path | None = None,
+        class_names: Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
+        splits: Sequence[str] | None = None,
+        hashes: np.ndarray | None = None,
+        made_by: str | None = None,
+        name: str = "arrays",
+        force: bool = False,
+        on_note: OnNote = silent,
+    ) -> Cache:
+        """Write features that were made elsewhere as a cache, and open it.
+
+        Parameters
+        ----------
+        features : array_like
+            (N, D), or maps (N, C, H, W). float32 and float16 stay as they are; float64 and whole
+            numbers become float32.
+        labels : array_like, optional
+            (N,): whole numbers, -1 for none, or the names of classes, ``""`` or None for none.
+        path : str or Path, optional
+            A ``.h5`` file or a folder for it; the cache folder by default.
+        class_names : sequence of str, optional
+            In label order; by default the labels that occur, sorted.
+        ids : sequence of str, optional
+            N names, each once; by default the numbers of the rows.
+        splits : sequence of str, optional
+            ``"train"``, ``"val"`` or ``"test"`` of each row. By default a fifth is drawn for test
+            from the hashes, or else the ids: a row keeps its side when others are added.
+        hashes : numpy.ndarray, optional
+            uint8 (N, 32): SHA-256 of each image's file.
+        made_by : str, optional
+            What made the features. Caches of one name can be merged, and a head of one tested on
+            another; without it they are taken as of different backbones.
+        name : str
+            Name of the data set.
+        force : bool
+            Replace the file if it exists with other content.
+        on_note : callable
+            Called with one-line notes, such as on a conversion.
+
+        Raises
+        ------
+        ShapeMismatchError
+            Arrays that do not fit together, or are no features.
+        DatasetError
+            No rows, ids that occur twice, labels outside of the classes, or NaN or infinity.
+        OutputError
+            The file exists with other content, or cannot be written.
+        """
+        from .arrays import from_arrays
+
+        return load(
+            from_arrays(
+                features,
+                labels,
+                path=path,
+                class_names=class_names,
+                ids=ids,
+                splits=splits,
+                hashes=hashes,
+                made_by=made_by,
+                name=name,
+                force=force,
+                on_note=on_note,
+            )
+        )
+
+    def splits(self) -> tuple[tuple[str, CachedSplit], ...]:
+        """Return (role, split) of every split: train, val where there is one, test."""
+        val = () if self.val is None else (("val", self.val),)
+        return (("train", self.train), *val, ("test", self.test))
+
+    @cached_property
+    def attached_table(self) -> AttachedTable | None:
+        """The attached table and where it came from; read when first asked for."""
+        n_rows = sum(len(split) for _, split in self.splits())
+        return attached(self.path, self.fingerprint, n_rows)
+
+    @property
+    def table(self) -> Table | None:
+        """What `featcache.label` attached: a row per image, in the order of the splits.
+
+        Raises
+        ------
+        CacheMismatchError
+            The table is of another cache, which had this name before.
+        CacheCorruptError
+            It is damaged.
+        """
+        return None if self.attached_table is None else self.attached_table.table
 
     @property
     def feature_dim(self) -> int:
@@ -278,15 +400,15 @@ class Cache:
 
     def __repr__(self) -> str:
         """Name the file and the sizes."""
+        splits = ", ".join(f"{len(split)} {role}" for role, split in self.splits())
         return (
-            f"<Cache {self.path}: {len(self.train)} train, {len(self.test)} test, "
-            f"{self.feature_dim}-d, {len(self.class_names)} classes>"
+            f"<Cache {self.path}: {splits}, {self.feature_dim}-d, {len(self.class_names)} classes>"
         )
 
     def _repr_html_(self) -> str:
         """Show a notebook what is in the file and how it was made."""
         facts = {
-            "images": f"{len(self.train):,} train, {len(self.test):,} test",
+            "images": ", ".join(f"{len(split):,} {role}" for role, split in self.splits()),
             "feature_dim": self.feature_dim,
             "n_classes": len(self.class_names),
             **{name: value for name, value in self.meta.items() if name != "class_names"},

@@ -12,7 +12,14 @@ import numpy as np
 from ..errors import CacheCorruptError
 from ..progress import OnProgress, Progress, silent
 from .cache import Cache, load
-from .format import FINGERPRINT_FIELDS, ROLES, StoredArray, array_name, differing, label_names
+from .format import (
+    FINGERPRINT_FIELDS,
+    StoredArray,
+    array_name,
+    differing,
+    label_names,
+    roles_of,
+)
 from .reader import iterate_rows, map_array
 
 _NAMED = 3  # ids of each kind that a report names
@@ -66,6 +73,8 @@ class DiffReport:
         Differences in the rest of the provenance, which changes no feature.
     train, test : SplitDiff
         Differences in images, labels and features.
+    val : SplitDiff or None
+        The same of the split val, where either cache has one.
     """
 
     a: Path
@@ -75,6 +84,12 @@ class DiffReport:
     other_fields: tuple[FieldDiff, ...]
     train: SplitDiff
     test: SplitDiff
+    val: SplitDiff | None = None
+
+    def splits(self) -> tuple[SplitDiff, ...]:
+        """Return the differences of every split: train, val where there is one, test."""
+        val = () if self.val is None else (self.val,)
+        return (self.train, *val, self.test)
 
 
 def diff(
@@ -102,16 +117,22 @@ def diff(
     rest = sorted({*one.meta, *other.meta} - {*matters, *_NOT_COMPARED})
     fields = tuple(FieldDiff(*line) for line in differing(one.meta, other.meta, matters))
     count = _counter(one, other, on_progress)
-    splits = [_diff_split(one, other, role, count) for role in ROLES]
+    splits = {role: _diff_split(one, other, role, count) for role in _roles(one, other)}
     return DiffReport(
         a=one.path,
         b=other.path,
-        same=not fields and all(map(_is_same, splits)),
+        same=not fields and all(map(_is_same, splits.values())),
         fields=fields,
         other_fields=tuple(FieldDiff(*line) for line in differing(one.meta, other.meta, rest)),
-        train=splits[0],
-        test=splits[1],
+        train=splits["train"],
+        test=splits["test"],
+        val=splits.get("val"),
     )
+
+
+def _roles(a: Cache, b: Cache) -> tuple[str, ...]:
+    """Return the splits of either cache."""
+    return roles_of({**a.index.arrays, **b.index.arrays})
 
 
 def _is_same(split: SplitDiff) -> bool:
@@ -127,7 +148,8 @@ def _is_same(split: SplitDiff) -> bool:
 
 def _counter(a: Cache, b: Cache, on_progress: OnProgress) -> Callable[[int], None]:
     """Return a function that adds rows to the progress and reports it."""
-    done, total = 0, sum(len(getattr(a, role)) * len(_features(a, b, role)) for role in ROLES)
+    done = 0
+    total = sum(len(split) * len(_features(a, b, role)) for role, split in a.splits())
 
     def count(n_rows: int) -> None:
         nonlocal done
@@ -162,7 +184,8 @@ def _diff_split(a: Cache, b: Cache, role: str, on_rows: Callable[[int], None]) -
 
 
 def _rows_by_id(cache: Cache, role: str) -> dict[str, int]:
-    ids = getattr(cache, role).ids
+    split = dict(cache.splits()).get(role)
+    ids = () if split is None else split.ids
     rows = {name: row for row, name in enumerate(ids)}
     if len(rows) < len(ids):
         raise CacheCorruptError(
@@ -176,9 +199,12 @@ def _relabelled(
     a: Cache, b: Cache, role: str, ids_a: dict[str, int], ids_b: dict[str, int]
 ) -> Iterator[tuple[str, str, str]]:
     """Yield (id, class in a, class in b) of images whose class names differ."""
+    both = [name for name in ids_a if name in ids_b]
+    if not both:
+        return
     labels_a, labels_b = (getattr(cache, role).labels for cache in (a, b))
     names_a, names_b = (label_names(cache.class_names) for cache in (a, b))
-    for name in filter(ids_b.__contains__, ids_a):
+    for name in both:
         was, now = names_a[labels_a[ids_a[name]]], names_b[labels_b[ids_b[name]]]
         if was != now:
             yield name, was, now

@@ -1,4 +1,4 @@
-"""Exporting a cache to npz, Parquet, safetensors, or a folder for TensorBoard's projector."""
+"""Exporting a cache to npz, Parquet, CSV, safetensors, or a folder for TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,19 +8,28 @@ import secrets
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import EngineUnavailableError, OutputError, RecipeError
-from ..files import check_writable, replace_folder, replaced_file, user_path, write_atomically
+from ..files import (
+    check_writable,
+    csv_line,
+    replace_folder,
+    replaced_file,
+    user_path,
+    write_atomically,
+)
 from ..progress import OnProgress, Progress, silent
+from ..tables.table import Column
 from .cache import Cache, load, newest_cache
-from .format import decode_id, label_names
+from .format import ROLES, decode_id, label_names
 from .reader import iterate_rows
 
 
@@ -43,6 +52,16 @@ class Reading:
         }
         self._on_progress = on_progress
         self._done = 0
+
+    @cached_property
+    def columns(self) -> Mapping[str, Column]:
+        """Columns of the attached table, one value per image of the splits that are exported."""
+        table = self.cache.table
+        if table is None:
+            return {}
+        splits = self.cache.splits()
+        roles = np.repeat([role for role, _ in splits], [len(split) for _, split in splits])
+        return table.take(np.flatnonzero(np.isin(roles, self.roles))).columns
 
     @property
     def n_rows(self) -> int:
@@ -129,7 +148,7 @@ _REPEATED = ["split", "class"]  # columns of few values, stored as dictionaries
 
 
 def write_parquet(path: Path, reading: Reading) -> None:
-    """Write the columns split, id, label, class, features, and one per view and cut.
+    """Write split, id, label, class, the attached table, features, and each view and cut.
 
     Features are fixed_size_list<float32>, maps flattened. A view that a split lacks is null there
     and then list<float32>: pyarrow up to 25 does not read nulls among lists of a fixed size. The
@@ -145,6 +164,12 @@ def write_parquet(path: Path, reading: Reading) -> None:
         ) from None
 
     widths = _widths(reading)
+    more = _column_names(reading, widths)
+    kinds = {
+        "text": pyarrow.string(),
+        "number": pyarrow.float64(),
+        "list": pyarrow.list_(pyarrow.string()),
+    }
     group = max(1, min(_GROUP_ROWS, _GROUP_BYTES // (4 * sum(widths.values()))))
     schema = pyarrow.schema(
         [
@@ -152,6 +177,10 @@ def write_parquet(path: Path, reading: Reading) -> None:
             pyarrow.field("id", pyarrow.string()),
             pyarrow.field("label", pyarrow.int64()),
             pyarrow.field("class", pyarrow.string()),
+            *(
+                pyarrow.field(text_of(name), kinds[reading.columns[own].kind])
+                for name, own in more.items()
+            ),
             *(
                 pyarrow.field(name, _list_type(pyarrow, reading, name, width))
                 for name, width in widths.items()
@@ -165,10 +194,25 @@ def write_parquet(path: Path, reading: Reading) -> None:
         writer = stack.enter_context(
             parquet.ParquetWriter(stream, schema, use_dictionary=_REPEATED)
         )
+        row = 0
         for role in reading.roles:
             for columns in _groups(reading, role, widths, group):
+                stop = row + len(columns["label"])
+                for name, own in more.items():
+                    columns[text_of(name)] = _values(reading.columns[own], slice(row, stop))
+                row = stop
                 arrays = [_column(pyarrow, columns[field.name], field.type) for field in schema]
                 writer.write_table(pyarrow.table(arrays, schema=schema))
+
+
+def _values(column: Column, rows: slice) -> list[Any]:
+    """Return values of a column as pyarrow takes them, None where missing."""
+    if column.kind == "number":
+        return [None if value != value else value for value in column.values[rows].tolist()]
+    if column.kind == "list":
+        parts = column.values[rows]
+        return [None if part is None else [*map(text_of, part)] for part in parts]
+    return [None if text is None else text_of(text) for text in column.values[rows]]
 
 
 def _widths(reading: Reading) -> dict[str, int]:
@@ -216,6 +260,41 @@ def _column(pyarrow: Any, values: Any, kind: Any) -> Any:
         return pyarrow.FixedSizeListArray.from_arrays(numbers, kind.list_size)
     starts = np.arange(0, len(numbers) + 1, len(numbers) // n_rows, np.int32)
     return pyarrow.ListArray.from_arrays(pyarrow.array(starts), numbers)
+
+
+_CSV_ROWS = 4096
+_FACTS = ("split", "id", "label", "class")
+
+
+def _column_names(reading: Reading, taken: Iterable[str]) -> dict[str, str]:
+    """Return columns of the attached table by name in an export: ``table.X`` if X is taken."""
+    reserved = {*_FACTS, *taken}
+    return {f"table.{name}" if name in reserved else name: name for name in reading.columns}
+
+
+def write_csv(path: Path, reading: Reading) -> None:
+    """Write split, id, label, class, the attached table, and f0 to f(D-1) of the first cut.
+
+    Nine digits give every float32 back.
+    """
+    width = int(np.prod(reading.arrays[f"{reading.roles[0]}_features"].row_shape))
+    with (
+        replaced_file(path) as descriptor,
+        os.fdopen(os.dup(descriptor), "w", encoding="utf-8", newline="\n") as stream,
+    ):
+        more = _column_names(reading, [f"f{number}" for number in range(width)])
+        texts = {name: reading.columns[own].texts() for name, own in more.items()}
+        numbered = [f"f{number}" for number in range(width)]
+        stream.write(csv_line([*_FACTS, *map(text_of, more), *numbered]))
+        row = 0
+        for role in reading.roles:
+            for columns in _groups(reading, role, {"features": width}, _CSV_ROWS):
+                rows = columns["features"][1].reshape(-1, width).tolist()
+                for *facts, numbers in zip(*(columns[key] for key in _FACTS), rows, strict=True):
+                    labels = (text_of(column[row] or "") for column in texts.values())
+                    numerals = (f"{number:.9g}" for number in numbers)
+                    stream.write(csv_line([*map(str, facts), *labels, *numerals]))
+                    row += 1
 
 
 _DTYPES = {"<f4": "F32", "<f2": "F16", "<i8": "I64"}
@@ -367,14 +446,21 @@ def _replaced_folder(folder: Path) -> Iterator[Path]:
 FORMATS = {
     "npz": ".npz",
     "parquet": ".parquet",
+    "csv": ".csv",
     "safetensors": ".safetensors",
     "tensorboard": "-projector",
 }
-SPLITS = {"all": ("train", "test"), "train": ("train",), "test": ("test",)}
-_WRITERS = {"npz": write_npz, "parquet": write_parquet, "safetensors": write_safetensors}
+SPLITS = ("all", *ROLES)
+_WRITERS = {
+    "npz": write_npz,
+    "parquet": write_parquet,
+    "csv": write_csv,
+    "safetensors": write_safetensors,
+}
 # Which arrays go into a format; every array goes into the others.
 _EXPORTED: dict[str, Callable[[str], bool]] = {
     "parquet": lambda name: name not in ("skipped", "content_hashes"),
+    "csv": lambda name: name in ("features", "ids", "labels"),
     "tensorboard": lambda name: name in ("features", "ids", "labels"),
 }
 
@@ -409,7 +495,7 @@ class ExportResult:
 
 def export(
     cache: str | Path | Cache | None = None,
-    to: str = "npz",
+    to: str | None = None,
     output: str | Path | None = None,
     *,
     split: str = "all",
@@ -425,17 +511,19 @@ def export(
     ----------
     cache : str, Path or Cache, optional
         The newest in ``cache/`` by default.
-    to : str
+    to : str, optional
+        By default what the suffix of ``output`` says, and npz without one.
         ``"npz"``: arrays ``train_features``, ``train_labels``, ``train_ids``, …,
         ``class_names`` and ``meta``, which `numpy.load` opens without pickle.
         ``"safetensors"``: the same arrays, ids as bytes (N, W).
-        ``"parquet"``: one row per image; needs pyarrow.
+        ``"parquet"``: one row per image, with the attached table; needs pyarrow.
+        ``"csv"``: the same, the features of the first cut as ``f0``, ``f1``, ….
         ``"tensorboard"``: a folder for its projector.
     output : str or Path, optional
         A file, or a folder for it; for TensorBoard the folder itself. Beside the cache
         by default.
     split : str
-        ``"all"``, ``"train"`` or ``"test"``.
+        ``"all"``, ``"train"``, ``"val"`` or ``"test"``.
     limit : int, optional
         For TensorBoard: images at most, drawn with the proportions of the classes;
         10,000 by default.
@@ -451,7 +539,8 @@ def export(
     Raises
     ------
     RecipeError
-        An unknown format or split, or a limit below 1 or for another format.
+        An unknown format or split, a suffix of another format, or a limit below 1 or for another
+        format.
     CacheError
         The cache is missing or damaged; nothing is written.
     OutputError
@@ -460,6 +549,7 @@ def export(
         The format needs a package that is not installed; the message names it.
     """
     started = time.perf_counter()
+    to = chosen_format(to, output)
     for what, value, known in (("to", to, FORMATS), ("split", split, SPLITS)):
         if value not in known:
             raise RecipeError(f"{what}: expected one of {', '.join(known)}, found {value!r}")
@@ -469,11 +559,14 @@ def export(
         )
     if not isinstance(cache, Cache):
         cache = load(cache if cache is not None else newest_cache())
+    splits = {role: part for role, part in cache.splits() if split in ("all", role)}
+    if not splits:
+        raise RecipeError(f"split: {cache.path} has no split val; export train, test or all")
     path = _output_path(cache, to, output)
     _check_output(path, cache, to, force)
-    for role in SPLITS[split]:
-        getattr(cache, role).labels  # noqa: B018 -- raises where a label has no class
-    reading = Reading(cache, SPLITS[split], _EXPORTED.get(to, lambda name: True), on_progress)
+    for part in splits.values():
+        part.labels  # noqa: B018 -- raises where a label has no class
+    reading = Reading(cache, tuple(splits), _EXPORTED.get(to, lambda name: True), on_progress)
     n_rows = reading.n_rows
     if to == "tensorboard":
         n_rows = write_projector(path, reading, limit or PROJECTOR_ROWS)
@@ -488,6 +581,32 @@ def export(
         size_bytes=sum(file.stat().st_size for file in files),
         wall_s=time.perf_counter() - started,
     )
+
+
+def chosen_format(to: str | None, output: str | Path | None) -> str:
+    """Return the format that is asked for, by its name or by the suffix of the output.
+
+    Raises
+    ------
+    RecipeError
+        The suffix is that of another format, or nothing says which.
+    """
+    suffix = "" if output is None else user_path(output).suffix
+    named = next((name for name, end in FORMATS.items() if end == suffix.lower()), None)
+    if to is None:
+        if named or not suffix or user_path(str(output)).is_dir():
+            return named or "npz"
+        ends = ", ".join(end for end in FORMATS.values() if end[0] == ".")
+        raise RecipeError(
+            f"{output}: expected a name that ends in {ends}, found {suffix}; name one of these, or "
+            "say the format with --to"
+        )
+    if named not in (None, to) and to in FORMATS:
+        raise RecipeError(
+            f"{output}: expected a name for {to}, found that of {named}; leave out --to {to}, or "
+            f"name it {Path(str(output)).stem}{FORMATS[to]}"
+        )
+    return to
 
 
 def _output_path(cache: Cache, to: str, output: str | Path | None) -> Path:

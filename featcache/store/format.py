@@ -21,7 +21,7 @@ import xxhash
 
 FORMAT = "featcache"
 FORMAT_VERSION = 1
-ROLES = ("train", "test")  # in the order in which a cache has them
+ROLES = ("train", "val", "test")  # in the order in which a cache has them; val may be absent
 BLOCK_ROWS = 16_384  # rows under one checksum in a packed file
 UNLABELLED = -1  # the label of an image that has none
 
@@ -91,6 +91,12 @@ def array_name(cut: str, view: str, main_cut: str) -> str:
         safe = quote(cut, safe="")
         return f"cuts/{'%2E' + safe[1:] if safe.startswith('.') else safe}/{view}"
     return "features" if view == "identity" else f"views/{view}"
+
+
+def roles_of(arrays: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the roles of a cache's splits by the names of its arrays: train, maybe val, test."""
+    has_val = any(name.startswith("val/") for name in arrays)
+    return tuple(role for role in ROLES if role != "val" or has_val)
 
 
 def encode_id(name: str) -> bytes:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import CacheCorruptError, CacheError
+from ..errors import CacheCorruptError, CacheError, one_line
 from .format import BLOCK_ROWS, Index, decode_id, encode_id, seal, unseal
 from .index import AGAIN
 from .writer import attributes
@@ -104,8 +104,14 @@ _TIMEOUT_S = 60
 _MEMORY_BYTES = 4 << 30
 
 
-def _describe_in_child(path: Path) -> dict[str, Any]:
-    """Return `describe` of a file, made by a child; CacheCorruptError where it crashed or hung."""
+def child_answer(module: str, arguments: Sequence[str], timeout_s: float) -> dict[str, Any]:
+    """Run a module of ours in a child; return what it printed, sealed.
+
+    Raises
+    ------
+    ChildError
+        It crashed or hung; the text says how.
+    """
     root = str(Path(__file__).resolve().parents[2])
     before = os.environ.get("PYTHONPATH")
     environment = {
@@ -116,28 +122,42 @@ def _describe_in_child(path: Path) -> dict[str, Any]:
     }
     try:
         child = subprocess.run(
-            [sys.executable, "-c", _RUN, __name__, os.fspath(path)],
+            [sys.executable, "-c", _RUN, module, *arguments],
             capture_output=True,
-            timeout=_TIMEOUT_S,
+            timeout=timeout_s,
             stdin=subprocess.DEVNULL,
             env=environment,
         )
-        answer = unseal(child.stdout)
+        return unseal(child.stdout)
     except subprocess.TimeoutExpired:
-        found = f"one that libhdf5 did not finish reading in {_TIMEOUT_S} s"
+        raise ChildError(f"one that libhdf5 did not finish reading in {timeout_s:.0f} s") from None
     except ValueError:
         last = (child.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
-        found = f"one that ended libhdf5 with exit code {child.returncode} ({last})"
-    else:
-        if "error" in answer:
-            raise CacheCorruptError(answer["error"])
-        return answer
-    raise CacheCorruptError(f"{path}: expected a readable HDF5 file, found {found}; {AGAIN}")
+        raise ChildError(
+            f"one that ended libhdf5 with exit code {child.returncode} ({one_line(last)})"
+        ) from None
+
+
+class ChildError(Exception):
+    """A child that read a file crashed or hung."""
+
+
+def _describe_in_child(path: Path) -> dict[str, Any]:
+    """Return `describe` of a file, made by a child; CacheCorruptError where it crashed or hung."""
+    try:
+        answer = child_answer(__name__, [os.fspath(path)], _TIMEOUT_S)
+    except ChildError as error:
+        raise CacheCorruptError(
+            f"{path}: expected a readable HDF5 file, found {error}; {AGAIN}"
+        ) from None
+    if "error" in answer:
+        raise CacheCorruptError(answer["error"])
+    return answer
 
 
 def _answer_parent() -> None:
     """Print, in the child, what `describe` returns or raises, sealed."""
-    _limit_this_process()
+    limit_this_process(_TIMEOUT_S)
     try:
         answer = describe(Path(sys.argv[1]))
     except CacheError as error:
@@ -145,7 +165,7 @@ def _answer_parent() -> None:
     sys.stdout.buffer.write(seal(answer))
 
 
-def _limit_this_process() -> None:
+def limit_this_process(timeout_s: int) -> None:
     """Limit the memory and time that a hostile file can take, where the system can."""
     try:
         import resource
@@ -153,7 +173,7 @@ def _limit_this_process() -> None:
         return
     for limit, value in (
         (resource.RLIMIT_AS, _MEMORY_BYTES),
-        (resource.RLIMIT_CPU, _TIMEOUT_S),
+        (resource.RLIMIT_CPU, timeout_s),
         (resource.RLIMIT_CORE, 0),
     ):
         with suppress(OSError, ValueError):  # macOS refuses some

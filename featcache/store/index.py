@@ -20,11 +20,11 @@ from .format import (
     FORMAT,
     FORMAT_VERSION,
     OPTIONAL_FIELDS,
-    ROLES,
     Block,
     Index,
     StoredArray,
     fingerprint,
+    roles_of,
     unseal,
 )
 
@@ -38,7 +38,7 @@ _MAX_ROW_BYTES = 1 << 30
 _MAX_ROW_DIMENSIONS = 3  # channels, height, width
 _MAX_LEVELS = 4  # of lists and objects in a field
 _ARRAY_NAME = re.compile(
-    r"(train|test)/"
+    r"(train|val|test)/"
     r"(features|labels|ids|content_hashes|skipped|views/[a-z]+|cuts/[A-Za-z0-9_%~-][A-Za-z0-9_.%~-]{0,300}/[a-z]+)"
 )
 _SHARD_NAME = re.compile(r"[a-z0-9.-]+\.npy")
@@ -183,7 +183,8 @@ def _meta(content: Mapping[str, Any]) -> dict[str, Any]:
         kind = _KINDS.get(name, str)
         if not isinstance(meta[name], kind):
             raise ValueError(f"{meta[name]!r:.100} in the field {name!r}")
-        if kind is list and not (meta[name] and all(isinstance(part, str) for part in meta[name])):
+        filled = meta[name] or name == "class_names"  # there are none where nothing is labelled
+        if kind is list and not (filled and all(isinstance(part, str) for part in meta[name])):
             raise ValueError(f"{meta[name]!r:.100} as {name}")
     if fingerprint(meta) != meta["fingerprint"]:
         raise ValueError(
@@ -266,7 +267,7 @@ def _inside(block: Block, size_bytes: int, form: str) -> None:
 
 def _belong_together(index: Index) -> None:
     """Refuse a split without its arrays, and arrays whose shapes do not fit the others."""
-    for role in ROLES:
+    for role in roles_of(index.arrays):
         n_rows = index.arrays[f"{role}/labels"].shape[0]
         for name in (f"{role}/features", f"{role}/ids"):
             if name not in index.arrays:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CacheCorruptError, CacheError, CacheMissError, OutputError
+from ..errors import CacheCorruptError, CacheError, CacheMissError, OutputError, RemoteError
 from ..files import (
     check_writable,
     remove_leftovers,
@@ -29,7 +29,7 @@ from ..files import (
 from ..process import Stop, work_ahead
 from ..progress import OnNote, OnProgress, Progress, silent
 from ..remote import Found, RemotePlace, located
-from .format import FORMAT, ROLES, fingerprint
+from .format import FORMAT, fingerprint, roles_of
 from .index import (
     AGAIN,
     COMMITS,
@@ -39,7 +39,16 @@ from .index import (
     is_shards,
     sealed_content,
 )
-from .shards import INGREDIENTS, ShardRange, ShardWriter, commit_path, single_writer
+from .shards import (
+    INGREDIENTS,
+    LISTED,
+    UNDIVIDED,
+    ShardRange,
+    ShardWriter,
+    commit_path,
+    single_writer,
+)
+from .table_file import table_path
 
 _THREADS = 8  # they wait for the store
 _BEGINNINGS = (FORMAT.encode(), HDF5_SIGNATURE)
@@ -47,11 +56,12 @@ _BEGINNINGS = (FORMAT.encode(), HDF5_SIGNATURE)
 
 @dataclass(frozen=True)
 class RemoteCache:
-    """What the index of a cache behind a URL says; numbers of images are of both splits."""
+    """What the index of a cache behind a URL says; numbers of images are of all splits."""
 
     place: RemotePlace
     meta: dict[str, Any]
     n_rows: int
+    n_val: int
     skipped: int
     feature_dim: int
 
@@ -70,6 +80,7 @@ def cache_file(
             f"extract DATASET --output {place}"
         )
     copy = copies_folder(place.parent) / place.name
+    _fetch_table(place, copy)
     if _is_copy(copy, place, found):
         return copy
     check_writable(_source_file(copy))
@@ -85,6 +96,31 @@ def cache_file(
         _note_source(copy, place, found)
     on_note(f"{place}: copied to {copy}, and read there until the store has another file")
     return copy
+
+
+def _fetch_table(place: RemotePlace, copy: Path) -> None:
+    """Make the table beside a copy that of the store; both have none in most cases."""
+    local = table_path(copy)
+    there = place.parent.within(table_path(Path(place.name)).name)
+    try:
+        found = there.find()
+    except RemoteError:  # some stores refuse what is not there, and a signature is for one file
+        return
+    if found is None or found.is_folder:
+        local.unlink(missing_ok=True)
+    elif not _is_copy(local, there, found):
+        _fetch_file(there, found, local, silent)
+        _note_source(local, there, found)
+
+
+def original(copy: Path) -> RemotePlace | None:
+    """Return the place that a local copy is of; None for any other cache."""
+    try:
+        url = json.loads(_source_file(copy).read_text(encoding="utf-8"))["url"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    place = located(url)
+    return place if isinstance(place, RemotePlace) else None
 
 
 def copies_folder(place: RemotePlace) -> Path:
@@ -110,8 +146,13 @@ def find_remote_cache(place: RemotePlace) -> RemoteCache | None:
         return RemoteCache(
             place,
             meta,
-            sum(_rows(arrays[f"{role}/labels"]) for role in ROLES),
-            sum(_rows(arrays[f"{role}/skipped"]) for role in ROLES if f"{role}/skipped" in arrays),
+            sum(_rows(arrays[f"{role}/labels"]) for role in roles_of(arrays)),
+            _rows(arrays["val/labels"]) if "val/labels" in arrays else 0,
+            sum(
+                _rows(arrays[f"{role}/skipped"])
+                for role in roles_of(arrays)
+                if f"{role}/skipped" in arrays
+            ),
             math.prod(arrays["train/features"]["row_shape"]),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -141,6 +182,8 @@ def send_cache(path: Path, place: RemotePlace, on_progress: OnProgress) -> None:
         place.within(MANIFEST).send(path / MANIFEST, silent)
     else:
         place.send(path, progress.of(path.name))
+    if (table := table_path(path)).is_file():
+        place.parent.within(table_path(Path(place.name)).name).send(table, silent)
     on_progress(Progress("upload", total, total, "B"))
     found, _ = _find(place)
     wanted = (path / MANIFEST if is_shards(path) else path).stat().st_size
@@ -263,8 +306,9 @@ def _fetch_folder(place: RemotePlace, copy: Path, on_progress: OnProgress) -> No
 
 _Key = tuple[str, int]
 
-_ARRAY = re.compile(rf"(?:{re.escape(COMMITS)}/)?(train|test)-([0-9]{{12}})-[a-z0-9-]+\.npy")
-_COMMIT = re.compile(rf"{re.escape(COMMITS)}/(train|test)-([0-9]{{12}})\.json")
+_SHARD = rf"({'|'.join(LISTED)})-([0-9]{{12}})"
+_ARRAY = re.compile(rf"(?:{re.escape(COMMITS)}/)?{_SHARD}-[a-z0-9-]+\.npy")
+_COMMIT = re.compile(rf"{re.escape(COMMITS)}/{_SHARD}\.json")
 
 
 class RemoteParts:
@@ -299,7 +343,11 @@ class RemoteParts:
 
         def fetch(key: _Key, stop: Stop) -> None:
             commit = commit_path(self.folder, *key).relative_to(self.folder).as_posix()
-            for name in (*arrays.get(key, ()), commit):
+            roles = LISTED if key[0] == UNDIVIDED else key[:1]
+            for name in (
+                *(name for role in roles for name in arrays.get((role, key[1]), ())),
+                commit,
+            ):
                 if stop.is_set():
                     return
                 self._fetch(name, listed)

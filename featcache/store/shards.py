@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import CacheCorruptError, CacheError, CacheMismatchError, OutputError
 from ..files import remove_leftovers, replace_folder, write_atomically
 from ..progress import OnProgress, Progress, silent
-from .format import ROLES, Block, Checksums, StoredArray, differences, seal
+from .format import ROLES, Block, Checksums, StoredArray, array_name, differences, seal
 from .index import COMMITS, MANIFEST, is_shards, open_index, read_sealed
 from .reader import iterate_rows, read_array
 from .writer import Source, complete_meta, pack
@@ -64,12 +64,19 @@ def _named_in(holder: Path) -> str:
 
 
 INGREDIENTS = "ingredients.json"
-_COMMIT = re.compile(r"(train|test)-([0-9]{12})\.json")
+# Takes the place of a role where images are read before it is known which split each is of. A
+# shard of it has files of several splits.
+UNDIVIDED = "all"
+LISTED = (UNDIVIDED, *ROLES)  # what a shard may range over, in order
+_COMMIT = re.compile(rf"({'|'.join(LISTED)})-([0-9]{{12}})\.json")
 
 
 @dataclass(frozen=True)
 class ShardRange:
-    """The images of one shard: from ``start`` up to but without ``stop``, of the split ``role``."""
+    """The images of one shard: from ``start`` up to but without ``stop``, of the split ``role``.
+
+    ``role`` is `UNDIVIDED` for images whose split is known once they were read.
+    """
 
     role: str
     start: int
@@ -81,7 +88,7 @@ class ShardRange:
 
     def __str__(self) -> str:
         """Name it for a message."""
-        return f"{self.role} images {self.start} to {self.stop - 1}"
+        return f"{self.role} images {self.start} to {self.stop - 1}".removeprefix(f"{UNDIVIDED} ")
 
 
 def unfinished_folder(path: Path) -> Path:
@@ -181,11 +188,9 @@ def read_commit(folder: Path, role: str, start: int, fingerprint: str) -> dict[s
     """Return a shard's commit; None where there is no sound one with this fingerprint."""
     try:
         commit = read_sealed(commit_path(folder, role, start))
-        same = (commit["role"], commit["start"], commit["fingerprint"]) == (
-            role,
-            start,
-            fingerprint,
-        )
+        named = (commit["role"], commit["start"], commit["fingerprint"])
+        same = named == (role, start, fingerprint)
+        same &= any(name.endswith("/labels") for name in commit["arrays"])
     except (CacheError, KeyError):
         return None
     return commit if same else None
@@ -204,7 +209,7 @@ def first_harmed(folder: Path, commit: Mapping[str, Any]) -> str:
 
 
 def commit_array(folder: Path, commit: Mapping[str, Any], name: str) -> StoredArray:
-    """Return where an array of a shard, or its ``"hashes"``, is stored."""
+    """Return where an array of a shard (``"train/ids"``), or its ``"hashes"``, is stored."""
     spec = commit["hashes"] if name == "hashes" else commit["arrays"][name]
     dtype, row_shape = np.dtype(spec["dtype"]), tuple(spec["row_shape"])
     return StoredArray(name, dtype, row_shape, (shard_block(folder, spec),))
@@ -254,7 +259,7 @@ def finish(
     pack_limit: int,
 ) -> Path:
     """Turn shards into a cache and return its path: one file up to ``pack_limit`` bytes."""
-    arrays = _arrays(folder, commits)
+    arrays = _arrays(folder, commits, meta)
     final, other = path, shards_path(path)
     packed = sum(array.size_bytes for array in arrays.values()) <= pack_limit
     if not packed:
@@ -281,13 +286,15 @@ def finish(
     return final
 
 
-def _arrays(folder: Path, commits: Sequence[Mapping[str, Any]]) -> dict[str, StoredArray]:
-    """Return every array, its shards in the order of the rows."""
+def _arrays(
+    folder: Path, commits: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]
+) -> dict[str, StoredArray]:
+    """Return every array, its shards in the order of the rows; empty ones of an empty split."""
     specs_of: dict[str, list[dict[str, Any]]] = {}
     for commit in commits:
         for name, spec in commit["arrays"].items():
-            specs_of.setdefault(f"{commit['role']}/{name}", []).append(spec)
-    return {
+            specs_of.setdefault(name, []).append(spec)
+    arrays = {
         name: StoredArray(
             name,
             np.dtype(specs[0]["dtype"]),
@@ -296,6 +303,19 @@ def _arrays(folder: Path, commits: Sequence[Mapping[str, Any]]) -> dict[str, Sto
         )
         for name, specs in specs_of.items()
     }
+    for role, other in (("train", "test"), ("test", "train")):
+        if f"{role}/features" in arrays:
+            continue
+        alike = {name: name for name in ("labels", "ids", "content_hashes")}
+        for cut in meta["cuts"]:
+            identity = array_name(cut, "identity", meta["cuts"][0])
+            for view in meta["views"] if role == "train" else ("identity",):
+                alike[array_name(cut, view, meta["cuts"][0])] = identity
+        for name, like in alike.items():
+            if found := arrays.get(f"{other}/{like}"):
+                name = f"{role}/{name}"
+                arrays.setdefault(name, StoredArray(name, found.dtype, found.row_shape, ()))
+    return arrays
 
 
 def _described(array: StoredArray) -> dict[str, Any]:
@@ -355,7 +375,7 @@ class ShardWriter:
     @property
     def commits(self) -> list[dict[str, Any]]:
         """The committed shards, in the order of the rows."""
-        order = sorted(self._commits, key=lambda key: (ROLES.index(key[0]), key[1]))
+        order = sorted(self._commits, key=lambda key: (LISTED.index(key[0]), key[1]))
         return [self._commits[key] for key in order]
 
     def missing(self, shards: Iterable[ShardRange]) -> list[ShardRange]:
@@ -371,23 +391,17 @@ class ShardWriter:
 
     @property
     def n_done(self) -> int:
-        """Number of committed images, of both splits."""
+        """Number of committed images, of all splits."""
         return sum(commit["stop"] - commit["start"] for commit in self._commits.values())
 
     def skipped(self) -> int:
-        """Return how many images were skipped so far, of both splits."""
-        return sum(
-            commit["stop"] - commit["start"] - commit["arrays"]["labels"]["block"][0]
-            for commit in self._commits.values()
-        )
+        """Return how many images were skipped so far, of all splits."""
+        return self.n_done - sum(map(self.rows, ROLES))
 
     def rows(self, role: str) -> int:
         """Return how many committed images of a split have features; the rest was skipped."""
-        return sum(
-            commit["arrays"]["labels"]["block"][0]
-            for commit in self._commits.values()
-            if commit["role"] == role
-        )
+        labels = (commit["arrays"].get(f"{role}/labels") for commit in self._commits.values())
+        return sum(spec["block"][0] for spec in labels if spec)
 
     def commit(
         self,
@@ -402,19 +416,14 @@ class ShardWriter:
     ) -> None:
         """Write one shard; once this returns, no kill can lose it.
 
-        ``arrays`` are named as inside the split, with fewer rows than images where some were
-        skipped. ``hashes``, uint8 (stop - start, 32), are the SHA-256 of the images' files:
-        those of the images with features become the array ``content_hashes``. ``left_out`` has
-        row and label of each skipped image. ``facts`` are added up by `total`.
+        ``arrays`` are named as inside the split, those of an undivided shard with the split's
+        role in front; they have fewer rows than images where some were skipped. ``hashes``,
+        uint8 (stop - start, 32), are the SHA-256 of the images' files. ``left_out`` has row and
+        label of each skipped image. ``facts`` are added up by `total`.
         """
-        stem = f"{role}-{start:012d}"
-        if hashes is not None:
-            kept = np.setdiff1d(np.arange(start, stop), [row for row, _ in left_out]) - start
-            arrays = {**arrays, "content_hashes": hashes[kept]}
-        described = {
-            name: self._write(f"{stem}-{re.sub('[/_]', '-', name)}.npy", array)
-            for name, array in arrays.items()
-        }
+        if role != UNDIVIDED:
+            arrays = {f"{role}/{name}": array for name, array in arrays.items()}
+        described = {name: self._write(_file(name, start), array) for name, array in arrays.items()}
         commit: dict[str, Any] = {
             "role": role,
             "start": start,
@@ -424,13 +433,13 @@ class ShardWriter:
             "facts": dict(facts),
         }
         if hashes is not None:
-            commit["hashes"] = self._write(f"{COMMITS}/{stem}-hashes.npy", hashes)
+            commit["hashes"] = self._write(f"{COMMITS}/{_file(f'{role}/hashes', start)}", hashes)
             commit["left_out"] = [list(image) for image in left_out]
         write_atomically(commit_path(self.folder, role, start), seal(commit))
         self._commits[role, start] = commit
 
     def read(self, commit: Mapping[str, Any], name: str) -> np.ndarray:
-        """Return an array of a shard, or its ``"hashes"``, whole and verified."""
+        """Return an array of a shard (``"train/ids"``), or its ``"hashes"``, whole and verified."""
         return read_array(commit_array(self.folder, commit, name))
 
     def total(self, fact: str) -> float:
@@ -526,4 +535,12 @@ class ShardWriter:
             return True
         role, _, rest = file.lstrip(".").partition("-")
         start = rest.partition("-")[0]
-        return start.isdigit() and (role, int(start)) in self._share
+        return start.isdigit() and any(
+            (listed, int(start)) in self._share for listed in (role, UNDIVIDED)
+        )
+
+
+def _file(array: str, start: int) -> str:
+    """Return the name of a shard's file: ``train/ids`` from 0 on is ``train-000000000000-ids``."""
+    role, _, name = array.partition("/")
+    return f"{role}-{start:012d}-{re.sub('[/_]', '-', name)}.npy"

@@ -51,6 +51,8 @@ class VerifyReport:
         The checks that passed.
     notes : tuple of str
         Observations that are no damage.
+    n_val : int
+        Rows of the split val.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class VerifyReport:
     wall_s: float
     checks: tuple[str, ...]
     notes: tuple[str, ...]
+    n_val: int = 0
 
 
 def verify(path: str | Path, on_progress: OnProgress = silent) -> VerifyReport:
@@ -102,7 +105,7 @@ def verify(path: str | Path, on_progress: OnProgress = silent) -> VerifyReport:
     checks += (
         "every block of rows has its checksums",
         "features are finite",
-        f"labels lie between 0 and {len(index.meta['class_names']) - 1}, or are -1 for none",
+        f"labels are {_labels(len(index.meta['class_names']))}",
         "ids are unique in each split",
     )
     return VerifyReport(
@@ -118,6 +121,7 @@ def verify(path: str | Path, on_progress: OnProgress = silent) -> VerifyReport:
         wall_s=time.perf_counter() - started,
         checks=checks,
         notes=notes,
+        n_val=index.arrays["val/labels"].shape[0] if "val/labels" in index.arrays else 0,
     )
 
 
@@ -198,7 +202,7 @@ def _check_block(
         tally.add(piece.nbytes)
     # The last piece was read, so the checksum is right: the file was written with this.
     if wrong:
-        what = f"labels from 0 to {n_classes - 1}" if kind == "labels" else "finite numbers"
+        what = f"labels {_labels(n_classes)}," if kind == "labels" else "finite numbers"
         raise CacheCorruptError(
             f"{index.path}: expected {what} in {array.name}, found others in block {number}, row "
             f"{wrong[0]}; {AGAIN}"
@@ -206,12 +210,17 @@ def _check_block(
     return kept
 
 
+def _labels(n_classes: int) -> str:
+    """Say which labels there may be."""
+    return f"from 0 to {n_classes - 1}, or -1 for none" if n_classes else "-1, for none"
+
+
 def _first_row_not_finite(rows: np.ndarray) -> int:
     return int(np.isfinite(rows).reshape(len(rows), -1).all(axis=1).argmin())
 
 
 def _check_ids(index: Index, pieces: dict[str, list[np.ndarray]]) -> tuple[str, ...]:
-    """Check that ids are unique in each split; return a note on ids in both splits."""
+    """Check that ids are unique in each split; return a note on ids in several splits."""
     unique = {}
     for name, parts in pieces.items():
         ids = np.concatenate(parts) if parts else np.empty(0, "S1")
@@ -223,10 +232,14 @@ def _check_ids(index: Index, pieces: dict[str, list[np.ndarray]]) -> tuple[str, 
                 f"{decode_id(twice[0])!r} {counts.max()} times in {name} ({len(twice)} such); "
                 f"{AGAIN}"
             )
-    both = np.intersect1d(unique["train/ids"], unique["test/ids"], assume_unique=True)
+    everywhere, counts = np.unique(np.concatenate([*unique.values()]), return_counts=True)
+    both = everywhere[counts > 1]
     if not len(both):
         return ()
-    return (f"{len(both):,} ids are in both splits ({decode_id(both[0])!r} …): the same images?",)
+    where = "several" if len(unique["val/ids"]) else "both"
+    return (
+        f"{len(both):,} ids are in {where} splits ({decode_id(both[0])!r} …): the same images?",
+    )
 
 
 _SMALLEST_USER_BLOCK_BYTES = 512  # libhdf5 looks there, then at twice, four times … as much

@@ -1,0 +1,1 @@
+"""Features that were made elsewhere: their files recognised, read, and made a cache."""

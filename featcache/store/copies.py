@@ -1,0 +1,38 @@
+"""Exact copies of an image, by the SHA-256 of its file, and groups that stand in several splits."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def content_numbers(hashes: np.ndarray) -> np.ndarray:
+    """Return a number per image, int64 (N,), the same for equal hashes, uint8 (N, 32)."""
+    contents = np.ascontiguousarray(hashes).view("S32")[:, 0]
+    numbers: np.ndarray = np.unique(contents, return_inverse=True)[1]
+    return numbers.reshape(-1).astype(np.int64)
+
+
+def role_spans(groups: np.ndarray, roles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return, for each row, the first and the last split in which its group stands.
+
+    Parameters
+    ----------
+    groups : numpy.ndarray
+        int64 (N,): the number of each row's group, in [0, G); -1 for none.
+    roles : numpy.ndarray
+        int64 (N,): the number of each row's split.
+
+    Returns
+    -------
+    first, last : numpy.ndarray
+        int64 (N,); they differ where a group straddles. A row without a group has its own split.
+    """
+    first, last = roles.copy(), roles.copy()
+    known = np.flatnonzero(groups >= 0)
+    if len(known):
+        lowest = np.full(int(groups[known].max()) + 1, np.iinfo(np.int64).max)
+        highest = np.full(len(lowest), -1)
+        np.minimum.at(lowest, groups[known], roles[known])
+        np.maximum.at(highest, groups[known], roles[known])
+        first[known], last[known] = lowest[groups[known]], highest[groups[known]]
+    return first, last

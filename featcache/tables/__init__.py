@@ -1,0 +1,1 @@
+"""Tables of labels: what is known of images, apart from their features."""
