@@ -6,10 +6,10 @@
     python benchmarks/labels.py --again CIFAR10.zip
 
 --walk is the walk of docs/guides/labels.md, each command in a process of its own, as users type
-it: a folder of real images, a table with two targets, groups and folds, a question of each kind, 100
-more images, 20 corrected labels; wall time of each step, and the images computed.
+it: a folder of real images, a table with two targets, groups and folds, a question of each kind,
+100 more images, 20 corrected labels; wall time of each step, and the images computed.
 --table joins a table of so many rows (CSV) to as many ids in a child process, which also reports
-its peak memory.
+its peak memory; then it attaches the table to a cache of as many rows, and asks it.
 --targets compares, in turn and in one process on made-up features (50,000 x 512 to train, 10,000 to
 test): 80 labels with scikit-learn's LogisticRegression per label at one C (5 of them, times 16);
 ridge with RidgeCV; cross-validation by groups with LogisticRegression at one C in GroupKFold.
@@ -149,6 +149,18 @@ def table(n_rows: int) -> None:
             for row, (species, fold, patient, age) in enumerate(zip(*columns, strict=True)):
                 writer.writerow([f"{row:08d}.jpg", f"species {species}", fold % 5, patient, age])
         subprocess.run([sys.executable, __file__, "--joined", str(path)], check=True)
+        from featcache.store.cache import Cache
+
+        ids = [f"{row:08d}.jpg" for row in range(n_rows)]
+        features = generator.normal(size=(n_rows, 16)).astype(np.float32)
+        Cache.from_arrays(features, path=Path(place) / "rows.h5", ids=ids)
+        facts = featcache(Path(place), "label", "rows.h5", "labels.csv")
+        print(f"featcache label of {facts['n_matched']:,} rows: {facts['process_s']:.1f} s")
+        asked = ("--target", "species", "--group", "patient", "--where", "age > 20")
+        quick = ("--solver", "ridge", "--C", "1", "--no-check")
+        facts = featcache(Path(place), "probe", "rows.h5", *asked, *quick)
+        n_images = facts["n_train"] + facts["n_test"]
+        print(f"featcache probe of {n_images:,} of them, by group: {facts['process_s']:.1f} s")
 
 
 def joined(path: Path) -> None:

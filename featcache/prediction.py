@@ -7,12 +7,13 @@ and compared with the record before any image is read.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,8 +30,16 @@ from .datasets.named import default_data_root
 from .datasets.tar import TarShards
 from .datasets.urls import RemoteFolder, open_url
 from .datasets.zip import ZipArchive
-from .errors import CacheMismatchError, DatasetError, FeatcacheError, RecipeError, WeightsError
-from .files import csv_line
+from .errors import (
+    CacheMismatchError,
+    DatasetError,
+    EngineUnavailableError,
+    FeatcacheError,
+    OutputError,
+    RecipeError,
+    WeightsError,
+)
+from .files import check_writable, csv_line, write_atomically
 from .metrics import top1, wilson_interval
 from .options import with_options
 from .preprocess import Preprocess
@@ -504,3 +513,49 @@ def as_csv(predictions: Sequence[Prediction]) -> str:
             pairs = ((name, f"{probability:.6g}") for name, probability in prediction.top)
             lines.append([prediction.path, *(text for pair in pairs for text in pair)])
     return "".join(csv_line(line) for line in lines)
+
+
+def check_table_path(path: Path) -> None:
+    """Refuse a name for `save_table` before the images are read."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise OutputError(
+            f"{path}: expected a name that ends in .csv or .parquet, found "
+            f"{path.suffix or 'no suffix'}; rename it"
+        )
+    if path.suffix == ".parquet":
+        _pyarrow()
+    check_writable(path)
+
+
+def save_table(predictions: Sequence[Prediction], path: Path) -> None:
+    """Write the table of `as_csv` to a ``.csv`` or ``.parquet`` file.
+
+    Raises
+    ------
+    OutputError
+        Another suffix, or a file that cannot be written.
+    EngineUnavailableError
+        A ``.parquet`` file without pyarrow.
+    """
+    check_table_path(path)
+    # A file name may be invalid Unicode, which is escaped.
+    data = as_csv(predictions).encode("utf-8", "backslashreplace")
+    if path.suffix == ".parquet":
+        reading, parquet = _pyarrow()
+        options = reading.ParseOptions(newlines_in_values=True)
+        buffer = io.BytesIO()
+        parquet.write_table(reading.read_csv(io.BytesIO(data), parse_options=options), buffer)
+        data = buffer.getvalue()
+    write_atomically(path, data)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow.csv as reading
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise EngineUnavailableError(
+            f"predictions: expected the package pyarrow for Parquet, found: {error}; type: pip "
+            "install 'featcache[parquet]', or name a .csv file"
+        ) from None
+    return reading, parquet

@@ -17,6 +17,7 @@ from conftest import FakeEngine, colour_image, write_gaussian_cache
 from featcache import extract, load, load_weights, probe
 from featcache.backbones.choice import EngineChoice
 from featcache.backbones.weights import save_weights
+from featcache.cli import main
 from featcache.errors import (
     CacheMismatchError,
     CacheMissError,
@@ -507,3 +508,20 @@ def test_a_probed_head_predicts_the_same_for_images_and_features(image_folder, t
     one = predict(image_folder / "test" / "red" / "00.png", path)
     assert one[0].class_name == outcome[12].class_name
     assert one[0].probability == pytest.approx(outcome[12].probability, abs=1e-3)
+
+
+def test_predictions_are_kept_in_a_file(cache, image_folder, engines, tmp_path, capsys):
+    head = tmp_path / "head.safetensors"
+    save_head(head, fitted(cache), {})
+    for name in ("found.csv", "found.parquet"):
+        path = tmp_path / name
+        assert main(["predict", str(image_folder), "--head", str(head), "-o", str(path)]) == 0
+    table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "found.parquet")
+    text = (tmp_path / "found.csv").read_text()
+    assert table.column_names == ["path", "class", "probability"]
+    assert table.num_rows == len(text.splitlines()) - 1 > 0
+    made = len(engines)
+    capsys.readouterr()
+    assert main(["predict", str(image_folder), "--head", str(head), "-o", "found.docx"]) == 1
+    assert "expected a name that ends in .csv or .parquet" in capsys.readouterr().err
+    assert len(engines) == made, "said before any image is read"

@@ -344,6 +344,16 @@ def predict(
     device: DeviceOption = "auto",
     top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 1,
     on_error: OnErrorOption = "fail",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write them to a .csv or .parquet file too.",
+            metavar="PATH",
+            rich_help_panel=RESULTS,
+        ),
+    ] = None,
     form: Annotated[
         Literal["table", "csv"],
         typer.Option(
@@ -356,11 +366,13 @@ def predict(
 
     Example: featcache predict photos --head cats.safetensors --format csv
     """
-    from ..prediction import as_csv
+    from ..prediction import as_csv, check_table_path, save_table
     from ..prediction import predict as run
 
     if json and form == "csv":
         raise typer.BadParameter("has no effect with --json", param_hint="--format")
+    if output is not None:
+        check_table_path(output)
     with out.progress() as report:
         predictions = run(
             list(images),
@@ -373,6 +385,9 @@ def predict(
             on_progress=report,
             on_note=out.note,
         )
+    if output is not None:
+        save_table(predictions, output)
+        out.note(f"{output}: {out.counted(len(predictions), 'prediction')}")
     if form == "csv":
         # A file name may be invalid Unicode, which is escaped.
         text = as_csv(predictions).encode("utf-8", "backslashreplace").decode()

@@ -32,7 +32,7 @@ from .recipes import check_choice
 TASKS = ("auto", "classification", "multilabel", "regression")
 _TRAIN, _VAL, _TEST = range(3)  # places in ROLES
 _NOWHERE, _UNKNOWN = -1, -2
-_DRAWN = ("content", "group")  # what draws the sides of a data set without given splits
+_DRAWN = ("content", "group", "id")  # what draws the sides of a data set without given splits
 _ROLE_WORDS = {
     "": _NOWHERE,
     "train": _TRAIN,
