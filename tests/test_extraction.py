@@ -543,3 +543,18 @@ def test_wrong_arguments(image_folder, fake_engine, home, arguments, error, said
     with pytest.raises(error, match=said):
         extract(image_folder, **{"weights": STARTER, **arguments})
     assert not fake_engine and not list(home.rglob("*.h5"))
+
+
+def test_copies_across_a_given_split_are_told(image_folder, fake_engine, tmp_path):
+    folder = tmp_path / "leaky"
+    shutil.copytree(image_folder, folder)
+    train = next((folder / "train").rglob("*.png"))
+    for number in range(3):
+        shutil.copyfile(train, folder / "test" / train.parent.name / f"copy-{number}.png")
+    notes = []
+    extract(folder, output=tmp_path / "c.h5", on_note=notes.append, weights=STARTER)
+    (told,) = (note for note in notes if "also in train" in note)
+    assert told.startswith("3 of ")
+    clean = []
+    extract(image_folder, output=tmp_path / "d.h5", on_note=clean.append, weights=STARTER)
+    assert not any("also in train" in note for note in clean)

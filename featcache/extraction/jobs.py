@@ -31,7 +31,8 @@ from ..errors import (
 )
 from ..files import check_writable, user_path
 from ..progress import OnNote, OnProgress, silent
-from ..store.cache import load
+from ..store.cache import Cache, load
+from ..store.copies import hash_numbers, n_copied
 from ..store.format import ROLES, UNLABELLED, decode_id
 from ..store.index import COMMITS, default_folder
 from ..store.remote_caches import MirroredWriter
@@ -177,7 +178,22 @@ def join(
             writer.discard()
             return existing, True
     facts = {"dataset_digest": digest, **_measured(writer)}
-    return writer.finish(facts, pack_limit=limit, path=final), False
+    made = writer.finish(facts, pack_limit=limit, path=final)
+    _note_copies(load(made), on_note)
+    return made, False
+
+
+def _note_copies(cache: Cache, on_note: OnNote) -> None:
+    """Say how many test images stand in train, which a given split may have."""
+    train, test = cache.train.content_hashes, cache.test.content_hashes
+    if train is None or test is None:
+        return
+    n_copies = n_copied(hash_numbers(test), hash_numbers(train))
+    if n_copies:
+        on_note(
+            f"{n_copies:,} of {len(test):,} test images are also in train (same bytes): results "
+            "would be too good; featcache audit lists them"
+        )
 
 
 def _measured(writer: ShardWriter) -> dict[str, Any]:

@@ -12,6 +12,21 @@ def content_numbers(hashes: np.ndarray) -> np.ndarray:
     return numbers.reshape(-1).astype(np.int64)
 
 
+def hash_numbers(hashes: np.ndarray) -> np.ndarray:
+    """Return the first 8 bytes of hashes, uint8 (N, 32), as uint64 (N,): they tell images apart."""
+    numbers: np.ndarray = np.ascontiguousarray(hashes[:, :8]).view(np.uint64)[:, 0]
+    return numbers
+
+
+def n_copied(numbers: np.ndarray, others: np.ndarray) -> int:
+    """Return how many `hash_numbers` (M,) are among others (N,)."""
+    if not len(others):
+        return 0
+    ordered = np.sort(others)  # several times as fast as isin of NumPy 2
+    places = np.searchsorted(ordered, numbers).clip(max=len(ordered) - 1)
+    return int((ordered[places] == numbers).sum())
+
+
 def role_spans(groups: np.ndarray, roles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return, for each row, the first and the last split in which its group stands.
 
