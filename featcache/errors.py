@@ -86,11 +86,21 @@ class OutputError(FeatcacheError, OSError):
     """A result cannot be written to the requested place."""
 
 
+def text_of(value: object) -> str:
+    """Return valid text: bytes of a file name that are not UTF-8 are escaped."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
 def visible(text: str) -> str:
     """Return text for a terminal: control characters of a foreign text are written out."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def visible_line(text: str) -> str:
+    """Return `visible` text on one line: line feeds are written out too."""
+    return visible(text).replace("\n", r"\n")
 
 
 _MAX_CHARACTERS = 120

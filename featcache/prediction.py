@@ -38,6 +38,7 @@ from .errors import (
     OutputError,
     RecipeError,
     WeightsError,
+    text_of,
 )
 from .files import check_writable, csv_line, write_atomically
 from .metrics import top1, wilson_interval
@@ -528,18 +529,8 @@ def check_table_path(path: Path) -> None:
 
 
 def save_table(predictions: Sequence[Prediction], path: Path) -> None:
-    """Write the table of `as_csv` to a ``.csv`` or ``.parquet`` file.
-
-    Raises
-    ------
-    OutputError
-        Another suffix, or a file that cannot be written.
-    EngineUnavailableError
-        A ``.parquet`` file without pyarrow.
-    """
-    check_table_path(path)
-    # A file name may be invalid Unicode, which is escaped.
-    data = as_csv(predictions).encode("utf-8", "backslashreplace")
+    """Write the table of `as_csv` to a file that `check_table_path` let pass."""
+    data = text_of(as_csv(predictions)).encode()
     if path.suffix == ".parquet":
         reading, parquet = _pyarrow()
         options = reading.ParseOptions(newlines_in_values=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import FeatcacheError, one_line
+from .errors import FeatcacheError, one_line, text_of
 from .files import check_writable, csv_line, write_atomically
 from .notebook import Rows
 from .progress import OnNote, silent
@@ -141,7 +141,9 @@ def save_predictions(run: Path, columns: Mapping[str, Sequence[Any] | np.ndarray
     escaped.
     """
     plain = {
-        name: values if isinstance(values, np.ndarray) else [_printable(one) for one in values]
+        name: values
+        if isinstance(values, np.ndarray)
+        else [text_of(one) if isinstance(one, str) else one for one in values]
         for name, values in columns.items()
     }
     try:
@@ -161,10 +163,6 @@ def save_predictions(run: Path, columns: Mapping[str, Sequence[Any] | np.ndarray
     path = run / PREDICTIONS[0]
     write_atomically(path, buffer.getbuffer())
     return path
-
-
-def _printable(value: Any) -> Any:
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _in_csv(value: Any) -> str:

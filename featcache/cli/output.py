@@ -19,7 +19,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import RecipeError, visible
+from ..errors import RecipeError, visible, visible_line
 from ..progress import OnProgress, Progress
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def counted(n: int, noun: str) -> str:
 
 def name(text: str) -> Text:
     """Return a name from a data set as cell text, with control characters escaped."""
-    return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))  # \n too
+    return Text(visible_line(text))
 
 
 def note(text: str) -> None:

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import visible
+from ..errors import text_of, visible
 from . import output as out
 from . import plot as _plot
 from .help import IMAGES, RESULTS
@@ -389,8 +389,7 @@ def predict(
         save_table(predictions, output)
         out.note(f"{output}: {out.counted(len(predictions), 'prediction')}")
     if form == "csv":
-        # A file name may be invalid Unicode, which is escaped.
-        text = as_csv(predictions).encode("utf-8", "backslashreplace").decode()
+        text = text_of(as_csv(predictions))
         print(visible(text) if sys.stdout.isatty() else text, end="")
         return
     out.show(predictions, json, prediction_table, _as_dicts)

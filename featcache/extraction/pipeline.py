@@ -36,6 +36,11 @@ FACTS = (*STAGES, "passes")  # these are forward passes
 REUSED = "reused_rows"  # a fact of a shard: how many images another cache had
 _NAMED = 5  # skipped images, by name and reason; the cache lists all
 _KNOWN_ROWS = 256  # per batch, where no engine says what suits it
+_CUT_AWAY = "the crop keeps {:.0f} % of it; --geometry pad or squash keeps all of such images"
+_DIM = (
+    "its brightest pixel reaches {:.2g} % of the range that its format declares; if others are as "
+    "dark, scale them first"
+)
 _WAITING_SHARE = 0.1  # of the time, before a stage that is waited for is called the bottleneck
 
 
@@ -185,7 +190,8 @@ def extract_shards(
         hashed=isinstance(split.images, FileImages),
         find=partial(_find, known, work, shards[0].role) if known and shards else None,
     )
-    n_named, warned, dim = 0, False, False
+    n_named = 0
+    told: set[str] = set()  # of each remark, the first image alone
     with closing(pixels):
         for place in shards:
             shard = Shard(place)
@@ -198,20 +204,14 @@ def extract_shards(
                 for _, reason in decoded.failures[: max(0, _NAMED - n_named)]:
                     on_note(f"skipped: {reason}")
                 n_named += len(decoded.failures)
-                if decoded.cut_away and not warned:
-                    warned = True
-                    row, kept = decoded.cut_away[0]
-                    on_note(
-                        f"{split.ids[row]}: the crop keeps {100 * kept:.0f} % of it; --geometry "
-                        "pad or squash keeps all of such images"
-                    )
-                if decoded.dim and not dim:
-                    dim = True
-                    row, share = decoded.dim[0]
-                    on_note(
-                        f"{split.ids[row]}: its brightest pixel reaches {100 * share:.2g} % of the "
-                        "range that its format declares; if others are as dark, scale them first"
-                    )
+                for remark, cases in (
+                    (_CUT_AWAY, decoded.cut_away),
+                    (_DIM, decoded.dim),
+                ):
+                    if cases and remark not in told:
+                        told.add(remark)
+                        row, share = cases[0]
+                        on_note(f"{split.ids[row]}: {remark.format(100 * share)}")
                 _run_batch(batch, decoded, split, work, engine, shard)
                 shard.facts["engine_s"] += time.perf_counter() - now
                 shard.facts["wall_s"] += time.perf_counter() - last

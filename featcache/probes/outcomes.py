@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ..metrics import softmax
+from .head import reached
+
 Columns = dict[str, Any]
 
 
@@ -67,15 +70,14 @@ def outcomes_of_scores(
     if not calibrated:
         lead = scores[rows, predicted] - scores[rows, labels]
         return class_outcomes(ids, labels, predicted, names, error=lead)
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    total = np.exp(shifted, dtype=np.float64).sum(axis=1)
+    shares = softmax(scores)
     return class_outcomes(
         ids,
         labels,
         predicted,
         names,
-        probability=1 / total,
-        label_probability=np.exp(shifted[rows, labels], dtype=np.float64) / total,
+        probability=shares[rows, predicted],
+        label_probability=shares[rows, labels],
     )
 
 
@@ -92,7 +94,7 @@ def label_outcomes(
     probability in ``p: NAME``. The error is the largest |target - probability| of a known label.
     """
     known = targets >= 0
-    above = probabilities >= thresholds
+    above = reached(probabilities, thresholds)
     gap = np.where(known, np.abs(targets - probabilities), 0)
     return {
         "id": list(ids),

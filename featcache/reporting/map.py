@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DatasetError, EngineUnavailableError
+from ..errors import DatasetError, EngineUnavailableError, text_of
 from ..metrics import softmax
 from ..probes.head import Head
 from ..probes.knn import nearest
@@ -153,7 +153,7 @@ def encode(points: Points, class_names: Sequence[str], thumbs: Sequence[str]) ->
         "x": x,
         "y": y,
         # A file name need not be text: what cannot be shown is spelt out.
-        "ids": [name.encode("utf-8", "backslashreplace").decode() for name in points.ids],
+        "ids": [text_of(name) for name in points.ids],
         "kinds": {name: {**kind, "of": kind["of"].tolist()} for name, kind in kinds.items()},
         "neighbours": points.neighbours.tolist(),
         "predicted": None if points.predicted is None else points.predicted.tolist(),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ..datasets.dataset import Dataset
-from ..errors import EngineUnavailableError, FeatcacheError, RecipeError
+from ..errors import EngineUnavailableError, FeatcacheError, RecipeError, text_of
 from ..files import check_writable, user_path, write_atomically
 from ..notebook import ShownAsTable
 from ..options import with_options
@@ -180,7 +180,7 @@ def worst_errors(
     for note in notes:
         on_note(note)
     write_atomically(page, _render(chosen, result, thumbs, notes))
-    return ErrorsResult(**{**vars(result), "notes": notes})
+    return replace(result, notes=notes)
 
 
 def _newest(folder: Path, on_note: OnNote) -> Run:
@@ -256,7 +256,7 @@ def _thumbnails(
         wanted = {one.id for one in worst if one.split == role}
         found = (enumerate(split.ids)) if wanted else ()
         # The file of predictions has an escaped name where it is not UTF-8.
-        spelt = ((row, name.encode("utf-8", "backslashreplace").decode()) for row, name in found)
+        spelt = ((row, text_of(name)) for row, name in found)
         places.update({(role, row): name for row, name in spelt if name in wanted})
     small = pictures.small(list(places), _SIDE, on_progress)
     return {places[place]: data for place, data in small.items()}, ""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EngineUnavailableError, OutputError, RecipeError
+from ..errors import EngineUnavailableError, OutputError, RecipeError, text_of, visible_line
 from ..files import (
     check_writable,
     csv_line,
@@ -94,11 +94,6 @@ class Reading:
                     held = []
         if held:
             yield np.concatenate(held)
-
-
-def text_of(value: Any) -> str:
-    """Return valid text: bytes of a file name that are not UTF-8 are escaped."""
-    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 _ANY_DATE = (1980, 1, 1, 0, 0, 0)  # so that the same cache gives the same bytes
@@ -411,7 +406,7 @@ def _metadata_lines(
 
 def _cell(text: str) -> str:
     """Return a name whose unprintable characters, which could end a cell or a line, are escaped."""
-    return text_of("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+    return text_of(visible_line(text))
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

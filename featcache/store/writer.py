@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ShapeMismatchError
+from ..errors import ShapeMismatchError, text_of
 from ..files import replaced_file
 from .format import (
     BLOCK_ROWS,
@@ -199,8 +199,7 @@ def attributes(meta: Mapping[str, Any]) -> dict[str, str | int | float]:
 
 def _text(value: Any) -> str:
     """Return text that HDF5 can store; values without a plain HDF5 type become JSON."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text_of(value if isinstance(value, str) else json.dumps(value))
 
 
 def _hdf5_type(dtype: np.dtype) -> Any:
