@@ -55,10 +55,11 @@ GROUPS = {
 # Types of the results' fields. They are not public names, but users read their fields.
 PARTS = {
     "probes.cross_check": ("CheckResult",),
-    "metrics": ("Evaluation",),
+    "metrics": ("Evaluation", "NumberScores"),
     "probes.sweep": ("Sweep", "SweepPoint"),
-    "probes.multilabel": ("LabelScore", "LabelsCheck"),
-    "probes.regression": ("NumberScore", "NumbersCheck"),
+    "probes.labels_and_numbers": ("TargetProbe",),
+    "probes.multilabel": ("MultilabelScores", "LabelScore", "LabelsCheck"),
+    "probes.regression": ("RegressionScores", "NumberScore", "NumbersCheck"),
     "probes.crossval": ("Fold",),
     "probes.curves": ("CurvePoint",),
     "prediction": ("Prediction", "HeadResult"),

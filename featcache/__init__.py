@@ -44,14 +44,14 @@ _HOME = {
     "LabelResult": "store.label",
     "LinearProbe": "probes.estimator",
     "MergeResult": "store.merge",
-    "MultilabelResult": "probes.multilabel",
+    "MultilabelResult": "probes.labels_and_numbers",
     "Preprocess": "preprocess",
     "ProbeOptions": "probes.probe",
     "ProbeRecipe": "probes.recipes",
     "ProbeResult": "probes.probe",
     "Progress": "progress",
     "Question": "probes.question",
-    "RegressionResult": "probes.regression",
+    "RegressionResult": "probes.labels_and_numbers",
     "ReportResult": "reporting.report",
     "ShareResult": "extraction.result",
     "Split": "datasets.dataset",
@@ -177,11 +177,10 @@ if TYPE_CHECKING:
     from .probes.folds import CrossValidationResult
     from .probes.head import Head, load_head
     from .probes.knn import KnnResult, knn
-    from .probes.multilabel import MultilabelResult
+    from .probes.labels_and_numbers import MultilabelResult, RegressionResult
     from .probes.probe import ProbeOptions, ProbeResult, probe
     from .probes.question import Question
     from .probes.recipes import ExactRecipe, ProbeRecipe
-    from .probes.regression import RegressionResult
     from .progress import Progress
     from .reporting.mistakes import ErrorsResult, worst_errors
     from .reporting.report import ReportResult, report

@@ -356,11 +356,11 @@ def f1_threshold(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class NumberScores:
-    """How well one numeric target is predicted, with 95 % intervals over draws of test images.
+    """How well one numeric target is predicted on the test split.
 
     Parameters
     ----------
-    n : int
+    n_test : int
         Images with a value.
     r2 : float or None
         1 - sum of squared errors / sum of squares about the mean; None for a constant target.
@@ -369,9 +369,10 @@ class NumberScores:
     spearman : float or None
         Correlation of ranks, equal values sharing the mean of theirs.
     r2_interval, mae_interval, rmse_interval, spearman_interval : tuple of 2 floats or None
+        95 %, over resamples of test images, or of their groups.
     """
 
-    n: int
+    n_test: int
     r2: float | None
     r2_interval: Interval | None
     mae: float | None

@@ -359,7 +359,7 @@ def test_number_scores_are_those_of_scikit_learn_and_scipy():
     for column, one in enumerate(scored):
         rows = ~np.isnan(targets[:, column])
         own = targets[rows, column], predicted[rows, column]
-        assert one.n == rows.sum()
+        assert one.n_test == rows.sum()
         assert one.r2 == pytest.approx(sklearn_metrics.r2_score(*own))
         assert one.mae == pytest.approx(sklearn_metrics.mean_absolute_error(*own))
         assert one.rmse == pytest.approx(math.sqrt(sklearn_metrics.mean_squared_error(*own)))
@@ -382,4 +382,4 @@ def test_numbers_that_cannot_be_measured():
     assert one.r2 is one.spearman is one.r2_interval is r2 is interval is None
     assert one.mae == pytest.approx(2.9 / 3, abs=0.1)
     (none,), _, _ = number_scores(np.zeros((2, 1)), np.full((2, 1), np.nan))
-    assert (none.n, none.r2, none.mae, none.rmse, none.spearman) == (0, None, None, None, None)
+    assert (none.n_test, none.r2, none.mae, none.rmse, none.spearman) == (0, None, None, None, None)

@@ -13,8 +13,7 @@ from .output import name as name_of
 
 if TYPE_CHECKING:
     from ..probes.folds import CrossValidationResult
-    from ..probes.multilabel import MultilabelResult
-    from ..probes.regression import RegressionResult
+    from ..probes.labels_and_numbers import MultilabelResult, RegressionResult
 
 _LISTED = 100  # labels, numbers or folds in a table
 

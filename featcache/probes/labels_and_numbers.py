@@ -3,22 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RecipeError
+from ..notebook import ShownAsTable
 from ..progress import OnProgress
 from ..runs import cache_facts, save_predictions, save_run
 from ..store.cache import Cache
 from .head import Head, save_head
-from .multilabel import MultilabelResult, probe_labels
+from .multilabel import MultilabelScores, probe_labels
 from .outcomes import Columns, label_outcomes, number_outcomes
 from .question import Asked
-from .regression import RegressionResult, probe_numbers
+from .regression import RegressionScores, probe_numbers
 
 if TYPE_CHECKING:
     from .probe import ProbeOptions
+
+
+@dataclass(frozen=True)
+class TargetProbe(ShownAsTable):
+    """What the probes of several labels and of numbers tell beside their scores.
+
+    Parameters
+    ----------
+    target : str
+        The columns asked for.
+    n_unlabelled : int
+        Images of both splits for which no label, or no number, is known.
+    views, cuts : tuple of str
+        The flip views that it was trained on; where the features were taken.
+    cache, test_cache : Path
+        The features, and those of the test split.
+    head : Path
+        Where the head was saved.
+    run : Path
+        Folder of the record and the head.
+    n_val : int
+        Images of the val split, which chose and nothing else.
+    task : str
+        ``"labels"`` or ``"numbers"``.
+    split, group, where, table
+        As in `ProbeResult`.
+    """
+
+    target: str
+    n_unlabelled: int
+    views: tuple[str, ...]
+    cuts: tuple[str, ...]
+    cache: Path
+    test_cache: Path
+    head: Path
+    run: Path
+    n_val: int
+    task: str
+    split: str
+    group: str | None
+    where: str | None
+    table: str | None
+
+
+@dataclass(frozen=True)
+class MultilabelResult(TargetProbe, MultilabelScores):
+    """Heads of several labels an image: the fields of `MultilabelScores` and `TargetProbe`."""
+
+
+@dataclass(frozen=True)
+class RegressionResult(TargetProbe, RegressionScores):
+    """A head of numbers: the fields of `RegressionScores` and `TargetProbe`."""
 
 
 def probe_targets(

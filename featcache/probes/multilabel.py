@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -178,50 +177,6 @@ class MultilabelScores(ShownAsTable):
     wall_s: float
     check: LabelsCheck | None
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class MultilabelResult(MultilabelScores):
-    """Heads of several labels an image on cached features, and how good they are.
-
-    It has the fields of `MultilabelScores`, and these.
-
-    Parameters
-    ----------
-    target : str
-        The columns asked for.
-    n_unlabelled : int
-        Images of both splits for which no label is known.
-    views, cuts : tuple of str
-        The flip views that it was trained on; where the features were taken.
-    cache, test_cache : Path
-        The features, and those of the test split.
-    head : Path
-        Where the head was saved.
-    run : Path
-        Folder of the record and the head.
-    n_val : int
-        Images of the val split, which chose and nothing else.
-    task : str
-        ``"labels"``.
-    split, group, where, table
-        As in `ProbeResult`.
-    """
-
-    target: str
-    n_unlabelled: int
-    views: tuple[str, ...]
-    cuts: tuple[str, ...]
-    cache: Path
-    test_cache: Path
-    head: Path
-    run: Path
-    n_val: int
-    task: str
-    split: str
-    group: str | None
-    where: str | None
-    table: str | None
 
 
 def probe_labels(

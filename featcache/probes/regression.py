@@ -18,13 +18,12 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import TableError
-from ..metrics import Interval, number_scores
+from ..metrics import Interval, NumberScores, number_scores
 from ..notebook import ShownAsTable
 from ..progress import OnProgress, Progress, silent
 from .blocks import Features, Rows, each_block, loaded
@@ -39,25 +38,18 @@ _CHECKED = 3  # targets that scikit-learn fits too
 _NULL = 1e-13  # relative variance of a direction in which the features do not vary
 
 
-@dataclass(frozen=True)
-class NumberScore:
+@dataclass(frozen=True, kw_only=True)
+class NumberScore(NumberScores):
     """One numeric target: its penalty, and how well it is predicted on the test split.
+
+    It has the fields of `NumberScores`, and these.
 
     Parameters
     ----------
     name : str
         The target.
-    n_train, n_test : int
+    n_train : int
         Images with a value.
-    r2 : float or None
-        1 - sum of squared errors / sum of squares about the mean; None for a target that is
-        constant on the test split.
-    mae, rmse : float or None
-        Mean absolute error and root of the mean squared error, in units of the target.
-    spearman : float or None
-        Correlation of ranks, equal values sharing the mean of theirs.
-    r2_interval, mae_interval, rmse_interval, spearman_interval : tuple of 2 floats or None
-        95 %, over resamples of test images, or of their groups.
     weight_decay, alpha : float
         The penalty as lambda, and scikit-learn's: alpha = N * lambda.
     degrees_of_freedom : float
@@ -66,15 +58,6 @@ class NumberScore:
 
     name: str
     n_train: int
-    n_test: int
-    r2: float | None
-    r2_interval: Interval | None
-    mae: float | None
-    mae_interval: Interval | None
-    rmse: float | None
-    rmse_interval: Interval | None
-    spearman: float | None
-    spearman_interval: Interval | None
     weight_decay: float
     alpha: float
     degrees_of_freedom: float
@@ -144,50 +127,6 @@ class RegressionScores(ShownAsTable):
     wall_s: float
     check: NumbersCheck | None
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class RegressionResult(RegressionScores):
-    """A head of numbers on cached features, and how good it is.
-
-    It has the fields of `RegressionScores`, and these.
-
-    Parameters
-    ----------
-    target : str
-        The columns asked for.
-    n_unlabelled : int
-        Images of both splits without any value.
-    views, cuts : tuple of str
-        The flip views that it was trained on; where the features were taken.
-    cache, test_cache : Path
-        The features, and those of the test split.
-    head : Path
-        Where the head was saved.
-    run : Path
-        Folder of the record and the head.
-    n_val : int
-        Images of the val split, which chose and nothing else.
-    task : str
-        ``"numbers"``.
-    split, group, where, table
-        As in `ProbeResult`.
-    """
-
-    target: str
-    n_unlabelled: int
-    views: tuple[str, ...]
-    cuts: tuple[str, ...]
-    cache: Path
-    test_cache: Path
-    head: Path
-    run: Path
-    n_val: int
-    task: str
-    split: str
-    group: str | None
-    where: str | None
-    table: str | None
 
 
 def probe_numbers(
@@ -282,9 +221,8 @@ def probe_numbers(
     totals = _totals(targets, train.weights, len(views))
     rows_of = [
         NumberScore(
-            **{key: value for key, value in vars(one).items() if key != "n"},
+            **vars(one),
             name=name,
-            n_test=one.n,
             n_train=int((~np.isnan(targets[:, column])).sum()),
             weight_decay=float(decays[column]),
             alpha=float(decays[column] * totals[column]),
