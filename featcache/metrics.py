@@ -155,17 +155,17 @@ def expected_calibration_error(
     return error, tuple(bins)
 
 
-def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of an accuracy on n images: Wilson's score interval.
+def wilson_interval(accuracy: float, n: int, z: float = _Z_95) -> tuple[float, float]:
+    """Return the interval of an accuracy on n images, 95 % by default: Wilson's score interval.
 
     Unlike the normal approximation it stays within [0, 1] and is valid at 0 and at 1. Wilson,
     "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
     """
     if n <= 0:
         return 0.0, 1.0
-    z2 = _Z_95**2 / n
+    z2 = z**2 / n
     centre = (accuracy + z2 / 2) / (1 + z2)
-    half = _Z_95 * math.sqrt(accuracy * (1 - accuracy) / n + z2 / (4 * n)) / (1 + z2)
+    half = z * math.sqrt(accuracy * (1 - accuracy) / n + z2 / (4 * n)) / (1 + z2)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 

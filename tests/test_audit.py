@@ -15,7 +15,7 @@ from conftest import write_gaussian_cache
 
 import featcache
 from featcache.auditing.findings import TABLES, as_csv
-from featcache.auditing.labels import doubts, fold_numbers, thresholds_of
+from featcache.auditing.labels import doubts, fold_numbers, reference_of, with_neighbours
 from featcache.cli import main
 from featcache.errors import CacheCorruptError, CacheMismatchError, OutputError, RecipeError
 from featcache.store.writer import Source, SplitArrays, pack, write_cache
@@ -202,7 +202,7 @@ def test_planted_label_errors_are_found(flipped_digits):
     assert scores == sorted(scores, reverse=True)
     for suspect in result.mislabelled:
         assert suspect.label != suspect.suggested
-        assert suspect.score == 1 - suspect.self_confidence
+        assert suspect.score == pytest.approx(1 - suspect.self_confidence, abs=1e-12)
         assert 0 <= suspect.self_confidence < suspect.confidence <= 1
     assert result.n_judged == 1797 and result.C is not None and result.top1 > 0.8
     assert featcache.audit(path).mislabelled == result.mislabelled
@@ -222,14 +222,59 @@ def test_confident_joint_by_hand():
             [0.6, 0.1, 0.3],  # above it
         ]
     )
-    thresholds = thresholds_of(p, labels)
-    assert np.allclose(thresholds, [0.55, 0.8, 0.35])
-    result = doubts(p, labels, thresholds)
+    reference = reference_of(p, labels)
+    assert np.allclose(reference.thresholds, [0.55, 0.8, 0.35]) and not reference.one_way
+    result = doubts(p, labels, reference)
+    # Row 4 disagrees too, but two images count as another class than their label: two are listed.
     assert result.rows.tolist() == [1, 5] and result.suggested.tolist() == [1, 0]
     assert np.allclose(result.self_confidence, [0.2, 0.3])
+    assert np.allclose(result.score, [0.8, 0.7])
     p[1] = np.nan  # held out by no head
-    assert np.allclose(thresholds_of(p, labels), [0.9, 0.8, 0.35])
-    assert doubts(p, labels, thresholds).rows.tolist() == [5]
+    assert np.allclose(reference_of(p, labels).thresholds, [0.9, 0.8, 0.35])
+    assert doubts(p, labels, reference).rows.tolist() == [5]
+
+
+def test_what_is_mistaken_one_way_only_comes_first():
+    """Classes 0 and 1 look alike; 60 images of class 2 were labelled 3, and none the reverse."""
+    labels = np.repeat([0, 1, 2, 3], 400)
+    p = np.full((1600, 4), 0.03)
+    p[np.arange(1600), labels] = 0.91
+    swapped = np.r_[0:60, 400:460]  # 60 of each look like the other
+    p[swapped, labels[swapped]], p[swapped, 1 - labels[swapped]] = 0.05, 0.92
+    wrong = np.arange(1200, 1260)
+    p[wrong, 3], p[wrong, 2] = 0.06, 0.92  # by self-confidence they come last
+    reference = reference_of(p, labels)
+    weights = {(label, other): weight for label, other, weight in reference.one_way}
+    assert set(weights) == {(3, 2), (2, 3)} and weights[3, 2] > 8 and weights[2, 3] < 1 / 8
+    result = doubts(p, labels, reference)
+    assert len(result.rows) == 180 and set(result.rows[:60]) == set(wrong)
+    assert np.allclose(result.self_confidence[:60], 0.06)
+
+
+def test_neighbours_vote_by_hand():
+    p = np.array([[0.5, 0.5], [0.5, 0.5], [np.nan, np.nan]])
+    similarity = np.array([[0.9, 0.9], [0.8, 0.8], [0.9, 0.9]], np.float32)
+    joined = with_neighbours(p, similarity, np.array([[0, 0], [1, -1], [0, 1]]))
+    assert np.allclose(joined[:2], [[1.2 / 1.4, 0.2 / 1.4], [0.2 / 1.4, 1.2 / 1.4]])
+    assert np.isnan(joined[2]).all()  # what no head can judge stays so
+    assert with_neighbours(p[:2], similarity[:2, :0], np.empty((2, 0), int)) is not None
+
+
+def test_the_least_cosine_of_copies_follows_the_features(tmp_path):
+    """Features that share a large offset are all alike by cosine; copies are found all the same."""
+    train, labels, test, test_labels = clouds(dim=40)
+    train[1] = train[0] + 0.001
+    offset = 30 * np.ones(40)
+    plain = featcache.audit(write(tmp_path / "a.h5", train, labels, test, test_labels))
+    moved = featcache.audit(
+        write(tmp_path / "b.h5", train + offset, labels, test + offset, test_labels)
+    )
+    assert plain.threshold < 0.97 and moved.threshold > 0.99
+    for result in (plain, moved):
+        (group,) = result.groups
+        assert [(image.split, image.row) for image in group.images] == [("train", 0), ("train", 1)]
+    crowded = featcache.audit(moved.cache, duplicates=0.9)
+    assert any("do not tell copies from pictures" in note for note in crowded.notes)
 
 
 def test_folds_are_stratified_and_drawn():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,15 @@ from ..probes.blocks import Features, Rows
 from ..probes.question import check_finite, opened
 from ..progress import OnNote, OnProgress, silent
 from ..store.cache import Cache
-from .duplicates import Copies, find_copies, find_neighbours, furthest, outlier_scores
+from .duplicates import (
+    Copies,
+    Neighbours,
+    copy_threshold,
+    find_copies,
+    find_neighbours,
+    furthest,
+    outlier_scores,
+)
 from .findings import (
     AuditResult,
     DuplicateGroup,
@@ -28,7 +35,7 @@ from .findings import (
     StraddlingGroup,
     Suspect,
 )
-from .labels import Doubts, doubts, fit_heads, thresholds_of
+from .labels import Doubts, doubts, fit_heads, reference_of, with_neighbours
 from .straddling import straddling_copies, straddling_groups
 
 
@@ -36,7 +43,7 @@ from .straddling import straddling_copies, straddling_groups
 class AuditOptions:
     """Options of `audit`, which describes them."""
 
-    duplicates: float = 0.95  # docs/audit.md has the measurement
+    duplicates: float | None = None
     folds: int = 5
     neighbours: int = 10
     outliers: float = 0.01
@@ -45,10 +52,10 @@ class AuditOptions:
     group: str | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.duplicates) and 0 < self.duplicates <= 1):
+        if self.duplicates is not None and not 0 < self.duplicates <= 1:
             raise RecipeError(
                 f"duplicates: expected a cosine above 0 and at most 1, found {self.duplicates}; "
-                "the default is 0.95"
+                "leave it out for one that suits the features"
             )
         if not 0 < self.outliers < 1:
             raise RecipeError(
@@ -80,8 +87,9 @@ def audit(
     ----------
     cache : str, Path or Cache, optional
         The features; the newest cache by default.
-    duplicates : float
-        Two images with at least this cosine are near-duplicates: above 0, at most 1.
+    duplicates : float, optional
+        Two images with at least this cosine are near-duplicates: above 0, at most 1. By default
+        the cosine at which 1 - cosine is 6.5 % of its mean over all pairs of training images.
     folds : int
         Folds of cross-validation for training labels, at least 2: the head that judges an image
         was fitted to the other folds.
@@ -127,15 +135,18 @@ def audit(
     crossing, within_train, within_test = find_neighbours(
         cache.train.features, cache.test.features, options.neighbours, on_progress
     )
-    copies = find_copies(crossing, within_train, within_test, options.duplicates)
+    threshold = options.duplicates or copy_threshold(cache.train.features)
+    copies = find_copies(crossing, within_train, within_test, threshold)
     limit, far = furthest(outlier_scores(within_train), outlier_scores(crossing), options.outliers)
     searched = time.perf_counter()
 
     copied = np.array([pair[0] for pair in copies.pairs[: copies.n_crossing]], np.int64)
-    judgement = judge(cache, copied - len(cache.train), options, on_progress)
+    judgement = judge(
+        cache, copied - len(cache.train), within_train, crossing, options, on_progress
+    )
     ended = time.perf_counter()
 
-    notes = judgement.notes
+    notes = judgement.notes + _crowded(copies, len(cache.train) + len(cache.test), threshold)
     if copied_rows is None:
         notes += ("copies: not checked: not every image has the SHA-256 of its file",)
     for note in notes:
@@ -147,7 +158,7 @@ def audit(
         n_train=len(cache.train),
         n_test=len(cache.test),
         n_unlabelled=int((cache.train.labels < 0).sum() + (cache.test.labels < 0).sum()),
-        threshold=float(options.duplicates),
+        threshold=float(threshold),
         duplicates=pairs,
         groups=_groups(copies, catalogue),
         n_test_with_duplicate=copies.n_crossing,
@@ -172,6 +183,18 @@ def audit(
         group=options.group,
         straddling_groups=tuple(StraddlingGroup(name, *counts) for name, counts in torn),
         n_groups=n_groups,
+    )
+
+
+def _crowded(copies: Copies, n_images: int, threshold: float) -> tuple[str, ...]:
+    """Return a note where a group is too large to be copies."""
+    largest = max(map(len, copies.groups), default=0)
+    if largest <= max(_CROWD, n_images // 10):
+        return ()
+    return (
+        f"near-duplicates: one group holds {largest:,} of {n_images:,} images: at a cosine of "
+        f"{threshold:.4g} these features do not tell copies from pictures that are alike; try "
+        f"--duplicates {1 - (1 - threshold) / 2:.4g}",
     )
 
 
@@ -249,21 +272,26 @@ def _suspects(judgement: Judgement, catalogue: _Catalogue) -> tuple[Suspect, ...
             judgement.classes[doubted.suggested],
             doubted.self_confidence,
             doubted.confidence,
+            doubted.score,
         )
-        for row, label, own, other in zip(*(column.tolist() for column in columns), strict=True):
+        for row, label, own, other, score in zip(
+            *(column.tolist() for column in columns), strict=True
+        ):
             suspects.append(
                 Suspect(
                     **vars(catalogue.image(role, row)),
                     suggested=catalogue.class_name(label),
                     self_confidence=own,
                     confidence=other,
-                    score=1 - own,
+                    score=score,
                 )
             )
-    return tuple(sorted(suspects, key=lambda suspect: suspect.self_confidence))
+    # Both splits are in order; the sort is stable, so scores that round alike stay so.
+    return tuple(sorted(suspects, key=lambda suspect: -suspect.score))
 
 
 _NAMED = 3  # classes in a note
+_CROWD = 20  # images: a group of so few is never too large
 
 
 @dataclass(frozen=True)
@@ -281,7 +309,12 @@ class Judgement:
 
 
 def judge(
-    cache: Cache, copied: np.ndarray, options: AuditOptions, on_progress: OnProgress
+    cache: Cache,
+    copied: np.ndarray,
+    within_train: Neighbours,
+    crossing: Neighbours,
+    options: AuditOptions,
+    on_progress: OnProgress,
 ) -> Judgement:
     """Fit heads and judge labels; ``copied`` are test rows with a near-duplicate in train."""
     rows = np.flatnonzero(cache.train.labels >= 0)
@@ -302,14 +335,24 @@ def judge(
     test = _some(cache.test.features, test_rows)
     train = _some(cache.train.features, rows)
     heads = fit_heads(train, labels, test, options.folds, options.seed, on_progress)
-    thresholds = thresholds_of(heads.train, labels)
+    # Labels of the training rows as columns of the heads, -1 for those without.
+    columns = np.full(len(cache.train), -1)
+    columns[rows] = labels
+    judged = [
+        with_neighbours(probabilities, near.similarity[chosen], columns[near.rows[chosen]])
+        for probabilities, near, chosen in (
+            (heads.train, within_train, rows),
+            (heads.test, crossing, test_rows),
+        )
+    ]
+    reference = reference_of(judged[0], labels)
     clean = ~np.isin(test_rows, copied)
     predicted = heads.test.argmax(axis=1)
     unknown = int((given >= 0).sum()) - len(test_rows)
     return Judgement(
         doubts=(
-            ("train", rows, doubts(heads.train, labels, thresholds)),
-            ("test", test_rows, doubts(heads.test, expected, thresholds)),
+            ("train", rows, doubts(judged[0], labels, reference)),
+            ("test", test_rows, doubts(judged[1], expected, reference)),
         ),
         classes=classes,
         n_judged=len(rows) - int((counts == 1).sum()) + len(test_rows),

@@ -12,9 +12,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..probes.blocks import Features
+from ..probes.blocks import Features, each_block
 from ..probes.knn import nearest
 from ..progress import OnProgress, Progress
+
+_COPY_SHARE = 0.065  # a cosine of 0.95 on CIFAR-10, where docs/audit.md has the measurement
+_ROUNDING = 1e-5  # between the cosine of equal images and 1, float16 features included
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,24 @@ class Copies:
     pairs: list[tuple[int, int, float]]  # nodes and cosine, in the order of the listing
     groups: list[list[int]]  # nodes, ascending, in the order of group numbers
     n_crossing: int  # the first n_crossing pairs are test images with a near-duplicate in train
+
+
+def copy_threshold(features: Features) -> float:
+    """Return the least cosine of near-duplicates for features (N, D).
+
+    Cosines of a network's features crowd at 1 where its images are all alike. So 1 - cosine is
+    compared with its mean over all pairs: 1 minus the squared norm of the mean unit vector.
+    """
+
+    def of_block(features: Features, rows: slice) -> np.ndarray:
+        block = np.asarray(features[rows], np.float32)
+        norms = np.linalg.norm(block, axis=1, keepdims=True)
+        unit: np.ndarray = (block / np.where(norms > 0, norms, 1)).sum(axis=0, dtype=np.float64)
+        return unit
+
+    total = sum(each_block([features], of_block, 2 * features.shape[1]), np.zeros(1))
+    mean = float(np.square(total / max(1, len(features))).sum())
+    return 1 - max(_COPY_SHARE * (1 - mean), _ROUNDING)
 
 
 class _Sets:

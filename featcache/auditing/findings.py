@@ -86,13 +86,15 @@ class Suspect(Image):
     id, split, row, label
         As of `Image`.
     suggested : str
-        The class that the head predicts.
+        The class that is most likely instead.
     self_confidence : float
-        Probability of the label, in [0, 1], by a head that was not trained on the image.
+        Probability of the label, in [0, 1], by a head that was not trained on the image and the
+        labels of its nearest training images.
     confidence : float
-        Its probability of the suggested class.
+        Their probability of the suggested class.
     score : float
-        1 - ``self_confidence``: the higher, the more suspect.
+        In [0, 1]: the higher, the more suspect. It is 1 - ``self_confidence`` unless two classes
+        are clearly confused one way only.
     """
 
     suggested: str

@@ -1,13 +1,20 @@
 """Likely wrong labels, found by heads that were not trained on the image.
 
 A training image is judged by a head fitted to the other folds, a test image by one fitted to the
-whole training split. Confident learning sets a threshold for each class j: the mean probability of
-j over the training images labelled j. So a class of which the head is never confident is not
-suspected as a whole. An image counts as class j where its probability of j reaches that
-threshold; among several such classes the most likely one counts. A suspect counts as another class
-than its label, and its label is not the most likely class either: the off-diagonal of the
-confident joint. Suspects are ranked by p(label), their self-confidence, which finds planted errors
-better than the margin to the suggested class (docs/audit.md has both).
+whole training split. The labels of its nearest training images weigh in, as a product of experts:
+p(j) times a floor plus their vote for j.
+
+Suspects are the images whose label is not the most likely class. They are ranked by
+
+    score = sum_j p(j) w(label, j) / (p(label) + sum_j p(j) w(label, j)),    j other than the label
+
+with w = 1 where nothing speaks for one class or the other. Two classes that look alike are confused
+both ways, about as often; somebody who mistakes one class for another does so one way. So w(i, j)
+is above 1 where images labelled i count as j clearly more often than the reverse, and below 1 for
+the reverse. Counts are those of confident learning: an image counts as the most likely class among
+those whose threshold it reaches, the mean probability of j over the training images labelled j. As
+many suspects are listed as images count as another class than their label. benchmarks/audit.py
+compares this with cleanlab's rankings.
 
 Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels", Journal
 of Artificial Intelligence Research 70 (2021), 1373-1411. This is our own implementation: cleanlab,
@@ -20,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..metrics import softmax
+from ..metrics import softmax, wilson_interval
 from ..probes.blocks import Features, Rows, each_block, loaded
 from ..probes.lbfgs import train_lbfgs
 from ..probes.objective import Solution
@@ -31,6 +38,10 @@ from ..progress import OnProgress, Progress
 _GRID = C_GRID[::3]
 _TOLERANCE = 1e-3  # of the objective: enough to compare probabilities
 _TINY = 1e-12
+_TEMPERATURE = 0.07  # of the neighbours' cosines, as in DINO's k-NN
+_FLOOR = 0.2  # of the neighbours' vote: they alone never rule a class out
+_ERRORS = 4.0  # standard errors below the measured share of a direction
+_POWER = 3.0  # of the ratio of the two directions
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,24 @@ class Doubts:
     suggested: np.ndarray  # int64 (S,): classes
     self_confidence: np.ndarray  # float64 (S,): probability of the label
     confidence: np.ndarray  # float64 (S,): probability of the suggested class
+    score: np.ndarray  # float64 (S,): in [0, 1]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the labels of the training split say of its classes.
+
+    Parameters
+    ----------
+    thresholds : ndarray
+        Float64 (K,): the mean probability of a class over the images with its label; infinite for
+        a class without judged images.
+    one_way : tuple of (int, int, float)
+        Label, other class and weight, for the pairs of classes whose weight is not 1.
+    """
+
+    thresholds: np.ndarray
+    one_way: tuple[tuple[int, int, float], ...]
 
 
 def fold_numbers(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -147,32 +176,73 @@ def _probabilities(solution: Solution, features: Features) -> np.ndarray:
     return np.concatenate([np.empty((0, n_classes)), *blocks])
 
 
-def doubts(probabilities: np.ndarray, labels: np.ndarray, thresholds: np.ndarray) -> Doubts:
-    """Return the suspects among labelled images, by probabilities (N, K) and thresholds (K,).
+def with_neighbours(
+    probabilities: np.ndarray, similarity: np.ndarray, neighbours: np.ndarray
+) -> np.ndarray:
+    """Return probabilities (N, K) times the neighbours' vote, normalised.
 
-    Images whose probabilities are NaN are left out.
+    ``neighbours`` int64 (N, k) are labels, -1 for none, and ``similarity`` (N, k) their cosines,
+    the nearest first.
     """
-    reached = np.where(probabilities >= thresholds, probabilities, -1.0)
-    suggested = reached.argmax(axis=1)
-    rows = np.flatnonzero(
-        (reached.max(axis=1, initial=-1.0) >= 0)
-        & (suggested != labels)
-        & (probabilities.argmax(axis=1) != labels)
-    )
-    own = probabilities[rows, labels[rows]]
-    other = probabilities[rows, suggested[rows]]
-    order = np.argsort(own, kind="stable")
-    return Doubts(rows[order], suggested[rows][order], own[order], other[order])
+    if not neighbours.shape[1]:
+        return probabilities
+    votes = np.exp((similarity - similarity[:, :1]).astype(np.float64) / _TEMPERATURE)
+    votes[neighbours < 0] = 0
+    votes /= np.maximum(votes.sum(axis=1, keepdims=True), _TINY)
+    rows = np.arange(len(probabilities))
+    joined = _FLOOR * probabilities
+    for vote, label in zip(votes.T, neighbours.T, strict=True):
+        joined[rows, label] += vote * probabilities[rows, label]  # label -1 has no vote
+    joined /= np.maximum(joined.sum(axis=1, keepdims=True), _TINY)
+    return joined
 
 
-def thresholds_of(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the mean probability of each class over the images with its label: float64 (K,).
-
-    It is infinite for a class without judged images: no image counts as that class.
-    """
+def reference_of(probabilities: np.ndarray, labels: np.ndarray) -> Reference:
+    """Return what the training images' probabilities (N, K) and labels (N,) say of the classes."""
     n_classes = probabilities.shape[1]
     own = probabilities[np.arange(len(labels)), labels]
     judged = ~np.isnan(own)
     counts = np.bincount(labels[judged], minlength=n_classes)
     sums = np.bincount(labels[judged], own[judged], minlength=n_classes)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
+    thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
+    counted = _counted(probabilities, labels, thresholds)
+    other = np.flatnonzero(counted != labels)
+    pairs, times = np.unique(labels[other] * n_classes + counted[other], return_counts=True)
+    found = dict(zip(pairs.tolist(), times.tolist(), strict=True))
+    one_way = []
+    for pair, count in found.items():
+        label, suggested = divmod(pair, n_classes)
+        reverse = found.get(suggested * n_classes + label, 0)
+        share = wilson_interval(count / (count + reverse), count + reverse, _ERRORS)[0]
+        if share > 0.5:
+            weight = (share / (1 - share)) ** _POWER
+            one_way += [(label, suggested, weight), (suggested, label, 1 / weight)]
+    return Reference(thresholds, tuple(one_way))
+
+
+def _counted(probabilities: np.ndarray, labels: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Return the class that each image counts as, int64 (N,): its label where none is reached."""
+    reached = np.where(probabilities >= thresholds, probabilities, -1.0)
+    return np.where(reached.max(axis=1, initial=-1.0) >= 0, reached.argmax(axis=1), labels)
+
+
+def doubts(probabilities: np.ndarray, labels: np.ndarray, reference: Reference) -> Doubts:
+    """Return the suspects among images with labels (N,), by probabilities (N, K).
+
+    Images whose probabilities are NaN are left out.
+    """
+    best = probabilities.argmax(axis=1)
+    judged = ~np.isnan(probabilities).any(axis=1)
+    rows = np.flatnonzero(judged & (best != labels))
+    listed = np.count_nonzero(_counted(probabilities, labels, reference.thresholds) != labels)
+    likely, given, suggested = probabilities[rows], labels[rows], best[rows]
+    own = likely[np.arange(len(rows)), given]
+    others = 1 - own
+    for label, other, weight in reference.one_way:
+        chosen = given == label
+        others[chosen] += (weight - 1) * likely[chosen, other]
+    score = others / np.maximum(own + others, _TINY)
+    # Far up, scores are 1 to the last digit: their complement ranks them.
+    order = np.argsort(own / np.maximum(own + others, _TINY), kind="stable")[:listed]
+    confidence = likely[np.arange(len(rows)), suggested]
+    return Doubts(rows[order], suggested[order], own[order], confidence[order], score[order])

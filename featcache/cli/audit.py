@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 def audit(
     cache: CacheArgument = None,
     duplicates: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, help="Least cosine of two near-duplicates."),
-    ] = 0.95,
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Least cosine of two near-duplicates.",
+            show_default="one that suits the features",
+        ),
+    ] = None,
     folds: Annotated[
         int, typer.Option(min=2, help="Folds of cross-validation for training labels.")
     ] = 5,
@@ -117,7 +122,7 @@ def _duplicates(result: AuditResult) -> str:
     n_images = sum(len(group.images) for group in result.groups)
     text = (
         f"Near-duplicates: {result.n_test_with_duplicate:,} of {result.n_test:,} test images have "
-        f"one in the training split (cosine {result.threshold:g} or more)."
+        f"one in the training split (cosine {result.threshold:.4g} or more)."
     )
     if result.top1 is not None and result.top1_without_duplicates is not None:
         text += (

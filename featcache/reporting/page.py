@@ -289,7 +289,8 @@ def health_words(audit: AuditResult) -> tuple[str, str, str]:
     n = audit.n_test_with_duplicate
     duplicates = (
         f"{_count(len(audit.duplicates), 'pair')} with a cosine similarity of "
-        f"{audit.threshold:g} or more, {audit.n_label_conflicts:,} of them with different labels. "
+        f"{audit.threshold:.4g} or more, "
+        f"{audit.n_label_conflicts:,} of them with different labels. "
         f"{_count(n, 'test image')} of {audit.n_test:,} {'has' if n == 1 else 'have'} a "
         "near-duplicate in the training split"
     )
