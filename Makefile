@@ -1,6 +1,6 @@
 # Every target makes its own environment ready; where it is ready, that takes milliseconds.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-long test-torch coverage lint types docs lock clean
+.PHONY: help setup demo test test-conditions test-slow test-long test-torch coverage lint types docs lock clean
 
 BIN := .venv/bin
 ANALYSIS_BIN := .venv-analysis/bin
@@ -13,7 +13,7 @@ PYTEST := -m pytest -n $(shell expr $(CORES) + $(CORES) / 2) --dist worksteal \
 	--durations=20 --durations-min=5
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 setup: ## make .venv with all that featcache needs (Python 3.10; name one with PYTHON=...)
 	@.ci/setup
@@ -32,6 +32,9 @@ test: lint types ## lint, types and the quick tests (ANALYSIS_PYTHON=... names a
 	set -x; \
 	$(ANALYSIS_BIN)/python $(PYTEST) -m "$(QUICK) and not oneflow" && \
 	$(BIN)/python $(PYTEST) -m "$(QUICK) and (oneflow or numpy1)"
+
+test-conditions: ## what a machine can change: fonts, locale, time zone, rights, paths, cores
+	@.ci/setup analysis && .ci/conditions
 
 test-slow: setup ## the tests that take a minute or so each
 	$(BIN)/python $(PYTEST) -m "slow and not long"

@@ -89,26 +89,18 @@ def lines(found: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def draw(found: dict[str, Any]) -> Any:
-    from featcache.reporting.style import SERIES, head, sheet
+    from featcache.reporting.style import SERIES, head, label_beside, sheet
 
-    with sheet(5.2, 3.2) as figure:
+    with sheet(6.4, 3.2) as figure:
         caption = (
             f"{found['images']:,} training images of CIFAR-10 at {found['size']} px, "
             f"{found['engine']} {found['precision']}. The cache's lines include the extraction."
         )
         head(figure, "The cost of k questions", caption)
         axes = figure.add_subplot()
-        above = (5, -26, 5)  # points, so that no name crosses a line
-        for (name, spent), colour, gap in zip(lines(found).items(), SERIES, above, strict=False):
+        for (name, spent), colour in zip(lines(found).items(), SERIES, strict=False):
             axes.plot(range(1, len(spent) + 1), spent, color=colour)
-            axes.annotate(
-                f"{name}: {spent[-1]:,.0f} s",
-                (len(spent), spent[-1]),
-                (-4, gap),
-                textcoords="offset points",
-                ha="right",
-                color=colour,
-            )
+            label_beside(axes, len(spent), spent[-1], f"{name}: {spent[-1]:,.0f} s", colour)
         axes.set(xscale="log", yscale="log", xlabel="questions, k", ylabel="seconds")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:g}")

@@ -43,8 +43,9 @@ GROUPS = {
         *("FinetuneOptions", "FinetuneRecipe", "FitOptions"),
     ),
     "Comparing and looking": (
-        *("compare", "audit", "report", "worst_errors"),
-        *("AuditResult", "ReportResult", "ErrorsResult"),
+        *("compare", "survey", "audit", "search", "select", "report", "worst_errors"),
+        *("SurveyOptions", "SurveyResult", "AuditResult", "SearchResult", "SelectResult"),
+        *("ReportResult", "ErrorsResult"),
     ),
     "Data, weights, machine": (
         *("load_dataset", "load_weights", "examine", "Dataset", "Split", "Weights"),
@@ -55,7 +56,7 @@ GROUPS = {
 # Types of the results' fields. They are not public names, but users read their fields.
 PARTS = {
     "probes.cross_check": ("CheckResult",),
-    "metrics": ("Evaluation", "NumberScores"),
+    "metrics": ("Evaluation", "NumberScores", "PairedTest"),
     "probes.sweep": ("Sweep", "SweepPoint"),
     "probes.labels_and_numbers": ("TargetProbe",),
     "probes.multilabel": ("MultilabelScores", "LabelScore", "LabelsCheck"),
@@ -63,10 +64,13 @@ PARTS = {
     "probes.crossval": ("Fold",),
     "probes.curves": ("CurvePoint",),
     "prediction": ("Prediction", "HeadResult"),
+    "searching": ("Query", "Neighbour"),
     "finetuning.run": ("Epoch",),
     "finetuning.fit": ("Attempt",),
     "auditing.findings": ("DuplicatePair", "DuplicateGroup", "Suspect", "Outlier"),
+    "auditing.selection": ("Selected",),
     "reporting.mistakes": ("WorstError",),
+    "surveying": ("Surveyed", "Answer"),
     "datasets.images": ("Images", "ArrayImages"),
     "doctor": ("Finding",),
 }

@@ -15,10 +15,9 @@ looked up when it is first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 from .version import __version__ as __version__
+
+TYPE_CHECKING = False  # as type checkers know it; `typing` takes a third of Python's own start
 
 _HOME = {
     "AuditResult": "auditing.findings",
@@ -53,8 +52,12 @@ _HOME = {
     "Question": "probes.question",
     "RegressionResult": "probes.labels_and_numbers",
     "ReportResult": "reporting.report",
+    "SearchResult": "searching",
+    "SelectResult": "auditing.selection",
     "ShareResult": "extraction.result",
     "Split": "datasets.dataset",
+    "SurveyOptions": "surveying",
+    "SurveyResult": "surveying",
     "VerifyReport": "store.verify",
     "Weights": "backbones.weights",
     "audit": "auditing.audit",
@@ -82,6 +85,9 @@ _HOME = {
     "predict": "prediction",
     "probe": "probes.probe",
     "report": "reporting.report",
+    "search": "searching",
+    "select": "auditing.selection",
+    "survey": "surveying",
     "verify": "store.verify",
     "worst_errors": "reporting.mistakes",
 }
@@ -119,8 +125,12 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "Question",
     "RegressionResult",
     "ReportResult",
+    "SearchResult",
+    "SelectResult",
     "ShareResult",
     "Split",
+    "SurveyOptions",
+    "SurveyResult",
     "VerifyReport",
     "Weights",
     "audit",
@@ -148,13 +158,19 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "predict",
     "probe",
     "report",
+    "search",
+    "select",
+    "survey",
     "verify",
     "worst_errors",
 ]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from .auditing.audit import audit
     from .auditing.findings import AuditResult
+    from .auditing.selection import SelectResult, select
     from .backbones.loading import load_weights
     from .backbones.weights import Weights
     from .datasets.dataset import Dataset, Split
@@ -185,18 +201,22 @@ if TYPE_CHECKING:
     from .reporting.mistakes import ErrorsResult, worst_errors
     from .reporting.report import ReportResult, report
     from .runs import compare
+    from .searching import SearchResult, search
     from .store.cache import Cache, CachedSplit, load, newest_cache
     from .store.diff import DiffReport, diff
     from .store.export import ExportResult, export
     from .store.label import LabelResult, label
     from .store.merge import MergeResult, merge
     from .store.verify import VerifyReport, verify
+    from .surveying import SurveyOptions, SurveyResult, survey
 
 
 def __getattr__(name: str) -> Any:
     """Import the module that a public name lives in, and return the name."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     from .process import import_numpy
 
     import_numpy()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from .errors import FeatcacheError
+from .files import discard, refuse_links
 from .progress import OnProgress, Progress, silent
 
 _CHUNK_BYTES = 1 << 20
@@ -94,7 +94,7 @@ def _retrieve(url: str, destination: Path, checksum: str | None, fetch: _Fetch) 
     import pooch
 
     folder = destination.with_name(f".{destination.name}.download")
-    shutil.rmtree(folder, ignore_errors=True)
+    discard(folder)
     logger = pooch.get_logger()
     level = logger.level
     logger.setLevel(logging.WARNING)  # otherwise it prints to standard error
@@ -103,7 +103,7 @@ def _retrieve(url: str, destination: Path, checksum: str | None, fetch: _Fetch) 
         os.replace(folder / destination.name, destination)
     finally:  # on Ctrl-C too
         logger.setLevel(level)
-        shutil.rmtree(folder, ignore_errors=True)
+        discard(folder)
 
 
 @contextmanager
@@ -113,6 +113,7 @@ def _only_writer(
     from filelock import FileLock, Timeout
 
     path = destination.with_name(f".{destination.name}.lock")
+    refuse_links(path)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

@@ -10,17 +10,20 @@
     ├── DatasetError             images, labels or classes are missing or unreadable
     │   └── DatasetChangedError  an image changed after it was hashed
     ├── TableError               (also ValueError)         a column or target that does not fit
+    │   └── QuestionError        (also RecipeError)        no such column, or no such condition
     ├── WeightsError             a checkpoint is missing, unsafe, or for another architecture
     ├── EngineUnavailableError   (also ImportError)        the engine or device cannot run here
     ├── ShapeMismatchError       (also ValueError)         array shapes that do not fit together
-    ├── RecipeError              (also ValueError)         a hyperparameter outside its range
+    ├── RecipeError              (also ValueError)         an option's value that it cannot have
+    │   └── DivergedError        training ended in infinities, with values within their range
     ├── RankError                another process of a distributed run ended, or differs
     ├── RemoteError              a URL that cannot be reached, or refuses access
     └── OutputError              (also OSError)            a result cannot be written
 
 A message says four things: where (the path or the name), what was expected,
 what was found, and what to type next. The command line prints these errors on one
-line; any other exception is a bug in featcache and keeps its traceback.
+line, and exits with 1; with 2 where an argument is wrong (`RecipeError`). Any other exception is
+a bug in featcache and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -71,7 +74,15 @@ class ShapeMismatchError(FeatcacheError, ValueError):
 
 
 class RecipeError(FeatcacheError, ValueError):
-    """A hyperparameter outside its valid range."""
+    """An option's value outside its range, of no known name, or that contradicts another."""
+
+
+class QuestionError(TableError, RecipeError):
+    """A column that the table does not have, or a condition that is none."""
+
+
+class DivergedError(RecipeError):
+    """Training ended in infinities or NaN, with options each within its range."""
 
 
 class RankError(FeatcacheError):
@@ -101,6 +112,16 @@ def visible(text: str) -> str:
 def visible_line(text: str) -> str:
     """Return `visible` text on one line: line feeds are written out too."""
     return visible(text).replace("\n", r"\n")
+
+
+_MAX_PLACE = 600
+
+
+def shown_place(where: object) -> str:
+    """Return a path for a message: visible, of one line, and shortened in its middle."""
+    text = visible_line(text_of(where))
+    half = _MAX_PLACE // 2
+    return text if len(text) <= _MAX_PLACE else f"{text[:half]}…{text[-half:]}"
 
 
 _MAX_CHARACTERS = 120

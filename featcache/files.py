@@ -1,4 +1,4 @@
-"""Atomic writes, and small file formats: CSV lines, safetensors headers."""
+"""Atomic writes, and small file formats: CSV lines, safetensors."""
 
 from __future__ import annotations
 
@@ -6,16 +6,31 @@ import csv
 import errno
 import io
 import json
+import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .errors import FeatcacheError, OutputError
+from .errors import FeatcacheError, OutputError, one_line, visible_line
+from .options import nearest
+
+
+def did_you_mean_path(path: Path, otherwise: str, names: Iterable[str] = ()) -> str:
+    """Return the end of a message about a missing path: a name like it, or other advice."""
+    known = {name: name for name in names}
+    with suppress(OSError, ValueError):
+        beside = (name for name in os.listdir(path.parent) if name[:1] != ".")
+        beside = (name for name in beside if name != path.name)  # a link that leads nowhere
+        known = {name: str(path.parent / name) for name in beside} | known
+    name = nearest(path.name, known)
+    return f"; did you mean {visible_line(known[name])}?" if name else f"; {otherwise}"
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
@@ -61,7 +76,7 @@ def replaced_file(path: Path) -> Iterator[int]:
 def replace_folder(new: Path, final: Path) -> None:
     """Give a folder its final name; the one that has it goes when the new one is in its place."""
     old = final.with_name(f".{final.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)  # of a process that was killed between the renames
+    discard(old)  # of a process that was killed between the renames
     if final.exists():
         os.rename(final, old)
     try:
@@ -70,7 +85,42 @@ def replace_folder(new: Path, final: Path) -> None:
         if old.exists():
             os.rename(old, final)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    discard(old)
+
+
+# Anybody can foresee the names of hidden files and folders of ours, and a stranger's folder may
+# bring links with these names. No link is followed to what is written or deleted there.
+
+
+def discard(path: Path) -> None:
+    """Delete a file or folder of ours, if it can be; of a link with its name, the link alone."""
+    with suppress(OSError):
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def refuse_links(*paths: Path) -> None:
+    """Raise OutputError where a file or folder of ours, which is to be written, is a link."""
+    for path in paths:
+        if path.is_symlink():
+            raise OutputError(
+                f"{path}: expected a file or folder that featcache made, found a symbolic link, "
+                "which could lead to other files; remove it"
+            )
+
+
+@contextmanager
+def own_folder(path: Path, *inside: str) -> Iterator[int]:
+    """Open a folder of ours, or one inside it, to delete files there; a link is an OSError."""
+    flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, flags)
+    try:
+        for name in inside:
+            outer, descriptor = descriptor, os.open(name, flags, dir_fd=descriptor)
+            os.close(outer)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -120,6 +170,64 @@ def split_safetensors(data: bytes) -> tuple[dict[str, Any], memoryview]:
     """
     end = 8 + int.from_bytes(data[:8], "little")
     return json.loads(data[8:end]), memoryview(data)[end:]
+
+
+def open_file(path: str | Path, folder: int | None = None) -> FileIO:
+    """Open a regular file for reading, inside an open folder where one is given.
+
+    What is none, such as a pipe that nobody writes to, is an OSError, and nothing waits for it.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(None, "no regular file")
+    return FileIO(str(path), opener=lambda *_: descriptor)  # this way it has a name
+
+
+_MAX_HEADER_BYTES = 1 << 24  # of safetensors: the names of 100,000 classes fit
+_MAX_DIMS = 8
+MAX_NUMBERS = 1 << 30  # of a tensor
+
+
+def check_shape(shape: Sequence[object]) -> int:
+    """Return how many numbers a tensor of this shape holds; ValueError for an impossible one."""
+    dims = [dim for dim in shape if type(dim) is int and 0 <= dim <= MAX_NUMBERS]
+    # NumPy multiplies the dimensions of 1 and more of an empty array too, and overflows.
+    most = math.prod(max(dim, 1) for dim in dims)
+    if len(dims) < len(shape) or len(dims) > _MAX_DIMS or most > MAX_NUMBERS:
+        raise ValueError("a tensor has an impossible shape")
+    return math.prod(dims)
+
+
+class Tensor(NamedTuple):
+    """A tensor of a safetensors file: its type in the format's words, and its numbers' bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+def parse_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a file; ValueError says what is wrong with it."""
+    from safetensors import SafetensorError, deserialize
+
+    if not 0 < int.from_bytes(data[:8], "little") <= min(_MAX_HEADER_BYTES, len(data) - 8):
+        raise ValueError("no safetensors file, or the header of a damaged one")
+    try:
+        entries = deserialize(data)
+    except SafetensorError as error:
+        raise ValueError(f"a damaged safetensors file ({one_line(error)})") from None
+    for name, entry in entries:
+        try:
+            check_shape(entry["shape"])
+        except ValueError as error:
+            raise ValueError(f"'{one_line(name)}': {error}") from None
+    header, _ = split_safetensors(data)
+    return {
+        name: Tensor(entry["dtype"], tuple(entry["shape"]), memoryview(entry["data"]))
+        for name, entry in entries
+    }, header.get("__metadata__") or {}
 
 
 def user_path(text: str | Path) -> Path:

@@ -206,8 +206,84 @@ def mean_interval(scores: Sequence[float]) -> tuple[float, float]:
     return max(0.0, mean - half), min(1.0, mean + half)
 
 
+@dataclass(frozen=True)
+class PairedTest:
+    """Two classifiers on the same images: McNemar's test of a difference in accuracy.
+
+    Parameters
+    ----------
+    n : int
+        Images.
+    n_only_first, n_only_second : int
+        Images that one of them alone classifies correctly.
+    difference : float
+        Accuracy of the first minus that of the second, in [-1, 1].
+    interval : tuple of 2 floats
+        Of the difference, 95 %: the adjusted Wald interval of Bonett and Price.
+    p_value : float
+        Two-sided mid-p value of the exact test.
+    """
+
+    n: int
+    n_only_first: int
+    n_only_second: int
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+
+
+def paired_test(first: np.ndarray, second: np.ndarray) -> PairedTest:
+    """Compare two classifiers by which images they classify correctly: bool (M,) each, M > 0.
+
+    Images on which both are right or both are wrong say nothing about the difference. Among the
+    others, each is as likely to be right under the null hypothesis.
+
+    References
+    ----------
+    Fagerland, Lydersen and Laake, "Recommended tests and confidence intervals for paired binomial
+    proportions", Statistics in Medicine 33 (2014), 2850-2875.
+    """
+    from scipy.special import bdtr
+
+    n = len(first)
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    fewer, discordant = min(only_first, only_second), only_first + only_second
+    # Two tails: twice the probability of fewer, plus once that of as many.
+    tails = [bdtr(at, discordant, 0.5) for at in (fewer, fewer - 1) if at >= 0]
+    one, other = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
+    half = _Z_95 * math.sqrt((one + other - (one - other) ** 2) / (n + 2))
+    return PairedTest(
+        n=n,
+        n_only_first=only_first,
+        n_only_second=only_second,
+        difference=(only_first - only_second) / n,
+        interval=(max(-1.0, one - other - half), min(1.0, one - other + half)),
+        p_value=min(1.0, float(sum(tails))),
+    )
+
+
 _TOP = 5
 _LISTED_CLASSES = 100  # a confusion matrix of more is a file of its own, not a field
+_LISTED_WORST = 10
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """A class by its number, its ``n_right`` correct predictions, and its ``n`` images."""
+
+    label: int
+    n_right: int
+    n: int
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """A class whose images, ``n`` of its ``n_label``, are predicted as another; by number."""
+
+    label: int
+    prediction: int
+    n: int
+    n_label: int
 
 
 @dataclass(frozen=True)
@@ -228,6 +304,12 @@ class Evaluation:
         Counts, label by prediction. It and the recalls are empty for more than 100 classes.
     reliability : tuple of ReliabilityBin
         The bins of the calibration error; empty where it is None.
+    worst_classes : tuple of ClassAccuracy
+        The ten of lowest accuracy, of equal ones those with most images first.
+    most_confused : tuple of ConfusedPair
+        The ten with most images.
+    n_classes_missed : int
+        Classes with test images of which none is predicted right.
     """
 
     top1: float
@@ -238,12 +320,16 @@ class Evaluation:
     per_class_accuracy: tuple[float | None, ...]
     confusion: tuple[tuple[int, ...], ...]
     reliability: tuple[ReliabilityBin, ...] = ()
+    worst_classes: tuple[ClassAccuracy, ...] = ()
+    most_confused: tuple[ConfusedPair, ...] = ()
+    n_classes_missed: int = 0
 
 
 def evaluate_scores(scores: np.ndarray, labels: np.ndarray, *, calibrated: bool) -> Evaluation:
     """Measure scores (N, K) against labels; ``calibrated`` scores are logits of probabilities."""
     n_classes = scores.shape[1]
     predicted = scores.argmax(axis=1)
+    hits, present, _ = _counts(predicted, labels, n_classes)
     listed = n_classes <= _LISTED_CLASSES
     recalls = per_class_accuracy(predicted, labels, n_classes) if listed else ()
     matrix = confusion_matrix(predicted, labels, n_classes) if listed else ()
@@ -260,7 +346,32 @@ def evaluate_scores(scores: np.ndarray, labels: np.ndarray, *, calibrated: bool)
         per_class_accuracy=tuple(None if np.isnan(value) else float(value) for value in recalls),
         confusion=tuple(tuple(int(count) for count in row) for row in matrix),
         reliability=bins,
+        worst_classes=_worst_classes(hits, present),
+        n_classes_missed=int(((present > 0) & (hits == 0)).sum()),
+        most_confused=_most_confused(predicted, labels, present),
     )
+
+
+def _worst_classes(hits: np.ndarray, present: np.ndarray) -> tuple[ClassAccuracy, ...]:
+    seen = np.flatnonzero(present)
+    order = seen[np.lexsort((-present[seen], hits[seen] / present[seen]))]
+    return tuple(
+        ClassAccuracy(label, int(hits[label]), int(present[label]))
+        for label in order[:_LISTED_WORST].tolist()
+    )
+
+
+def _most_confused(
+    predicted: np.ndarray, labels: np.ndarray, present: np.ndarray
+) -> tuple[ConfusedPair, ...]:
+    # Not from a matrix: of 5,000 classes it would be 200 MB.
+    wrong, n_classes = predicted != labels, len(present)
+    cells, counts = np.unique(
+        np.asarray(labels, np.int64)[wrong] * n_classes + predicted[wrong], return_counts=True
+    )
+    order = np.argsort(-counts, kind="stable")[:_LISTED_WORST].tolist()
+    pairs = [(*divmod(int(cells[at]), n_classes), int(counts[at])) for at in order]
+    return tuple(ConfusedPair(a, b, n, int(present[a])) for a, b, n in pairs)
 
 
 _RESAMPLED_CELLS = 1_000_000_000  # rows times labels times resamples: some 10 s

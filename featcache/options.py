@@ -1,14 +1,48 @@
-"""The options of a verb, as one frozen dataclass that its function takes as keywords."""
+"""The options of a verb, as one frozen dataclass; checks of a value that is one of a few names."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
 from functools import wraps
 from typing import Any, TypeVar
 
+from .errors import RecipeError, one_line, visible_line
+
 R = TypeVar("R")
+
+# A quarter of a gigabyte as RGB. It is where Pillow starts to warn, so that below it there
+# is no warning to silence: filters for warnings are the whole process's, and no thread's.
+MAX_PIXELS = 89_478_485
+
+
+def nearest(found: object, known: Iterable[str]) -> str | None:
+    """Return the known name that somebody meant who typed ``found``, or None."""
+    names = {str(name).lower(): str(name) for name in known}
+    near = difflib.get_close_matches(str(found)[:200].lower(), names, 1)
+    return names[near[0]] if near else None
+
+
+def did_you_mean(
+    found: object, known: Iterable[str], otherwise: str = "", *, prefix: str = ""
+) -> str:
+    """Return the end of a message about an unknown name: the nearest one, or other advice."""
+    name = nearest(found, known)
+    advice = f"did you mean {prefix}{visible_line(name):.200}?" if name else otherwise
+    return f"; {advice}" if advice else ""
+
+
+def check_choice(name: str, found: object, choices: Iterable[Any]) -> None:
+    """Raise RecipeError unless a value is one of the choices."""
+    choices = tuple(choices)
+    if found not in choices:
+        known = [str(choice) for choice in choices if choice is not None]
+        raise RecipeError(
+            f"{name}: expected one of {', '.join(known)}, found "
+            f"'{one_line(found)}'{did_you_mean(found, known)}"
+        )
 
 
 def with_options(kind: type[Any]) -> Callable[[Callable[..., R]], Callable[..., R]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from .backbones.naming import WEIGHT_NAMES, parse_backbone, recorded_backbone, r
 from .backbones.weights import Weights
 from .datasets.batches import decoded_batches
 from .datasets.decoding import decode_image, image_suffixes
-from .datasets.images import Files, Folder, OnError, images_among, is_hidden, reading_threads
+from .datasets.images import Files, Folder, OnError, images_among, reading_threads, shown_names
 from .datasets.named import default_data_root
 from .datasets.tar import TarShards
 from .datasets.urls import RemoteFolder, open_url
@@ -42,7 +42,7 @@ from .errors import (
 )
 from .files import check_writable, csv_line, write_atomically
 from .metrics import top1, wilson_interval
-from .options import with_options
+from .options import MAX_PIXELS, check_choice, with_options
 from .preprocess import Preprocess
 from .probes.head import Head, load_head
 from .probes.ingredients import (
@@ -52,12 +52,11 @@ from .probes.ingredients import (
     rounding_differences,
 )
 from .probes.question import opened, own_test_images
-from .probes.recipes import check_choice
 from .progress import OnNote, OnProgress, Progress, silent
 from .remote import RemotePlace, located
-from .store.arrays import IMPORTED
 from .store.cache import Cache
 from .store.format import FINGERPRINT_FIELDS, OPTIONAL_FIELDS, fingerprint
+from .store.provenance import IMPORTED
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -101,9 +100,14 @@ class PredictOptions:
     batch_size: int = 64
     top: int = 1
     on_error: OnError = "fail"
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        for name, value in (("batch size", self.batch_size), ("top", self.top)):
+        for name, value in (
+            ("batch size", self.batch_size),
+            ("top", self.top),
+            ("max pixels", self.max_pixels),
+        ):
             if value < 1:
                 raise RecipeError(f"{name}: expected at least 1, found {value}")
         check_choice("on error", self.on_error, ("fail", "skip"))
@@ -144,6 +148,8 @@ def predict(
     on_error : str
         ``"fail"`` raises at the first file that is not a readable image, ``"skip"`` leaves it
         out and calls ``on_note``.
+    max_pixels : int
+        Images of more pixels are taken for ones that are not readable.
     on_progress : callable
         Called with the progress of downloads and images.
     on_note : callable
@@ -169,26 +175,63 @@ def predict(
         An option out of range.
     """
     head, where = checked_head(head)
-    images = PlacedImages(find_places([paths] if isinstance(paths, (str, Path)) else paths))
-    loaded = _load_weights(head, where, options, on_progress)
-    cuts = head_cuts(head.ingredients)
+    batches = new_features(
+        [paths] if isinstance(paths, (str, Path)) else paths,
+        head.ingredients,
+        where,
+        options,
+        mine="head",
+        again="train another head",
+        on_progress=on_progress,
+        on_note=on_note,
+    )
+    with closing(batches):
+        return [
+            prediction
+            for names, features in batches
+            for prediction in _named(head, features, names, options.top)
+        ]
+
+
+def new_features(
+    paths: Sequence[str | Path],
+    ingredients: Mapping[str, Any],
+    where: str,
+    options: PredictOptions,
+    *,
+    mine: str,
+    again: str,
+    on_progress: OnProgress,
+    on_note: OnNote,
+) -> Generator[tuple[list[str], np.ndarray], None, None]:
+    """Yield names and features float32 (B, D) of images, made as the ingredients say.
+
+    ``where`` and ``mine`` say in messages what recorded them, and ``again`` what to do where they
+    are of no use. All is checked before the first image is read.
+    """
+    images = PlacedImages(find_places(paths), options.max_pixels)
+    loaded = _load_weights(ingredients, where, again, options, on_progress)
+    cuts = head_cuts(ingredients)
     choice = settled(choose_engine(device=options.device, runs_in=loaded.engines), loaded, cuts)
     here = {**computed_by(choice, loaded), "cuts": list(cuts), "dtype": "float32"}
-    differing = feature_differences(head.ingredients, here)
+    differing = feature_differences(ingredients, here, mine)
     if differing:
         raise WeightsError(
-            f"{where}: expected the features that it was trained on, found others: "
-            f"{'; '.join(differing)}; give the checkpoint that it was trained on with --weights, "
-            "or train another head"
+            f"{where}: expected features of the backbone that it records, found others: "
+            f"{'; '.join(differing)}; give the checkpoint that made them with --weights, or {again}"
         )
-    _check_vectors(head, where, loaded.shapes(cuts))
-    rounding = rounding_differences(head.ingredients, here)
+    for cut, shape in loaded.shapes(cuts).items():
+        if len(shape) != 1:
+            raise WeightsError(
+                f"{where}: expected vectors, found the cut {cut!r:.80} of shape "
+                f"(N, {', '.join(map(str, shape))}); {again}"
+            )
+    rounding = rounding_differences(ingredients, here, mine)
     if rounding:
         on_note(f"{where}: expect rounding differences: {'; '.join(rounding)}")
     engine = build_engine(choice, loaded, cuts, on_note=on_note)
 
-    predictions: list[Prediction] = []
-    n, size, done = len(images), options.batch_size, 0
+    n, size, done, found = len(images), options.batch_size, 0, 0
     batches = (range(start, min(start + size, n)) for start in range(0, n, size))
     on_progress(Progress("images", 0, n))
     with closing(
@@ -208,57 +251,54 @@ def predict(
                 by_cut = engine.extract(batch.pixels)
                 features = np.concatenate([by_cut[cut] for cut in cuts], axis=1)
                 _check_finite(features, names)
-                predictions += _named(head, features, names, options.top)
+                yield names, features
+            found += batch.rows.size
             done += batch.rows.size + len(batch.failures)
             on_progress(Progress("images", done, n))
-    if not predictions:
+    if not found:
         raise DatasetError(
             f"images: expected at least one that can be read, found none among {n}; "
             "give other files"
         )
-    return predictions
-
-
-def _check_vectors(head: Head, where: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for cut, shape in shapes.items():
-        if len(shape) != 1:
-            raise WeightsError(
-                f"{where}: expected to be trained on vectors, found the cut {cut!r:.80} of shape "
-                f"(N, {', '.join(map(str, shape))}); train another head"
-            )
 
 
 def _load_weights(
-    head: Head, where: str, options: PredictOptions, on_progress: OnProgress
+    ingredients: Mapping[str, Any],
+    where: str,
+    again: str,
+    options: PredictOptions,
+    on_progress: OnProgress,
 ) -> Weights:
-    """Load the checkpoint that was given or that the head recorded, with the head's preprocessing.
+    """Load the checkpoint that was given or recorded, with the recorded preprocessing.
 
     A fine-tuned network is saved beside its head; its digest is compared later.
     """
-    if head.ingredients.get("backbone") == IMPORTED:
+    if ingredients.get("backbone") == IMPORTED:
         raise WeightsError(
-            f"{where}: expected a head on features that featcache computed, found one on imported "
-            "features, whose backbone it does not have; import the features of the new images too"
+            f"{where}: expected features that featcache computed, found imported ones, whose "
+            "backbone it does not have; import the features of the new images too"
         )
     try:
-        backbone = str(options.backbone or recorded_backbone(head.ingredients["backbone"], where))
-        preprocess = Preprocess.from_dict(head.ingredients["preprocess"])
+        sha256 = ingredients.get("weights_sha256")
+        recorded = ingredients["backbone"]
+        backbone = str(options.backbone or recorded_backbone(recorded, where, sha256))
+        preprocess = Preprocess.from_dict(ingredients["preprocess"])
         if backbone in BACKBONES:
             check_resnet_size(preprocess.size)
     except RecipeError as error:
         place = "" if str(error).startswith(f"{where}: ") else f"{where}: "
-        raise WeightsError(f"{place}{error}; train another head") from None
-    weights, name = options.weights, head.ingredients.get("weights")
+        raise WeightsError(f"{place}{error}; {again}") from None
+    weights, name = options.weights, ingredients.get("weights")
     beside = Path(where).with_name(Path(str(name)).name or "none")
-    if weights is None and beside.suffix == ".safetensors" and beside.is_file():
+    if weights is None and beside.suffix == ".safetensors" and os.path.isfile(beside):
         weights = beside
     elif weights is None and not parse_backbone(backbone).brings_weights(name):
-        weights = recorded_weights(name)
+        weights = recorded_weights(name, sha256)
         if weights is None:
             raise WeightsError(
                 f"{where}: expected the checkpoint that its features were made with, "
                 f"{name!r:.80}, which is not one of {', '.join(WEIGHT_NAMES)}; give it with "
-                f"--weights (its SHA-256 is {head.ingredients['weights_sha256']!r:.80})"
+                f"--weights (its SHA-256 is {ingredients['weights_sha256']!r:.80})"
             )
     loaded = load_weights(weights, backbone, size=preprocess.size, on_progress=on_progress)
     return loaded.prepared(preprocess)
@@ -303,8 +343,9 @@ Place = tuple[Files, str]  # where an image file is, and its name there
 class PlacedImages:
     """Image files that `find_places` found, as `decoded_batches` reads them."""
 
-    def __init__(self, places: Sequence[Place]) -> None:
+    def __init__(self, places: Sequence[Place], max_pixels: int = MAX_PIXELS) -> None:
         self._places = places
+        self._max_pixels = max_pixels
         self.remote = any(files.remote for files, _ in places)
 
     def __len__(self) -> int:
@@ -313,7 +354,7 @@ class PlacedImages:
     def read(self, index: int, preprocess: Preprocess | None = None) -> Image.Image:
         """Read and decode one image, as `decode_image` does; raises `DatasetError`."""
         files, name = self._places[index]
-        return decode_image(files.read(name), files.where(name), preprocess)
+        return decode_image(files.read(name), files.where(name), preprocess, self._max_pixels)
 
     def where(self, index: int) -> str:
         """Return the path or URL of an image, for messages."""
@@ -364,8 +405,7 @@ def _behind(place: RemotePlace) -> list[Place]:
 
 
 def _inside(files: Files, path: Path | RemotePlace) -> list[Place]:
-    names = [name for name in files.names() if not is_hidden(name)]
-    inside = [(files, name) for name in images_among(files, names)[0]]
+    inside = [(files, name) for name in images_among(files, shown_names(files, path)[0])[0]]
     if not inside:
         raise DatasetError(
             f"{path}: expected images (names that end in {', '.join(sorted(image_suffixes()))}), "

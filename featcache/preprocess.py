@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import RecipeError, ShapeMismatchError
+from .options import check_choice
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -130,9 +131,9 @@ class Preprocess:
                 "mean and std: expected 3 values each, finite, std positive, found "
                 f"{self.mean!r:.80}, {self.std!r:.80}; try {IMAGENET_MEAN}, {IMAGENET_STD}"
             )
-        _check_choice("interpolation", self.interpolation, INTERPOLATIONS, "bicubic")
-        _check_choice("geometry", self.geometry, GEOMETRIES, "crop")
-        _check_choice("rounding", self.rounding, ROUNDINGS, "even")
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        check_choice("geometry", self.geometry, GEOMETRIES)
+        check_choice("rounding", self.rounding, ROUNDINGS)
         if not _are_three(self.fill, 0, 255) or any(type(level) is not int for level in self.fill):
             raise RecipeError(
                 f"fill: expected 3 integers from 0 to 255, found {self.fill!r:.80}; try (0, 0, 0)"
@@ -320,7 +321,7 @@ class Preprocess:
         size = self.size if size is None else size
         geometry = self.geometry if geometry is None else geometry
         _check_int("size", size, MIN_SIZE, MAX_SIZE, "224")
-        _check_choice("geometry", geometry, GEOMETRIES, "crop")
+        check_choice("geometry", geometry, GEOMETRIES)
         cropped = geometry in _CROPPED
         resize = size * self.resized // self.size if cropped else None
         if crop_pct is not None:
@@ -467,13 +468,6 @@ def _check_int(name: str, found: Any, least: int, most: int, example: str) -> No
     if type(found) is not int or not least <= found <= most:
         raise RecipeError(
             f"{name}: expected {least} to {most} pixels, found {found!r:.80}; try {example}"
-        )
-
-
-def _check_choice(name: str, found: Any, choices: Sequence[str], example: str) -> None:
-    if found not in choices:
-        raise RecipeError(
-            f"{name}: expected one of {', '.join(choices)}, found {found!r:.80}; try {example}"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,22 +44,24 @@ def ctrl_c_later() -> Iterator[None]:
 
 
 _BOUNCE_S = 0.5
+_ctrl_c_at: list[float] = []  # times
 
 
 def take_one_ctrl_c() -> None:
     """From here on, several Ctrl-C at once are one: the others would interrupt its answer."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return  # a shell started this process in the background
-    last = -_BOUNCE_S
 
     def handler(*_: object) -> None:
-        nonlocal last
         now = time.monotonic()
-        if now - last >= _BOUNCE_S:
-            last = now
+        if not _ctrl_c_at or now - _ctrl_c_at[-1] >= _BOUNCE_S:
+            _ctrl_c_at.append(now)
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, handler)
+
+
+def had_ctrl_c() -> bool:
+    """Tell whether there was a Ctrl-C: C++ code may have made another exception of it."""
+    return bool(_ctrl_c_at)
 
 
 def ignore_ctrl_c() -> None:
@@ -151,6 +154,39 @@ def last_words(child: subprocess.CompletedProcess[str]) -> str:
     """Return the exit code of a child and the last line of its standard error."""
     last = (child.stderr.strip().splitlines() or ["no message"])[-1]
     return f"exit code {child.returncode}: {last}"
+
+
+# Address space that commands were measured to need on two cores (libraries are mapped whole, and
+# each thread has buffers); below it NumPy hangs, PyTorch does not load and OpenVINO aborts.
+_NEEDED_BYTES, _ENGINE_BYTES, _CORE_BYTES = 1 << 30, 2_000_000_000, 1 << 26
+_ENGINE_COMMANDS = ("extract", "finetune", "fit", "predict")
+_NO_MEMORY = re.compile(
+    r"out of memory|bad_alloc|(failed|unable) to allocate|cannot allocate memory|start new thread"
+    r"|failed to map segment",
+    re.IGNORECASE,
+)
+
+
+def memory_problem(command: str) -> str:
+    """Return why a command cannot run under the limit of ``ulimit -v``; empty where it can."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return ""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    needed = _ENGINE_BYTES if command in _ENGINE_COMMANDS else _NEEDED_BYTES
+    needed += max(0, (os.cpu_count() or 1) - 2) * _CORE_BYTES
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        return ""
+    return (
+        f"memory: expected at least {needed / 1e9:.1f} GB of address space for {command}, found a "
+        f"limit of {limit / 1e9:.1f} GB; raise it: ulimit -v {-(-needed // 1024)}"
+    )
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of any library says that memory ran out."""
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 
 # What torchrun tells its processes. OneFlow reads these too, and would wait for the others.

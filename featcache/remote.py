@@ -109,6 +109,7 @@ _MARKS = (
     "created",
 )
 _CHUNK_BYTES = 16 << 20
+_MAX_PAGE_BYTES = 64 << 20  # of a folder's listing on a web server
 
 
 @dataclass(frozen=True)
@@ -325,7 +326,7 @@ class RemotePlace:
                     **given.get("config_kwargs", {}),
                 }
             if self.is_read_only:
-                options["client_kwargs"] = {"timeout": _timeout()}
+                options["client_kwargs"] = {"timeout": _timeout(), "response_class": _bounded()}
             with new_threads_ignore_ctrl_c():
                 # A list that is kept would hide what is put there while this process lives.
                 return kind(use_listings_cache=False, **options)
@@ -339,6 +340,36 @@ class RemotePlace:
 def _timeout() -> Any:
     aiohttp = importlib.import_module("aiohttp")
     return aiohttp.ClientTimeout(None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
+
+
+def _bounded() -> Any:
+    """Return aiohttp's response, which ends where a server sends more than was asked for."""
+    aiohttp = importlib.import_module("aiohttp")
+
+    class Bounded(aiohttp.ClientResponse):  # type: ignore[name-defined]
+        _body: bytes | None = None
+
+        async def read(self) -> bytes:
+            if self._body is None:
+                asked = re.fullmatch(
+                    r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", "")
+                )
+                most = int(asked[2]) - int(asked[1]) + 1 if asked else _MAX_PAGE_BYTES
+                parts, done = [], 0
+                async for part in self.content.iter_chunked(1 << 20):
+                    parts.append(part)
+                    done += len(part)
+                    if done > most:
+                        self.close()
+                        raise RemoteError(
+                            f"{shown(str(self.url))}: expected a server that sends parts of a "
+                            f"file, at most {most:,} bytes of it, found one that sends more; "
+                            "download it first and name the file"
+                        )
+                self._body = b"".join(parts)
+            return self._body
+
+    return Bounded
 
 
 def _callback(on_bytes: Callable[[int], None]) -> Any:

@@ -14,6 +14,7 @@ import json
 import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 
 from .errors import FeatcacheError, one_line, text_of
 from .files import check_writable, csv_line, write_atomically
+from .metrics import PairedTest, paired_test
 from .notebook import Rows
 from .progress import OnNote, silent
 from .schema import (
@@ -40,7 +42,7 @@ from .store.index import default_folder
 RECORD = "run.json"
 CURVES = ("few-shot", "learning-curve")  # kinds of runs with a curve
 # Kinds of runs without one top-1 that another run's could be compared with.
-NOT_COMPARED = (*CURVES, "multilabel", "regression", "cross-validation")
+NOT_COMPARED = (*CURVES, "multilabel", "regression", "cross-validation", "survey")
 
 _SHARE = number(0, 1)
 _SHARED = {
@@ -50,7 +52,6 @@ _SHARED = {
     "method": text,
     "n_test": count(),
     "n_train": count(),
-    "run": text,
     "size": count(),
     "wall_s": number(0),
     "weights": text,
@@ -76,8 +77,35 @@ _OF_CURVE = {
     "metric": text,
     "points": lambda value: bool(value) and list_of(_POINT)(value),
 }
+_ANSWER = object_of(
+    {"interval": list_of(_SHARE, 2), "top1": _SHARE, "wall_s": number(0)},
+    {"k": optional(count(1)), "run": optional(text), "shots": optional(count(1))},
+)
+_OF_SURVEY = {
+    **_SHARED,
+    "answers": lambda value: (
+        isinstance(value, dict) and list_of(list_of(_ANSWER))([*value.values()])
+    ),
+    "rows": list_of(
+        object_of(
+            {
+                "feature_dim": count(1),
+                "few_shot": list_of(_ANSWER),
+                "images_per_s": optional(number(0)),
+                "knn": _ANSWER,
+                "name": text,
+                "probe": _ANSWER,
+                "vs_best": optional(object_of({"difference": number(-1, 1), "p_value": _SHARE})),
+            }
+        )
+    ),
+}
 _EPOCH = object_of({"epoch": count(), "train_loss": optional(number()), "top1": optional(_SHARE)})
-_SWEEP = object_of({"points": list_of(object_of({"C": number(1e-300), "score": number()}))})
+_TRIED = {"C": number(1e-300), "score": number()}
+_SWEEP = object_of(
+    {"C": number(1e-300), "points": list_of(object_of(_TRIED)), "n_holdout": count()},
+    {"at_edge": text},
+)
 # What commands, figures and tables use where it is there.
 _MAYBE = {
     "C": optional(number(0)),
@@ -90,6 +118,7 @@ _MAYBE = {
     "curve_split": optional(text),
     "epochs": lambda value: value in ([], None) or list_of(_EPOCH)(value) or number(0)(value),
     "features_wall_s": optional(number(0)),
+    "fit_s": optional(number(0)),
     "head": optional(text),
     "init_head": optional(text),
     "k": count(1),
@@ -228,6 +257,31 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
     return columns
 
 
+def hits_of(run: Path) -> dict[tuple[str, str], bool]:
+    """Return whether a run was right about each test image, by its id and label.
+
+    Raises
+    ------
+    FeatcacheError
+        As `load_predictions`.
+    """
+    kept = load_predictions(run)
+    rows = zip(kept["split"], kept["id"], kept["label"], kept["correct"], strict=True)
+    return {(id, str(label)): correct for split, id, label, correct in rows if split == "test"}
+
+
+def compared_hits(
+    first: Mapping[tuple[str, str], bool], second: Mapping[tuple[str, str], bool]
+) -> PairedTest | None:
+    """Compare two runs by their `hits_of`; None unless they are of the same images and labels."""
+    if not first or first.keys() != second.keys():
+        return None
+    return paired_test(
+        np.fromiter(first.values(), bool, len(first)),
+        np.fromiter((second[image] for image in first), bool, len(first)),
+    )
+
+
 def load_runs(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Read the record of every finished run, oldest first, and a line for each damaged one.
 
@@ -241,7 +295,8 @@ def load_runs(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
             wrong = _wrong(record)
             if wrong:
                 raise ValueError(f"no usable {', '.join(wrong)}")
-            records.append(record)
+            # The folder's own name: a copy has another than its record says.
+            records.append({**record, "run": path.parent.name})
         except (OSError, ValueError, RecursionError) as error:
             problems.append(f"{path}: left out, not the record of a run: {one_line(error)}")
     return records, problems
@@ -254,6 +309,8 @@ def _wrong(record: Any) -> list[str]:
         return ["kind"]
     if kind in CURVES:
         return wrong_fields(record, _OF_CURVE, _MAYBE)
+    if kind == "survey":
+        return wrong_fields(record, _OF_SURVEY, _MAYBE)
     return wrong_fields(record, _SHARED if kind in NOT_COMPARED else _OF_RUN, _MAYBE)
 
 
@@ -305,9 +362,12 @@ def compare(
     list of dict
         Sorted by data set (name and digest), then by top-1, the best first. Every record has
         ``method``, ``top1``, ``top1_interval``, ``n_epochs``, ``epochs``, ``images_per_s``,
-        ``wall_s``, ``weights``, ``dataset``, ``dataset_digest``, ``n_train``, ``n_test`` and
+        ``wall_s``, ``weights``, ``dataset``, ``dataset_digest``, ``n_train``, ``n_test``,
         ``s_per_point``: the cost of a fine-tune in seconds per percentage point gained over the
-        best probe on the same images, or None.
+        best probe on the same images, or None; and ``vs_best``: the fields of a `PairedTest` of
+        the best run on the data set against this one. That is None for the best run, and where
+        they do not compare image by image: a run kept no predictions, or is of other test images
+        or labels.
 
     Raises
     ------
@@ -329,7 +389,31 @@ def compare(
         records,
         key=lambda record: (record["dataset"], record["dataset_digest"], -record["top1"]),
     )
-    return Rows(({**record, "s_per_point": price(record, records)} for record in ordered), _COLUMNS)
+    return Rows(
+        (
+            {**record, "s_per_point": price(record, records), "vs_best": versus}
+            for record, versus in zip(ordered, _versus_best(folder, ordered), strict=True)
+        ),
+        _COLUMNS,
+    )
+
+
+def _versus_best(
+    folder: Path, ordered: Sequence[Mapping[str, Any]]
+) -> Iterable[dict[str, Any] | None]:
+    """Yield the paired test of the first run on its data set against each run."""
+    digest, best = None, None
+    for record in ordered:
+        try:
+            hits = hits_of(folder / Path(record["run"]).name)
+        except FeatcacheError:  # of an older version, of a fine-tune, or damaged
+            hits = {}
+        if (record["dataset"], record["dataset_digest"]) != digest:
+            digest, best = (record["dataset"], record["dataset_digest"]), hits
+            yield None
+            continue
+        tested = compared_hits(best or {}, hits)
+        yield None if tested is None else asdict(tested)
 
 
 def _none_found(folder: Path, dataset: str | None, records: Iterable[Mapping[str, Any]]) -> str:
@@ -404,19 +488,20 @@ def run_label(record: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
+_COMMON = ("images", "from", "px")  # in every label where not all runs share them
+_SHOWN_OPTIONS = ("distance", "temperature", "metric", "class_weight", "engine", "seed")
+_SAID_ELSEWHERE = ("freeze_until", "lora", "epochs", "weight_decay", "target")  # of the options
+
+
 def run_labels(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a label for each run on a data set, with the facts in which the runs differ.
 
     Training images, weights and pixels are in every label where they are not the same for all;
-    epochs, scaling and test images where runs of one `run_label` differ in them.
+    epochs, scaling, test images and options where runs of one `run_label` differ in them.
     """
     plain = [run_label(record) for record in records]
     facts = [_facts(record) for record in records]
-    common = [
-        name
-        for name in ("images", "from", "px")
-        if len({fact[name] for fact in facts if fact[name]}) > 1
-    ]
+    common = [name for name in _COMMON if len({fact[name] for fact in facts if fact[name]}) > 1]
     labels = []
     for label, fact in zip(plain, facts, strict=True):
         shown = [fact[name] for name in common]
@@ -425,25 +510,56 @@ def run_labels(records: Sequence[Mapping[str, Any]]) -> list[str]:
             for other, its in zip(facts, plain, strict=True)
             if its == label and all(other[name] == fact[name] for name in common)
         ]
-        for name in ("epochs", "scale", "test"):
-            if len({other[name] for other in alike}) > 1:
-                shown.append(fact[name])
-                alike = [other for other in alike if other[name] == fact[name]]
+        for name in dict.fromkeys(name for other in alike for name in other):
+            if len({other.get(name, "") for other in alike}) > 1:
+                shown.append(fact.get(name, ""))
+                alike = [other for other in alike if other.get(name, "") == fact.get(name, "")]
         labels.append(", ".join((label, *filter(None, shown))))
     return labels
+
+
+def fold(records: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str]]:
+    """Return runs on a data set in order, those with one label and one result as one.
+
+    Each is the newest of its kind, with its label, which says how many there are.
+    """
+    kept: dict[tuple[Any, ...], tuple[Mapping[str, Any], str, int]] = {}
+    for record, label in zip(records, run_labels(records), strict=True):
+        key = (label, record["top1"], record["n_epochs"])
+        other, _, n = kept.get(key, (record, label, 0))
+        newest = max(other, record, key=lambda one: str(one.get("created", "")))
+        kept[key] = newest, label, n + 1
+    return [
+        (record, f"{label} ({n} runs)" if n > 1 else label) for record, label, n in kept.values()
+    ]
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, str]:
     """Return the facts of a run in which it may differ from others, in words."""
     scale, n_epochs = record.get("scale", "none"), record["n_epochs"]
     epochs = f"{n_epochs} epoch{'s' * (n_epochs != 1)}"
+    given = record.get("kind") == "probe" and not record.get("sweep") and record.get("C")
+    options = {
+        name: value
+        for part in ("recipe", "question")
+        if isinstance(record.get(part), Mapping)
+        for name, value in record[part].items()
+        if name not in _SAID_ELSEWHERE
+    }
+    options |= {name: record.get(name) for name in _SHOWN_OPTIONS}
     return {
         "images": f"{record['n_train'] + (record.get('n_val') or 0):,} images",
-        "test": f"{record['n_test']:,} test",
         "from": "" if record.get("method") == "scratch" else weights_label(record),
         "px": f"{record.get('size')} px",
         "epochs": epochs if record.get("kind") == "finetune" else "",
         "scale": "" if scale == "none" else str(scale),
+        "test": f"{record['n_test']:,} test",
+        "penalty": f"C = {given:.3g}" if given else "",
+        **{
+            name: f"{name.replace('_', ' ')} {one_line(value)}"
+            for name, value in options.items()
+            if value is not None and value != ""
+        },
     }
 
 

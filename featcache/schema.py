@@ -13,7 +13,9 @@ from typing import Any
 Check = Callable[[Any], bool]
 
 _MOST = 1e15  # of any number: exact as a float, and short in a message
+_MOST_STORED = 2.0**62  # of a number that an int64 holds
 _MOST_TEXT = 100_000
+_MOST_WORDS = 4096  # the longest path
 
 
 def number(least: float = -_MOST, most: float = _MOST) -> Check:
@@ -28,9 +30,9 @@ def number(least: float = -_MOST, most: float = _MOST) -> Check:
     return check
 
 
-def count(least: int = 0) -> Check:
-    """Return a check for an integer from ``least`` on; a bool is none."""
-    within = number(least)
+def count(least: int = 0, most: float = _MOST) -> Check:
+    """Return a check for an integer in a range; a bool is none."""
+    within = number(least, most)
     return lambda value: isinstance(value, int) and within(value)
 
 
@@ -43,6 +45,11 @@ def text(value: Any) -> bool:
     )
 
 
+def words(value: Any) -> bool:
+    """Check for text that is no longer than a path."""
+    return text(value) and len(value) <= _MOST_WORDS
+
+
 def flag(value: Any) -> bool:
     """Check for true or false."""
     return isinstance(value, bool)
@@ -53,26 +60,44 @@ def optional(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
 
-def list_of(check: Check, length: int | None = None) -> Check:
-    """Return a check for a list, of so many items where ``length`` is given."""
+def list_of(
+    check: Check, length: int | None = None, *, least: int = 0, distinct: bool = False
+) -> Check:
+    """Return a check for a list: of ``length`` items, of ``least`` or more, none of them twice."""
 
     def checked(value: Any) -> bool:
-        if not isinstance(value, list) or (length is not None and len(value) != length):
+        if not isinstance(value, list) or len(value) < least:
             return False
-        return all(map(check, value))
+        if (length is not None and len(value) != length) or not all(map(check, value)):
+            return False
+        return not distinct or len(set(value)) == len(value)
 
     return checked
 
 
 def object_of(required: Mapping[str, Check], maybe: Mapping[str, Check] | None = None) -> Check:
     """Return a check for an object with these fields; it may have others."""
-    return lambda value: not wrong_fields(value, required, maybe or {})
+    return lambda value: isinstance(value, dict) and not wrong_fields(value, required, maybe or {})
+
+
+def plain(levels: int) -> Check:
+    """Return a check for text, a number, a flag, null, or so many levels of lists and objects."""
+    leaf = optional(lambda one: flag(one) or text(one) or number(-_MOST_STORED, _MOST_STORED)(one))
+    if not levels:
+        return leaf
+    inner = plain(levels - 1)
+
+    def checked(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(map(text, value)) and all(map(inner, value.values()))
+        return all(map(inner, value)) if isinstance(value, list) else leaf(value)
+
+    return checked
 
 
 def plain_object(value: Any) -> bool:
-    """Check for an object of texts, numbers, booleans and nulls."""
-    leaf = optional(lambda one: flag(one) or text(one) or number()(one))
-    return isinstance(value, dict) and all(map(leaf, value.values()))
+    """Check for an object of texts, numbers, flags and nulls."""
+    return isinstance(value, dict) and plain(1)(value)
 
 
 def wrong_fields(

@@ -144,10 +144,14 @@ def index_file(path):
     return path / "manifest.json" if path.is_dir() else path
 
 
+def seal_text(text):
+    """Return JSON text (bytes), right or not, with a seal that fits."""
+    return f"featcache 1 {len(text)} {hashlib.sha256(text).hexdigest()}\n".encode() + text
+
+
 def put_index(path, text):
     """Put JSON text (bytes) in the place of a cache's index, with a seal that fits."""
-    line = f"featcache 1 {len(text)} {hashlib.sha256(text).hexdigest()}\n".encode()
-    sealed = line + text
+    sealed = seal_text(text)
     if path.is_dir():
         index_file(path).write_bytes(sealed)
     else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy_first  # noqa: F401
 
 # isort: split
+import os
+import signal
 import zipfile
 from pathlib import Path
 
@@ -13,6 +15,13 @@ import pytest
 from PIL import Image
 
 from featcache.frameworks import oneflow_status, torch_status
+
+# What the terminal of whoever runs the tests is like; rich asks when it is imported.
+for variable in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+    os.environ.pop(variable, None)
+# A shell without job control starts what it puts into the background deaf to Ctrl-C.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 CIFAR_ZIP = SHARED / "data" / "cifar10-jpeg.zip"

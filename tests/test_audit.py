@@ -107,7 +107,7 @@ def test_groups_in_several_splits_are_named(tmp_path, capsys):
     assert main(["audit", str(path), "--group", "patient"]) == 0
     said = capsys.readouterr().out
     assert "Groups: 2 of 13 of patient stand in several splits." in said and "p7" in said
-    assert main(["audit", str(path), "--group", "nobody"]) == 1
+    assert main(["audit", str(path), "--group", "nobody"]) == 2
     assert "expected a column 'nobody'" in capsys.readouterr().err
 
 
@@ -503,7 +503,7 @@ def test_cli(capsys, tmp_path):
     [
         (["nowhere.h5"], 1),
         (["{cache}", "--csv", "{cache}"], 1),
-        (["{cache}", "--duplicates", "0"], 1),
+        (["{cache}", "--duplicates", "0"], 2),
         (["{cache}", "--duplicates", "1.5"], 2),
         (["{cache}", "--folds", "1"], 2),
         (["{cache}", "--top", "-1"], 2),

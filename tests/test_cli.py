@@ -18,7 +18,7 @@ import pytest
 import featcache
 from featcache.cli import main
 from featcache.cli.options import _ORDER
-from featcache.cli.output import sparkline
+from featcache.cli.output import show, sparkline
 from featcache.store.cache import load
 from featcache.store.writer import SplitArrays, write_cache
 
@@ -153,25 +153,32 @@ def test_doctor_tries_the_network():
 
 def test_the_forms_of_a_probe(capsys, small_cache):
     code, out, _ = run(capsys, "probe", small_cache, "--per-class", "--confusion")
-    assert code == 0 and "class 1" in out and "calibration error" in out and "the best of 20" in out
+    assert code == 0 and "class 1" in out and "calibration error" in out
+    assert "in 5 folds" in " ".join(out.split())
     code, out, _ = run(capsys, "probe", small_cache, "--knn", "1,5", "--json")
     assert code == 0 and [item["k"] for item in json.loads(out)] == [1, 5]
     code, out, _ = run(capsys, "probe", small_cache, "--shots", "1,5,full", "--seeds", 2, "--json")
     points = json.loads(out)
     assert code == 0 and [point["n_train"] for point in points] == [3, 15, 120]
+    few = ("--shots", "2,full", "--seeds", 2, "--temperature", "inf", "--distance", "euclidean")
+    code, out, _ = run(capsys, "probe", small_cache, "--knn", "1", "--mmap", *few)
+    assert code == 0 and "shots" in out and "full" in out
+    code, out, _ = run(capsys, "probe", small_cache, "--shots", "2", "--solver", "ridge", "--json")
+    assert code == 0 and json.loads(out)[0]["weight_decays"]
     code, out, _ = run(capsys, "probe", small_cache, "--shots", "2", "--metric", "balanced")
     assert code == 0 and "balanced" in out
     code, out, _ = run(capsys, "probe", small_cache, "--no-check", "--C", 1, "--json")
     assert code == 0 and json.loads(out)["check"] is None
 
 
-def test_a_curve_is_shown_in_the_terminals_own_characters(small_cache):
+@pytest.mark.parametrize("columns", ["40", "120"])
+def test_a_curve_is_shown_in_the_terminals_own_characters(small_cache, columns):
     assert sparkline([0, 1], "utf-8").startswith("▁")
     assert sparkline([0, 1], "cp1252").startswith("0")
     answer = subprocess.run(
         [sys.executable, "-m", "featcache", "probe", small_cache, "--shots", "1,5,full"],
         capture_output=True,
-        env={**os.environ, "PYTHONIOENCODING": "ascii", "NO_COLOR": "1"},
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "NO_COLOR": "1", "COLUMNS": columns},
         check=True,
     )
     shown = answer.stdout.decode("ascii")
@@ -237,7 +244,7 @@ def test_bad_data_sets(capsys, tmp_path, image_folder, fake_engine, home):
     empty, hollow, torn = bad_folders(tmp_path, image_folder)
     assert "nowhere: expected" in refused(capsys, "extract", tmp_path / "nowhere", *STARTER)
     assert "expected class folders" in refused(capsys, "extract", empty, *STARTER)
-    assert "found none i" in refused(capsys, "extract", hollow, *STARTER)
+    assert "of which train/ has no image" in refused(capsys, "extract", hollow, *STARTER)
     kept = ("--on-error", "skip", "-o", tmp_path / "kept.h5")
     code, out, _ = run(capsys, "extract", torn, *STARTER, *kept)
     assert code == 0 and out.rstrip().endswith("; 1 image left out")
@@ -283,7 +290,7 @@ def test_bad_weights(capsys, tmp_path, image_folder, fake_engine):
     said = refused(capsys, "extract", image_folder, *STARTER, "--backbone", "resnet50")
     assert "not a resnet50" in said and "use --backbone resnet18" in said
     assert "found 'vgg16'" in refused(
-        capsys, "extract", image_folder, *STARTER, "--backbone", "vgg16"
+        capsys, "extract", image_folder, *STARTER, "--backbone", "vgg16", code=2
     )
     assert "no such file" in refused(capsys, "extract", image_folder, "--weights", "a.pth")
 
@@ -322,7 +329,8 @@ def test_wrong_usage_is_one_line_and_exit_code_2(capsys, arguments, said):
 
 @pytest.mark.parametrize("value", ["0", "nan", "-1"])
 def test_rates_out_of_range(capsys, small_cache, value):
-    assert "lr: expected a positive number" in refused(capsys, "probe", small_cache, "--lr", value)
+    said = refused(capsys, "probe", small_cache, "--lr", value, code=2)
+    assert "lr: expected a positive number" in said
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
@@ -369,3 +377,9 @@ def test_ctrl_c_ends_the_work_with_130_and_no_half_file(tmp_path, command):
         assert "add --resume " in err and visible <= RUN_FILES
     else:
         assert not visible
+
+
+def test_json_has_null_for_what_json_cannot_say(capsys):
+    result = {"a": float("nan"), "b": [1.5, (float("inf"), "x")], "c": {"d": -float("inf")}}
+    show(result, True, str)
+    assert capsys.readouterr().out == '{"a": null, "b": [1.5, [null, "x"]], "c": {"d": null}}\n'

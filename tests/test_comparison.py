@@ -16,7 +16,15 @@ from featcache.reporting.commands import run_command
 from featcache.reporting.judged import Probe
 from featcache.reporting.page import probe_words, rows, tiles_of
 from featcache.reporting.selection import Group, Run
-from featcache.runs import CURVES, epochs_of, load_runs, price, run_labels
+from featcache.runs import (
+    CURVES,
+    epochs_of,
+    fold,
+    load_runs,
+    price,
+    run_labels,
+    save_predictions,
+)
 
 
 def record_of(run, kind="finetune", top1=0.5, wall_s=100.0, **more):
@@ -102,6 +110,40 @@ def test_the_table_fits_80_columns_and_labels_each_run(runs):
     )
     for word in ("above", "layer3", "cached", "LP-FT"):
         assert word in text
+
+
+def test_identical_runs_are_one_line_and_others_say_what_tells_them_apart(runs, monkeypatch):
+    monkeypatch.setattr(_comparison_output, "width", lambda: 80)
+
+    def probed(run, top1=0.5, **more):
+        points = [{"C": 1.0, "score": 0.5, "converged": True}]
+        sweep = {"C": 1.0, "points": points, "n_holdout": 9}
+        return record_of(run, "probe", top1, created=run, sweep=sweep, seed=0, **more)
+
+    records = compare(
+        runs=runs(
+            probed("1", C=1.0),
+            probed("2", C=1.0),
+            probed("3", C=1.0, top1=0.6),
+            probed("4", C=0.1) | {"sweep": None},
+            probed("5") | {"seed": 1},
+            record_of("6", "knn", 0.4, method="knn, k = 5", distance="cosine"),
+            record_of("7", "knn", 0.4, method="knn, k = 5", distance="euclidean"),
+        )
+    )
+    assert sorted((label, record["run"]) for record, label in fold(records)) == [
+        ("knn, k = 5, distance cosine", "6"),
+        ("knn, k = 5, distance euclidean", "7"),
+        ("probe lbfgs, C = 0.1", "4"),
+        ("probe lbfgs, seed 0", "3"),
+        ("probe lbfgs, seed 0 (2 runs)", "2"),
+        ("probe lbfgs, seed 1", "5"),
+    ]
+    table, *_, legend = _comparison_output.comparison_tables(records)
+    assert table.row_count == 6
+    shown = [column.header for column in table.columns]
+    assert shown == ["method", "top-1 % (95 %)", "wall s"], "no column is empty"
+    assert "s/point" not in legend.plain
 
 
 def test_a_wide_table_has_the_curve_of_each_fine_tune(runs, monkeypatch):
@@ -192,7 +234,7 @@ def test_no_field_of_a_record_stops_those_who_read_it(kind, tmp_path):
     more = {
         "C": 0.1, "scale": "l2", "metric": "top1", "seed": 1, "seeds": 2, "k": 3, "n_val": 0,
         "recipe": {"lr": 0.1}, "check": {"agreement": 1.0}, "cuts": ["avgpool"], "target": "x",
-        "sweep": {"points": [{"C": 0.1, "score": 0.5}, {"C": 1.0, "score": 0.6}]},
+        "sweep": {"C": 1.0, "n_holdout": 3, "points": [{"C": 1.0, "score": 0.6}]},
         "features_wall_s": 1.0, "cache": "a.h5", "test_cache": "a.h5", "created": "2026",
         "epochs": [{"epoch": 1, "train_loss": 1.0, "top1": 0.5}], "best_epoch": 1,
         "points": [{"interval": [0.1, 0.2], "mean": 0.1, "n_train": 3, "scores": [0.1]}],
@@ -222,3 +264,65 @@ def use(record):
     probe_words(Probe(group.runs[0], None, "", 0), None)
     price(record, [record])
     assert list(_comparison_output.comparison_tables([{**record, "s_per_point": None}]))
+
+
+def keep_hits(folder, run, correct, ids=None, label="cat"):
+    """Write predictions of test images, as a probe does."""
+    n = len(correct)
+    columns = {
+        "id": ids or [f"{number}.png" for number in range(n)],
+        "split": ["test"] * n,
+        "label": [label] * n,
+        "prediction": ["cat" if hit else "dog" for hit in correct],
+        "correct": [bool(hit) for hit in correct],
+        "error": [0.0 if hit else 1.0 for hit in correct],
+    }
+    save_predictions(folder / run, columns)
+
+
+def test_runs_on_the_same_test_images_are_compared_image_by_image(runs):
+    folder = runs(
+        record_of("best", "probe", 0.9),
+        record_of("near", "knn", 0.8, method="knn, k = 5"),
+        record_of("other images", "probe", 0.7, scale="l2"),
+        record_of("other labels", "probe", 0.7, scale="standardize"),
+        record_of("tuned", top1=0.6),
+    )
+    keep_hits(folder, "best", [1, 1, 1, 1, 1, 1, 1, 1, 1, 0])
+    keep_hits(folder, "near", [1, 1, 1, 1, 1, 0, 0, 0, 0, 1])
+    keep_hits(folder, "other images", [1] * 10, ids=[f"{n}.jpg" for n in range(10)])
+    keep_hits(folder, "other labels", [1] * 10, label="dog")
+    records = compare(runs=folder)
+    versus = {record["run"]: record["vs_best"] for record in records}
+    near = versus.pop("near")
+    assert (near["n_only_first"], near["n_only_second"], near["n"]) == (4, 1, 10)
+    assert near["difference"] == pytest.approx(0.3)
+    assert near["p_value"] == pytest.approx(2 * 6 / 32 - 5 / 32)
+    assert set(versus.values()) == {None}, "no pairs without the same images and labels"
+    console = Console(width=80, record=True, force_terminal=False)
+    for shown in _comparison_output.comparison_tables(records):
+        console.print(shown)
+    text = console.export_text()
+    assert "against probe lbfgs, on the same 10 test images (McNemar):" in text
+    assert "  knn, k = 5: -30.00 points (" in text and "p = 0.219" in text
+    assert "3 runs without predictions of these images" in text
+
+
+def test_damaged_predictions_are_no_pairs(runs):
+    folder = runs(record_of("best", "probe", 0.9), record_of("near", "probe", 0.8))
+    keep_hits(folder, "best", [1, 0])
+    (folder / "near" / "predictions.parquet").write_bytes(b"PAR1 but no table")
+    assert [record["vs_best"] for record in compare(runs=folder)] == [None, None]
+
+
+def test_a_copied_record_goes_by_the_name_of_its_folder(runs):
+    folder = runs(record_of("a"), record_of("b"))
+    (folder / "b" / "run.json").write_text(json.dumps(record_of("../../elsewhere", top1=0.9)))
+    assert [record["run"] for record in compare(runs=folder)] == ["b", "a"]
+
+
+def test_a_sweep_without_its_choice_is_left_out(runs):
+    sweep = {"points": [{"C": 1.0, "score": 0.5}]}
+    folder = runs(record_of("a"), record_of("b", "probe", sweep=sweep))
+    records, (problem,) = load_runs(folder)
+    assert [record["run"] for record in records] == ["a"] and "no usable sweep" in problem

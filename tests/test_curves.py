@@ -15,7 +15,9 @@ from featcache.errors import CacheMissError, DatasetError, FeatcacheError, Outpu
 from featcache.metrics import mean_interval, wilson_interval
 from featcache.probes import curves as _fits
 from featcache.probes.curves import few_shot, learning_curve
+from featcache.probes.lbfgs import train_lbfgs
 from featcache.probes.recipes import ExactRecipe
+from featcache.probes.ridge import Ridge
 from featcache.runs import CURVES, load_runs
 
 
@@ -30,15 +32,15 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def fits(monkeypatch):
-    """Listen to what the solver is given: rows and labels of every fit."""
+    """Listen to what is fitted: features and labels of every draw, and the recipe."""
     fits = []
-    original = _fits.train_lbfgs
+    original = _fits.fit
 
-    def listen(views, labels, *rest, **more):
-        fits.append((views[0].copy(), labels.copy(), *rest))
-        return original(views, labels, *rest, **more)
+    def listen(features, labels, n_classes, solver, recipe, weights):
+        fits.append((features.copy(), labels.copy(), n_classes, recipe))
+        return original(features, labels, n_classes, solver, recipe, weights)
 
-    monkeypatch.setattr(_fits, "train_lbfgs", listen)
+    monkeypatch.setattr(_fits, "fit", listen)
     return fits
 
 
@@ -89,6 +91,81 @@ def test_what_is_trained_on_is_what_was_drawn(cache, fits):
         assert np.array_equal(labels, cache.train.labels[rows])
         assert (n_classes, recipe.weight_decay) == (5, 0.1)
     assert np.array_equal(fits[2][0], cache.train.features)
+
+
+def sample(n, dim, n_classes=4, seed=0):
+    generator = np.random.default_rng(seed)
+    labels = np.arange(n) % n_classes
+    centres = generator.normal(size=(n_classes, dim))
+    features = centres[labels] + generator.normal(0, 2, (n, dim)) * generator.uniform(0, 2, dim) + 3
+    return features.astype(np.float32), labels
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "ridge"])
+def test_a_head_in_the_span_of_few_rows_is_the_head_in_all_dimensions(solver):
+    features, labels = sample(24, 60)
+    recipe = ExactRecipe(weight_decay=0.3, tolerance=1e-10)
+    narrow, decay = _fits.fit(features, labels, 4, solver, recipe)
+    if solver == "ridge":
+        wide = Ridge([features], labels, 4).solve(0.3)
+    else:
+        wide = train_lbfgs([features], labels, 4, recipe)
+    assert decay == 0.3 and narrow.weight.shape == (4, 60) and narrow.weight.dtype == np.float32
+    centre = features.mean(axis=0)
+    for head in (narrow, wide):  # a constant in all biases changes nothing
+        head.bias[:] -= (head.weight @ centre + head.bias).mean()
+    assert np.allclose(narrow.weight, wide.weight, atol=1e-4)
+    assert np.allclose(narrow.bias, wide.bias, atol=1e-3)
+
+
+@pytest.mark.parametrize(("n", "dim"), [(40, 12), (20, 60)])
+def test_the_penalty_minimises_generalized_cross_validation(n, dim):
+    features, labels = sample(n, dim)
+    decay = _fits.fit(features, labels, 4, "ridge")[1]
+    centred = (features - features.mean(axis=0)).astype(np.float64)
+    targets = np.eye(4)[labels] - 1 / 4
+
+    def gcv(value):
+        hat = centred @ np.linalg.solve(centred.T @ centred + n * value * np.eye(dim), centred.T)
+        left = 1 - (1 + np.trace(hat)) / n
+        return np.square(targets - hat @ targets).sum() / n / left**2
+
+    grid = centred.var(axis=0).sum() * 2.0 ** np.arange(-14, 4, 0.5)
+    assert gcv(decay) <= min(map(gcv, grid)) * (1 + 1e-4)
+    assert _fits.fit(features, labels, 4, "lbfgs")[1] == pytest.approx(decay / 2)
+
+
+def test_the_penalty_of_one_shot_goes_with_the_variance(cache):
+    features, labels = sample(4, 60)
+    variance = features.var(axis=0).sum()
+    assert _fits.fit(features, labels, 4)[1] == pytest.approx(variance / 8, rel=1e-4)
+    assert _fits.fit(features, labels, 4, "ridge")[1] == pytest.approx(variance / 2, rel=1e-4)
+    same = np.ones((8, 3), np.float32)  # of no variance
+    assert _fits.fit(same, np.arange(8) % 4, 4)[1] > 0
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "ridge"])
+def test_the_unit_of_the_features_changes_no_prediction(solver):
+    for n in (8, 40):
+        features, labels = sample(n, 20)
+        heads = [_fits.fit(features * unit, labels, 4, solver) for unit in (1, 1024)]
+        (one, decay), (other, larger) = heads
+        assert larger == pytest.approx(decay * 1024**2, rel=1e-3)
+        scores = [features @ one.weight.T + one.bias, features * 1024 @ other.weight.T + other.bias]
+        assert np.allclose(*scores, atol=1e-2)
+
+
+def test_a_chosen_penalty_is_better_than_one_for_every_size(tmp_path):
+    path = write_gaussian_cache(
+        tmp_path / "g.h5", n_classes=4, n_train=400, n_test=800, dim=64, spread=6.0
+    )
+    chosen, fixed, ridge = (
+        few_shot(path, shots=(10, 25), **options)
+        for options in ({}, {"recipe": ExactRecipe()}, {"solver": "ridge"})
+    )
+    for one, other, third in zip(chosen, fixed, ridge, strict=True):
+        assert min(one.mean, third.mean) > other.mean + 0.01
+        assert len(set(one.weight_decays)) > 1 and set(other.weight_decays) == {5e-4}
 
 
 def test_a_draw_does_not_depend_on_other_sizes(cache):
@@ -192,7 +269,7 @@ def test_a_curve_leaves_a_record_that_a_comparison_leaves_out(cache, tmp_path):
         "balanced", 2, 1000, 500,
     )  # fmt: skip
     assert shots["dataset"] == "gaussian" and shots["cache"] == str(cache.path)
-    assert shots["recipe"]["weight_decay"] == ExactRecipe().weight_decay and shots["wall_s"] > 0
+    assert (shots["solver"], shots["recipe"]) == ("lbfgs", None) and shots["wall_s"] > 0
     with pytest.raises(FeatcacheError, match="found only runs of few-shot"):
         compare(runs=tmp_path)
     probe(cache, check=False, runs=tmp_path)
@@ -241,6 +318,7 @@ def test_progress_counts_fits(cache):
         ({"shots": ()}, "shots: expected at least one number, found none"),
         ({"seeds": 0}, "seeds: expected at least 1, found 0"),
         ({"metric": "auc"}, "expected one of top1, balanced, f1, found 'auc'"),
+        ({"solver": "sgd"}, "solver: expected one of lbfgs, ridge, found 'sgd'"),
     ],
 )
 def test_invalid_options(cache, arguments, excerpt):

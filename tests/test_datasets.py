@@ -357,10 +357,12 @@ def test_the_decoder_scales_what_stays_twice_as_large_as_wanted(size, kind, scal
 
 def test_a_photo_above_the_limit_is_read_where_the_decoder_scales_it_down():
     data = encoded(uniform("L", 90, (10_000, 9_000)), "JPEG")
-    with pytest.raises(DatasetError, match="at most 89 million pixels, found 10000 x 9000"):
+    with pytest.raises(DatasetError, match="at most 89,478,485 pixels, found 10000 x 9000"):
         decode_image(data, "a photo")
     assert decode_image(data, "a photo", Preprocess(224)).getpixel((9, 9)) == (90, 90, 90)
-    with pytest.raises(DatasetError, match="at most 89 million"):  # and no warning of Pillow's
+    with pytest.raises(
+        DatasetError, match="at most 89,478,485 pixels"
+    ):  # and no warning of Pillow's
         decode_image(encoded(uniform("1", 1, (10_000, 9_000)), "PNG"), "a scan", Preprocess(224))
 
 
@@ -380,7 +382,7 @@ def bomb():
         (b"not an image", "do not decode"),
         (b"", "found 0 bytes"),
         (encoded(colour_image(0, 0))[:400], "do not decode"),
-        (bomb(), "expected at most 89 million pixels, found 60000 x 60000; scale"),
+        (bomb(), "expected at most 89,478,485 pixels, found 60000 x 60000; scale"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "do not decode"),
     ],
     ids=["text", "empty", "cut short", "bomb", "a format that runs a program"],
@@ -434,13 +436,23 @@ def folder_of(tmp_path, *names):
         (["a/b/1.png", "a/c/1.png", "2.png"], "found 2 folders in a/; name .*/data/a$"),
         (["x/y/b/1.png", "x/y/c/1.png"], "found 2 folders in x/y/; name .*/data/x/y$"),
         (["b\\1.png", "c\\1.png"], "a backslash where a / belongs"),
-        (["a/1.png", "a/2.png", "b/"], "found none in 'b'"),
+        (["a/1.png", "a/2.png", "b/"], r"found no image in 1 class \('b'\)"),
+        (["a/1.png", "b/", "c/", "d/"], r"no image in 3 classes \('b', 'c', 'd'\)"),
         (["train/a/1.png", "train/b/1.png"], "expected test/ beside train/"),
-        (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"], "'c' in test/ alone"),
-        (["train/a/1.png", "train/b/1.png", "test/a/1.png", "val/c/1.png"], "'c' in val/ alone"),
+        (
+            ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"],
+            r"1 image in test/ of 1 class \('c'\), of",
+        ),
+        (
+            ["train/a/1.png", "train/b/1.png", "test/a/1.png", "val/c/1.png"],
+            r"1 image in val/ of 1 class \('c'\), of",
+        ),
         (["train/a/1.png", "test/a/1.png"], "one class alone, 'train/a'"),
         (["train/a/1.png", "train/b/1.png", "test/a/1.png", "val/1.png"], "none in val/; sort"),
-        (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/"], "none in 'test/b'"),
+        (
+            ["train/a/1.png", "train/b/", "train/c/1.png", "test/a/1.png", "test/d/1.png"],
+            r"found no image in 1 class \('train/b'\) .*; and 1 image in test/ of 1 class \('d'\)",
+        ),
         (["Train/a/1.png", "Train/b/1.png", "Val/a/1.png"], "rename Val/ to test/ if"),
         (["Train/a/1.png", "TEST/1.png"], "expected class folders .* found none in TEST/; sort"),
         (["val/1.png", "Test/2.png"], "found Test/ and val/; rename"),
@@ -496,7 +508,7 @@ def test_what_is_left_out_is_noted(tmp_path):
     (folder / "d").mkdir()
     (folder / "d" / "1.heic").write_bytes(b"")
     with pytest.raises(
-        DatasetError, match=r"none in 'd' \(1 file ignored: \.heic 1 .*; images end"
+        DatasetError, match=r"in 1 class \('d'\) \(1 file ignored: \.heic 1 .*; images end"
     ):
         load_dataset(folder)
 
@@ -568,7 +580,7 @@ def test_a_validation_split_by_its_names(tmp_path, train, val, test):
         assert [len(split) for _, split in data.splits()] == [5, 1, 3]
         assert data.divided_by == "given" and data.val.labels.tolist() == [1]
         (note,) = data.notes
-        assert note.endswith(f"no image of 1 class in {val}/, 'cat' the first")
+        assert note.endswith(f"no image in {val}/ of 1 class ('cat')")
         without = dataset_digest(data.train.digest, data.test.digest)
         assert data.digest != without == replace(data, val=None).digest
 
@@ -709,7 +721,9 @@ def test_paths_that_are_no_data_set(tmp_path):
         "x" * 300: r"a path that cannot be followed \(File name too long\)",
         "null\0byte": "a path that cannot be followed",
     }.items():
-        with pytest.raises(DatasetError, match=f"digits; found {found}.*; try featcache"):
+        with pytest.raises(
+            DatasetError, match=f"digits; found {found}.*; (try featcache|did you mean)"
+        ):
             load_dataset(tmp_path / name)
 
 
@@ -780,3 +794,77 @@ def test_the_real_archive(cifar_zip):
     assert data.class_names[0] == "airplane" and data.class_names[9] == "truck"
     assert set(np.bincount(data.test.labels)) == {1000}
     assert data.test.images[9999].size == (32, 32)
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_what_systems_put_beside_images_is_counted_and_no_class(tmp_path, archive):
+    names = [f"{name}/{n}.png" for name in "ab" for n in range(2)]
+    clutter = [
+        "@eaDir/a/1.png", "a/@eaDir/1.png/THUMB.png", "#recycle/old.png", "$RECYCLE.BIN/S-1/2.png",
+        "System Volume Information/x.png", "lost+found/", "__MACOSX/a/1.png",
+        "a/.ipynb_checkpoints/1.png",
+    ]  # fmt: skip
+    folder = folder_of(tmp_path, *names, *clutter)
+    (folder / "a" / "Thumbs.db").write_bytes(b"x")
+    data = load_dataset(zipped(folder, tmp_path / "a.zip") if archive else folder)
+    assert data.class_names == ("a", "b") and len(data.train) + len(data.test) == 4
+    (note,) = data.notes
+    assert ": files and folders of operating systems ignored: #recycle 1, " in note
+    assert ", @eaDir 2, " in note and "Thumbs.db 1" in note
+
+
+def test_names_that_nearly_end_as_images_do(tmp_path):
+    folder = folder_of(tmp_path, "a/1.png", "b/1.png")
+    for name in ("2.jpg_large", "3.pjpeg", "4.jpeg~", "5.img", "6.img"):
+        colour_image(0, 0).save(folder / "a" / name, "JPEG")
+    colour_image(0, 0).save(folder / "b" / "2.pnm", "PPM")
+    colour_image(0, 0).save(folder / "b" / "3.dib", "BMP")
+    (folder / "b" / "4.png.txt").write_text("a caption")
+    data = load_dataset(folder)
+    assert sorted(data.train.ids + data.test.ids) == [
+        "a/1.png", "a/2.jpg_large", "a/3.pjpeg", "a/4.jpeg~", "b/1.png", "b/2.pnm", "b/3.dib",
+    ]  # fmt: skip
+    (note,) = data.notes
+    assert "2 files ignored whose names end in .img, though a/5.img begins as an image" in note
+
+
+@pytest.mark.parametrize("beside", ["README.md", "docs/LICENSE.txt"])
+def test_other_files_beside_the_folder_of_the_splits(tmp_path, beside):
+    names = [f"data/{role}/{name}/1.png" for role in ("train", "test") for name in "ab"]
+    folder = folder_of(tmp_path, *names)
+    (folder / beside).parent.mkdir(exist_ok=True)
+    (folder / beside).write_text("about")
+    for path in (folder, zipped(folder, tmp_path / "a.zip")):
+        data = load_dataset(path)
+        assert (data.class_names, data.divided_by) == (("a", "b"), "given")
+
+
+def test_classes_that_cannot_be_used_are_left_out_where_that_is_asked_for(tmp_path):
+    names = ("train/a/1.png", "train/b/1.png", "train/c/", "test/a/1.png", "test/d/1.png")
+    folder = folder_of(tmp_path, *names)
+    data = load_dataset(folder, on_error="skip")
+    assert data.class_names == ("a", "b") and data.test.ids == ("test/a/1.png",)
+    empty, unknown, fewer = data.notes
+    assert ": left out: no image in 1 class ('train/c') " in empty
+    assert unknown.endswith("of 1 class ('d'), of which train/ has no image")
+    assert fewer.endswith("no image in test/ of 1 class ('b')")
+    whole = folder_of(tmp_path / "w", "a/1.png", "b/1.png", "c/")
+    assert load_dataset(whole, on_error="skip").class_names == ("a", "b")
+
+
+def test_an_empty_folder_of_a_class_in_test_is_as_none(tmp_path):
+    names = ("train/a/1.png", "train/b/1.png", "test/a/1.png")
+    notes = load_dataset(folder_of(tmp_path, *names)).notes
+    assert load_dataset(folder_of(tmp_path, "test/b/")).notes == notes != ()
+
+
+def test_a_file_without_an_end_is_read_up_to_its_size(image_folder, tmp_path):
+    copy = tmp_path / "colours"
+    shutil.copytree(image_folder, copy)
+    for name, target in (("00", "/dev/zero"), ("01", "/proc/self/environ"), ("02", "/dev/tty")):
+        (copy / f"train/blue/{name}.png").unlink()
+        (copy / f"train/blue/{name}.png").symlink_to(target)
+    images = load_dataset(copy).train.images
+    for row in range(3):
+        with pytest.raises(DatasetError, match=r"0\d\.png: (cannot be read|expected an image)"):
+            images[row]

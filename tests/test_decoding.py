@@ -140,7 +140,9 @@ def test_a_bad_image_fails_in_its_place():
     seen = []
     with (
         pytest.raises(
-            DatasetError, match=r"^folder/50\.png: .* found none, or use --on-error skip$"
+            DatasetError,
+            match=r"^folder/50\.png: .* found none; 1 more of the 100 images looked at so far are "
+            "such: 51, or use --on-error skip$",
         ),
         closing(decoded_batches(images, cut(100, 16), Preprocess(32), workers=3)) as batches,
     ):

@@ -95,18 +95,13 @@ def picture(tint: int, seed: int) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def given(tmp_path_factory):
-    """The files that pages assume: ``photos/`` with class folders, ``my-digits/`` without."""
-    from sklearn.datasets import load_digits
+    """The files that pages assume: ``photos/`` with class folders."""
 
     folder = tmp_path_factory.mktemp("given")
     for index, name in enumerate(("cat", "dog", "horse")):
         (folder / "photos" / name).mkdir(parents=True)
         for number in range(1, 31):
             picture(index, number).save(folder / "photos" / name / f"{number:03d}.jpg")
-    (folder / "my-digits").mkdir()
-    for number, digit in enumerate(load_digits().images[:12]):
-        image = Image.fromarray((digit * 255 / 16).astype(np.uint8))
-        image.save(folder / "my-digits" / f"{number:02d}.png")
     return folder
 
 

@@ -303,6 +303,26 @@ def test_what_a_killed_download_left_is_removed(server: Server, destination: Pat
     assert destination.stat().st_mode & 0o777 == 0o666 & ~umask()
 
 
+def test_links_with_the_names_of_hidden_files_are_not_followed(
+    server: Server, destination: Path, tmp_path: Path
+) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file.bin").write_bytes(b"mine")
+    destination.parent.mkdir(parents=True)
+    (destination.parent / ".file.bin.download").symlink_to(precious)
+    download(f"{server.url}/file", destination, error=WeightsError)
+    assert destination.read_bytes() == BODY and kept(destination) == ["file.bin"]
+    lock = destination.parent / ".file.bin.lock"
+    lock.unlink(missing_ok=True)
+    lock.symlink_to(precious / "file.bin")
+    with pytest.raises(WeightsError, match="found a symbolic link"):
+        download(f"{server.url}/file", destination, error=WeightsError)
+    assert [(path.name, path.read_bytes()) for path in precious.iterdir()] == [
+        ("file.bin", b"mine")
+    ]
+
+
 def test_of_two_at_once_one_downloads(server: Server, destination: Path) -> None:
     waiting = threading.Event()
     errors: list[BaseException] = []

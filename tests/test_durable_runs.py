@@ -286,6 +286,16 @@ def test_any_changed_bit_of_a_checkpoint_is_found(tmp_path):
         assert all((loaded[name] == arrays[name]).all() for name in arrays)
 
 
+def test_a_link_in_the_place_of_the_log_is_not_followed(tmp_path):
+    """A stranger's folder that is resumed may have one."""
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "elsewhere")
+    notes = []
+    folder = RunFolder(tmp_path, {}, notes.append)
+    folder.log(step=1)
+    assert not (tmp_path / "elsewhere").exists()
+    assert len(notes) == 1 and "no more lines" in notes[0] and "symbolic link" in notes[0]
+
+
 @pytest.mark.parametrize("name", [*PROGRESS])
 @pytest.mark.parametrize("odd", [None, "x", -1, 10**400, float("nan"), [], {}, [{}], True])
 def test_odd_progress_is_one_line(tmp_path, name, odd):

@@ -12,9 +12,9 @@ from featcache.errors import RecipeError
 from featcache.probes.lbfgs import train_lbfgs
 from featcache.probes.objective import objective
 from featcache.probes.recipes import ExactRecipe
-from featcache.probes.ridge import Ridge, ridge_objective
+from featcache.probes.ridge import Ridge, ridge_objective, train_ridge
 from featcache.probes.scaling import Scaling
-from featcache.probes.sweep import sweep_lbfgs, sweep_ridge
+from featcache.probes.sweep import C_GRID, _fit_lbfgs, divide, grid_of, sweep_lbfgs, sweep_ridge
 
 pytestmark = pytest.mark.numpy1  # its bytes or draws may depend on NumPy
 
@@ -43,6 +43,8 @@ CASES = {
     "overlapping": {"spread": 5.0},
     "imbalanced": {"shares": [0.9, 0.05, 0.03, 0.02]},
     "more dimensions than rows": {"n": 60, "dim": 150},
+    "some more dimensions": {"n": 500, "dim": 600},
+    "many more dimensions": {"n": 250, "dim": 700},
     "float16": {"dtype": np.float16},
     "many rows": {"n": 30_000, "dim": 8},
 }
@@ -65,6 +67,94 @@ def test_lbfgs_finds_scikit_learns_optimum(case, decay):
     assert -1e-7 <= at - best <= (2e-6 if easy else 2e-5) * max(best, 0.05)
     assert result.objective == pytest.approx(at, rel=1e-4, abs=1e-8)
     assert result.weight.dtype == np.float32
+
+
+def newton(x, labels, decay):
+    """Minimise by dense Newton steps in float64: the objective, by another road."""
+    n, k = len(x), labels.max() + 1
+    z = np.column_stack([x.astype(np.float64), np.ones(n)])
+    penalty = np.tile(np.append(np.full(x.shape[1], decay), 1e-30), k)
+    y = np.eye(k)[labels]
+
+    def at(head):
+        scores = z @ head.reshape(k, -1).T
+        lead = scores - scores[np.arange(n), labels][:, None]
+        top = lead.max(axis=1, keepdims=True)
+        rest = (np.exp(lead - top) * (1 - y)).sum(axis=1) + np.exp(-top[:, 0]) - (top[:, 0] == 0)
+        value = np.mean(np.log1p(rest) + top[:, 0]) + penalty @ head**2 / 2
+        p = np.exp(lead - top)
+        return value, p / p.sum(axis=1, keepdims=True)
+
+    head = np.zeros(k * z.shape[1])
+    value, p = at(head)
+    for _ in range(200):
+        off = p * (1 - y)
+        residual = off - y * off.sum(axis=1, keepdims=True)
+        gradient = (residual.T @ z / n).ravel() + penalty * head
+        bend = np.einsum("ni,ij->nij", p, np.eye(k)) - np.einsum("ni,nj->nij", p, p)
+        hessian = np.einsum("nij,na,nb->iajb", bend, z, z, optimize=True).reshape(len(head), -1) / n
+        step = np.linalg.lstsq(hessian + np.diag(penalty), gradient, rcond=1e-15)[0]
+        size = 1.0
+        while size > 1e-3 and at(head - size * step)[0] > value:
+            size /= 2
+        if value - at(head - size * step)[0] <= 1e-12 * value:
+            return value
+        head = head - size * step
+        value, p = at(head)
+    raise AssertionError("the reference did not converge")
+
+
+@pytest.mark.parametrize("C", [1e2, 1e6, 1e8, 1e10])
+def test_converged_is_true_of_separable_classes_too(C):
+    generator = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    x = (generator.normal(size=(120, 5)) + 7 * np.eye(3, 5)[labels]).astype(np.float32)
+    decay = 1 / (C * 120)
+    result = train_lbfgs([x], labels, 3, ExactRecipe(decay))
+    best = newton(x, labels, decay)
+    assert result.converged and abs(result.objective / best - 1) < 3e-6
+
+
+@pytest.mark.parametrize("size", [1e6, 1e25, 1e38, 1e-25])
+def test_features_of_any_size(size, recwarn):
+    x, labels = clouds(spread=5.0)
+    plain = train_lbfgs([x], labels, 4, ExactRecipe(1e-3))
+    large = (x * np.float32(size / abs(x).max())).astype(np.float32)
+    unit = float(large.max() / x.max())
+    result = train_lbfgs([large], labels, 4, ExactRecipe(1e-3 * unit**2))
+    assert result.converged and result.objective == pytest.approx(plain.objective, rel=1e-5)
+    np.testing.assert_allclose(result.weight * unit, plain.weight, atol=2e-3)
+    ridge = train_ridge([large], labels, 4, 1e-3 * unit**2)
+    np.testing.assert_allclose(
+        ridge.weight * unit, train_ridge([x], labels, 4, 1e-3).weight, atol=1e-4
+    )
+    # With the penalty of ordinary features there is none to speak of: still no warning.
+    train_lbfgs([large], labels, 4, ExactRecipe(1e-3))
+    assert not [str(one.message) for one in recwarn]
+
+
+def test_the_objective_is_that_of_the_head_in_float64():
+    x, labels = clouds(4000, dim=80, spread=5.0)
+    x *= np.float32(1e6)
+    recipe = ExactRecipe(1 / 4000)
+    result = train_lbfgs([x], labels, 4, recipe)
+    exact = objective(
+        result.weight.astype(np.float64), result.bias, [x.astype(np.float64)], labels, recipe
+    )
+    assert result.converged and result.steps < 100
+    assert result.objective == pytest.approx(exact.value, rel=1e-12)
+
+
+def test_a_long_sweep_asks_every_fourth_value_and_those_around_the_best():
+    generator = np.random.default_rng(0)
+    labels = np.arange(1600) % 800
+    x = generator.normal(size=(800, 512))[labels] + generator.normal(scale=3, size=(1600, 512))
+    swept = sweep_ridge([x.astype(np.float32)], labels, 800)
+    tried = [round(math.log(point.C / C_GRID[0], C_GRID[1] / C_GRID[0])) for point in swept.points]
+    assert len(tried) < 12 and tried == sorted(tried) and set(range(2, 20, 4)) <= set(tried)
+    best = tried[[point.C for point in swept.points].index(swept.C)]
+    assert {best - 1, best + 1} <= set(tried)
+    assert swept.C == max(swept.points, key=lambda point: point.score).C
 
 
 def test_lbfgs_with_duplicated_and_constant_features():
@@ -145,22 +235,50 @@ def test_scaling_is_fitted_on_train_and_folded_into_the_head():
         Scaling("minmax", [x])
 
 
+def test_the_default_grid_goes_on_beyond_its_ends_while_the_score_rises():
+    x, labels = clouds(400, dim=200, spread=8.0)
+    for features, beyond in ((x / np.float32(1e4), "above"), (x, "below")):
+        swept = sweep_ridge([features], labels, 4)
+        tried = [point.C for point in swept.points]
+        assert C_GRID[-1] < swept.C if beyond == "above" else C_GRID[0] > swept.C
+        assert tried[0] < swept.C < tried[-1] and swept.at_edge == ""
+        assert len(tried) < 15  # every fourth, then those around the best
+
+
+def test_a_fit_of_a_sweep_does_not_start_from_a_larger_value():
+    # Its large weights would remain where the objective hardly sees them, and change the ranking.
+    x, labels = clouds(500, dim=60, spread=3.0)
+    parts = divide([x], labels)
+    fits = [_fit_lbfgs(parts, 4, ExactRecipe()) for _ in range(2)]
+    fits[0](100.0)
+    assert np.array_equal(fits[0](1e-4).weight, fits[1](1e-4).weight)
+
+
+def test_a_grid_as_text():
+    assert grid_of("1e-6:1e5:45") == pytest.approx(tuple(np.logspace(-6, 5, 45)))
+    assert grid_of([10, 1]) == (1.0, 10.0)
+    for wrong in ("1:2", "a:b:c", "0:1:3", "1:1:3", "1:inf:3", "1:2:9999", [1], [1, "x"], [1, -1]):
+        with pytest.raises(RecipeError, match="expected start:stop:count"):
+            grid_of(wrong)
+
+
 @pytest.mark.parametrize("kind", ["lbfgs", "ridge"])
 def test_a_sweep_finds_the_better_penalty_and_names_an_edge(kind):
-    x, labels = clouds(400, dim=200, spread=3.0)
+    x, labels = clouds(400, dim=200, spread=8.0)
 
     def run(grid):
         if kind == "lbfgs":
             return sweep_lbfgs([x], labels, 4, ExactRecipe(), grid=grid)
         return sweep_ridge([x], labels, 4, grid=grid)
 
-    swept = run(tuple(np.logspace(-6, 4, 9)))
+    swept = run(tuple(np.logspace(-8, 4, 9)))
     best = max(swept.points, key=lambda point: point.score)
     assert swept.C == best.C and swept.at_edge == ""
-    assert (swept.n_fit, swept.n_holdout, len(swept.points)) == (320, 80, 9)
+    assert (swept.n_fit, swept.n_holdout, len(swept.points)) == (320, 400, 9)
+    assert swept.n_folds == 5  # 80 images are too few to tell values apart
     assert run((swept.C * 100, swept.C * 1000)).at_edge in ("lowest", "highest")
     assert run((swept.C, swept.C * 1e4)).at_edge == "lowest"
-    assert run(tuple(np.logspace(-6, 4, 9))) == swept, "the same holdout again"
+    assert run(tuple(np.logspace(-8, 4, 9))) == swept, "the same holdout again"
 
 
 def test_a_sweep_never_sees_the_test_split():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 
 import numpy as np
@@ -24,6 +25,7 @@ from featcache.errors import (
     WeightsError,
 )
 from featcache.extraction import extract as extraction
+from featcache.extraction.pipeline import bottleneck
 from featcache.preprocess import FLIP_VIEWS, Preprocess, apply_view
 from featcache.store.shards import single_writer
 
@@ -330,7 +332,11 @@ def test_what_was_measured_is_kept(image_folder, fake_engine):
     result = extract(image_folder, weights=STARTER, on_note=notes.append)
     assert notes == ["a test asked for it"]
     stages = result.load().meta["stages_s"]
-    assert result.bottleneck in ("engine", "decoding", "writing")
+    times = (stages["engine_s"], stages["waiting_for_pixels_s"], stages["waiting_for_disk_s"])
+    assert result.bottleneck == ("engine", "decoding", "writing")[int(np.argmax(times))]
+    waiting = {"waiting_for_pixels_s": 1.4, "waiting_for_disk_s": 0.0}
+    assert bottleneck({"wall_s": 11.2, "engine_s": 9.8, **waiting}) == "engine"
+    assert bottleneck({"wall_s": 11.2, "engine_s": 1.3, **waiting}) == "decoding"
     assert 0 < stages["engine_s"] < stages["wall_s"] and stages["decoding_cpu_s"] > 0
     assert result.images_per_s == pytest.approx(54 / stages["wall_s"], rel=0.2)
 
@@ -363,6 +369,39 @@ def test_float16_is_half_and_refuses_what_does_not_fit(image_folder, fake_engine
     )
     with pytest.raises(FeatcacheError, match=r"train/blue/\d+\.png: .*65,504 for float16"):
         extract(image_folder, weights=STARTER, dtype="float16", force=True)
+
+
+@pytest.mark.parametrize(
+    ("n_offset", "offset", "said"), [(8, 60_000, "error"), (3, 60_000, "note"), (8, 100, "")]
+)
+def test_float16_is_told_where_an_offset_hides_the_spread(
+    image_folder, fake_engine, monkeypatch, tmp_path, n_offset, offset, said
+):
+    """Beside 60,000, float16 counts in steps of 32; beside 100, in steps of 1/16."""
+    honest = FakeEngine.extract
+    offsets = np.where(np.arange(8) < n_offset, offset, 0).astype(np.float32)
+    monkeypatch.setattr(
+        FakeEngine,
+        "extract",
+        lambda self, images: {"avgpool": honest(self, images)["avgpool"] + offsets},
+    )
+    notes = []
+    options = {"weights": STARTER, "output": tmp_path / "x.h5", "on_note": notes.append}
+    expected = (
+        rf"avgpool: float16 rounds away more than 10% of the spread of {n_offset} of 8 features "
+        r"\(train images 0 to 35\); .*--dtype float32"
+    )
+    if said == "error":
+        with pytest.raises(FeatcacheError, match=expected):
+            extract(image_folder, dtype="float16", **options)
+        assert not list(tmp_path.glob("*.h5"))
+    else:
+        extract(image_folder, dtype="float16", **options)
+        assert any(re.match(expected, note) for note in notes) == (said == "note")
+        assert sum("float16" in note for note in notes) == (2 if said else 0)  # of each split
+    notes.clear()
+    extract(image_folder, dtype="float32", force=True, **options)
+    assert not any("float16" in note for note in notes)
 
 
 @pytest.fixture
@@ -558,3 +597,16 @@ def test_copies_across_a_given_split_are_told(image_folder, fake_engine, tmp_pat
     clean = []
     extract(image_folder, output=tmp_path / "d.h5", on_note=clean.append, weights=STARTER)
     assert not any("also in train" in note for note in clean)
+
+
+def test_dead_features_are_told(image_folder, fake_engine, tmp_path, monkeypatch):
+    notes = []
+    extract(image_folder, output=tmp_path / "live.h5", on_note=notes.append, weights=STARTER)
+    assert not any("same in all images" in note for note in notes)
+    run = FakeEngine.extract
+    monkeypatch.setattr(FakeEngine, "extract", lambda *_: {c: x * 0 for c, x in run(*_).items()})
+    extract(image_folder, output=tmp_path / "d.h5", on_note=notes.append, weights="random:1")
+    dim = FakeEngine.dim
+    for role, n in ("train", 36), ("test", 18):
+        told = f"{role}: {dim} of {dim} features are the same in all images; all features of {n} of"
+        assert any(told in note for note in notes), notes

@@ -462,7 +462,7 @@ def test_what_is_refused_before_the_long_work(image_folder, tmp_path):
 def test_the_command_line(image_folder, capsys):
     words = ["finetune", str(image_folder), "--backbone", "timm:test_vit", "--weights", "random:0"]
     words += ["--size", "32", "--epochs", "1", "--engine", "torch", "--train-limit", "9"]
-    assert main([*words, "--freeze-until", "blocks.9"]) == 1
+    assert main([*words, "--freeze-until", "blocks.9"]) == 2
     assert capsys.readouterr().err.count("freeze until: expected a block") == 1
     assert main([*words, "--freeze-until", "blocks.4", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -378,7 +378,7 @@ def test_what_cannot_train_is_said(monkeypatch, there, asked, error, said):
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        ({"engine": "openvino"}, RecipeError, "auto, oneflow, torch to train with, found"),
+        ({"engine": "openvino"}, RecipeError, "expected one of auto, oneflow, torch, found"),
         ({"method": "half"}, RecipeError, "full, split, frozen, scratch, found 'half'"),
         ({"epochs": 0}, RecipeError, "epochs"),
         ({"lr": 0}, RecipeError, "expected a positive number, found 0"),

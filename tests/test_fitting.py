@@ -15,7 +15,7 @@ from featcache.finetuning import fit as fitting
 from featcache.finetuning.fit import Attempt, Option, Outcome, best_of, climb
 from featcache.finetuning.ingredients import gather
 from featcache.finetuning.recipes import FinetuneOptions, finetune_recipe
-from featcache.progress import silent
+from featcache.progress import Progress, silent
 
 STARTER = {"weights": "tinyimagenet32", "size": 32}
 
@@ -215,6 +215,7 @@ def test_a_budget_that_is_spent_says_what_is_next(noisy_folder, capsys, small, m
     from featcache.cli import main
 
     monkeypatch.setattr(fitting._Work, "_rates", lambda *_: {"whole": 9.0, "cut": 9.0})
+    featcache.extract(noisy_folder, **small)
     words = ["--target", "1", "--budget", "0.001s", "--weights", "tinyimagenet32", "--size", "32"]
     words += ["--engine", small["engine"]]
     assert main(["fit", str(noisy_folder), *words]) == 0
@@ -226,3 +227,43 @@ def test_a_budget_that_is_spent_says_what_is_next(noisy_folder, capsys, small, m
     assert said["attempts"][0]["outcome"]["top1"] is None and 0 <= said["top1"] <= 1
     assert main(["fit", str(noisy_folder), "--budget", "soon"]) == 2
     assert "--budget: expected a duration such as 90s, 10m or 2h" in capsys.readouterr().err
+
+
+def test_features_that_exceed_the_budget_are_refused_once_their_speed_is_known(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(fitting.time, "monotonic", clock)
+    report = fitting._Budget(10.0).watched(silent)
+    for done in range(0, 30, 10):
+        clock.now += 1.0
+        report(Progress("train images", done, 1000))
+    clock.now += 1.0
+    with pytest.raises(RecipeError, match=r"budget: expected at least 101 s.* found 10 s; give a"):
+        report(Progress("train images", 30, 1000))
+
+
+def test_a_fine_tune_is_stopped_unless_it_is_in_its_last_epoch(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(fitting.time, "monotonic", clock)
+    report = fitting._Budget(10.0).stopping(silent, 3)
+    report(Progress("epoch 1/3", 64, 100))
+
+    def run():
+        clock.now = 11.0
+        report(Progress("epoch 3/3", 64, 100))
+        report(Progress("epoch 2/3", 64, 100))
+
+    first = Attempt("probe", "done", "", 1.0, 1.0, Outcome(0.8))
+    tried = climb(first, [Option("full", 5.0, run)], 0.9, 10.0, 0.0, clock=clock)
+    assert (tried[1].status, tried[1].wall_s, tried[1].outcome) == ("over budget", 11.0, None)
+    assert "stopped in epoch 2/3" in tried[1].why
+
+
+@pytest.mark.torch
+def test_nothing_is_timed_where_no_fine_tune_can_fit(noisy_folder, torch_small, monkeypatch):
+    monkeypatch.setattr(fitting._Work, "_rates", lambda *_: pytest.fail("it was timed"))
+    featcache.extract(noisy_folder, **torch_small)
+    notes = []
+    result = featcache.fit(noisy_folder, 1.0, budget_s=0.001, **torch_small, on_note=notes.append)
+    assert [attempt.status for attempt in result.attempts] == ["done", "over budget"]
+    assert result.over_s > 0 and result.next_step.startswith("fine-tuning, about")
+    assert any("none is timed" in note for note in notes)

@@ -10,13 +10,14 @@ import struct
 import subprocess
 import sys
 
+import fuzz_head
 import numpy as np
 import PIL
 import pytest
 from safetensors.numpy import save
 
 from featcache import load, load_head
-from featcache.errors import RecipeError, ShapeMismatchError, WeightsError
+from featcache.errors import FeatcacheError, RecipeError, ShapeMismatchError, WeightsError
 from featcache.probes.head import Head, save_head
 from featcache.probes.ingredients import (
     INGREDIENTS,
@@ -67,6 +68,16 @@ def test_scores_probabilities_and_classes():
 def test_probabilities_of_scores_that_no_exponential_can_hold():
     head = Head(np.array([[1e4], [-1e4]], np.float32), np.zeros(2, np.float32), ("a", "b"), "")
     assert head.probabilities(np.ones((1, 1), np.float32)).tolist() == [[1.0, 0.0]]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("task", ["classes", "numbers"])
+def test_scores_that_no_float_can_hold_are_refused(task):
+    head = Head(
+        np.full((2, 3), 3e38, np.float32), np.zeros(2, np.float32), ("a", "b"), "", task=task
+    )
+    with pytest.raises(WeightsError, match=r"too large \(up to 3e\+38\)"):
+        head.predict(np.ones((4, 3), np.float32))
 
 
 def test_l2_divides_each_feature_by_its_norm_and_leaves_zeros():
@@ -339,19 +350,23 @@ def test_the_written_head_is_a_good_one(written):
         ({"class_names": {"a": 1, "b": 2, "c": 3}}, "no class_names"),
         ({"class_names": ["a", "b", 3]}, "no class_names"),
         ({"class_names": ["a", "b"]}, "expected 3 class names"),
-        ({"class_names": ["a", "b", "\ud800"]}, "surrogates not allowed"),
+        ({"class_names": ["a", "b", "\ud800"]}, "no class_names"),
         ({"fingerprint": "GONE"}, "no fingerprint"),
         ({"fingerprint": 7}, "no fingerprint"),
-        ({"scaling": "GONE"}, "the scaling none or l2, found ''"),
+        ({"scaling": "GONE"}, "no scaling"),
         ({"scaling": "standardize"}, "the scaling none or l2, found 'standardize'"),
-        ({"scaling": ["l2"]}, "the scaling none or l2"),
+        ({"scaling": ["l2"]}, "no scaling, or one of another kind"),
         ({"scaling": "\x1b[2J" * 1000}, "the scaling none or l2"),
         ({"task": "colours"}, "the task classes, labels, numbers, found 'colours'"),
-        ({"task": ["labels"]}, "the task classes, labels, numbers"),
+        ({"task": ["labels"]}, "no task, or one of another kind"),
         ({"task": "labels"}, "no float32 tensor called 'thresholds'"),
         ({"ingredients": "GONE"}, "no ingredients"),
         ({"ingredients": []}, "no ingredients"),
-        ({"ingredients": {"a": {"b": [[1]]}}}, "plain values"),
+        ({"ingredients": {"a": {"b": [[1]]}}}, "nested too deeply"),
+        ({"ingredients": {"weights": ["x"]}}, "ingredients whose weights is of another kind"),
+        ({"ingredients": {"head_cuts": 7}}, "ingredients whose head_cuts is of another kind"),
+        ({"ingredients": {"preprocess": {"a": 10**400}}}, "whose preprocess is"),
+        ({"ingredients": {"preprocess": dict.fromkeys("x" * n for n in range(40))}}, "preprocess"),
         ({"ingredients": {"a": "x" * 20_000}}, "fill pages"),
     ],
 )
@@ -383,6 +398,15 @@ def test_metadata_that_is_not_an_object_of_json(written, text):
 )
 def test_tensors_that_are_missing_or_wrong(written, tensors, excerpt):
     assert excerpt in refusal(written(**tensors))
+
+
+@pytest.mark.parametrize("seed", fuzz_head.SEEDS)
+def test_what_a_head_can_make_its_readers_raise(tmp_path, seed):
+    (tmp_path / "head").mkdir()
+    path = fuzz_head.SEEDS[seed](tmp_path / "head")
+    with pytest.raises(FeatcacheError) as caught:
+        fuzz_head.read(path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 2000
 
 
 def test_files_that_are_no_heads(written, tmp_path, small_cache):

@@ -18,6 +18,7 @@ from featcache.cli import output as _output
 from featcache.cli.commands import app
 from featcache.cli.options import _CONTENTS
 from featcache.progress import Progress
+from featcache.store.cache import load
 
 GROUP = typer.main.get_command(app)
 COMMANDS = GROUP.commands
@@ -96,7 +97,7 @@ def test_an_option_is_the_same_in_every_command():
         kinds = {(tuple(it.opts), it.default, it.rich_help_panel) for _, it in seen[spelling]}
         assert len(kinds) == 1 < len(seen[spelling]), spelling
     for spelling in ("backbone", "weights"):
-        shared = [option for name, option in seen[spelling] if name != "predict"]
+        shared = [option for name, option in seen[spelling] if name not in ("predict", "search")]
         assert len({(option.help, option.rich_help_panel) for option in shared}) == 1 < len(shared)
     for spelling in ("output", "runs", "force", "on-error"):
         assert len({tuple(option.opts) for _, option in seen[spelling]}) == 1, spelling
@@ -129,7 +130,11 @@ def test_runs_are_written_to_and_read_from_the_folder_given(capsys, small_cache,
     ("line", "message"),
     [
         # In the parser's own words, which differ between its versions.
-        ("prob", "did you mean 'probe'? (see featcache --help)"),
+        ("prob", "no such command 'prob'; try featcache probe (see featcache --help)"),
+        ("serve", "try featcache predict --head HEAD IMAGE"),
+        ("knn", "try featcache probe --knn 10"),
+        ("trian", "try featcache probe, or featcache finetune"),
+        ("ls", "try featcache info"),
         ("xyzzy", "'xyzzy' (see featcache --help)"),
         ("probe --scal l2", "--scal; did you mean --scale? (see featcache probe --help)"),
         ("--verison", "--verison; did you mean --version? (see featcache --help)"),
@@ -152,14 +157,25 @@ def test_runs_are_written_to_and_read_from_the_folder_given(capsys, small_cache,
             "predict a.png --head h --format csv --json",
             "error: --format: has no effect with --json",
         ),
-        ("probe --knn 3 --shots 1", "error: expected at most one of them, found --knn and --shots"),
+        (
+            "probe --knn 3 --learning-curve",
+            "error: expected at most one of them, found --knn and --learning-curve",
+        ),
+        ("probe --temperature 1", "--temperature: has no effect without --knn"),
+        ("probe --shots 1 --distance cosine", "--distance: has no effect without --knn"),
         ("fit --budget soon", "--budget: expected a duration such as 90s, 10m or 2h, found 'soon'"),
         ("probe --knn 5 --scale l2", "--scale: has no effect with --knn"),
         ("probe --shots 1 --train-limit 9", "--train-limit: has no effect with --shots"),
         ("probe --head h --save-head i", "--save-head: has no effect with --head"),
         ("probe --seeds 3", "--seeds: has no effect without --shots"),
         ("probe --knn 5 --plot p.png", "--plot: has no effect with --knn"),
-        ("help prob", "did you mean 'probe'?"),
+        ("help prob", "try featcache probe"),
+        ("extract --views flip", "did you mean flips?"),
+        ("extract --engine openvin", "did you mean openvino?"),
+        ("probe --task clasification", "did you mean classification?"),
+        ("fit digits --target 95", "a percentage is written as a fraction: 0.95"),
+        ("extract --size 0", "--size: expected at least 1, found '0'"),
+        ("probe --C big", "--C: expected a number, found 'big'"),
     ],
 )
 def test_wrong_usage_says_what_to_type(capsys, line, message):
@@ -168,6 +184,64 @@ def test_wrong_usage_says_what_to_type(capsys, line, message):
     assert captured.out == "" and captured.err.count("\n") == 1
     assert captured.err.startswith("error: ")
     assert message.casefold() in captured.err.casefold(), captured.err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("probe CACHE --knn 0", "found 0"),
+        ("probe CACHE --C -1", "C: expected a positive number"),
+        ("probe CACHE --C 0.1 --sweep", "leave one of them out"),
+        ("probe CACHE --lr 0 --solver sgd", "lr: expected a positive number"),
+        ("probe CACHE --shots 0", "expected numbers from 1"),
+        ("probe CACHE --cv 1", "--cv: expected at least 2"),
+        ("probe CACHE --cut avgpol", "did you mean avgpool?"),
+        ("probe CACHE --labels TABLE --target lable", "did you mean label?"),
+        ("probe CACHE --labels TABLE --target label --where lable=='a'", "did you mean label?"),
+        ("probe CACHE --labels TABLE --target label --where (", "the condition"),
+        ("audit CACHE --outliers 1", "below 1"),
+        ("merge CACHE -o new.h5", "expected two or more caches"),
+        ("extract IMAGES --weights tinyimagenet32 --cut avgpol", "did you mean avgpool?"),
+        ("extract IMAGES --weights tinyimagenet32 --size 8", "size: expected 32"),
+        ("extract IMAGES --backbone resnet81", "did you mean resnet18?"),
+        ("extract IMAGES --backbone tim:vit", "did you mean timm?"),
+        ("extract IMAGES --weights random:x", "random:SEED"),
+        ("extract IMAGES --workers 2", "--executor ray"),
+    ],
+)
+def test_a_value_that_the_library_refuses_is_wrong_usage_too(
+    capsys, small_cache, image_folder, tmp_path, line, message
+):
+    table = tmp_path / "t.csv"
+    ids = [*load(small_cache).train.ids, *load(small_cache).test.ids]
+    table.write_text("\n".join(["id,label", *(f"{one},{one[-5]}" for one in ids)]))
+    places = {"CACHE": str(small_cache), "IMAGES": str(image_folder), "TABLE": str(table)}
+    assert main([places.get(word, word) for word in line.split()]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and message in last, last
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("probe photos", "if it holds images, run featcache extract photos first"),
+        ("probe photos.zip", "if it holds images, run featcache extract photos.zip first"),
+        ("probe features.npy", "if it holds features, run featcache import features.npy first"),
+        ("probe feature.npy", "found no such file; did you mean features.npy?"),
+        ("extract photoz", "did you mean photos?"),
+        ("extract digit", "did you mean digits?"),
+        ("extract photos --weights imagnet", "did you mean imagenet?"),
+        ("extract photos --weights tinyimagenet", "did you mean tinyimagenet32?"),
+    ],
+)
+def test_a_name_that_is_not_there_is_exit_code_1(capsys, tmp_path, monkeypatch, line, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    for name in ("photos.zip", "features.npy", "photos/cat/1.jpg"):
+        (tmp_path / name).write_bytes(b"anything")
+    assert main(line.split()) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and message in last, last
 
 
 def loaded_by(*arguments):

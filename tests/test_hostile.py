@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import socket
 
+import fuzz_cache
 import pytest
+from altered_json import DEEP
 from caches import (
     FORMS,
     RICH,
@@ -20,7 +23,8 @@ from caches import (
 )
 
 from featcache import load
-from featcache.errors import CacheCorruptError, CacheError, CacheMissError
+from featcache.cli import main
+from featcache.errors import CacheCorruptError, CacheError, CacheMissError, visible
 from featcache.store.format import unseal
 
 pytestmark = pytest.mark.timeout(60)  # a test that waits for a pipe or a device fails soon
@@ -90,25 +94,24 @@ def emptied(name, row_shape):
     return change
 
 
-DEEP: list = []
-for _ in range(400):
-    DEEP = [DEEP]
-
 CLAIMS = {
     "no provenance": (lambda index: index.pop("meta"), "found none of 'meta'"),
-    "provenance that is a list": (lambda index: index.update(meta=[1]), "list"),
-    "another format": (meta(format="zarr"), "'zarr' 1 as its format"),
-    "another version inside": (meta(format_version=2), "'featcache' 2 as its format"),
-    "no version inside": (lambda i: i["meta"].pop("format_version"), "none of 'format_version'"),
+    "provenance that is a list": (lambda index: index.update(meta=[1]), r"\[1\] as its provenance"),
+    "another format": (meta(format="zarr"), "'zarr' in the field 'format'"),
+    "another version inside": (meta(format_version=2), "2 in the field 'format_version'"),
+    "no version inside": (lambda i: i["meta"].pop("format_version"), "no field 'format_version'"),
     "a field of the fingerprint is missing": (
         lambda i: i["meta"].pop("engine"),
-        "none of 'engine'",
+        "no field 'engine'",
     ),
     "no class": (meta(class_names=[]), "class_names"),
     "classes in one text": (meta(class_names="abc"), "class_names"),
-    "classes that are numbers": (meta(class_names=[1, 2, 3]), r"\[1, 2, 3\] as class_names"),
+    "classes that are numbers": (
+        meta(class_names=[1, 2, 3]),
+        r"\[1, 2, 3\] in the field 'class_names'",
+    ),
     "no cut": (meta(cuts=[]), "cuts"),
-    "a cut that is a number": (meta(cuts=[3]), r"\[3\] as cuts"),
+    "a cut that is a number": (meta(cuts=[3]), r"\[3\] in the field 'cuts'"),
     "views that are a number": (meta(views=7), "views"),
     "preprocessing that is text": (meta(preprocess="as usual"), "preprocess"),
     "an engine that is a list": (meta(engine=["fake"]), "engine"),
@@ -158,7 +161,7 @@ CLAIMS = {
     "a negative number of rows": (block("train/features", 0, -1), "a block of -1 rows"),
     "rows with a point": (block("train/features", 0, 4.0), "a block of 4.0 rows"),
     "a true number of rows": (block("train/features", 0, True), "a block of True rows"),
-    "rows beyond counting": (block("train/features", 0, 1 << 70), "23,611,832"),
+    "rows beyond counting": (block("train/features", 0, 1 << 70), "of 1180591620717411303424 rows"),
     "rows too many to be shown": (block("train/features", 0, 10**4000), "."),
     "a negative offset": (block("train/features", 1, -1), "at -1"),
     "an offset with a point": (block("train/features", 1, 1.5), "at 1.5"),
@@ -169,7 +172,7 @@ CLAIMS = {
     "an XXH3 that is missing": (block("train/features", 3, ""), "and ''"),
     "a path of the data set that is a number": (
         lambda i: i["meta"].update(dataset_path=1),
-        "1 as dataset_path",
+        "1 in the field 'dataset_path'",
     ),
     "content hashes of another length": (
         spec("train/content_hashes", row_shape=[16]),
@@ -346,3 +349,58 @@ def test_names_that_no_file_can_have(tmp_path):
     for name in ("x" * 300, "a\0b"):
         with pytest.raises(CacheError, match="expected a feature cache"):
             load(tmp_path / name)
+
+
+def test_a_field_of_the_provenance_is_refused_by_name_or_does_no_harm(tmp_path):
+    """Each field as null, text, a number, a list, an object, too long, too deep, or missing."""
+    path = fuzz_cache.copied("shards", tmp_path)
+    told = 0
+    for name, (kind, value) in itertools.product(fuzz_cache.FIELDS, fuzz_cache.ODD.items()):
+        fuzz_cache.reseal(path, fuzz_cache.edited(name, value))
+        try:
+            load(path)
+        except CacheCorruptError as error:
+            assert f"field '{name.partition('.')[0]}'" in str(error), (name, kind, error)
+            assert len(str(error)) < 1000 and str(error).isprintable()
+            told += 1
+    assert told > len(fuzz_cache.SEEDS) / 2
+
+
+@pytest.mark.parametrize("kind", ["escapes", "missing"])
+def test_commands_work_where_every_field_is_as_odd_as_it_may_be(
+    small_cache, tmp_path, monkeypatch, capsys, kind
+):
+    monkeypatch.chdir(tmp_path)
+    make_room(small_cache)
+    accepted = 0
+    for name in fuzz_cache.FIELDS:
+        before = small_cache.read_bytes()
+
+        def change(index, name=name):
+            value = fuzz_cache.ODD[kind]
+            meta = index["meta"]
+            meta.pop(name, None) if value is ... else meta.update({name: value})
+
+        if name in ("cuts", "class_names"):  # of which the arrays tell more
+            continue
+        rewrite_index(small_cache, change)
+        try:
+            load(small_cache)
+            accepted += 1
+        except CacheCorruptError:
+            small_cache.write_bytes(before)
+    assert accepted
+    path = str(small_cache)
+    for words in (
+        ("probe", path, "--no-check"),
+        ("probe", path, "--knn", "3"),
+        ("info", path),
+        ("info", path, "--json"),
+        ("export", path, "--to", "csv", "--output", "o.csv"),
+        ("diff", path, path),
+        ("compare",),
+        ("errors", "--html", "e.html"),
+    ):
+        assert main(list(words)) == 0, (words, capsys.readouterr().err)
+    for text in capsys.readouterr():
+        assert visible(text) == text

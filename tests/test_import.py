@@ -81,44 +81,50 @@ def test_public_names_are_sorted_complete_and_resolve():
 # Each room and the rooms of ours that it may import: a floor a row, the ground floor first.
 GROUND = {"errors", "progress", "notebook", "options", "version", "metrics", "schema"}
 MAY_IMPORT = {
-    **{room: set() for room in GROUND},
-    **{room: {"errors"} for room in ("cores", "files", "preprocess", "process", "sampling")},
-    "download": {"errors", "progress"},
+    **{room: set() for room in GROUND - {"options"}},
+    "options": {"errors"},
+    **{room: {"errors"} for room in ("cores", "process", "sampling")},
+    **{room: {"errors", "options"} for room in ("files", "preprocess")},
+    "download": {"errors", "files", "progress"},
     "pickles": {"errors"},
     "frameworks": {"errors", "process"},
     "remote": {"errors", "files", "process"},
-    "tables": {"errors", "files", "progress", "remote"},
+    "tables": {"errors", "files", "options", "progress", "remote"},
     "datasets": {
         "tables",
         "cores",
         "download",
         "errors",
+        "options",
         "files",
         "pickles",
         "preprocess",
         "process",
     }
-    | {"progress", "remote", "sampling"},
+    | {"options", "progress", "remote", "sampling"},
     "backbones": {"cores", "download", "errors", "files", "frameworks", "pickles", "preprocess"}
-    | {"process", "progress"},
+    | {"options", "process", "progress"},
     "store": {"cores", "errors", "files", "notebook", "process", "progress", "remote", "tables"}
-    | {"sampling", "version"},
+    | {"options", "sampling", "schema", "version"},
     "importing": {"backbones", "errors", "files", "progress", "remote", "store", "tables"},
-    "runs": {"errors", "files", "notebook", "progress", "schema", "store"},
+    "runs": {"errors", "files", "metrics", "notebook", "progress", "schema", "store"},
     "extraction": GROUND
     | {"backbones", "cores", "datasets", "files", "preprocess", "remote", "sampling", "store"}
     | {"tables"},
     "probes": GROUND
     | {"cores", "files", "frameworks", "process", "runs", "sampling", "store", "tables"},
-    "auditing": {"errors", "files", "metrics", "options", "probes", "progress", "store"},
+    "auditing": {"errors", "files", "metrics", "notebook", "options", "probes", "progress"}
+    | {"store", "tables"},
     "prediction": {"backbones", "datasets", "errors", "extraction", "files", "metrics"}
     | {"options", "preprocess", "probes", "progress", "remote", "store"},
+    "searching": GROUND | {"files", "importing", "prediction", "probes", "remote", "store"},
     "finetuning": GROUND
     | {"backbones", "cores", "datasets", "extraction", "files", "frameworks", "prediction"}
     | {"preprocess", "probes", "process", "runs", "sampling", "store"},
     "reporting": GROUND
-    | {"auditing", "backbones", "datasets", "files", "finetuning", "preprocess", "probes"}
-    | {"remote", "runs", "store"},
+    | {"auditing", "backbones", "datasets", "files", "finetuning", "prediction", "preprocess"}
+    | {"probes", "remote", "runs", "searching", "store"},
+    "surveying": GROUND | {"extraction", "probes", "runs", "store"},
     "doctor": {"backbones", "cores", "datasets", "errors", "frameworks", "process"},
 }
 

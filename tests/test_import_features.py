@@ -347,7 +347,7 @@ def test_a_table_gives_labels_and_splits(tmp_path, features, capsys):
     assert [cache.class_names[label] for label in cache.test.labels[:2]] == ["dog", "cat"]
     assert cache.table["age"].values.tolist()[-9:] == list("012345678")
     for words, code, said in (
-        (["--target", "colour"], 1, "expected a column 'colour'"),
+        (["--target", "colour"], 2, "expected a column 'colour'"),
         (["--by", "species"], 1, "expected rows of these images"),
         (["--split-column", "species"], 1, "expected train, val or test as splits"),
     ):
@@ -380,14 +380,14 @@ def test_everything_but_extraction_works(tmp_path, capsys):
         assert main(words) == 0, (words, capsys.readouterr().err)
     assert main(["diff", cache, other]) == 1
     capsys.readouterr()
-    assert main(["finetune", "digits", "--method", "frozen", "--cache", cache]) == 1
+    assert main(["finetune", "digits", "--method", "frozen", "--cache", cache]) == 2
     assert capsys.readouterr().err.count("error: ") == 1
     capsys.readouterr()
     (tmp_path / "x.png").write_bytes(b"")
     heads = [str(path) for path in tmp_path.glob("head*")]
     assert main(["predict", str(tmp_path / "x.png"), "--head", heads[0]]) == 1
     said = capsys.readouterr().err
-    assert "one on imported features" in said and said.count("\n") == 1
+    assert "found imported ones" in said and said.count("\n") == 1
 
 
 def test_a_report_of_imported_features(tmp_path, capsys):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
+from conftest import write_gaussian_cache
 
+from featcache import knn, load
 from featcache.errors import RecipeError, ShapeMismatchError
-from featcache.metrics import top1
+from featcache.metrics import mean_interval, top1, topk_accuracy, wilson_interval
 from featcache.probes import knn as knn_module
 from featcache.probes.blocks import Rows
-from featcache.probes.knn import knn_probe, nearest
+from featcache.probes.curves import draw
+from featcache.probes.knn import Space, knn_probe, nearest, nearest_blocks
+from featcache.runs import load_runs
 
 pytestmark = pytest.mark.numpy1  # its bytes or draws may depend on NumPy
 
@@ -92,6 +97,48 @@ def test_the_largest_are_those_of_a_stable_sort(k):
         assert np.array_equal(knn_module._largest(values, k), expected)
 
 
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_one_vote_each_is_scikit_learns_classifier(distance, small_blocks):
+    from sklearn.neighbors import KNeighborsClassifier
+
+    train, labels, test, _ = clouds(n=300, m=60)
+    if distance == "euclidean":  # an offset that would cost float32 its precision
+        train, test = train + 100, test + 100
+    ks = (1, 2, 5, 50, 299)
+    result = knn_probe(train, labels, test, 5, ks, math.inf, distance=distance)
+    for k in ks:
+        other = KNeighborsClassifier(k, metric=distance, algorithm="brute")
+        expected = other.fit(train.astype(np.float64), labels).predict(test.astype(np.float64))
+        assert np.array_equal(result[k], expected), k
+
+
+@pytest.mark.parametrize("unit", [1e-25, 1.0, 1e25])
+def test_distances_weigh_votes_in_any_unit(unit):
+    """exp(-(1 - 0) / 2 T) against two votes of exp(-4 / 2 T): equal where exp(1.5 / T) is 2."""
+    train = np.array([[1, 0], [2, 0], [-2, 0]], np.float32) * np.float32(unit)
+    labels, query, equal = np.array([0, 1, 1]), np.zeros((1, 2), np.float32), 1.5 / math.log(2)
+    for temperature, expected in ((0.9 * equal, 0), (1.1 * equal, 1), (math.inf, 1)):
+        heat = temperature * unit * unit
+        result = knn_probe(train, labels, query, 2, [3], heat, distance="euclidean")
+        assert result[3] == expected
+
+
+def test_an_image_is_no_neighbour_of_its_group(small_blocks):
+    train, labels, *_ = clouds(n=200, m=1)
+    groups = np.random.default_rng(0).integers(60, size=200)
+    everything = Space(train, train)
+    found = [rows for _, _, rows in nearest_blocks(everything, 7, groups=groups)]
+    for row, neighbours in enumerate(np.concatenate(found)):
+        apart = np.flatnonzero(groups != groups[row])
+        assert np.array_equal(neighbours, apart[nearest(train[[row]], train[apart], 7)[1][0]])
+    alone = knn_probe(train, labels, train, 5, [3], groups=np.arange(200))[3]
+    for row in range(0, 200, 20):
+        others = np.delete(np.arange(200), row)
+        assert knn_probe(train[others], labels[others], train[[row]], 5, [3])[3] == alone[row]
+    with pytest.raises(RecipeError, match="from 1 to the 199 training images, found 200"):
+        knn_probe(train, labels, train, 5, [200], groups=np.arange(200))
+
+
 def test_tie_rules_by_hand():
     east, north = [1.0, 0.0], [0.0, 1.0]
     train = np.array([north, east, east, north], np.float32)
@@ -156,6 +203,7 @@ def test_progress_counts_every_test_image(small_blocks):
         ({"ks": ()}, "found none"),
         ({"temperature": 0.0}, "temperature: expected a positive number, found 0.0"),
         ({"temperature": math.nan}, "found nan"),
+        ({"distance": "hamming"}, "distance: expected one of cosine, euclidean, found 'hamming'"),
     ],
 )
 def test_invalid_options(arguments, excerpt):
@@ -276,3 +324,62 @@ def test_invalid_arguments_of_nearest(changes, error, excerpt):
     arguments = {"queries": keys, "keys": keys, "k": 3, "exclude_self": alone, **changes}
     with pytest.raises(error, match=excerpt):
         nearest(**arguments)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Eight overlapping classes."""
+    path = tmp_path_factory.mktemp("knn") / "g.h5"
+    return load(write_gaussian_cache(path, n_classes=8, n_train=400, n_test=160, spread=3.0))
+
+
+def test_five_best_classes_and_a_mapped_cache(cache):
+    plain, mapped = (knn(cache.path, ks=(1, 20), mmap=mmap) for mmap in (False, True))
+    train, test = cache.train, cache.test
+    counts = {}
+
+    def keep(k, rows, votes):
+        counts[k] = votes.copy()
+
+    knn_probe(train.features, train.labels, test.features, 8, [1, 20], on_votes=keep)
+    for one, other in zip(plain, mapped, strict=True):
+        assert one.top5 == other.top5 == topk_accuracy(counts[one.k], test.labels, 5)
+        assert one.top5 > one.top1 == other.top1 and one.scores == (one.top1,)
+        assert one.top1_interval == wilson_interval(one.top1, 160)
+
+
+def test_subsets_of_every_class(cache, tmp_path):
+    """DINOv2's protocol: k up to the number of images of a class, which is one of the ks."""
+    results = knn(cache, ks=(2, 10, 100), shots=(5, "full"), seeds=3, runs=tmp_path)
+    assert [(one.shots, one.k, one.n_train) for one in results] == [
+        (5, 2, 40), (5, 5, 40), (None, 2, 400), (None, 10, 400), (None, 100, 400),
+    ]  # fmt: skip
+    train, test = cache.train, cache.test
+    for result in results[:2]:
+        scores = []
+        for seed in range(3):
+            rows = draw(train.labels, np.full(8, 5), seed)
+            drawn = train.features[rows], train.labels[rows]
+            scores.append(top1(knn_probe(*drawn, test.features, 8, [2, 5])[result.k], test.labels))
+        assert result.scores == tuple(scores) and result.top1 == pytest.approx(np.mean(scores))
+        assert result.top1_interval == mean_interval(scores)
+    records, problems = load_runs(tmp_path)
+    assert len(records) == 5 and not problems
+    assert {one["method"] for one in records} >= {"knn, k = 5, 5 of each class", "knn, k = 10"}
+
+
+def test_without_test_images_every_image_is_left_out_once(tmp_path):
+    path = write_gaussian_cache(tmp_path / "g.h5", n_classes=4, n_train=120, n_test=0, spread=3.0)
+    (result,) = knn(path, ks=(5,), distance="euclidean", runs=tmp_path / "runs")
+    train = load(path).train
+    groups = np.arange(120)
+    expected = knn_probe(
+        train.features, train.labels, train.features, 4, [5], math.inf,
+        distance="euclidean", groups=groups,
+    )[5]  # fmt: skip
+    assert result.top1 == top1(expected, train.labels) < 1 and result.n_test == 120
+    (file,) = (tmp_path / "runs").glob("*/run.json")
+    record = json.loads(file.read_text())
+    assert (record["split"], record["temperature"]) == ("leave-one-out", None)
+    with pytest.raises(RecipeError, match="shots: expected test images, found none"):
+        knn(path, ks=(5,), shots=(3,))

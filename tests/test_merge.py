@@ -117,7 +117,8 @@ def test_a_merged_cache_can_be_merged_and_probed(tmp_path):
 
 
 def test_a_provenance_without_rates(tmp_path, two):
-    other = part(tmp_path / "c.h5", "birds", wall_s="long", images_per_s=[1])
+    other = tmp_path / "c.h5"
+    write_roles(other, ingredients(dataset="birds", dataset_digest="b" * 64), train=4, test=2)
     meta = merge([two[0], other], tmp_path / "all.h5").load().meta
     assert (meta["wall_s"], meta["images_per_s"]) == (2.0, 10.0)
 

@@ -23,6 +23,7 @@ from featcache.metrics import (
     macro_f1,
     mean_interval,
     number_scores,
+    paired_test,
     per_class_accuracy,
     score,
     score_interval,
@@ -383,3 +384,42 @@ def test_numbers_that_cannot_be_measured():
     assert one.mae == pytest.approx(2.9 / 3, abs=0.1)
     (none,), _, _ = number_scores(np.zeros((2, 1)), np.full((2, 1), np.nan))
     assert (none.n_test, none.r2, none.mae, none.rmse, none.spearman) == (0, None, None, None, None)
+
+
+def hits(both, only_first, only_second, neither):
+    """Two classifiers' hits, with so many images of each kind."""
+    first = [True] * (both + only_first) + [False] * (only_second + neither)
+    second = [True] * both + [False] * only_first + [True] * only_second + [False] * neither
+    return np.array(first), np.array(second)
+
+
+def test_paired_differences_are_those_of_fagerland_lydersen_and_laake():
+    """Their Table I: airway hyper-responsiveness before and after transplantation, 21 children."""
+    tested = paired_test(*hits(1, 1, 7, 12))
+    assert tested.difference == pytest.approx(-6 / 21)
+    assert tested.p_value == pytest.approx(0.0391, abs=5e-5)
+    assert tested.interval == pytest.approx((-0.508, -0.0134), abs=5e-4)
+    assert (tested.n, tested.n_only_first, tested.n_only_second) == (21, 1, 7)
+
+
+@pytest.mark.parametrize("counts", [(0, 9), (3, 5), (40, 60), (700, 812)])
+def test_mid_p_is_half_the_probability_of_what_was_found_less_than_the_exact_p(counts):
+    few, many = counts
+    exact = stats.binomtest(few, few + many).pvalue
+    mid = exact - stats.binom.pmf(few, few + many, 0.5)
+    assert paired_test(*hits(5, few, many, 2)).p_value == pytest.approx(mid, rel=1e-9)
+    mirrored = paired_test(*hits(5, many, few, 2))
+    assert mirrored.p_value == pytest.approx(mid, rel=1e-9) and mirrored.difference > 0
+
+
+def test_equal_hits_are_no_difference():
+    assert paired_test(*hits(8, 0, 0, 2)).p_value == 1
+    assert paired_test(*hits(8, 4, 4, 2)).p_value == pytest.approx(1)
+
+
+def test_one_in_twenty_equal_pairs_is_called_different():
+    """Two classifiers of one accuracy, independent errors: the test keeps its level."""
+    generator = np.random.default_rng(0)
+    draws = generator.random((2000, 2, 300)) < 0.8
+    share = np.mean([paired_test(*pair).p_value < 0.05 for pair in draws])
+    assert 0.035 < share < 0.06

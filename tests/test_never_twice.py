@@ -131,6 +131,13 @@ def test_an_archive_is_remembered_by_its_own_times(photos, tmp_path, reads):
     assert digest_of(archive, tmp_path) == first and len(reads) == 54
 
 
+def test_hashes_are_not_remembered_through_a_link(photos, tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / ".hashes").symlink_to(tmp_path / "precious")
+    digest_of(photos, tmp_path)
+    assert not list((tmp_path / "precious").iterdir())
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "a folder", "a pipe", "other names"])
 def test_what_is_remembered_may_be_lost(photos, tmp_path, reads, damage):
     first = digest_of(photos, tmp_path)
@@ -225,10 +232,11 @@ def test_nothing_is_taken_from_a_damaged_cache(tmp_path, form):
     with block.path.open("r+b") as stream:
         stream.seek(block.offset)
         stream.write(b"\xff" * 8)
+    os.utime(block.path, ns=(0, block.stamp.mtime_ns))  # by the disk, not by a writer
     assert not whole.find(hashes[:2], ["identity"])[0].any()
     assert not whole.find(hashes, ["identity"])[0].any() and not whole.taken
     (note,) = whole.notes
-    assert note.startswith("no rows are taken from a damaged cache: ") and "block 0" in note
+    assert note.startswith("no rows are taken from a cache: ") and "block 0" in note
     copy = write_shards(tmp_path / "b.h5", {**meta, "dataset_digest": "3" * 64}, **FORMS[form])
     os.utime(copy, (1, 1))  # the older one, which is whole
     both = known_in(tmp_path, meta)
@@ -389,7 +397,7 @@ def test_a_damaged_cache_costs_time_alone(sixty, fake_engine, tmp_path):
     save(root / "red" / "new.png", 100)
     notes = []
     second = extract(root, on_note=notes.append, **FLIPPED)
-    assert second.computed == 61 and any("no rows are taken from a damaged" in n for n in notes)
+    assert second.computed == 61 and any("no rows are taken from a cache" in n for n in notes)
     same_bytes(second, extract(root, output=tmp_path / "a.h5", reuse=False, **FLIPPED))
 
 

@@ -69,7 +69,7 @@ def test_results_on_a_cache(cache):
     assert str(probed.head) in shown and "check" in shown
     (point,) = points = featcache.few_shot(cache, shots=(2,), seeds=2)
     assert cells(points)[:3] == ["n_train", "shots", "scores"]
-    assert cells(points)[7:9] == ["6", "2"] and "6" in cells(point)
+    assert cells(points)[8:10] == ["6", "2"] and "6" in cells(point)
     votes = featcache.knn(cache, ks=(1, 5))
     assert cells(votes).count("60") == 2 and "k" in cells(votes[0])
     assert HOSTILE in cells(featcache.compare())

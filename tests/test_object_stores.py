@@ -12,6 +12,7 @@ import sys
 import threading
 import zipfile
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -468,7 +469,7 @@ class TestOnS3:
         assert found.digest == before
         assert [note for note in found.notes if "1 file ignored: .heic 1" in note]
         s3.bucket.put_object(Key="photos/colours/train/violet/", Body=b"")
-        with pytest.raises(DatasetError, match=r"found none in 'train/violet'"):
+        with pytest.raises(DatasetError, match=r"'train/violet'"):
             load_dataset(photos)
         s3.bucket.Object("photos/colours/train/violet/").delete()
         s3.bucket.put_object(Key="photos/colours//train/blue/1.png", Body=b"x")
@@ -908,3 +909,32 @@ def test_a_server_that_falls_silent_is_given_up(monkeypatch):
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/x.h5"
         with pytest.raises(RemoteError, match=r"cannot be read: .*(no answer|[Tt]imeout)"):
             load(url)
+
+
+def test_a_server_that_sends_without_an_end_is_left():
+    pytest.importorskip("aiohttp")
+
+    class Endless(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(b"<a href='x'>" * 10_000)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as web:
+        thread = threading.Thread(target=web.serve_forever, daemon=True)
+        thread.start()
+        place = RemotePlace(f"http://127.0.0.1:{web.server_port}/photos")
+        for use in (
+            lambda: place.read("x.png", 10**6),
+            lambda: place.read_range(5, 100),
+            place.list_files,
+        ):
+            with pytest.raises(RemoteError, match=r"photos.*: expected a server that sends parts"):
+                use()
+        web.shutdown()
+        thread.join()

@@ -28,7 +28,7 @@ print(getattr(hatchling.build, "build_" + sys.argv[2])(sys.argv[3]))
 # What a checkout of the library holds besides code that can be imported.
 DATA = {
     "py.typed",
-    "reporting/page.html.j2",
+    *(f"reporting/{name}.html.j2" for name in ("page", "sheet", "errors", "neighbours")),
     "reporting/page.css",
     "reporting/map.js",
     "backbones/resnet18-tinyimagenet32.safetensors",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from featcache.datasets import decoding
 from featcache.datasets.decoding import decode_image, used_range
 from featcache.errors import DatasetError
 
@@ -121,3 +124,87 @@ def test_what_is_no_picture_says_what_to_do():
     tiff[at + 8] = 7
     with pytest.raises(DatasetError, match="a TIFF of 1, 3 or 4 channels is read"):
         decode_image(bytes(tiff), "stack.tif")
+
+
+def pnm(kind, body, maxval=255, size=(4, 2), head=b""):
+    last = b"" if kind in (1, 4) else b" %d" % maxval
+    return b"P%d\n%s%d %d%s\n" % (kind, head, *size, last) + body
+
+
+@pytest.mark.parametrize("kind", range(1, 7))
+@pytest.mark.parametrize("maxval", [1, 100, 255, 1023, 65535])
+def test_a_pnm_has_pillows_pixels(kind, maxval):
+    size = 4 * 2 * (3 if kind in (3, 6) else 1)
+    samples = np.random.default_rng(0).integers(0, maxval + 1, size)
+    bits = (samples > maxval // 2).astype(int)
+    data = pnm(
+        kind,
+        {
+            1: b"".join(b"%d" % bit for bit in bits),
+            2: b" # comment\n".join(b"%d" % one for one in samples) + b"\n",
+            3: b" ".join(b"%d" % one for one in samples) + b"\n",
+            4: bytes([16 * int(bits[0]), 255]),
+        }.get(kind, samples.astype("u1" if maxval < 256 else ">u2").tobytes()),
+        maxval,
+        head=b"# made by hand\r",
+    )
+    pillows = Image.open(io.BytesIO(data))
+    if pillows.mode == "I":  # 16 bits, which Pillow's own RGB clips at 255
+        levels = np.asarray(pillows) * (255 / 65535)
+        pillows = Image.fromarray(levels.round().astype(np.uint8))
+    assert decode_image(data, "x.pnm").tobytes() == pillows.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pnm(6, bytes(24), head=b"#" + b"x" * 10**7 + b"\n"),
+        pnm(6, bytes(24), head=b" " * 10**7),
+        pnm(3, b"#\n" * 10**6 + b"1 " * 24),
+        pnm(6, bytes(3 * 10**6), 254, (1000, 1000)),
+        pnm(3, b"1 " * 3 * 10**6, 255, (1000, 1000)),
+        pnm(2, b"9 " * 10, 255, (60000, 60000)),
+        pnm(2, b"1234567890123 " * 8),
+        pnm(2, b"99999 " * 8),
+        pnm(1, b"2 " * 8),
+    ],
+)
+def test_no_pnm_takes_long(data):
+    began = time.process_time()
+    with suppress(DatasetError):
+        decode_image(data, "x.pnm")
+    assert time.process_time() - began < 2
+
+
+def test_a_jpeg_of_a_thousand_scans_is_refused():
+    whole = encoded(Image.new("L", (3000, 3000)), "JPEG", progressive=True)
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    with pytest.raises(DatasetError, match="3000 x 3000 pixels in 1006 scans"):
+        decode_image(whole[:-2] + 1000 * scan + b"\xff\xd9", "x.jpg")
+
+
+def test_a_large_image_is_converted_in_parts(monkeypatch):
+    wide = Image.effect_noise((300, 200), 90)
+    alpha = Image.effect_noise((300, 200), 50)
+    deep = Image.fromarray(np.asarray(wide).astype(np.uint16) * 257)
+    both = [Image.merge("LA", (wide, alpha)), deep]
+    data = [encoded(image, "PNG") for image in both]
+    expected = [decode_image(one, "x").tobytes() for one in data]
+    monkeypatch.setattr(decoding, "_BLOCK_PIXELS", 7 * 300)
+    assert [decode_image(one, "x").tobytes() for one in data] == expected
+
+
+def test_the_limit_of_pixels_is_an_option():
+    data = encoded(Image.new("L", (30, 20)), "PNG")
+    with pytest.raises(DatasetError, match=r"at most 599 pixels, found 30 x 20; .* --max-pixels"):
+        decode_image(data, "x.png", max_pixels=599)
+    assert decode_image(data, "x.png", max_pixels=600).size == (30, 20)
+
+
+def test_a_transparent_colour_of_16_bits_is_laid_on_white():
+    row = b"\0" + struct.pack(">6H", 1000, 2000, 3000, 40000, 50000, 60000)
+    header = b"IHDR" + struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header
+    png += struct.pack(">I", zlib.crc32(header))
+    png = with_chunk(with_chunk(png, b"IDAT", zlib.compress(row)), b"tRNS", row[1:7])
+    assert np.asarray(decode_image(png, "x")).tolist() == [[[255, 255, 255], [156, 195, 234]]]

@@ -312,7 +312,7 @@ def test_a_head_of_another_length(cache, image_folder):
         predict(image_folder / "test" / "red", short)
 
 
-def test_a_checkpoint_that_is_named_must_be_the_heads(image_folder, engines, tmp_path):
+def test_a_checkpoint_of_the_user_is_named_once(image_folder, engines, tmp_path, monkeypatch):
     starter = load_weights(STARTER)
     mine = save_weights(
         tmp_path / "mine.safetensors",
@@ -323,11 +323,22 @@ def test_a_checkpoint_that_is_named_must_be_the_heads(image_folder, engines, tmp
     cache = extract(image_folder, weights=mine, size=SIZE).load()
     head = fitted(cache)
     image = image_folder / "test" / "red" / "00.png"
-    with pytest.raises(WeightsError, match=f"'mine'.*--weights .*{cache.meta['weights_sha256']}"):
-        predict(image, head)
-    assert predict(image, head, weights=mine)[0].class_name == "red"
+    assert predict(image, head)[0].class_name == "red", "this user's extraction has read the file"
     with pytest.raises(WeightsError, match="weights_sha256: head"):
         predict(image, head, weights=STARTER)
+    kept = mine.read_bytes()
+    altered = {**starter.state, "bn1.bias": starter.state["bn1.bias"] + 1}
+    save_weights(mine, altered, backbone="resnet18", preprocess=starter.preprocess)
+    with pytest.raises(WeightsError, match="weights_sha256: head"):
+        predict(image, head)  # another file by now
+    mine.write_bytes(kept)
+    monkeypatch.setenv("FEATCACHE_WEIGHTS", str(tmp_path / "of another user"))
+    with pytest.raises(WeightsError, match=f"'mine'.*--weights .*{cache.meta['weights_sha256']}"):
+        predict(image, head)  # a stranger's head names no file here
+    assert predict(image, head, weights=mine)[0].class_name == "red"
+    mine.unlink()
+    with pytest.raises(WeightsError, match="give it with --weights"):
+        predict(image, head)
 
 
 def test_another_engine_gets_a_note(cache, image_folder, monkeypatch):

@@ -11,7 +11,7 @@ from conftest import write_gaussian_cache
 
 from featcache import evaluate_head, few_shot, knn, learning_curve, load, load_head, probe, verify
 from featcache.cli import main
-from featcache.errors import CacheCorruptError, CacheMismatchError, DatasetError
+from featcache.errors import CacheCorruptError, CacheMismatchError, DatasetError, RecipeError
 from featcache.probes import blocks as blocks_module
 from featcache.probes.blocks import Rows, in_memory, loaded
 from featcache.probes.lbfgs import train_lbfgs
@@ -66,12 +66,26 @@ def test_unlabelled_images_are_left_out_and_counted(small_cache, partly_labelled
     assert outcome.top1 == hits.mean() == evaluate_head(outcome.head, partly_labelled).top1
 
 
+def test_a_grid_and_a_tolerance_are_those_of_the_sweep_and_the_head(small_cache, capsys):
+    outcome = probe(small_cache, grid="1e-3:10:5", tolerance=1e-3, check=False)
+    assert [point.C for point in outcome.sweep.points] == pytest.approx([1e-3, 1e-2, 0.1, 1, 10])
+    assert outcome.recipe.tolerance == 1e-3
+    assert outcome.sweep.n_folds == 5 and outcome.sweep.n_holdout == outcome.n_train
+    assert main(["probe", str(small_cache), "--grid", "0.1:1:2", "--no-check"]) == 0
+    assert "the best of 2 by top1 on" in " ".join(capsys.readouterr().out.split())
+    for wrong in ({"C": 1.0}, {"sweep": False}, {"cv": 3}, {"solver": "sgd"}):
+        with pytest.raises(RecipeError, match="grid"):
+            probe(small_cache, grid="0.1:1:2", **wrong)
+    with pytest.raises(RecipeError, match="tolerance: expected it with lbfgs, found ridge"):
+        probe(small_cache, solver="ridge", tolerance=1e-3)
+
+
 def test_unlabelled_images_are_in_no_curve_vote_or_sweep(partly_labelled, capsys):
     assert few_shot(partly_labelled, shots=("full",))[0].n_train == 100
     assert learning_curve(partly_labelled, fractions=(1.0,))[0].n_train == 100
     assert [item.n_train for item in knn(partly_labelled, ks=(3,))] == [100]
     swept = probe(partly_labelled, check=False).sweep
-    assert (swept.n_fit, swept.n_holdout) == (80, 20)
+    assert (swept.n_fit, swept.n_holdout) == (80, 100)
     assert probe(partly_labelled, train_limit=30, C=1.0, check=False).n_train == 30
     assert main(["probe", str(partly_labelled), "--C", "1"]) == 0
     assert "left out without a label: 30 images" in capsys.readouterr().out

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shlex
+import socket
 import sys
 import time
 import zlib
@@ -27,7 +28,7 @@ from reports import (
     provenance,
 )
 
-from featcache import few_shot, load, load_dataset
+from featcache import few_shot, load, load_dataset, worst_errors
 from featcache.cli import main
 from featcache.errors import (
     CacheMismatchError,
@@ -39,6 +40,7 @@ from featcache.errors import (
 )
 from featcache.progress import silent
 from featcache.reporting.pictures import find_pictures
+from featcache.reporting.provenance import in_words
 from featcache.reporting.report import report
 from featcache.store.writer import SplitArrays, write_cache
 
@@ -59,7 +61,7 @@ def made(tmp_path_factory):
     probed(cache, runs)
     few_shot(cache, shots=(1, 2, "full"), seeds=2, runs=runs)
     add_finetune(cache, runs, top1=1.0)
-    return report(cache), root
+    return report(cache, dataset=images), root
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,38 @@ def test_every_section_is_there_and_linked(page):
     assert page.count("<h1") == page.count("<main") == page.count("<nav") == 1
     assert 'class="skip" href="#content"' in page and 'lang="en"' in page
     assert page.count("<svg") >= 7
+
+
+def test_figures_come_in_the_widths_of_screens(page):
+    kinds = re.findall(r'<svg [^>]*class="(\w+)"', page)
+    assert kinds.count("plain") == kinds.count("narrow") >= 7
+    assert "wide" not in kinds, "the learning curves stand beside accuracy against time"
+
+
+def test_provenance_is_in_words():
+    assert in_words("images_per_s", 112.16106159275859) == ("images per second", ["112"])
+    assert in_words("wall_s", 134.494) == ("extraction time", ["2\u00a0min"])
+    stages = {"engine_s": 133.595, "waiting_for_pixels_s": 0.898}
+    assert in_words("stages_s", stages) == (
+        "time by stage",
+        ["engine 2\u00a0min; waiting for pixels 898\u00a0ms"],
+    )
+    pixels = {"size": 64, "mean": [0.485, 0.456], "reducing_gap": 2.0}
+    assert in_words("preprocess", pixels)[1] == ["size 64; mean 0.485, 0.456; reducing gap 2"]
+    created = in_words("created", "2026-11-07T18:07:25+00:00")[1]
+    assert created == ["7 November 2026, 18:07 UTC"]
+    assert in_words("created", "then")[1] == ["then"] and in_words("cuts", [])[1] == ["none"]
+    names = in_words("class_names", [f"c{n}" for n in range(5000)])[1]
+    assert len(names) == 21 and names[-1] == "… and 4,980 more"
+
+
+def test_a_page_has_one_accuracy_of_a_test_set(made, page):
+    root = made[1]
+    text = visible(page)
+    said = re.search(r"top-1 of the probe is ([\d.]+).% on all test images", text)
+    evaluation = json.loads(next((root / "cache" / "runs").glob("*-probe-*/run.json")).read_text())
+    assert float(said[1]) == pytest.approx(100 * evaluation["top1"], abs=0.01)
+    assert "top-1 of a head of the audit's own" not in text
 
 
 def test_nothing_is_fetched(page):
@@ -164,7 +198,8 @@ def test_commands_can_be_typed(made, page):
     assert sorted(verbs) == [["featcache", name] for name in names]
     cache = str(made[1] / "cache" / "pets.h5")
     assert shlex.split(lines[0])[2] == str(made[1] / "pets")
-    assert shlex.split(lines[-1])[2:] == [cache, "--output", str(made[0].page)]
+    named = ["--dataset", str(made[1] / "pets")]
+    assert shlex.split(lines[-1])[2:] == [cache, *named, "--output", str(made[0].page)]
 
 
 def test_the_same_again_replaces_the_page_and_forgets_old_figures(made, tmp_path):
@@ -192,7 +227,7 @@ def test_a_map_of_some_images_says_so(made, tmp_path):
 def test_images_that_were_skipped_do_not_shift_the_others(tmp_path):
     images = image_folder_of(tmp_path / "pets", CLASSES)
     cache = load(cache_of_images(tmp_path / "pets.h5", images, skip=2))
-    pictures, why = find_pictures(cache, None, None, silent)
+    pictures, why = find_pictures(cache, images, None, silent)
     assert why == ""
     dataset = load_dataset(images)
     wanted = dataset.train.images[2].resize((32, 32))
@@ -210,25 +245,41 @@ def test_a_limited_extraction_finds_its_images_in_the_whole_set(tmp_path):
     assert pictures is not None and why == ""
 
 
-def test_missing_images_give_a_page_that_says_so(made, tmp_path):
-    root = tmp_path / "gone"
-    images = image_folder_of(root / "pets", CLASSES)
-    cache = cache_of_images(root / "pets.h5", images)
-    for path in sorted(images.rglob("*.png")):
-        path.unlink()
+def test_a_page_without_images_says_how_to_have_them(made, tmp_path):
     said = []
-    result = report(cache, output=tmp_path, on_note=said.append)
+    cache = made[1] / "cache" / "pets.h5"
+    options = {"runs": tmp_path / "none", "health": False, "output": tmp_path}
+    result = report(cache, on_note=said.append, **options)
     assert result.thumbnails == "none" and result.thumbnail_bytes == 0
-    assert len(said) == 1 and said[0].startswith("There are no thumbnails: ")
+    (note,) = said
+    assert note == (
+        "There are no thumbnails: name the images with --dataset PATH (the cache was made from "
+        f"{made[1] / 'pets'})."
+    )
     text = result.page.read_text(encoding="utf-8")
-    assert said[0] in visible(text) and "<img" not in text and not points_in(text)["thumbs"]
+    assert note in visible(text) and "<img" not in text and not points_in(text)["thumbs"]
+
+
+def test_what_a_cache_names_is_neither_fetched_nor_read(made, tmp_path, monkeypatch):
+    """Neither a web address nor a folder, even that of the very images."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/images.zip"
+        for place in (url, f"{url}\x1b[2J\n", str(made[1] / "pets")):
+            facts = {"dataset": url, "dataset_path": place, "dataset_source": url}
+            path = cache_of_names(tmp_path / "x.h5", CLASSES, **facts)
+            run = probed(path, tmp_path / "runs").run
+            pictures, why = find_pictures(load(path), None, None, silent)
+            assert pictures is None and why.isprintable()
+            found = worst_errors(run, html=tmp_path / "e.html")
+            assert found.notes == (f"no images on the page: {why}",)
+        with pytest.raises(BlockingIOError):  # nobody came
+            server.accept()
 
 
 def test_a_cache_without_the_path_of_its_images_has_no_pictures(tmp_path):
     cache = load(cache_of_names(tmp_path / "x.h5", CLASSES, dataset_source="/x, train/ and test/"))
-    pictures, why = find_pictures(cache, None, None, silent)
-    assert pictures is None
-    assert why == "the cache has no dataset_path; name the images with --dataset"
+    assert find_pictures(cache, None, None, silent) == (None, "name the images with --dataset PATH")
 
 
 def test_other_images_are_refused(made, tmp_path):
@@ -236,15 +287,6 @@ def test_other_images_are_refused(made, tmp_path):
     other = image_folder_of(tmp_path / "pets", CLASSES, n_train=9)
     with pytest.raises(DatasetError, match=r"expected the images that .*pets\.h5 was made from"):
         report(root / "cache" / "pets.h5", dataset=other, output=tmp_path)
-    # Found by themselves, they are left out instead.
-    moved = root / "pets" / "train" / "cat" / "extra.png"
-    moved.write_bytes((other / "train" / "cat" / "00.png").read_bytes())
-    try:
-        options = {"runs": tmp_path / "none", "health": False, "output": tmp_path}
-        result = report(root / "cache" / "pets.h5", **options)
-    finally:
-        moved.unlink()
-    assert "found others" in result.notes[0]
 
 
 def test_data_sets_are_never_mixed(tmp_path):

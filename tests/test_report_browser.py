@@ -56,7 +56,7 @@ def made(tmp_path_factory):
     probed(cache, root / "runs")
     few_shot(cache, shots=(1, 2, "full"), seeds=2, runs=root / "runs")
     add_finetune(cache, root / "runs")
-    return report(cache).page, load(cache)
+    return report(cache, dataset=images).page, load(cache)
 
 
 class Opened:

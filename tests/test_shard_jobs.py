@@ -32,7 +32,14 @@ from featcache.errors import (
     RecipeError,
 )
 from featcache.extraction import extract as extraction
-from featcache.store.shards import ShardRange, ShardWriter, claim, read_ingredients, single_writer
+from featcache.store.shards import (
+    ShardRange,
+    ShardWriter,
+    claim,
+    complete_meta,
+    read_ingredients,
+    single_writer,
+)
 
 STARTER = {"weights": "tinyimagenet32", "reuse": False}  # what is compared is made twice
 TIMES = {"created", "wall_s", "images_per_s", "stages_s", "bottleneck"}
@@ -326,7 +333,7 @@ def test_of_many_that_come_first_at_once_one_decides(tmp_path):
 
     def first(number):
         gate.wait()
-        meta = {**ingredients(), "fingerprint": str(number)}
+        meta = complete_meta(ingredients(engine_version=str(number)))
         found.append(claim(tmp_path, {"meta": meta})["meta"]["fingerprint"])
 
     threads = [threading.Thread(target=first, args=(number,)) for number in range(16)]

@@ -9,9 +9,24 @@ import numpy as np
 import pytest
 from caches import RICH, commit_rows, content, ingredients, rows_of, write_shards
 
-from featcache import load
-from featcache.errors import CacheCorruptError, CacheMismatchError, CacheMissError
-from featcache.store.shards import ShardWriter, shards_path
+from featcache import label, load
+from featcache.errors import (
+    CacheCorruptError,
+    CacheMismatchError,
+    CacheMissError,
+    FeatcacheError,
+)
+from featcache.store.index import COMMITS
+from featcache.store.shards import (
+    INGREDIENTS,
+    ShardRange,
+    ShardWriter,
+    discard_unfinished,
+    remove_unfinished,
+    shards_path,
+    single_writer,
+    unfinished_folder,
+)
 from featcache.store.writer import SplitArrays, write_cache
 
 N_TRAIN, N_TEST, SHARD_ROWS = 10, 4, 4  # shards of 4, 4, 2 and of 4 rows
@@ -197,12 +212,15 @@ def damage(file, how):
         file.write_bytes(data[:-1])
     elif how == "emptied":
         file.write_bytes(b"")
+    elif how == "a pipe":  # nobody writes to it: a reader would wait for ever
+        file.unlink()
+        os.mkfifo(file)
     else:
         data[-1] ^= 1
         file.write_bytes(data)
 
 
-@pytest.mark.parametrize("how", ["removed", "cut short", "emptied", "a flipped bit"])
+@pytest.mark.parametrize("how", ["removed", "cut short", "emptied", "a pipe", "a flipped bit"])
 @pytest.mark.parametrize("array", ["features", "labels", "ids"])
 @pytest.mark.parametrize(
     ("shard", "resumed"), [("train-000000000000", 0), ("train-000000000004", 4)]
@@ -216,7 +234,7 @@ def test_a_damaged_shard_is_done_again(tmp_path, wanted, how, array, shard, resu
     assert found == (resumed, 0) and content(path) == wanted
 
 
-@pytest.mark.parametrize("how", ["removed", "cut short", "emptied", "a flipped bit"])
+@pytest.mark.parametrize("how", ["removed", "cut short", "emptied", "a pipe", "a flipped bit"])
 def test_damaged_ingredients_mean_to_begin_again(tmp_path, wanted, how):
     damage(begun(tmp_path / "x.h5") / ".commits" / "ingredients.json", how)
     path, found = finished(tmp_path / "x.h5")
@@ -233,6 +251,95 @@ def test_what_killed_runs_left_is_swept_away(tmp_path, wanted):
     assert found == (8, 0) and content(path) == wanted
     assert not [name for name in os.listdir(path) if name.startswith(".") or "99" in name]
     assert sorted(os.listdir(tmp_path)) == [".x.h5.other.h5.abcd1234.part", "wanted", "x.shards"]
+
+
+@pytest.fixture
+def precious(tmp_path):
+    """A folder that is somebody's own."""
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    for name in ("thesis.tex", "train-000000000000-features.npy", INGREDIENTS, "x.h5", COMMITS):
+        (folder / name).write_text("mine")
+    return folder
+
+
+def told_and_untouched(folder, work):
+    """Do some work, which is refused or not; what is in a folder stays as it is."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    try:
+        work()
+        said = ""
+    except FeatcacheError as error:
+        said = str(error)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    return said
+
+
+@pytest.mark.parametrize("name", [".x.h5.parts", f".x.h5.parts/{COMMITS}"])
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("share", [None, [ShardRange("train", 0, 4)]])
+def test_a_link_in_the_place_of_unfinished_shards_is_not_followed(
+    tmp_path, precious, name, force, share
+):
+    """Of a link to somebody's files, an extraction deleted what was no shard of its own."""
+    link = tmp_path / name
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(precious)
+    path, meta = tmp_path / "x.h5", ingredients()
+    said = told_and_untouched(precious, lambda: ShardWriter(path, meta, force=force, share=share))
+    assert f"{link}: expected a file or folder that featcache made" in said and "remove it" in said
+    assert told_and_untouched(precious, lambda: remove_unfinished(unfinished_folder(path))) == ""
+    assert told_and_untouched(precious, lambda: discard_unfinished(path)) == ""
+    assert write_shards(path, meta) and not os.path.lexists(link)
+
+
+def test_a_link_that_appears_during_a_run_is_not_followed(tmp_path, precious):
+    path, meta = tmp_path / "x.h5", ingredients()
+    writer = ShardWriter(path, meta)
+    commit_rows(writer, "train", 10, 4, meta=meta, upto=4)
+    writer.folder.rename(tmp_path / "away")
+    writer.folder.symlink_to(precious)
+    for work in (lambda: commit_rows(writer, "train", 10, 4, meta=meta), lambda: writer.finish({})):
+        assert "found a symbolic link" in told_and_untouched(precious, work)
+
+
+def test_links_beside_an_output_are_not_followed(tmp_path, precious):
+    """Whoever may write there foresees the names of hidden files."""
+    path, meta = tmp_path / "x.h5", ingredients()
+    for name, target in (
+        ("holder", precious / "thesis.tex"),
+        ("replaced", precious),
+        ("1234.part", precious),
+    ):
+        (tmp_path / f".x.h5.{name}").symlink_to(target)
+    (tmp_path / ".x.shards.replaced").symlink_to(precious)
+    (tmp_path / "x.table").symlink_to(precious / "thesis.tex")
+
+    def work():
+        with single_writer(path):
+            assert write_shards(path, meta, pack=True) == path
+            assert write_shards(path, meta) == write_shards(path, meta) == shards_path(path)
+            label(shards_path(path), {"id": ["train/00000.png"], "age": [1]})
+
+    assert told_and_untouched(precious, work) == ""
+    assert load(shards_path(path)).table is not None
+    (tmp_path / ".x.h5.lock").unlink()
+    (tmp_path / ".x.h5.lock").symlink_to(precious / "thesis.tex")
+    assert "found a symbolic link" in told_and_untouched(precious, work)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_an_output_that_is_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path, pack):
+    (tmp_path / "elsewhere").mkdir()
+    there = write_shards(tmp_path / "elsewhere" / "x.h5", ingredients(), pack=pack)
+    before = content(there)
+    (tmp_path / there.name).symlink_to(there)
+    path = tmp_path / "x.h5"
+    for again in (pack, not pack):
+        made = write_shards(path, ingredients(), seed=1, pack=again)
+        assert content(there) == before != content(made)
+        assert not made.is_symlink()
+    assert sorted(path.name for path in tmp_path.glob("x.*")) == [made.name]
 
 
 def test_the_rest_of_other_ingredients_is_refused_with_what_differs(tmp_path):

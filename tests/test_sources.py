@@ -211,11 +211,12 @@ def test_extract_keeps_the_table_with_the_cache(photos, tmp_path, fake_engine, c
         weights="random:0",
         output="c.h5",
     )
-    pictures, why = find_pictures(load("c.h5"), None, None, silent)
+    pictures, why = find_pictures(load("c.h5"), photos, None, silent)
     assert pictures is not None, why
     assert len(pictures.small([("val", 0), ("test", 3)], 32, silent)) == 2
     (photos / "x" / "04.png").write_bytes(encoded(99))
-    assert find_pictures(load("c.h5"), None, None, silent)[0] is None
+    with pytest.raises(DatasetError, match="found others"):
+        find_pictures(load("c.h5"), photos, None, silent)
     assert again.reused and set(again.load().table["age"].values) == {"7"}
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 
 import h5py
 import numpy as np
@@ -327,7 +330,7 @@ def test_a_file_of_a_later_version_says_so(small_cache):
 def test_files_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.h5: expected a feature cache"):
         load(tmp_path / "none.h5")
-    with pytest.raises(CacheMissError, match=r"found a folder without manifest\.json"):
+    with pytest.raises(CacheMissError, match="found a folder that is none; if it holds images"):
         load(tmp_path)
 
 
@@ -336,9 +339,85 @@ def test_a_file_that_was_replaced_or_went_away_after_it_was_opened(small_cache):
     write_gaussian_cache(small_cache, seed=1)
     for _ in range(2):
         for cache in (read, mapped):
-            with pytest.raises(CacheMismatchError, match=r"small\.h5: .* was replaced or removed"):
+            with pytest.raises(
+                CacheMismatchError, match=r"small\.h5: .* was replaced, changed or removed"
+            ):
                 cache.train.features  # noqa: B018
         small_cache.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_cache_that_is_replaced_all_the_time_is_one_or_the_other(tmp_path, form, mmap):
+    """Two caches of one size take turns under one name: nothing is of both, and none is damaged."""
+    path = tmp_path / ("x.h5" if form == "packed" else "x.shards")
+    sides, first_rows = [], {}
+    for seed, digit in enumerate("ab"):
+        meta = ingredients(dataset_digest=digit * 64)
+        sides.append(write_shards(tmp_path / f"{digit}.h5", meta, seed=seed, **FORMS[form]))
+        first_rows[digit * 64] = rows_of("train", 10, meta=meta, seed=seed)["features"][0]
+    ended = threading.Event()
+
+    def take_turns():
+        for side in itertools.cycle(sides):
+            if ended.is_set():
+                return
+            if form == "packed":
+                os.link(side, tmp_path / "next")
+                os.replace(tmp_path / "next", path)
+            else:
+                os.rename(side, path)
+                time.sleep(0.002)
+                os.rename(path, side)
+
+    turns = threading.Thread(target=take_turns)
+    turns.start()
+    started, n_loaded, told = time.monotonic(), 0, set()
+    try:
+        while time.monotonic() < started + (0.7 if n_loaded > 5 else 20):
+            try:
+                cache = load(path, mmap=mmap)
+                row = np.asarray(cache.train.features[0])
+            except (CacheMissError, CacheMismatchError) as error:
+                told.add(str(error).partition(" found ")[2])
+                continue
+            assert np.array_equal(row, first_rows[cache.meta["dataset_digest"]])
+            n_loaded += 1
+    finally:
+        ended.set()
+        turns.join()
+    assert n_loaded > 5, told
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("question", ["passes", "rows"])
+def test_a_file_that_is_cut_short_while_it_is_mapped_is_an_error(tmp_path, form, question):
+    """In a child: without the check, the system ends it with SIGBUS."""
+    path = write_shards(
+        tmp_path / "x.h5", ingredients(), n_train=20_000, n_test=40, shard_rows=4096, **FORMS[form]
+    )
+    asked = {
+        "passes": "list(each_block([features], lambda view, rows: view[rows].sum(), 10**5))",
+        "rows": "Rows(features, np.arange(9000, 9100))[:]",
+    }
+    script = f"""
+import os
+import numpy as np
+from featcache import load
+from featcache.errors import CacheCorruptError
+from featcache.probes.blocks import Rows, each_block
+features = load({str(path)!r}, mmap=True).train.features
+before = {asked[question]}
+for block in load({str(path)!r}).index.arrays["train/features"].blocks:
+    os.truncate(block.path, block.offset)
+try:
+    after = {asked[question]}
+except CacheCorruptError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done
+    assert str(path) in done.stdout and "found that it was cut short to" in done.stdout
 
 
 def test_a_full_disk_leaves_the_old_file(small_cache, monkeypatch):

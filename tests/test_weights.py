@@ -16,6 +16,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import fuzz_weights
 import numpy as np
 import pytest
 from safetensors.numpy import save
@@ -331,7 +332,7 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
     os.mkfifo(tmp_path / "pipe.pth")
-    assert "found no such file; check the spelling" in refusal(lambda: load_weights("imagnet"))
+    assert "found no such file; did you mean imagenet?" in refusal(lambda: load_weights("imagnet"))
     assert "found no such file" in refusal(lambda: load_weights(Path("imagenet")))
     assert "found neither" in refusal(lambda: load_weights(tmp_path / "empty"))
     assert "found the suffix '.txt'" in refusal(lambda: load_weights(tmp_path / "notes.txt"))
@@ -360,6 +361,14 @@ def test_torn_files() -> None:
         parse_checkpoint(data, suffix, name)
         for end in range(0, len(data), 41):
             assert name in refusal(partial(parse_checkpoint, data[:end], suffix, name))
+
+
+@pytest.mark.parametrize("seed", fuzz_weights.SEEDS)
+def test_what_a_file_can_make_its_readers_raise(tmp_path: Path, seed: str) -> None:
+    path = fuzz_weights.SEEDS[seed](tmp_path)
+    message = refusal(lambda: fuzz_weights.read(path))
+    assert str(path) in message
+    assert "expected at most" in message or seed != "a bomb"
 
 
 def test_a_flipped_bit_in_an_archive() -> None:

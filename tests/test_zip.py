@@ -147,8 +147,8 @@ def cut_short(path):
     [
         (lambda path: patched(path, NAME, FLAGS, 1, "<H"), "encrypted; pack .* without a password"),
         (lambda path: patched(path, NAME, METHOD, 12, "<H"), "found compression method 12"),
-        (lambda path: patched(path, NAME, SIZE, 1 << 31), "at most 1073741824 bytes, found 2147"),
-        (lambda path: patched(path, NAME, PACKED, 1 << 31), "at most 1073741824 bytes, found 2147"),
+        (lambda path: patched(path, NAME, SIZE, 1 << 31), "at most 357913940 bytes, found 2147"),
+        (lambda path: patched(path, NAME, PACKED, 1 << 31), "at most 357913940 bytes, found 2147"),
         (lambda path: patched(path, NAME, SIZE, 349), "its size or its CRC is not"),
         (lambda path: patched(path, NAME, SIZE, 351), "its size or its CRC is not"),
         (lambda path: patched(path, NAME, CRC, 5), "its size or its CRC is not"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import RecipeError, WeightsError
+from ..options import check_choice
 from ..preprocess import MAX_SIZE
 
 # Where features can be taken: after a stage's last ReLU, or after the global average pooling.
@@ -125,8 +126,7 @@ def check_cuts(cuts: Sequence[str]) -> tuple[str, ...]:
     if not cuts:
         raise RecipeError(f"cut: expected one or more of {known}, found none; try --cut avgpool")
     for cut in cuts:
-        if cut not in CUTS:
-            raise RecipeError(f"cut: expected one of {known}, found {cut!r}; try --cut avgpool")
+        check_choice("cut", cut, CUTS)
     if len(set(cuts)) != len(cuts):
         raise RecipeError(f"cut: expected each one once, found {', '.join(cuts)}; name it once")
     return tuple(cuts)

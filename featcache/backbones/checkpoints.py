@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import WeightsError, one_line
-from ..files import split_safetensors, write_atomically
+from ..files import parse_safetensors, split_safetensors, write_atomically
 from .oneflow_checkpoints import read_oneflow_folder, read_oneflow_zip
 from .pth import read_pth
 from .tensors import MAX_BYTES, decode, state_dict
@@ -93,26 +93,22 @@ def parse_checkpoint(data: bytes, suffix: str, source: str) -> Checkpoint:
 
 def read_safetensors(data: bytes, source: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read the tensors and the metadata of a file."""
-    from safetensors import SafetensorError, deserialize
-
     try:
-        entries = deserialize(data)
-    except SafetensorError as failure:
+        entries, metadata = parse_safetensors(data)
+    except ValueError as failure:
         raise WeightsError(
-            f"{source}: expected a safetensors file, found a truncated one or none "
-            f"({one_line(failure)}); get the file again"
+            f"{source}: expected a safetensors file, found {one_line(failure)}; get the file again"
         ) from failure
     arrays: dict[str, np.ndarray] = {}
-    for name, entry in entries:
-        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
+    for name, tensor in entries.items():
+        dtype = _SAFETENSORS_DTYPES.get(tensor.dtype)
         if dtype is None:
             raise WeightsError(
                 f"{source}: expected numbers of type {', '.join(_SAFETENSORS_DTYPES)}, found "
-                f"{entry['dtype']} in '{one_line(name)}'; save the model as float32"
+                f"{tensor.dtype} in '{one_line(name)}'; save the model as float32"
             )
-        arrays[name] = decode(entry["data"], dtype).reshape(entry["shape"])
-    header, _ = split_safetensors(data)
-    return state_dict(arrays, np.ndarray, source), header.get("__metadata__") or {}
+        arrays[name] = decode(tensor.data, dtype).reshape(tensor.shape)
+    return state_dict(arrays, np.ndarray, source), metadata
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..errors import EngineUnavailableError, RecipeError
+from ..errors import EngineUnavailableError
 from ..frameworks import (
     INSTALL_ONEFLOW,
     INSTALL_OPENVINO,
@@ -19,6 +19,7 @@ from ..frameworks import (
     torch_precisions,
     torch_status,
 )
+from ..options import check_choice
 
 ENGINES = ("auto", "oneflow", "openvino", "torch")
 _EVERY = ENGINES[1:]
@@ -87,8 +88,7 @@ def _check_values(engine: str, device: str, precision: str) -> None:
         ("device", device, DEVICES),
         ("precision", precision, PRECISIONS),
     ):
-        if value not in known:
-            raise RecipeError(f"{what}: expected one of {', '.join(known)}, found {value!r}")
+        check_choice(what, value, known)
 
 
 def _automatic(device: str, precision: str, runs_in: Sequence[str]) -> EngineChoice:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ import numpy as np
 import xxhash
 
 from ..errors import EngineUnavailableError, FeatcacheError, OutputError, one_line
+from ..files import discard
 from ..frameworks import import_openvino, openvino_core, openvino_status, torch_status
 from ..preprocess import Preprocess
 from .network import filled_up, in_passes
@@ -99,7 +99,7 @@ def kept_in(folder: Path, make: Callable[[Path], None]) -> None:
     """See that a folder is whole; else have ``make`` fill a new one, which takes its place."""
     if is_intact(folder):
         return
-    shutil.rmtree(folder, ignore_errors=True)
+    discard(folder)
     new = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}")
     try:
         new.mkdir(parents=True)
@@ -115,7 +115,7 @@ def kept_in(folder: Path, make: Callable[[Path], None]) -> None:
             "or set FEATCACHE_WEIGHTS to another folder"
         ) from None
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        discard(new)
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -172,7 +172,7 @@ class Conversion:
         try:
             return openvino_core().read_model(str(self._folder / "model.xml"))
         except RuntimeError:
-            shutil.rmtree(self._folder, ignore_errors=True)  # damaged: the next start makes it anew
+            discard(self._folder)  # damaged: the next start makes it anew
             raise EngineUnavailableError(
                 f"{self._folder}: expected a converted model, found a damaged one, now removed; "
                 "run the same command again"

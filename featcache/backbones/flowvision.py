@@ -27,6 +27,7 @@ from ..process import run_in_child
 from ..progress import OnProgress
 from .architectures import RANDOM, random_seed
 from .checkpoints import parse_checkpoint, read_checkpoint, read_file
+from .naming import did_you_mean_model
 from .network import POOLED, Shape, arrays_digest, check_tensors, drawn, unknown_cut
 from .pretrained import Source, cache_folder, check_digest, find, pin_digest
 
@@ -64,8 +65,8 @@ def build(name: str) -> Any:
     creator = registry()
     if name not in creator._model_entrypoints:
         raise RecipeError(
-            f"backbone: expected a model of flowvision, found '{one_line(name)}'; featcache "
-            "backbones 'flowvision:*' lists names"
+            f"backbone: expected a model of flowvision, found '{one_line(name)}'"
+            + did_you_mean_model("flowvision", name, creator._model_entrypoints)
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # OneFlow warns of arguments that flowvision gives it

@@ -6,6 +6,7 @@ A file is untrusted: it is parsed in a child process first, which also hashes it
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -72,7 +73,7 @@ class GraphFile:
     def __init__(self, path: Path, shown: Path | None = None) -> None:
         self._file = path
         self.path = shown or path
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise WeightsError(f"{path}: expected a file, found none; check the path")
         version, why = openvino_status()
         if version is None:

@@ -23,8 +23,10 @@ from urllib.parse import urlsplit
 
 from ..errors import EngineUnavailableError, FeatcacheError, RecipeError, WeightsError, one_line
 from ..files import user_path
+from ..options import did_you_mean
 from ..preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from ..process import ctrl_c_later
+from .naming import did_you_mean_model
 
 if TYPE_CHECKING:
     from .torch_network import Outputs
@@ -217,13 +219,9 @@ def _timm(rest: str, pretrained: bool, size: int | None) -> Loaded:
     import timm
 
     if not timm.is_model(rest.partition(".")[0]) and not rest.startswith("hf-hub:"):
-        import difflib
-
-        near = difflib.get_close_matches(rest, timm.list_models(), 3, 0.5)
-        close = f"did you mean timm:{', timm:'.join(near)}?"
         raise RecipeError(
-            f"backbone: expected a model of timm {timm.__version__}, found '{one_line(rest)}'; "
-            + (close if near else "featcache backbones 'timm:*' lists names")
+            f"backbone: expected a model of timm {timm.__version__}, found '{one_line(rest)}'"
+            + did_you_mean_model("timm", rest, timm.list_models())
         )
     options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
     if size is None:
@@ -284,14 +282,15 @@ def _torchvision(rest: str, pretrained: bool, size: int | None) -> Loaded:
     if name not in models.list_models(module=models):
         raise RecipeError(
             f"backbone: expected a classifier of torchvision {torchvision.__version__}, found "
-            f"'{one_line(rest)}'; featcache backbones 'torchvision:*' lists names"
+            f"'{one_line(rest)}'"
+            + did_you_mean_model("torchvision", name, models.list_models(module=models))
         )
     try:
         weights = models.get_model_weights(name)[tag or "DEFAULT"]
     except KeyError:
         raise RecipeError(
             f"torchvision:{name}: expected weights of {', '.join(_tags(models, name))}, found "
-            f"'{one_line(tag)}'"
+            f"'{one_line(tag)}'{did_you_mean(tag, _tags(models, name))}"
         ) from None
     options: dict[str, Any] = {}
     if name.startswith(("googlenet", "inception")):
@@ -341,13 +340,13 @@ def _open_clip(rest: str, pretrained: bool, size: int | None) -> Loaded:
     if name not in open_clip.list_models():
         raise RecipeError(
             f"backbone: expected a model of open_clip {open_clip.__version__}, found "
-            f"'{one_line(name)}'; featcache backbones 'open_clip:*' lists names"
+            f"'{one_line(name)}'" + did_you_mean_model("open_clip", name, open_clip.list_models())
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained and tag not in tags:
         raise RecipeError(
             f"open_clip:{name}: expected /PRETRAINED to name the weights ({', '.join(tags[:8])}), "
-            f"found '{one_line(tag)}'"
+            f"found '{one_line(tag)}'{did_you_mean(tag, tags)}"
         )
     model = open_clip.create_model(
         name,

@@ -22,12 +22,13 @@ import numpy as np
 
 from ..errors import FeatcacheError, RecipeError, WeightsError, one_line
 from ..files import user_path, write_atomically
+from ..options import did_you_mean
 from ..preprocess import Preprocess
 from .architectures import RANDOM, random_seed
 from .checkpoints import read_checkpoint
 from .conversion import Conversion
 from .libraries import Loaded, drop_pooler, library_version, load_model, weights_files
-from .naming import BackboneName
+from .naming import LIBRARIES, BackboneName
 from .network import Shape, unknown_cut
 from .pretrained import cache_folder
 
@@ -240,7 +241,8 @@ def resolve_function(name: str) -> Callable[[], Any]:
     except (Exception, SystemExit) as error:  # a user's module raises what it likes
         raise RecipeError(
             f"backbone {name}: expected a function that can be imported, found "
-            f"{type(error).__name__}: {one_line(error)}; check the name, and PYTHONPATH"
+            f"{type(error).__name__}: {one_line(error)}"
+            + did_you_mean(module_name, LIBRARIES, "check the name, and PYTHONPATH")
         ) from error
     finally:
         sys.path.remove(os.getcwd())

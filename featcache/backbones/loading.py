@@ -16,7 +16,8 @@ from ..progress import OnProgress, silent
 from .architectures import RANDOM, check_resnet_size
 from .checkpoints import FORMATS, read_metadata
 from .graph_file import GraphFile
-from .naming import PRETRAINED, BackboneName, parse_backbone
+from .naming import PRETRAINED, BackboneName, parse_backbone, recorded_weights
+from .own_files import remember_file
 from .pretrained import cache_folder
 from .weights import (
     PREPROCESS_KEY,
@@ -86,12 +87,17 @@ def load_weights(
     # Refuses what means nothing before anything is downloaded.
     Preprocess(size or MAX_SIZE).overridden(**{**overrides, "crop_pct": None})
     if parsed.kind != "resnet":
-        return _load_network(parsed, name, overrides, on_progress)
-    if size is not None:
-        check_resnet_size(size)
-    folder = cache_dir or cache_folder()
-    weights = load_resnet("imagenet" if name is None else name, backbone, folder, on_progress)
-    return replace(weights, preprocess=weights.preprocess.overridden(**overrides))
+        weights = _load_network(parsed, name, overrides, on_progress)
+    else:
+        if size is not None:
+            check_resnet_size(size)
+        folder = cache_dir or cache_folder()
+        weights = load_resnet("imagenet" if name is None else name, backbone, folder, on_progress)
+        weights = replace(weights, preprocess=weights.preprocess.overridden(**overrides))
+    file = backbone if parsed.kind == "file" else name
+    if isinstance(file, Path) or (file is not None and recorded_weights(file) is None):
+        remember_file(weights.sha256, file)
+    return weights
 
 
 def _load_network(
@@ -229,7 +235,7 @@ def file_preprocess(
         fields = json.loads(beside.read_text("utf-8"))
         crop_pct = fields.pop("crop_pct", None)
         own = Preprocess.from_dict({"size": base.size, **fields}).overridden(crop_pct=crop_pct)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(
             f"{beside}: expected JSON with size, mean, std, interpolation and geometry, found: "
             f"{one_line(error)}"

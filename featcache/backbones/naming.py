@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import RecipeError, one_line
 from ..files import user_path
+from ..options import did_you_mean
 from .architectures import BACKBONES, RANDOM
+from .own_files import remembered_file
 
 # Prefix of the name: the library whose name follows.
 LIBRARIES = ("flowvision", "timm", "torchvision", "hf", "open_clip")
@@ -78,15 +81,26 @@ def parse_backbone(text: str | Path) -> BackboneName:
     if _FUNCTION.fullmatch(words):
         return BackboneName("function", words)
     raise RecipeError(
-        f"backbone: expected {FORMS}, found '{one_line(words)}'; featcache backbones lists names"
+        f"backbone: expected {FORMS}, found '{one_line(words)}'"
+        + did_you_mean(words, BACKBONES, "featcache backbones lists names")
     )
 
 
-def recorded_backbone(name: object, where: str) -> str:
+def did_you_mean_model(library: str, name: str, known: Iterable[str]) -> str:
+    """Return the end of a message about a model that a library does not have."""
+    otherwise = f"featcache backbones '{library}:*' lists names"
+    return did_you_mean(name, known, otherwise, prefix=f"{library}:")
+
+
+def recorded_backbone(name: object, where: str, sha256: object = None) -> str:
     """Return a name that a cache or head recorded, if loading it by itself is safe.
 
-    A file may have been made by a stranger: it must not name code, or a file of this machine.
+    A file may have been made by a stranger: it must not name code, or a file of this machine. The
+    user's own network of that digest is found where an earlier command was given it.
     """
+    own = remembered_file(sha256)
+    if isinstance(name, str) and own and own.endswith(GRAPH_SUFFIXES):
+        return own
     if isinstance(name, str) and name.startswith(_OWN):
         return name
     if isinstance(name, str) and (name in BACKBONES or name.startswith(_PREFIXES)):
@@ -101,10 +115,11 @@ def recorded_backbone(name: object, where: str) -> str:
     )
 
 
-def recorded_weights(name: object) -> str | None:
-    """Return weights that a cache or head recorded by name; None for a file, named by its stem."""
-    known = isinstance(name, str) and (name in WEIGHT_NAMES or name.startswith(RANDOM))
-    return name if known else None  # type: ignore[return-value]
+def recorded_weights(name: object, sha256: object = None) -> str | None:
+    """Return weights that a cache or head recorded, by name or as the user's own file."""
+    if isinstance(name, str) and (name in WEIGHT_NAMES or name.startswith(RANDOM)):
+        return name
+    return remembered_file(sha256)
 
 
 def _is_folder(text: str) -> bool:

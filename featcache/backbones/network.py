@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import RecipeError, WeightsError, one_line
+from ..options import did_you_mean
 from ..preprocess import Preprocess
 
 Shape = tuple[int, ...]
@@ -54,8 +55,8 @@ def unknown_cut(cut: str, known: Sequence[str], backbone: str) -> RecipeError:
     """Return the error of a cut that a backbone does not have."""
     shown = ", ".join(list(known)[:12]) + (" ..." if len(known) > 12 else "")
     return RecipeError(
-        f"cut: expected one of {shown} of {backbone}, found {cut!r}; featcache backbones "
-        f"{backbone} lists them"
+        f"cut: expected one of {shown} of {backbone}, found {cut!r}"
+        + did_you_mean(cut, known, f"featcache backbones {backbone} lists them")
     )
 
 

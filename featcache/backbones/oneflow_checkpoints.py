@@ -20,6 +20,7 @@ names, and an empty file ``snapshot_done`` stood beside them.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Protocol
@@ -27,13 +28,13 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import WeightsError, one_line
+from ..files import check_shape
 from ..pickles import Record, ordered_dict, read_pickle
 from .tensors import (
     MAX_BYTES,
     MAX_PICKLE_BYTES,
     Archive,
     checkpoint_pickle,
-    count_numbers,
     decode,
     item_bytes,
     state_dict,
@@ -94,9 +95,10 @@ class _Folder:
 
     def read(self, name: str, limit: int) -> bytes:
         path = self.root / name
-        inside = path.resolve().is_relative_to(self.root.resolve())
+        real = Path(os.path.realpath(path))  # pathlib's resolve raises at a loop of links
+        inside = real.is_relative_to(os.path.realpath(self.root))
         if not inside or not path.is_file():
-            found = "none" if inside else f"a link to {path.resolve()}"
+            found = "none" if inside else f"a link to {real}"
             raise WeightsError(f"{path}: expected a file of the checkpoint, found {found}")
         limit = min(limit, self._budget)
         if path.stat().st_size > limit:
@@ -202,7 +204,7 @@ def _array(files: _Files, place: str, source: str) -> np.ndarray:
         )
     shape = tuple(int(dim) for dim in re.findall(r"\d+", meta[1]))
     try:
-        size_bytes = count_numbers(shape) * item_bytes(dtype)
+        size_bytes = check_shape(shape) * item_bytes(dtype)
     except ValueError as failure:
         raise WeightsError(f"{source}: {place}/meta: {failure}; get it again") from failure
     data = files.read(f"{place}/out", size_bytes)

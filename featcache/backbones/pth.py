@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import WeightsError, one_line
+from ..files import check_shape
 from ..pickles import Names, ordered_dict, read_pickle
 from .tensors import (
     MAX_PICKLE_BYTES,
     Archive,
     checkpoint_pickle,
-    count_numbers,
     decode,
     item_bytes,
     state_dict,
@@ -84,7 +84,7 @@ def _rebuild_tensor(
         and whole(offset, *strides)
     ):
         raise TypeError("a tensor's description is not one")
-    numbers = count_numbers(shape)
+    numbers = check_shape(shape)
     last = offset + sum((dim - 1) * stride for dim, stride in zip(shape, strides, strict=True))
     # The count on its own too: a stride of 0 would repeat one number without end.
     if numbers > storage.length or (numbers > 0 and last >= storage.length):

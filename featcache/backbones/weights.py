@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import OutputError, RecipeError, WeightsError, one_line
-from ..files import user_path
+from ..files import did_you_mean_path, user_path
 from ..preprocess import Preprocess
 from ..progress import OnProgress
 from .architectures import (
@@ -157,7 +157,7 @@ def load_resnet(name: str | Path, backbone: str, folder: Path, on_progress: OnPr
     if not os.path.exists(path):
         raise WeightsError(
             f"{path}: expected {', '.join(WEIGHT_NAMES)}, random:SEED or a path to {FORMATS}, "
-            "found no such file; check the spelling"
+            f"found no such file{did_you_mean_path(path, 'check the spelling', WEIGHT_NAMES)}"
         )
     return _load_path(path, backbone)
 

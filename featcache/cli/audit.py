@@ -126,7 +126,8 @@ def _duplicates(result: AuditResult) -> str:
     )
     if result.top1 is not None and result.top1_without_duplicates is not None:
         text += (
-            f" A head's top-1 is {100 * result.top1:.2f} % on all labelled test images and "
+            f" The top-1 of the audit's own head, whose C need not be a probe's, is "
+            f"{100 * result.top1:.2f} % on all labelled test images and "
             f"{100 * result.top1_without_duplicates:.2f} % on the "
             f"{result.n_test_without_duplicates:,} without one."
         )

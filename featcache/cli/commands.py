@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from ..options import MAX_PIXELS
+
 # Importing these adds their commands to the app.
 from . import audit as _audit  # noqa: F401
 from . import errors as _errors  # noqa: F401
@@ -19,7 +22,9 @@ from . import label as _label  # noqa: F401
 from . import output as out
 from . import plot as _plot
 from . import report as _report  # noqa: F401
+from . import search as _search  # noqa: F401
 from . import store as _store  # noqa: F401
+from . import survey as _survey  # noqa: F401
 from .finetune import finetune
 from .help import IMAGES
 from .options import (
@@ -33,6 +38,7 @@ from .options import (
     GeometryOption,
     InterpolationOption,
     JsonOption,
+    MaxPixelsOption,
     MeanOption,
     OnErrorOption,
     PlotOption,
@@ -108,6 +114,7 @@ def extract(
         typer.Option(help="What features are kept as; float16 takes half the space."),
     ] = "float32",
     on_error: OnErrorOption = "fail",
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
     train_limit: TrainLimitOption = None,
     test_limit: TestLimitOption = None,
     output: Annotated[
@@ -370,53 +377,94 @@ _CURVE = 10
 
 
 def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
-    """Return one table per data set, since accuracies on different data do not compare."""
-    from ..runs import epochs_of, run_label, weights_label
+    """Return one table per data set, since accuracies on different data do not compare.
+
+    What all runs share is in the title; a column that would be empty is left out.
+    """
+    from ..runs import epochs_of, fold, weights_label
 
     tables: list[Any] = []
+    explained: set[str] = set()
     for (dataset, digest), group in groupby(
         records, key=lambda record: (record["dataset"], record["dataset_digest"])
     ):
-        rows = list(group)
-        weights = [f"{weights_label(record)} {record['size']} px" for record in rows]
-        # What all rows share goes into the title, to fit 80 columns.
-        shared = f", {weights[0]}" if len(set(weights)) == 1 else ""
-        columns = ["method", "top-1 % (95 %)", "train", "test", "ep", "wall s", "img/s", "s/point"]
-        curves = [[epoch["top1"] for epoch in epochs_of(record)] for record in rows]
-        columns += ["curve"] * (width() >= _ROOMY and max(map(len, curves)) > 1)
-        columns += ["weights"] * (not shared) + ["run"] * (width() >= _WIDE)
-        title = Text(f"{dataset} ({digest[:8]}){shared}")
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        rows = fold(list(group))
+        shared = [
+            {f"{weights_label(record)} {record['size']} px" for record, _ in rows},
+            {f"{record['n_train'] + (record.get('n_val') or 0):,} to train" for record, _ in rows},
+            {f"{record['n_test']:,} to test" for record, _ in rows},
+        ]
+        said = [f"{dataset} ({digest[:8]})", *(min(one) for one in shared if len(one) == 1)]
+        cells = [_comparison_cells(record) for record, _ in rows]
+        curves = [[epoch["top1"] for epoch in epochs_of(record)] for record, _ in rows]
+        for row, curve, (record, _) in zip(cells, curves, rows, strict=True):
+            row["curve"] = sparkline(curve, encoding(), _CURVE) if width() >= _ROOMY else ""
+            row["run"] = record["run"] if width() >= _WIDE else ""
+        columns = [
+            column for column in cells[0] if any(row[column] not in ("", "-") for row in cells)
+        ]
+        table = Table(
+            "method",
+            title=Text(", ".join(said)),
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
         for column in columns:
-            figures = column in columns[1:8]
-            table.add_column(column, justify="right" if figures else "left", no_wrap=figures)
-        for record, checkpoint, curve in zip(rows, weights, curves, strict=True):
-            low, high = record["top1_interval"]
-            wall = _short(record["wall_s"])
-            if record.get("features_wall_s"):
-                wall = f"{_short(record['features_wall_s'])} + {wall}"
-            price = record["s_per_point"]
-            cells = [
-                run_label(record),
-                f"{100 * record['top1']:.2f} ({100 * low:.1f}-{100 * high:.1f})",
-                f"{record['n_train']:,}",
-                f"{record['n_test']:,}",
-                str(record["n_epochs"]),
-                wall,
-                f"{record['images_per_s']:,.0f}",
-                "-" if price is None else _short(price),
-            ]
-            cells += [sparkline(curve, encoding(), _CURVE)] * ("curve" in columns)
-            cells += [checkpoint] * ("weights" in columns) + [record["run"]] * ("run" in columns)
-            table.add_row(*(name(cell) for cell in cells))
-        tables.append(table)
-    legend = (
-        "ep: epochs; wall: extraction time + training time; img/s: training images; s/point: wall "
-        "time per percentage point gained over the best probe on the same images; - for probes, "
-        "without such a probe, and where nothing was gained"
-    )
+            words = column in ("curve", "run")
+            table.add_column(column, justify="left" if words else "right", no_wrap=not words)
+        for (_, label), row in zip(rows, cells, strict=True):
+            table.add_row(*(name(cell) for cell in (label, *(row[column] for column in columns))))
+        tables += [table, *_paired(rows)]
+        explained |= set(columns)
+    legend = "; ".join(f"{column}: {_LEGEND[column]}" for column in _LEGEND if column in explained)
     tables.append(Text(legend, style="dim"))
     return tables
+
+
+_MOST_PAIRED = 10
+
+
+def _paired(rows: Sequence[tuple[Mapping[str, Any], str]]) -> list[Any]:
+    """Return a line for each run that compares with the best one image by image."""
+    (_, best), *others = rows
+    tested = [(label, one["vs_best"]) for one, label in others if one.get("vs_best")]
+    if not tested:  # fine-tunes keep no predictions
+        return []
+    shown = [name(f"against {best}, on the same {tested[0][1]['n']:,} test images (McNemar):")]
+    for label, test in tested[:_MOST_PAIRED]:
+        low, high = (f"{-100 * end:+.2f}" for end in reversed(test["interval"]))
+        difference = f"{-100 * test['difference']:+.2f} points ({low} to {high})"
+        shown.append(name(f"  {label}: {difference}, {out.p_value(test['p_value'])}"))
+    left, apart = len(tested) - _MOST_PAIRED, len(others) - len(tested)
+    words = [f"{out.counted(left, 'more run')}: see --json"] * (left > 0)
+    words += [f"{out.counted(apart, 'run')} without predictions of these images"] * (apart > 0)
+    return shown + [Text(f"  {'; '.join(words)}")] * bool(words)
+
+
+_LEGEND = {
+    "wall s": "extraction time + training time, of the newest run",
+    "ep": "epochs",
+    "img/s": "training images",
+    "s/point": (
+        "wall time per percentage point gained over the best probe on the same images; - for "
+        "probes, without such a probe, and where nothing was gained"
+    ),
+}
+
+
+def _comparison_cells(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return a run's cells; of a fine-tune alone, epochs and speed."""
+    low, high = record["top1_interval"]
+    tuned, price = record["kind"] == "finetune", record["s_per_point"]
+    before, wall = record.get("features_wall_s"), _short(record["wall_s"])
+    return {
+        "top-1 % (95 %)": f"{100 * record['top1']:.2f} ({100 * low:.1f}-{100 * high:.1f})",
+        "wall s": f"{_short(before)} + {wall}" if before else wall,
+        "ep": str(record["n_epochs"]) if tuned else "",
+        "img/s": f"{record['images_per_s']:,.0f}" if tuned else "",
+        "s/point": "-" if price is None else _short(price),
+    }
 
 
 def _short(seconds: float) -> str:

@@ -41,7 +41,10 @@ def errors(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="Where the images are.", show_default="the path in the cache"),
+        typer.Option(
+            help="Where the images are, for thumbnails.",
+            show_default="known of cifar10 and digits alone",
+        ),
     ] = None,
     data_root: DataRootOption = None,
     runs: RunsOption = None,

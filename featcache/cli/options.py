@@ -36,7 +36,10 @@ def cache_place(text: str) -> Path:
 _CONTENTS = {
     "First run": ("demo",),
     "Features": ("extract", "import", "pack", "label", "info", "backbones"),
-    "Questions": ("probe", "predict", "errors", "audit", "compare", "report"),
+    "Questions": (
+        *("probe", "predict", "search", "select", "errors", "audit", "survey", "compare"),
+        "report",
+    ),
     "Training": ("finetune", "fit"),
     "Cache maintenance": ("verify", "diff", "merge", "export"),
     "This machine": ("doctor",),
@@ -126,6 +129,9 @@ Precision = Literal["f32", "bf16", "f16"]
 DatasetArgument = Annotated[str, _dataset()]
 BackboneOption = Annotated[str, _backbone()]
 WeightsOption = Annotated[str | None, _weights("imagenet, or the library's own")]
+# For a survey, which takes several.
+SeveralBackbonesOption = Annotated[list[str] | None, _backbone(False)]
+SeveralWeightsOption = Annotated[list[str] | None, _weights("imagenet, or the library's own")]
 # For training, where a cache may supply the value.
 TrainedDatasetArgument = Annotated[str | None, _dataset("cifar10, or the cache's")]
 TrainedBackboneOption = Annotated[str | None, _backbone("resnet18, or the cache's")]
@@ -140,6 +146,10 @@ PrecisionOption = Annotated[
 OnErrorOption = Annotated[
     Literal["fail", "skip"],
     typer.Option(help="For images that do not decode: stop, or leave them out and list them."),
+]
+MaxPixelsOption = Annotated[
+    int,
+    typer.Option(min=1, help="Images of more pixels are taken for damaged or hostile ones."),
 ]
 SizeOption = Annotated[
     int | None,

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
@@ -46,6 +45,8 @@ class _Safe(Console):
     def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
         """Return the segments of a renderable."""
         for part in super().render(renderable, options):
+            if "…" in part.text and not self.encoding.startswith("utf"):  # where a cell is cut off
+                part = Segment(part.text.replace("…", "~"), part.style)
             if part.control or part.text.isprintable():
                 yield part
             else:
@@ -85,7 +86,7 @@ def show(
     if as_json:
         plain = facts(result) if facts else result
         plain = list(map(_fields, plain)) if isinstance(plain, list) else _fields(plain)
-        print(json.dumps(plain, default=str))
+        print(json.dumps(_finite(plain), default=str, allow_nan=False))
         return
     shown = view(result)
     for item in shown if isinstance(shown, list) else [shown]:
@@ -95,6 +96,17 @@ def show(
 def _fields(value: Any) -> Any:
     """Return the fields of a dataclass, and anything else as it is."""
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with null for NaN and infinity, which are no JSON."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return value
 
 
 def counted(n: int, noun: str) -> str:
@@ -231,6 +243,11 @@ def percent(top1: float, interval: Sequence[float]) -> str:
     return f"{100 * top1:.2f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
+def p_value(p: float) -> str:
+    """Return ``p = 0.013`` or ``p < 0.001``."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def extract_summary(result: ExtractResult) -> Any:
     """Return one line about a cache and how long it took."""
     what = f"{result.n_rows:,} x {result.feature_dim} features"
@@ -269,6 +286,8 @@ def fit_summary(result: FitResult) -> list[Any]:
         f"{percent(result.top1, result.top1_interval)} on {counted(result.n_test, 'test image')}",
         f"model: {result.head}",
     ]
+    if result.over_s:
+        lines.append(f"{result.over_s:,.1f} s over the budget")
     if not result.reached:
         lines.append(f"next: {result.next_step or 'none is left'}")
     return lines
@@ -355,19 +374,21 @@ def in_words(meta: Mapping[str, Any]) -> str:
 
 def cache_summary(cache: Cache) -> Any:
     """Return the provenance as a table."""
+    from ..reporting.provenance import in_words as fact_in_words
+
     facts = cache_facts(cache)
+    rows = {name: fact_in_words(name, value) for name, value in facts.items()}
     table = Table(show_header=False, box=None)
     table.add_column()
-    room = min(width(), _READABLE) - max(map(len, facts)) - 4
+    room = min(width(), _READABLE) - max(len(words) for words, _ in rows.values()) - 4
     table.add_column(overflow="fold", max_width=room)  # digests stay whole
-    for field, value in facts.items():
-        if field == "table":
-            table.add_row(Text(field, style="bold"), _table_summary(value))
-            continue
-        if isinstance(value, float):
-            value = round(value, 2)
-        shown = str(value) if isinstance(value, (str, Path)) else json.dumps(value, default=str)
-        table.add_row(Text(field, style="bold"), Text(shown))
+    for field, (words, texts) in rows.items():
+        shown = (
+            _table_summary(facts[field])
+            if field == "table"
+            else name(", ".join(texts).replace("\u00a0", " "))
+        )
+        table.add_row(Text(words, style="bold"), shown)
     return table
 
 

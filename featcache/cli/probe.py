@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import text_of, visible
+from ..options import MAX_PIXELS
 from . import output as out
 from . import plot as _plot
 from .help import IMAGES, RESULTS
@@ -20,6 +21,7 @@ from .options import (
     CacheArgument,
     DeviceOption,
     JsonOption,
+    MaxPixelsOption,
     MmapOption,
     OnErrorOption,
     PlotOption,
@@ -51,10 +53,12 @@ _result = partial(typer.Option, rich_help_panel=RESULTS)
 
 # The options that each alternative to one head may be combined with.
 _QUESTION = {"target", "task", "separator", "labels", "by", "split_column", "group", "where"}
-_CURVE = {"cache", "seeds", "metric", "plot", "runs", "json", "weight_column", *_QUESTION}
+_CURVE = {"cache", "seeds", "solver", "weight_decay", "metric", "plot", "runs", "json"}
+_CURVE |= {"weight_column", *_QUESTION}
 _FORMS = {
     "head": {"cache", "json"},
-    "knn": {"cache", "cut", "runs", "json", *_QUESTION},
+    "knn": {"cache", "cut", "temperature", "distance", "shots", "seeds", "mmap", "runs", "json"}
+    | _QUESTION,
     "shots": _CURVE,
     "learning_curve": _CURVE,
 }
@@ -82,13 +86,20 @@ def _check_form(context: typer.Context) -> None:
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     }
     forms = [name for name in _FORMS if name in given]
+    if "knn" in forms and "shots" in forms:
+        forms.remove("shots")  # so many images to search
     if len(forms) > 1:
         names = " and ".join(spelled[name] for name in forms)
         raise typer.BadParameter(f"expected at most one of them, found {names}")
+    for name, needed in (
+        ("seeds", ("shots", "learning_curve")),
+        ("temperature", ("knn",)),
+        ("distance", ("knn",)),
+    ):
+        if name in given and not given & set(needed):
+            message = f"has no effect without {' or '.join(spelled[one] for one in needed)}"
+            raise typer.BadParameter(message, param_hint=spelled[name])
     if not forms:
-        if "seeds" in given:
-            message = "has no effect without --shots or --learning-curve"
-            raise typer.BadParameter(message, param_hint="--seeds")
         return
     (form,) = forms
     for name in sorted(given - _FORMS[form] - {form}):
@@ -182,6 +193,21 @@ def probe(
             show_default="on where no penalty is given",
         ),
     ] = None,
+    grid: Annotated[
+        str | None,
+        _head(
+            help="Values of C to choose from, at equal ratios: 1e-6:1e5:45.",
+            metavar="START:STOP:COUNT",
+            show_default="1e-4:100:20, and beyond",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        _head(
+            help="Of lbfgs: the part by which the objective may exceed its optimum.",
+            show_default="1e-6",
+        ),
+    ] = None,
     cut: Annotated[
         str | None,
         _head(
@@ -205,6 +231,16 @@ def probe(
         str | None,
         _instead(help="k-nearest-neighbour vote instead of a linear head: 10,20,100."),
     ] = None,
+    temperature: Annotated[
+        float | None,
+        _instead(
+            help="Of the k-NN vote; inf: every neighbour counts the same.",
+            show_default="0.07, for euclidean inf",
+        ),
+    ] = None,
+    distance: Annotated[
+        Literal["cosine", "euclidean"], _instead(help="Between neighbours of the k-NN vote.")
+    ] = "cosine",
     shots: Annotated[
         str | None, _instead(help="Few-shot curve, images per class: 1,2,5,10,25,full.")
     ] = None,
@@ -259,14 +295,29 @@ def probe(
 
         ks = [int(k) for k in _numbers(knn, "--knn")]
         with out.progress() as report:
-            votes = run_knn(cache, ks=ks, cut=cut, runs=runs, on_progress=report, **asked)
+            votes = run_knn(
+                cache,
+                ks=ks,
+                temperature=temperature,
+                distance=distance,
+                shots=_numbers(shots or "full", "--shots", ("full",)),
+                seeds=seeds,
+                cut=cut,
+                mmap=mmap,
+                runs=runs,
+                on_progress=report,
+                **asked,
+            )
         out.show(votes, json, knn_table, _as_dicts)
     elif shots is not None or learning_curve:
         from ..probes.curves import few_shot
         from ..probes.curves import learning_curve as run_curve
+        from ..probes.recipes import ExactRecipe
 
         more: dict[str, Any] = {"seeds": seeds, "metric": metric, "runs": runs, **asked}
-        more["weight_column"] = weight_column
+        more |= {"weight_column": weight_column, "solver": solver or "lbfgs"}
+        if weight_decay is not None:
+            more["recipe"] = ExactRecipe(weight_decay=weight_decay)
         with out.progress() as report:
             if shots is not None:
                 sizes = _numbers(shots, "--shots", ("full",))
@@ -344,6 +395,7 @@ def predict(
     device: DeviceOption = "auto",
     top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 1,
     on_error: OnErrorOption = "fail",
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -382,6 +434,7 @@ def predict(
             device=device,
             top=top,
             on_error=on_error,
+            max_pixels=max_pixels,
             on_progress=report,
             on_note=out.note,
         )
@@ -419,13 +472,17 @@ def probe_summary(result: ProbeResult, per_class: bool, confusion: bool) -> list
 
     asked = f", target {result.target}" if result.target else ""
     table = _table(
-        f"linear probe of {result.cache.name}{asked}", "solver", "top-1 (95 %)", "objective", "wall"
+        f"linear probe of {result.cache.name}{asked}",
+        "solver",
+        "top-1 (95 %)",
+        "objective",
+        "one fit",
     )
     table.add_row(
         _solver(result),
         percent(result.top1, result.top1_interval),
         f"{result.objective:.5f}",
-        f"{result.wall_s:.2f} s",
+        f"{result.fit_s:.2f} s",
     )
     check = result.check
     shown: list[Any] = [table, f"C = {result.C:.4g}{_choice(result)}"]
@@ -468,9 +525,11 @@ def _choice(result: ProbeResult) -> str:
         else ""
     )
     held_out = "images of the val split" if result.n_val else "held-out training images"
+    if sweep.n_folds > 1:
+        held_out = f"training images in {sweep.n_folds} folds"
     return (
         f", the best of {len(scores)} by {result.metric} on {sweep.n_holdout:,} {held_out}: {line} "
-        f"{100 * max(scores):.1f} %{edge}"
+        f"{100 * max(scores):.1f} %{edge}; the sweep took {result.wall_s - result.fit_s:.1f} s"
     )
 
 
@@ -513,24 +572,41 @@ def _class_names(result: ProbeResult) -> tuple[str, ...]:
 
 
 def _per_class(result: ProbeResult, names: tuple[str, ...]) -> Any:
-    recalls = result.evaluation.per_class_accuracy
-    if not recalls:
-        return "Per-class accuracy of more than 100 classes is not listed."
-    table = _table("accuracy per class", "class", "accuracy")
-    for name, recall in zip(names, recalls, strict=True):
-        table.add_row(name_of(name), "no test image" if recall is None else f"{100 * recall:.1f} %")
+    measured = result.evaluation
+    if measured.per_class_accuracy:
+        table = _table("accuracy per class", "class", "accuracy")
+        for name, recall in zip(names, measured.per_class_accuracy, strict=True):
+            shown = "no test image" if recall is None else f"{100 * recall:.1f} %"
+            table.add_row(name_of(name), shown)
+        return table
+    title = (
+        f"lowest accuracies of {len(names):,} classes; {measured.n_classes_missed:,} classes have "
+        "no image right"
+    )
+    table = _table(title, "class", "accuracy", "correct")
+    for one in measured.worst_classes:
+        share = f"{100 * one.n_right / one.n:.1f} %"
+        table.add_row(name_of(names[one.label]), share, f"{one.n_right:,} of {one.n:,}")
     return table
 
 
 def _confusion(result: ProbeResult, names: tuple[str, ...]) -> Any:
-    matrix = result.evaluation.confusion
-    if not 0 < len(matrix) <= _CONFUSION_CLASSES:
-        return f"The confusion matrix of more than {_CONFUSION_CLASSES} classes: see --json."
+    measured = result.evaluation
+    if not 0 < len(measured.confusion) <= _CONFUSION_CLASSES:
+        if not measured.most_confused:
+            return "No test image is misclassified."
+        table = Table(title=f"most confused of {len(names):,} classes", title_justify="left")
+        for column in ("label", "prediction", "images"):
+            table.add_column(column, justify="right" if column == "images" else "left")
+        for pair in measured.most_confused:
+            shown = (name_of(names[pair.label]), name_of(names[pair.prediction]))
+            table.add_row(*shown, f"{pair.n:,} of {pair.n_label:,}")
+        return table
     none = "·" if shows("·", encoding()) else "."
     table = _table(
         "confusion matrix: label by prediction", "", *(name_of(name[:8]) for name in names)
     )
-    for name, row in zip(names, matrix, strict=True):
+    for name, row in zip(names, measured.confusion, strict=True):
         table.add_row(name_of(name), *(str(count) if count else none for count in row))
     return table
 
@@ -551,16 +627,22 @@ def head_facts(result: HeadResult) -> dict[str, Any]:
 
 def knn_table(results: list[KnnResult]) -> list[Any]:
     """Return one line per k."""
-    table = _table("k-nearest-neighbour vote", "k", "top-1 (95 %)", "balanced", "macro F1")
+    few = any(item.shots is not None for item in results)
+    top5 = results[0].top5 is not None
+    columns = ["shots"] * few + ["k", "top-1 (95 %)"] + ["top-5"] * top5
+    table = _table("k-nearest-neighbour vote", *columns, "balanced", "macro F1")
     for item in results:
         table.add_row(
+            *["full" if item.shots is None else str(item.shots)] * few,
             str(item.k),
             percent(item.top1, item.top1_interval),
+            *[f"{100 * (item.top5 or 0):.2f} %"] * top5,
             f"{100 * item.balanced_accuracy:.2f} %",
             f"{100 * item.macro_f1:.2f} %",
         )
     first = results[0]
-    timing = f"{counted(first.n_test, 'test image')} in {first.wall_s:.2f} s"
+    wall_s = sum({item.shots: item.wall_s for item in results}.values())
+    timing = f"{counted(first.n_test, 'test image')} in {wall_s:.2f} s"
     return [table, timing, *(f"note: {note}" for note in first.notes)]
 
 

@@ -54,7 +54,10 @@ def report(
     ] = "auto",
     dataset: Annotated[
         str | None,
-        typer.Option(help="Where the images are.", show_default="the path in the cache"),
+        typer.Option(
+            help="Where the images are, for thumbnails.",
+            show_default="known of cifar10 and digits alone",
+        ),
     ] = None,
     data_root: DataRootOption = None,
     health: Annotated[

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import DatasetChangedError, DatasetError
+from ..errors import DatasetChangedError, DatasetError, FeatcacheError, one_line
+from ..options import MAX_PIXELS
 from ..preprocess import Preprocess
 from ..process import Stop, work_ahead
 from .decoding import original_size, used_range
-from .images import HASH_BYTES, FileImages, OnError, ReadableImages, unreadable_hash
+from .images import HASH_BYTES, FileImages, OnError, ReadableImages, is_remote, unreadable_hash
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,6 +45,9 @@ _TINY_S = 0.4e-3
 _AHEAD_BYTES = 32 << 20
 # Share of an image's area below which its loss is told of.
 _LEAST_KEPT = 0.5
+# After a bad image, seconds to look for others, and how many of them a message names.
+_LOOK_S = 5.0
+_NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +58,7 @@ class DecodedBatch:
     # Uint8 (n, s, s, 3), as `Preprocess.compact` gives them; n is 0 where no image of the
     # batch could be decoded.
     pixels: np.ndarray
-    # Row and message of those that could not; empty unless they are to be skipped.
+    # Row and message of those that could not.
     failures: tuple[Failure, ...]
     # Processor seconds that reading, decoding and resizing took, all threads together.
     decode_s: float
@@ -76,6 +80,7 @@ def decoded_batches(
     *,
     workers: int,
     on_error: OnError = "fail",
+    max_pixels: int = MAX_PIXELS,
     hashed: bool = False,
     find: Find | None = None,
 ) -> Generator[DecodedBatch, None, None]:
@@ -84,6 +89,12 @@ def decoded_batches(
     ``hashed`` is for `FileImages`: each file is hashed as it is read. With ``find``, those are
     not decoded whose features it knows, nor read where their hashes are remembered. Wrap the call
     in ``contextlib.closing``: leaving it ends the threads, whatever the reason for leaving.
+
+    Raises
+    ------
+    DatasetError
+        With ``"fail"``, for the first image that cannot be read or decoded. It counts and names
+        others, which are looked for in the next batches for a few seconds.
     """
     image_bytes = 3 * preprocess.size**2
     ahead = max(1 + workers, _AHEAD_BYTES // image_bytes)
@@ -102,11 +113,12 @@ def decoded_batches(
     def decode(rows: np.ndarray, stop: Stop) -> DecodedBatch:
         with turns.turn():
             began = time.perf_counter()
-            part = _decode(images, rows, preprocess, on_error, hashed, find, stop)
+            part = _decode(images, rows, preprocess, max_pixels, hashed, find, stop)
             turns.took((time.perf_counter() - began) / max(1, len(rows)))
         return part
 
     parts: list[DecodedBatch] = []
+    n_looked = 0
     with closing(work_ahead(decode, tasks(), workers=workers, ahead=ahead // step)) as decoded:
         for part in decoded:
             parts.append(part)
@@ -114,7 +126,35 @@ def decoded_batches(
                 opened.popleft()
                 batch = _joined(parts, preprocess)
                 parts.clear()
+                n_looked += len(batch.rows) + len(batch.found_rows) + len(batch.failures)
+                if batch.failures and on_error == "fail":
+                    raise _all_failures(images, batch.failures, decoded, n_looked)
                 yield batch
+
+
+def _all_failures(
+    images: ReadableImages,
+    failures: Sequence[Failure],
+    rest: Iterable[DecodedBatch],
+    n_looked: int,
+) -> DatasetError:
+    """Return the error of the first bad image, with those of the next few seconds."""
+    failures, end = list(failures), time.monotonic() + _LOOK_S
+    with suppress(FeatcacheError):  # of another kind, which is said when these are mended
+        for part in () if is_remote(images) else rest:
+            failures += part.failures
+            n_looked += len(part.rows) + len(part.found_rows) + len(part.failures)
+            if time.monotonic() > end:
+                break
+    (_, text), *more = failures
+    if more:
+        where: Callable[[int], str] = getattr(images, "where", str)
+        named = ", ".join(one_line(where(row)) for row, _ in more[:_NAMED])
+        text += (
+            f"; {len(more):,} more of the {n_looked:,} images looked at so far are such: {named}"
+            f"{', …' * (len(more) > _NAMED)}"
+        )
+    return DatasetError(f"{text}, or use --on-error skip")
 
 
 class _Turns:
@@ -146,7 +186,7 @@ def _decode(
     images: ReadableImages,
     rows: np.ndarray,
     preprocess: Preprocess,
-    on_error: OnError,
+    max_pixels: int,
     hashed: bool,
     find: Find | None,
     stop: Stop,
@@ -181,18 +221,17 @@ def _decode(
         if row in passed_over:
             continue
         try:
-            if hashed:
-                assert isinstance(images, FileImages)
-                data = contents.pop(row, None) or _hashed_content(images, row, hashes)
-                image = images.decode(row, data, preprocess)
+            if isinstance(images, FileImages):
+                data = contents.pop(row, None) or (
+                    _hashed_content(images, row, hashes) if hashed else images.content(row)
+                )
+                image = images.decode(row, data, preprocess, max_pixels)
                 del data
             else:
                 image = images.read(row, preprocess)
         except DatasetChangedError:
             raise
         except DatasetError as error:
-            if on_error == "fail":
-                raise DatasetError(f"{error}, or use --on-error skip") from None
             failures.append((row, str(error)))
         else:
             kept.append(row)

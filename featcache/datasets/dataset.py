@@ -22,7 +22,7 @@ from itertools import islice
 
 import numpy as np
 
-from ..errors import DatasetError
+from ..errors import DatasetError, one_line
 from ..progress import OnProgress, Progress, silent
 from ..sampling import LIMIT_SEED, drawn_sides, stratified_rows
 from ..tables.table import Table
@@ -99,7 +99,9 @@ class Split:
         object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
         if len(set(self.ids)) != n:
             twice = Counter(self.ids).most_common(1)[0][0]
-            raise DatasetError(f"split: expected each id once, found {twice!r} more than once")
+            raise DatasetError(
+                f"split: expected each id once, found {one_line(repr(twice))} more than once"
+            )
 
     def __len__(self) -> int:
         """Return N."""

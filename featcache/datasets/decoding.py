@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib import import_module
@@ -13,7 +15,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DatasetError, one_line
+from ..errors import DatasetError, one_line, shown_place
+from ..options import MAX_PIXELS
 from ..preprocess import REDUCING_GAP, Preprocess
 
 if TYPE_CHECKING:
@@ -23,19 +26,29 @@ if TYPE_CHECKING:
 # What may be decoded. Pillow knows some forty formats; these are the ones that data sets
 # come in, and their decoders are the ones that are tested and fuzzed the most.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "HEIF")
-_ALWAYS = frozenset(
-    (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif")
-) | {".tiff", ".webp"}
+# fmt: off
+_ALWAYS = frozenset((
+    ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".pjpeg", ".png",
+    ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+))
+# fmt: on
 _HEIF = frozenset((".heic", ".heif"))
+# fmt: off
+# Images of formats that are not read: a note says so. Some cameras' begin as a TIFF does.
+OTHER_IMAGES = frozenset((
+    ".3fr", ".apng", ".arw", ".cr2", ".dcr", ".dds", ".dng", ".eps", ".erf", ".exr", ".hdr",
+    ".ico", ".iiq", ".j2k", ".jp2", ".jpx", ".jxl", ".kdc", ".nef", ".nrw", ".orf", ".pcx",
+    ".pef", ".psd", ".raw", ".rw2", ".sr2", ".srw", ".svg", ".tga", ".avif", ".heic", ".heif",
+))
+# fmt: on
 # What an installation needs that does not read these.
 NEEDED = {".avif": "Pillow 11.3", **dict.fromkeys(_HEIF, "pip install pillow-heif")}
 HEAD_BYTES = 32  # enough to recognise an image by
 # Formats that begin with two letters, as a text may: what stands behind these tells.
 _WEAK = {"BMP": re.compile(rb"BM.{4}\0{4}", re.S), "PPM": re.compile(rb"P[1-6]\s")}
 
-# A quarter of a gigabyte as RGB. It is where Pillow starts to warn, so that below it there
-# is no warning to silence: filters for warnings are the whole process's, and no thread's.
-MAX_PIXELS = 89_478_485
+# No image of any use is a larger file; what is, by mistake or by malice, must not fill the memory.
+MAX_FILE_BYTES = 4 * MAX_PIXELS
 # A JPEG that is scaled down while it is decoded may have more, since it never exists at full
 # size; a progressive one keeps up to 6 bytes per pixel meanwhile. Phones make 200 million.
 MAX_SCALED_PIXELS = 3 * MAX_PIXELS
@@ -54,6 +67,9 @@ _TURNS: dict[int, tuple[str, bool, bool]] = {
 }
 _UPRIGHT = ("", False, False)
 _SIDEWAYS = ("TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+# Times its scans: a progressive JPEG draws all pixels with each, and cameras write some ten.
+_MAX_SCANNED = 40 * MAX_PIXELS
+_BLOCK_PIXELS = 1 << 22  # that are converted at a time where that needs many bytes for each
 _SIZE, _RANGE = "featcache.size", "featcache.range"
 
 
@@ -73,7 +89,9 @@ def is_image(head: bytes) -> bool:
     return any(_WEAK[name].match(head) if name in _WEAK else True for name, _ in _openers(head))
 
 
-def decode_image(data: bytes, where: str, preprocess: Preprocess | None = None) -> Image.Image:
+def decode_image(
+    data: bytes, where: str, preprocess: Preprocess | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Decode an image file the way a person expects to see it.
 
     Turned upright by its EXIF orientation; transparency laid on white; gray of any depth,
@@ -83,12 +101,13 @@ def decode_image(data: bytes, where: str, preprocess: Preprocess | None = None) 
     """
     from PIL import Image
 
+    where = shown_place(where)
     try:
         image = _open(data)
         size = image.size
         drafts = preprocess is not None and preprocess.geometry == "square"
-        factor = _draft(image, preprocess.size) if preprocess and drafts else 1
-        fits = image.width * image.height <= MAX_PIXELS
+        factor = _draft(image, preprocess.size, max_pixels) if preprocess and drafts else 1
+        fits = image.width * image.height <= max_pixels
         if fits:
             image.load()
             turn, *reverses = _TURNS.get(_orientation(image), _UPRIGHT)
@@ -96,8 +115,9 @@ def decode_image(data: bytes, where: str, preprocess: Preprocess | None = None) 
         raise _not_decoded(where, data, error) from None
     if not fits:
         raise DatasetError(
-            f"{where}: expected at most {MAX_PIXELS // 10**6} million pixels, found "
-            f"{size[0]} x {size[1]}; scale the image down or leave it out"
+            f"{where}: expected at most {max_pixels:,} pixels, found "
+            f"{size[0]} x {size[1]}; scale the image down, leave it out, or allow more with "
+            "--max-pixels"
         )
     try:
         rgb = _to_rgb(image, data)
@@ -142,8 +162,14 @@ def _open(data: bytes) -> Image.Image:
     """Read the header, as ``Image.open`` does, without its check of the size."""
     from PIL import UnidentifiedImageError
 
-    for _, opener in _openers(data[:HEAD_BYTES]):
-        return opener(io.BytesIO(data), "")
+    for name, opener in _openers(data[:HEAD_BYTES]):
+        if name == "PPM":
+            data = _raw_pnm(data)
+        image = opener(io.BytesIO(data), "")
+        scans = data.count(b"\xff\xda") if name == "JPEG" else 1
+        if scans * min(math.prod(image.size), MAX_SCALED_PIXELS) > _MAX_SCANNED:
+            raise ValueError(f"{image.width} x {image.height} pixels in {scans} scans")
+        return image
     raise UnidentifiedImageError
 
 
@@ -151,8 +177,7 @@ def _openers(head: bytes) -> Iterator[tuple[str, Callable[[IO[bytes], str], Imag
     """Yield the formats, of those that are read, that a file may have which begins like this."""
     from PIL import Image
 
-    Image.init()  # fills OPEN once
-    _add_heif()
+    _prepare()
     for name in FORMATS:
         opener, accepts = Image.OPEN.get(name, (None, None))
         # A string, which is true, is how a plugin says that its library is missing.
@@ -161,8 +186,14 @@ def _openers(head: bytes) -> Iterator[tuple[str, Callable[[IO[bytes], str], Imag
 
 
 @lru_cache(maxsize=1)
-def _add_heif() -> None:
-    """Tell Pillow of HEIF, where its package is installed."""
+def _prepare() -> None:
+    """Load Pillow's formats, and HEIF where its package is installed."""
+    from PIL import Image
+
+    Image.init()
+    # What it says of odd tags would appear on the terminal, again for each image.
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     if find_spec("pillow_heif"):
         import_module("pillow_heif").register_heif_opener()
 
@@ -174,10 +205,11 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _draft(image: Image.Image, side: int) -> float:
+def _draft(image: Image.Image, side: int, max_pixels: int) -> float:
     """Let the decoder scale a large JPEG down; return by how much."""
     least = math.ceil(REDUCING_GAP * side)
-    if min(image.size) < 2 * least or image.width * image.height > MAX_SCALED_PIXELS:
+    most = max(MAX_SCALED_PIXELS, max_pixels)
+    if min(image.size) < 2 * least or image.width * image.height > most:
         return 1
     width = image.width
     drafted = image.draft(None, (least, least))  # None: a format that cannot do it
@@ -216,12 +248,25 @@ def _to_rgb(image: Image.Image, data: bytes) -> Image.Image:
 
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _deep_gray(image, data)
+    see_through = image.info.get("transparency")
+    if isinstance(see_through, tuple) and image.format == "PNG" and data[24] == 16:
+        # Pillow halves the depth of the pixels, and not of the colour that is transparent.
+        image.info["transparency"] = tuple(level >> 8 for level in see_through)
     image = _in_srgb(image)
-    if _has_transparency(image):
-        rgba = image.convert("RGBA")
+    if not _has_transparency(image):
+        return image if image.mode == "RGB" else image.convert("RGB")
+    rgb = Image.new("RGB", image.size)
+    for top, bottom in _blocks(image.height, image.width):
+        rgba = image.crop((0, top, image.width, bottom)).convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        rgb.paste(Image.alpha_composite(white, rgba).convert("RGB"), (0, top))
+    return rgb
+
+
+def _blocks(n_rows: int, width: int) -> Iterator[tuple[int, int]]:
+    """Yield the rows, from and to, of each block of an image."""
+    step = max(1, _BLOCK_PIXELS // max(1, width))
+    return ((row, min(n_rows, row + step)) for row in range(0, n_rows, step))
 
 
 # What gray values of more than 8 bits may run up to, where the file does not say.
@@ -240,22 +285,94 @@ def _deep_gray(image: Image.Image, data: bytes) -> Image.Image:
     """
     from PIL import Image
 
-    gray = np.nan_to_num(np.asarray(image, np.float64), nan=0, posinf=0, neginf=0)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    gray = np.asarray(image)
+    if image.mode == "F":
+        gray = np.where(np.isfinite(gray), gray, np.float32(0))
+    brightest = float(gray.max(initial=0))
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         white = float(2 ** _declared_bits(image, data) - 1)
     else:
-        most = float(np.quantile(gray, 1 - _OUTLIERS, method="lower")) if gray.size else 0.0
+        place = int((1 - _OUTLIERS) * (gray.size - 1))
         known = _WHITES if image.mode == "F" else _WHITES[1:]
-        white = next((one for one in known if most <= one), float(gray.max(initial=1)))
-    shades = (np.clip(gray, 0, white) * (255 / white)).round().astype(np.uint8)
+        above = gray.size - 1 - place  # pixels that may be
+        fits = (one for one in known if np.count_nonzero(gray > one) <= above)
+        white = next(fits, max(brightest, 1))
+    shades = np.empty(gray.shape, np.uint8)
     see_through = image.info.get("transparency")
-    if isinstance(see_through, int):
-        shades[gray == see_through] = 255
+    table = _shades(np.arange(1 << 16), white)
+    for top, bottom in _blocks(*gray.shape):
+        part = gray[top:bottom]
+        shades[top:bottom] = table[part] if gray.dtype.itemsize == 2 else _shades(part, white)
+        if isinstance(see_through, int):
+            shades[top:bottom][part == see_through] = 255
     rgb = Image.fromarray(shades).convert("RGB")
-    share = float(gray.max(initial=0)) / white
+    share = brightest / white
     if share < _DIM:
         rgb.info[_RANGE] = share
     return rgb
+
+
+def _shades(levels: np.ndarray, white: float) -> np.ndarray:
+    return (np.clip(levels.astype(np.float64), 0, white) * (255 / white)).round().astype(np.uint8)
+
+
+_GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"
+_PNM_SIZE = (_GAP + rb"(\d{1,9})") * 2
+_PNM_HEADER = re.compile(
+    rb"P(?:[14]" + _PNM_SIZE + rb"|[2356]" + _PNM_SIZE + _GAP + rb"(\d{1,9}))\s"
+)
+_MAX_PNM_HEADER = 1 << 16
+_MAX_PNM_TEXT, _MAX_COMMENTS = 1 << 26, 100_000
+
+
+def _raw_pnm(data: bytes) -> bytes:
+    """Return a PBM, PGM or PPM file as Pillow reads it by itself: binary, up to 255 or 65535.
+
+    Of any other, and of the header, Pillow takes a microsecond for each byte or sample.
+    """
+    header = _PNM_HEADER.match(data[:_MAX_PNM_HEADER])
+    if header is None:
+        raise ValueError(f"no header in the first {_MAX_PNM_HEADER} bytes")
+    kind, body = int(data[1:2]), data[header.end() :]
+    width, height, maxval = (
+        int(one or 1) for one in (header[1] or header[3], header[2] or header[4], header[5])
+    )
+    if not 0 < maxval < 65536:
+        raise ValueError(f"samples up to {maxval}")
+    count = width * height * (3 if kind in (3, 6) else 1)
+    if kind != 4 and count > len(body):
+        raise ValueError(f"{len(body)} bytes for {count} samples")
+    most = 65535 if maxval > 255 and kind in (2, 5) else 255
+    form = f"P{6 if kind in (3, 6) else 5} {width} {height} {most}\n".encode()
+    if kind == 4:
+        return f"P4 {width} {height}\n".encode() + body
+    if kind in (5, 6) and maxval == most:
+        return form + body
+    if kind in (5, 6):
+        samples = np.frombuffer(body, "u1" if maxval < 256 else ">u2", count)
+    else:
+        samples = _samples_of_text(body, count, apart=kind != 1)
+    levels = np.minimum(np.arange(65536) / maxval, 1) * most
+    table = (most - levels if kind == 1 else levels.round()).astype("u1" if most == 255 else ">u2")
+    scaled = np.empty(count, table.dtype)
+    for start, end in _blocks(count, 1):
+        scaled[start:end] = table[samples[start:end]]
+    return form + scaled.tobytes()
+
+
+def _samples_of_text(body: bytes, count: int, *, apart: bool) -> np.ndarray:
+    """Return ``count`` numbers, or digits of 0 and 1, which need not stand apart."""
+    if len(body) > _MAX_PNM_TEXT:
+        raise ValueError("a plain PNM of so many bytes: convert it to a binary one")
+    if body.count(b"#") > _MAX_COMMENTS:
+        raise ValueError(f"more than {_MAX_COMMENTS} comments")
+    body = re.sub(rb"#[^\r\n]*", b"", body)
+    digits = b"0123456789" if apart else b"01"
+    if body.translate(None, digits + b" \t\n\v\f\r") or (apart and re.search(rb"\d{10}", body)):
+        raise ValueError("a sample that is no number")
+    if apart:
+        return np.fromstring(body, np.int32, count, sep=" ")
+    return np.frombuffer(b"".join(body.split()), np.uint8, count) - ord("0")
 
 
 def _declared_bits(image: Image.Image, data: bytes) -> int:

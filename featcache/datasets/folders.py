@@ -12,6 +12,7 @@ from __future__ import annotations
 import os.path
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,59 +20,77 @@ from typing import NoReturn
 
 import numpy as np
 
-from ..errors import DatasetError
+from ..errors import DatasetError, one_line, shown_place
 from ..remote import RemotePlace
 from .dataset import UNLABELLED, Dataset, Split, undivided_dataset
-from .decoding import NEEDED, image_suffixes
-from .images import FileImages, Files, images_among, is_hidden
+from .decoding import HEAD_BYTES, NEEDED, OTHER_IMAGES, image_suffixes, is_image
+from .images import FileImages, Files, OnError, images_among, shown_names
 
 
-def load_files(files: Files, path: Path | RemotePlace, stem: str, *, is_folder: bool) -> Dataset:
-    """Return the data set that is in a folder or archive."""
+def load_files(
+    files: Files,
+    path: Path | RemotePlace,
+    stem: str,
+    *,
+    is_folder: bool,
+    on_error: OnError = "fail",
+) -> Dataset:
+    """Return the data set that is in a folder or archive; "skip" leaves bad classes out."""
     listing = list_files(files, path, is_folder=is_folder)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "images"
     spelled, labelled = find_roles(listing)
+    unused: Sequence[str] = ()
+    fewer: Sequence[str] = ()
     if not spelled:
-        tree = undivided_tree(listing)
+        tree, fewer = _undivided_tree(listing, on_error)
         whole = _split(files, tree, sorted(tree)) if tree else _flat(files, listing.images)
-        notes = left_out(listing, set(whole.ids), labelled=bool(tree))
+        notes = (*_left_out(listing, set(whole.ids), labelled=bool(tree)), *fewer)
         return undivided_dataset(name, whole, f"{path}, divided by content", notes)
-    fewer: tuple[str, ...] = ()
     if labelled:
-        splits, fewer = _given(files, listing, spelled)
+        splits, unused, fewer = _given(files, listing, spelled, on_error)
     else:
         splits = {role: _flat(files, listing.below(top)) for role, top in spelled.items()}
     train, val, test = splits["train"], splits.get("val"), splits.get("test") or _flat(files, [])
-    taken = {image for split in splits.values() for image in split.ids}
+    taken = {image for split in splits.values() for image in split.ids}.union(unused)
     source = f"{path}, {' and '.join(f'{folder}/' for folder in spelled.values())} as given"
-    notes = (*left_out(listing, taken, labelled=labelled), *fewer)
+    notes = (*_left_out(listing, taken, labelled=labelled), *fewer)
     return Dataset(name, train, test, source, notes, val=val)
 
 
 def _given(
-    files: Files, listing: Listing, spelled: dict[str, str]
-) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """Return the splits of class folders, and a note on each that lacks classes of train."""
-    trees = {
-        role: class_tree(listing, f"{listing.root}{folder}/", least=1 + (role == "train"))
-        for role, folder in spelled.items()
-    }
-    class_names, notes = sorted(trees["train"]), []
+    files: Files, listing: Listing, spelled: dict[str, str], on_error: OnError
+) -> tuple[dict[str, Split], list[str], list[str]]:
+    """Return the splits of class folders, images of other classes than train's, and notes."""
+    roots = {role: f"{listing.root}{folder}/" for role, folder in spelled.items()}
+    trees = {role: _tree(listing, root) for role, root in roots.items()}
+    problems, notes, unused = [], [], []
+    if empty := _emptied(trees["train"]):
+        problems.append(_no_image_in(listing, roots["train"], empty))
     for role, tree in trees.items():
+        # An empty folder is as if it were not there: there is nothing to test of its class.
+        if (empty := _emptied(tree)) and not tree:
+            raise DatasetError(
+                f"{listing.path}: expected images in {spelled[role]}/, found "
+                f"{_no_image_in(listing, roots[role], empty)}"
+            )
         more = sorted(tree.keys() - trees["train"].keys())
         if more:
-            raise DatasetError(
-                f"{listing.path}: expected the same class folders in {spelled['train']}/ and "
-                f"{spelled[role]}/, found {more[0]!r} in {spelled[role]}/ alone ({len(more)} such "
-                "classes); add the folder to the other, or remove it"
+            images = [image for name in more for image in tree.pop(name)]
+            unused += images
+            problems.append(
+                f"{_count(len(images), 'image')} in {spelled[role]}/ of {_listed(more)}, of which "
+                f"{spelled['train']}/ has no image: move some of each there, or remove them"
             )
         fewer = sorted(trees["train"].keys() - tree.keys())
         if fewer:
-            notes.append(
-                f"{listing.path}: no image of {_count(len(fewer), 'class')} in {spelled[role]}/, "
-                f"{fewer[0]!r} the first"
-            )
-    return {role: _split(files, tree, class_names) for role, tree in trees.items()}, tuple(notes)
+            notes.append(f"{listing.path}: no image in {spelled[role]}/ of {_listed(fewer)}")
+    notes = [*_refuse_or_note(listing, problems, on_error), *notes]
+    class_names = sorted(trees["train"])
+    if len(class_names) < 2:
+        found = _misplaced(listing, trees["train"]) or _one_class(roots["train"], class_names)
+        raise DatasetError(f"{listing.path}: {_LAYOUT}; found {found}")
+    splits = {role: _split(files, tree, class_names) for role, tree in trees.items()}
+    return splits, unused, notes
 
 
 def _split(files: Files, tree: Tree, class_names: list[str]) -> Split:
@@ -89,6 +108,8 @@ def _flat(files: Files, names: list[str]) -> Split:
 Tree = dict[str, list[str]]  # class name -> names of its image files
 
 _LAYOUT = "expected class folders (cat/1.jpg, dog/2.jpg), or train/ and test/ with class folders"
+_MOST_ENDS = 20  # of names, of which a file each is looked into
+_SHOWN = 5  # classes that a message names
 # What a folder of each role may be called, in any case.
 _SPELLINGS = {
     "train": ("train", "training"),
@@ -96,14 +117,6 @@ _SPELLINGS = {
     "test": ("test", "testing"),
 }
 ROLE_OF = {spelling: role for role, names in _SPELLINGS.items() for spelling in names}
-# Images of formats that are not read: a note says so.
-# fmt: off
-_OTHER_IMAGES = frozenset((
-    ".apng", ".arw", ".cr2", ".dds", ".dng", ".eps", ".exr", ".hdr",
-    ".ico", ".j2k", ".jp2", ".jpx", ".jxl", ".nef", ".pcx", ".psd",
-    ".raw", ".svg", ".tga", *NEEDED,
-))
-# fmt: on
 
 
 @dataclass(frozen=True)
@@ -132,8 +145,7 @@ class Listing:
 
 def list_files(files: Files, path: Path | RemotePlace, *, is_folder: bool) -> Listing:
     """Look through a folder or archive."""
-    names = [name for name in files.names() if not is_hidden(name)]
-    folders = [name for name in files.folders() if not is_hidden(name)]
+    names, folders, notes = shown_names(files, path)
     images, others = images_among(files, names)
     if not images:
         found = f"{_count(len(names), 'file')}, none of them an image" if names else "no file"
@@ -141,7 +153,31 @@ def list_files(files: Files, path: Path | RemotePlace, *, is_folder: bool) -> Li
             f"{path}: {_LAYOUT}; found {found} ({'; '.join([*_unread(names), _endings()])}); try "
             "featcache extract digits"
         )
-    return Listing(path, is_folder, images, others, folders, files.notes, common_root(names))
+    notes += _misnamed(files, path, others)
+    return Listing(path, is_folder, images, others, folders, notes, _root(images, others))
+
+
+def _misnamed(files: Files, path: Path | RemotePlace, others: list[str]) -> tuple[str, ...]:
+    """Note names that end in an unknown way, where the first file begins as an image does."""
+    ends: dict[str, list[str]] = defaultdict(list)
+    for name in others:
+        ends[os.path.splitext(name)[1].lower()].append(name)
+    return tuple(
+        f"{path}: {_count(len(names), 'file')} ignored whose names end in {one_line(end)}, though "
+        f"{one_line(names[0])} begins as an image does: rename them if they are images"
+        for end, names in list(ends.items())[:_MOST_ENDS]
+        if end and end not in OTHER_IMAGES and not files.remote
+        if is_image(files.head(names[0])[:HEAD_BYTES])
+    )
+
+
+def _root(images: list[str], others: list[str]) -> str:
+    """Return the folder that holds the data set, whatever other files are beside it."""
+    root = common_root(images + [name for name in others if "/" in name])
+    if not root and (inner := common_root(images)):
+        tops = {name[len(inner) :].partition("/")[0].lower() for name in images}
+        root = inner if tops <= ROLE_OF.keys() else ""
+    return root
 
 
 def find_roles(listing: Listing) -> tuple[dict[str, str], bool]:
@@ -183,33 +219,52 @@ def find_roles(listing: Listing) -> tuple[dict[str, str], bool]:
     _refuse_roles(listing, spelled, [top for role, top in spelled.items() if role not in meant])
 
 
-def undivided_tree(listing: Listing) -> Tree:
-    """Return the images of every class folder; nothing where there are none to tell classes by."""
+def _undivided_tree(listing: Listing, on_error: OnError) -> tuple[Tree, list[str]]:
+    """Return the images of every class folder, none where there are no two classes; and notes."""
     tree = _tree(listing, listing.root)
-    if any(tree.values()) and len(tree) > 1:
-        return class_tree(listing, listing.root)
-    if problem := _misplaced(listing, tree):
-        raise DatasetError(f"{listing.path}: {_LAYOUT}; found {problem}")
-    return {}
-
-
-def class_tree(listing: Listing, root: str, least: int = 2) -> Tree:
-    """Return the images of every class folder in ``root``, of which there must be enough."""
-    tree = _tree(listing, root)
-    if len(tree) < least:
-        found = _misplaced(listing, tree) or (
-            f"one class alone, {root + next(iter(tree))!r}; add the folders of the others"
-        )
+    if len(tree) < 2 or not any(tree.values()):
+        if problem := _misplaced(listing, tree):
+            raise DatasetError(f"{listing.path}: {_LAYOUT}; found {problem}")
+        return {}, []
+    empty = _emptied(tree)
+    problems = [_no_image_in(listing, listing.root, empty)] if empty else []
+    notes = _refuse_or_note(listing, problems, on_error)
+    if len(tree) < 2:
+        found = _one_class(listing.root, list(tree))
         raise DatasetError(f"{listing.path}: {_LAYOUT}; found {found}")
-    for top in sorted(tree):
-        if not tree[top]:
-            others = [name for name in listing.others if name.startswith(f"{root}{top}/")]
-            raise DatasetError(
-                f"{listing.path}: expected images in every class folder, found none in "
-                f"{root + top!r} ({'; '.join([*_unread(others), _endings()])}); add images or "
-                "remove the folder"
-            )
-    return tree
+    return tree, notes
+
+
+def _emptied(tree: Tree) -> list[str]:
+    """Take the classes without an image out of a tree, and return their names."""
+    empty = sorted(name for name, images in tree.items() if not images)
+    for name in empty:
+        del tree[name]
+    return empty
+
+
+def _no_image_in(listing: Listing, root: str, classes: list[str]) -> str:
+    starts = tuple(f"{root}{name}/" for name in classes)
+    unread = _unread([name for name in listing.others if name.startswith(starts)])
+    return (
+        f"no image in {_listed([root + name for name in classes])} "
+        f"({'; '.join([*unread, _endings()])}): add images or remove the folder"
+    )
+
+
+def _refuse_or_note(listing: Listing, problems: list[str], on_error: OnError) -> list[str]:
+    """Raise an error of all problems at once, or return a note on each where they are skipped."""
+    if problems and on_error == "fail":
+        raise DatasetError(
+            f"{listing.path}: expected images in every class folder, found "
+            f"{'; and '.join(problems)}; or leave these classes out with --on-error skip"
+        )
+    return [f"{listing.path}: left out: {problem.rpartition(': ')[0]}" for problem in problems]
+
+
+def _one_class(root: str, classes: list[str]) -> str:
+    found = f"one class alone, {one_line(repr(root + classes[0]))}" if classes else "no class"
+    return f"{found}; add the folders of the others"
 
 
 def _tree(listing: Listing, root: str) -> Tree:
@@ -228,7 +283,7 @@ def _loose(listing: Listing) -> bool:
     return any("/" not in name[len(listing.root) :] for name in listing.images)
 
 
-def left_out(listing: Listing, taken: set[str], *, labelled: bool) -> tuple[str, ...]:
+def _left_out(listing: Listing, taken: set[str], *, labelled: bool) -> tuple[str, ...]:
     """Say in a sentence each which images are not in the data set, and that labels are not."""
     notes = [*listing.notes]
     notes += [f"{listing.path}: {note} ({_endings()})" for note in _unread(listing.others)]
@@ -236,7 +291,7 @@ def left_out(listing: Listing, taken: set[str], *, labelled: bool) -> tuple[str,
     if outside:
         notes.append(
             f"{listing.path}: {_count(len(outside), 'image')} outside of the "
-            f"{'class ' * labelled}folders ignored, {outside[0]} the first"
+            f"{'class ' * labelled}folders ignored, {shown_place(outside[0])} the first"
         )
     if not labelled:
         notes.append(
@@ -294,8 +349,8 @@ def _misplaced(listing: Listing, tree: Tree) -> str:
     backslashed = next((name for name in listing.images if "\\" in name), None)
     if backslashed:
         return (
-            f"names with a backslash where a / belongs ({backslashed}); pack or copy the folders "
-            "again with a program that writes /"
+            f"names with a backslash where a / belongs ({shown_place(backslashed)}); pack "
+            "or copy the folders again with a program that writes /"
         )
     if len(tree) != 1:
         return ""
@@ -303,13 +358,17 @@ def _misplaced(listing: Listing, tree: Tree) -> str:
     parents = {name.rpartition("/")[0] for name in images}
     common = os.path.commonpath(parents) if parents else ""
     below = {parent[len(common) + 1 :].partition("/")[0] for parent in parents if parent != common}
-    return f"{len(below)} folders in {common}/; {listing.name_it(common)}" if len(below) > 1 else ""
+    return (
+        f"{len(below)} folders in {shown_place(common)}/; {listing.name_it(shown_place(common))}"
+        if len(below) > 1
+        else ""
+    )
 
 
 def _unread(names: list[str]) -> list[str]:
     """Say in a sentence, or in none, how many files are images of formats that are not read."""
     suffixes = (os.path.splitext(name)[1].lower() for name in names)
-    counts = Counter(suffix for suffix in suffixes if suffix in _OTHER_IMAGES)
+    counts = Counter(suffix for suffix in suffixes if suffix in OTHER_IMAGES - image_suffixes())
     if not counts:
         return []
     listed = ", ".join(
@@ -321,6 +380,12 @@ def _unread(names: list[str]) -> list[str]:
 
 def _endings() -> str:
     return f"images end in {', '.join(sorted(image_suffixes()))}, or begin as one without an end"
+
+
+def _listed(classes: list[str]) -> str:
+    """Count classes and name the first."""
+    named = ", ".join(one_line(repr(name)) for name in classes[:_SHOWN])
+    return f"{_count(len(classes), 'class')} ({named}{', …' * (len(classes) > _SHOWN)})"
 
 
 def _count(number: int, what: str) -> str:

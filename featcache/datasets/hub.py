@@ -20,8 +20,9 @@ from ..errors import DatasetError, one_line
 from ..tables.reading import read_table
 from ..tables.table import Table
 from .dataset import UNLABELLED
+from .decoding import MAX_FILE_BYTES
 from .folders import ROLE_OF
-from .images import MAX_FILE_BYTES, FileImages
+from .images import FileImages
 from .sources import LABELS, Asked, Source, known_roles
 
 _MARKS = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes

@@ -5,21 +5,32 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path, PurePosixPath
+from functools import cached_property, lru_cache, reduce
+from itertools import chain
+from operator import or_
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, cast
 
 import numpy as np
 
 from ..cores import usable_cores
-from ..errors import DatasetChangedError, DatasetError
+from ..errors import DatasetChangedError, DatasetError, shown_place
+from ..options import MAX_PIXELS
 from ..preprocess import Preprocess
 from ..process import Stop, work_ahead
 from ..progress import silent
-from .decoding import HEAD_BYTES, decode_image, image_suffixes, is_image
+from .decoding import (
+    HEAD_BYTES,
+    MAX_FILE_BYTES,
+    OTHER_IMAGES,
+    decode_image,
+    image_suffixes,
+    is_image,
+)
 from .stat_cache import RememberedHashes, known_hashes, read_and_hash
 
 if TYPE_CHECKING:
@@ -135,9 +146,19 @@ class FileImages:
         """Read and decode one image, as `decode_image` does."""
         return self.decode(index, self.content(index), preprocess)
 
-    def decode(self, index: int, data: bytes, preprocess: Preprocess | None = None) -> Image.Image:
+    def where(self, index: int) -> str:
+        """Say where an image is, for a message."""
+        return self.files.where(self.names[index])
+
+    def decode(
+        self,
+        index: int,
+        data: bytes,
+        preprocess: Preprocess | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Image.Image:
         """Decode what `content` returned."""
-        return decode_image(data, self.files.where(self.names[index]), preprocess)
+        return decode_image(data, self.where(index), preprocess, max_pixels)
 
     def take(self, rows: np.ndarray) -> FileImages:
         """Return the images of these rows, in this order."""
@@ -208,7 +229,8 @@ class FileImages:
             raise DatasetChangedError(f"{error}; it was readable a moment ago") from None
         if expected not in (None, sha256):
             raise DatasetChangedError(
-                f"{self.files.where(name)}: expected the file as it was when the data set was "
+                f"{shown_place(self.where(index))}: "
+                f"expected the file as it was when the data set was "
                 "hashed, found that it changed while it was being read; run it again"
             )
         return data, sha256
@@ -242,17 +264,54 @@ def unreadable_hash(name: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
-# No image of any use is larger; what is, by mistake or by malice, must not fill the memory.
-MAX_FILE_BYTES = 1 << 30
-
-HIDDEN = (".", "__MACOSX")  # how names begin that are left out
+# Files and folders that systems and programs put beside images, lower case. Their thumbnails are
+# copies of images, and their folders are no classes.
+# fmt: off
+_SYSTEMS_OWN = frozenset((
+    "#recycle", "#snapshot", "$recycle.bin", "@eadir", "@recycle", "__macosx", "desktop.ini",
+    "ehthumbs.db", "lost+found", "system volume information", "thumbs.db",
+))
+# fmt: on
 
 
 def is_hidden(name: str) -> bool:
     """Tell whether a file or a folder that it is in is left out."""
-    if not name.startswith(HIDDEN) and "/." not in name and "/__MACOSX" not in name:
-        return False  # a million names: most need no second look
-    return any(part.startswith(HIDDEN) for part in PurePosixPath(name).parts)
+    folder, _, last = name.rpartition("/")
+    return _is_left_out(last) or _in_hidden(folder)
+
+
+def _is_left_out(part: str) -> bool:
+    return part[:1] == "." or part.lower() in _SYSTEMS_OWN
+
+
+@lru_cache(1024)  # a million names have few folders
+def _in_hidden(folder: str) -> bool:
+    return any(map(_is_left_out, folder.split("/")))
+
+
+def _systems_own(name: str) -> str:
+    """Return the path up to the first part that a system put there; "" where there is none."""
+    parts = name.split("/")
+    ends = (end for end, part in enumerate(parts, 1) if part.lower() in _SYSTEMS_OWN)
+    return "/".join(parts[: next(ends, 0)])
+
+
+def shown_names(files: Files, where: object) -> tuple[list[str], list[str], tuple[str, ...]]:
+    """Return the files and folders that are not hidden, and the notes on what is not listed.
+
+    A note counts what a system put there, but for names that begin with a dot.
+    """
+    every = files.names(), files.folders()
+    names, folders = ([one for one in listed if not is_hidden(one)] for listed in every)
+    if (len(names), len(folders)) == (len(every[0]), len(every[1])):
+        return names, folders, files.notes
+    tops = {_systems_own(one) for one in chain(*every)}
+    found = Counter(top.rpartition("/")[2] for top in tops if top)
+    if not found:
+        return names, folders, files.notes
+    counts = ", ".join(f"{part} {count}" for part, count in sorted(found.items()))
+    note = f"{where}: files and folders of operating systems ignored: {counts}"
+    return names, folders, (*files.notes, note)
 
 
 class Files(Protocol):
@@ -285,15 +344,12 @@ class Files(Protocol):
 def images_among(files: Files, names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return which files are images, and the others, each in the given order.
 
-    By the ends of their names; a name without an end is looked into.
+    By the ends of their names; a name without an end, or with one that begins as an image's does
+    (``.jpg_large``), is looked into.
     """
     suffixes = tuple(image_suffixes())
     found = [name.lower().endswith(suffixes) for name in names]
-    bare = [
-        row
-        for row, name in enumerate(names)
-        if not found[row] and "." not in name.rpartition("/")[2]
-    ]
+    bare = [row for row, name in enumerate(names) if not found[row] and _may_be_image(name)]
 
     def look(row: int, stop: Stop) -> bool:
         return not stop.is_set() and is_image(files.head(names[row]))
@@ -304,6 +360,16 @@ def images_among(files: Files, names: Sequence[str]) -> tuple[list[str], list[st
             found[row] = seen
     images = [name for name, seen in zip(names, found, strict=True) if seen]
     return images, [name for name, seen in zip(names, found, strict=True) if not seen]
+
+
+def _may_be_image(name: str) -> bool:
+    end = os.path.splitext(name)[1].lower()
+    return not end or (end.startswith(tuple(image_suffixes())) and end not in OTHER_IMAGES)
+
+
+_OPEN_AT_ONCE = reduce(
+    or_, (getattr(os, f"O_{name}", 0) for name in ("NONBLOCK", "NOCTTY", "BINARY"))
+)
 
 
 class Folder:
@@ -339,6 +405,7 @@ class Folder:
         names: list[str] = []
         folders: list[str] = []
         circles: list[str] = []
+        hidden: list[str] = []  # by what `shown_names` counts, and not looked into
         # A link to a folder means what its path says, as for a person: it is followed wherever it
         # stands, unless it leads back to a folder above it.
         above = {root: frozenset((_identity(root),))}
@@ -350,7 +417,9 @@ class Folder:
             for name in below:
                 path = os.path.join(folder, name)
                 identity = _identity(path)
-                if name.startswith(HIDDEN):
+                if is_hidden(name):
+                    if name[0] != ".":
+                        hidden.append(prefix + name)
                     continue
                 if identity in parents:
                     circles.append(prefix + name)
@@ -366,34 +435,35 @@ class Folder:
             if circles
             else ""
         )
-        return sorted(names), sorted(folders), (note,) if note else ()
+        return sorted(names), sorted(folders + hidden), (note,) if note else ()
 
     def head(self, name: str) -> bytes:
         """Return the first bytes of a file; nothing where it cannot be read."""
-        path = self.where(name)
         try:
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                return b""
-            with open(path, "rb", buffering=0) as stream:
-                return stream.read(HEAD_BYTES)
+            return self._read(name, HEAD_BYTES)
         except OSError:
             return b""
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
-        path = self.where(name)
         try:
-            status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(None, "it is a pipe or a device")
-            if status.st_size > MAX_FILE_BYTES:
-                raise OSError(None, f"{status.st_size} bytes are more than an image has")
-            with open(path, "rb", buffering=0) as stream:
-                return stream.read()
+            return self._read(name, None)
         except OSError as error:
             raise DatasetError(
-                f"{path}: cannot be read: {error.strerror}; restore or remove it"
+                f"{shown_place(self.where(name))}: "
+                f"cannot be read: {error.strerror}; restore or remove it"
             ) from None
+
+    def _read(self, name: str, most: int | None) -> bytes:
+        """Read a file up to the size that it says it has: a device or /proc has no end."""
+        with open(os.open(self.where(name), os.O_RDONLY | _OPEN_AT_ONCE), "rb", 0) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(None, "it is a pipe or a device")
+            if most is None and status.st_size > MAX_FILE_BYTES:
+                raise OSError(None, f"{status.st_size} bytes are more than an image has")
+            # None where a file of /proc would have us wait.
+            return stream.read(status.st_size if most is None else min(most, status.st_size)) or b""
 
     def status(self, name: str) -> os.stat_result:
         """Return a file's size and times, or raise OSError."""

@@ -14,11 +14,11 @@ from ..errors import DatasetError, TableError, one_line
 from ..remote import RemotePlace, is_url, located, shown
 from ..tables.joining import join, key_columns
 from ..tables.reading import read_table
-from ..tables.table import Column, Table, objects
+from ..tables.table import Column, Table, listed, objects
 from .dataset import Dataset
-from .decoding import HEAD_BYTES
+from .decoding import HEAD_BYTES, MAX_FILE_BYTES
 from .folders import ROLE_OF, common_root
-from .images import MAX_FILE_BYTES, FileImages, Files, Folder, images_among, is_hidden
+from .images import FileImages, Files, Folder, images_among, shown_names
 from .sources import Asked, Source, at_rows, dataset_of
 
 _HERE = ("file", "local")  # protocols of files on this machine
@@ -57,7 +57,8 @@ def load_labelled(
         path = _folder_of(table, column)
         files = Folder(path)
     assert path is not None
-    names, _ = images_among(files, [one for one in files.names() if not is_hidden(one)])
+    listed, _, notes = shown_names(files, path)
+    names, _ = images_among(files, listed)
     if not names:
         raise DatasetError(f"{path}: expected images, found none; check the path")
     joined = join(table, names, by=asked.path_column, dataset_path=str(path))
@@ -72,7 +73,7 @@ def load_labelled(
         f"{path} and {table.source}",
         table=table.take(joined.rows[kept]),
         roles=_roles_of(ids),
-        notes=(*files.notes, *joined.notes),
+        notes=(*notes, *joined.notes),
         key=joined.column,
     )
     return dataset_of(source, asked)
@@ -88,7 +89,7 @@ def _path_column(table: Table, asked: Asked) -> str:
     if not columns:
         raise TableError(
             f"{table.source}: expected a column path or file_name, found "
-            f"{', '.join(one_line(repr(name)) for name in table.columns)}; name it with "
+            f"{listed(table.columns)}; name it with "
             "--path-column"
         )
     # An id may be any number; a path says more.

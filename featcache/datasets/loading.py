@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
+from ..files import did_you_mean_path
 from ..progress import OnProgress, silent
 from ..remote import RemotePlace, is_url, located, shown
 from .dataset import Dataset
 from .folders import load_files
 from .hub import hub_source, is_saved, saved_source
-from .images import Files, Folder
+from .images import Files, Folder, OnError
 from .labelled import load_labelled
 from .named import CIFAR10, default_data_root, load_cifar10, load_digits
 from .sources import Asked, Source, dataset_of
@@ -42,6 +43,7 @@ def load_dataset(
     split_column: str | None = None,
     group: str | None = None,
     data_root: str | Path | None = None,
+    on_error: OnError = "fail",
     on_progress: OnProgress = silent,
 ) -> Dataset:
     """Find a data set by name, or open a folder or an archive, here or behind a URL.
@@ -71,6 +73,9 @@ def load_dataset(
     data_root : str or Path, optional
         Where named data sets and fetched archives are kept: `datasets.default_data_root` by
         default.
+    on_error : str
+        ``"skip"``: class folders without an image, and images of a class that ``train`` lacks, are
+        left out with a note; with ``"fail"`` they are an error, which lists all.
     on_progress : callable
         Called with the progress of downloads.
 
@@ -104,27 +109,31 @@ def load_dataset(
         raise DatasetError(
             f"data set: expected {_EXPECTED}; found an empty name; try featcache extract digits"
         )
-    dataset = _load(name_or_path, labels, asked, root, on_progress)
+    dataset = _load(name_or_path, labels, asked, root, on_error, on_progress)
     return replace(dataset, path=shown(text))
 
 
 def _load(
-    name_or_path: str | Path, labels: Any, asked: Asked, root: Path, on_progress: OnProgress
+    name_or_path: str | Path,
+    labels: Any,
+    asked: Asked,
+    root: Path,
+    on_error: OnError,
+    on_progress: OnProgress,
 ) -> Dataset:
     text = os.fspath(name_or_path)
     if text.startswith("hf:") and not is_url(text):
         return _sampled(hub_source(text.partition(":")[2], asked), labels)
     if is_tar_pattern(text):
-        return _shards(find_shards(text), text, labels, asked, root, on_progress)
+        return _shards(find_shards(text), text, labels, asked, root, on_error, on_progress)
     path = located(name_or_path)
     name = path.name
     is_folder = False
     if isinstance(path, Path):
         kind = _kind_of(path)
         if kind not in ("a folder", "a file"):
-            raise DatasetError(
-                f"{path}: expected {_EXPECTED}; found {kind}; try featcache extract digits"
-            )
+            meant = did_you_mean_path(path, "try featcache extract digits", NAMES)
+            raise DatasetError(f"{path}: expected {_EXPECTED}; found {kind}{meant}")
         is_folder, name = kind == "a folder", path.resolve().name
     stem = name if is_folder else name.rpartition(".")[0] or name
     if path.suffix.lower() in _TABLES and not is_folder:
@@ -136,7 +145,7 @@ def _load(
         return load_labelled(None, None, stem, name_or_path, asked)
     is_tar = re.search(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz)$", name, re.IGNORECASE)
     if is_tar and not is_folder:  # a compressed one is refused there, with the program to use
-        return _shards([path], text, labels, asked, root, on_progress)
+        return _shards([path], text, labels, asked, root, on_error, on_progress)
     files: Files
     tars: list[Path | RemotePlace] = []
     if not isinstance(path, Path):
@@ -151,11 +160,11 @@ def _load(
     else:
         files = ZipArchive(path)
     if tars:
-        return _shards(tars, text, labels, asked, root, on_progress)
+        return _shards(tars, text, labels, asked, root, on_error, on_progress)
     if labels is not None:
         return load_labelled(files, path, stem, labels, asked)
     _check_no_columns(text, asked)
-    return load_files(files, path, stem, is_folder=is_folder)
+    return load_files(files, path, stem, is_folder=is_folder, on_error=on_error)
 
 
 def _tars(names: list[str]) -> list[str]:
@@ -170,6 +179,7 @@ def _shards(
     labels: Any,
     asked: Asked,
     root: Path,
+    on_error: OnError,
     on_progress: OnProgress,
 ) -> Dataset:
     """Open ``.tar`` files: samples, or class folders."""
@@ -183,7 +193,7 @@ def _shards(
     if source is not None:
         return dataset_of(source, asked)
     _check_no_columns(text, asked)
-    return load_files(files, path, stem, is_folder=False)
+    return load_files(files, path, stem, is_folder=False, on_error=on_error)
 
 
 def _sampled(asked_source: tuple[Source, Asked], labels: Any) -> Dataset:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from ..errors import OutputError
-from ..files import write_atomically
+from ..files import refuse_links, write_atomically
 
 FOLDER = ".hashes"
 _MAGIC = b"featcache hashes 1\n"
@@ -89,6 +89,7 @@ class RememberedHashes:
         text = "\0".join(records).encode("utf-8", "surrogateescape")
         content = b"".join((_COUNT.pack(len(records)), *records.values(), text))
         with suppress(OutputError):
+            refuse_links(self._path.parent)
             write_atomically(self._path, _MAGIC, hashlib.sha256(content).digest(), content)
 
 

@@ -21,13 +21,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import DatasetError, OutputError, RemoteError, TableError, one_line
+from ..errors import DatasetError, OutputError, RemoteError, TableError, one_line, shown_place
+from ..files import replaced_file
 from ..progress import OnProgress, Progress, silent
 from ..remote import RemotePlace, located
 from ..tables.reading import read_table
 from ..tables.target import read_target
+from .decoding import MAX_FILE_BYTES
 from .folders import ROLE_OF
-from .images import MAX_FILE_BYTES, FileImages, images_among, is_hidden
+from .images import FileImages, images_among, is_hidden, shown_names
 from .sources import Source, known_roles
 
 _BLOCK = 512
@@ -122,7 +124,8 @@ class TarShards:
         """Return a file's bytes. Safe from several threads."""
         if self.size_bytes(name) > MAX_FILE_BYTES:
             raise DatasetError(
-                f"{self.where(name)}: cannot be read: {self.size_bytes(name)} bytes are more than "
+                f"{shown_place(self.where(name))}: "
+                f"cannot be read: {self.size_bytes(name)} bytes are more than "
                 "an image has; remove it"
             )
         return self._read(name, MAX_FILE_BYTES)
@@ -136,10 +139,13 @@ class TarShards:
                 data = stream.read(length)
         except OSError as error:
             raise DatasetError(
-                f"{self.where(name)}: cannot be read: {error.strerror}; restore the archive"
+                f"{shown_place(self.where(name))}: "
+                f"cannot be read: {error.strerror}; restore the archive"
             ) from None
         if len(data) != length:
-            raise DatasetError(f"{self.where(name)}: cannot be read: it ends early; {_DAMAGED}")
+            raise DatasetError(
+                f"{shown_place(self.where(name))}: cannot be read: it ends early; {_DAMAGED}"
+            )
         return data
 
     def where(self, name: str) -> str:
@@ -340,7 +346,7 @@ def webdataset(files: TarShards, path: str, name: str, *, are_folders: bool) -> 
         if len(plain) > 1:
             several.append(key)
         pictures[key] = files_of[plain[0]]
-    notes = list(files.notes)
+    notes = list(shown_names(files, path)[2])
     for keys, what in (
         (without, "samples without an image ignored"),
         (several, "samples with several images, of which the first is taken"),
@@ -412,7 +418,8 @@ def _columns(
                     raise ValueError("it is no object")
             except (ValueError, RecursionError) as error:
                 raise DatasetError(
-                    f"{files.where(sample[end])}: expected a JSON object, found another text "
+                    f"{shown_place(files.where(sample[end]))}: "
+                    f"expected a JSON object, found another text "
                     f"({one_line(error)}); correct or remove it"
                 ) from None
             for name, value in content.items():
@@ -433,14 +440,16 @@ def _columns(
 def _text(files: TarShards, name: str) -> str:
     if files.size_bytes(name) > _MOST_TEXT:
         raise DatasetError(
-            f"{files.where(name)}: expected at most {_MOST_TEXT:,} bytes beside an image, found "
+            f"{shown_place(files.where(name))}: "
+            f"expected at most {_MOST_TEXT:,} bytes beside an image, found "
             f"{files.size_bytes(name):,}; remove it"
         )
     try:
         return files.read(name).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DatasetError(
-            f"{files.where(name)}: expected UTF-8, found other bytes; convert or remove it"
+            f"{shown_place(files.where(name))}: "
+            f"expected UTF-8, found other bytes; convert or remove it"
         ) from None
 
 
@@ -481,16 +490,15 @@ def _fetched(
                     "room, or give another --data-root"
                 )
         for shard, path, size in missing:
-            part = path.with_name(f"{path.name}.{os.getpid()}.part")
-            try:
-                with open(part, "wb") as stream, closing(shard.chunks(size)) as chunks:
-                    for chunk in chunks:
-                        stream.write(chunk)
-                        done += len(chunk)
-                        on_progress(Progress("download shards", done, total, "B"))
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
+            with (
+                replaced_file(path) as descriptor,
+                open(descriptor, "wb", closefd=False) as stream,
+                closing(shard.chunks(size)) as chunks,
+            ):
+                for chunk in chunks:
+                    stream.write(chunk)
+                    done += len(chunk)
+                    on_progress(Progress("download shards", done, total, "B"))
     except OutputError:
         raise
     except OSError as error:

@@ -8,7 +8,6 @@ there.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import os
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DatasetError, one_line
+from ..options import did_you_mean
 from .dataset import Dataset, Split
 from .images import ArrayImages, FileImages, Folder, Images
 from .sources import Asked, Source, dataset_of
@@ -65,13 +65,9 @@ def load_torchvision(name: str, root: Path) -> Dataset:
     """
     where = f"torchvision:{one_line(name)}"
     if name not in _SETS:
-        near = difflib.get_close_matches(name.lower(), [one.lower() for one in _SETS], 1)
-        meant = [one for one in _SETS if [one.lower()] == near]
-        advice = (
-            f"did you mean torchvision:{meant[0]}?" if meant else "unpack it and name its folder"
-        )
+        meant = did_you_mean(name, _SETS, "unpack it and name its folder", prefix="torchvision:")
         raise DatasetError(
-            f"{where}: expected one of {', '.join(_SETS)}, found none of these; {advice}"
+            f"{where}: expected one of {', '.join(_SETS)}, found none of these{meant}"
         )
     try:
         library = import_module("torchvision.datasets")

@@ -10,10 +10,10 @@ import io
 from functools import cached_property, lru_cache
 from typing import IO, Any, cast
 
-from ..errors import DatasetError, RemoteError
+from ..errors import DatasetError, RemoteError, one_line, shown_place
 from ..remote import RemotePlace
-from .decoding import HEAD_BYTES
-from .images import MAX_FILE_BYTES, Files
+from .decoding import HEAD_BYTES, MAX_FILE_BYTES
+from .images import Files
 from .zip import ZipArchive
 
 # The end of an archive: its directory's own end, of up to 65,557 bytes with a comment, what
@@ -58,7 +58,7 @@ class RemoteFolder:
             if name.startswith("/") or "//" in name:
                 raise DatasetError(
                     f"{self.place}: expected names with something between two slashes, found "
-                    f"{name!r}; rename or remove it"
+                    f"{one_line(repr(name))}; rename or remove it"
                 )
         self._too_large = {
             name: size for name, size in files.items() if size and size > MAX_FILE_BYTES
@@ -77,14 +77,16 @@ class RemoteFolder:
         size = self._too_large.get(name)
         if size:
             raise DatasetError(
-                f"{self.where(name)}: cannot be read: {size} bytes are more than an image has; "
+                f"{shown_place(self.where(name))}: "
+                f"cannot be read: {size} bytes are more than an image has; "
                 "remove it"
             )
         try:
             return self.place.read(name, MAX_FILE_BYTES)
         except FileNotFoundError:
             raise DatasetError(
-                f"{self.where(name)}: cannot be read: it is not there any more; restore it, or "
+                f"{shown_place(self.where(name))}: "
+                f"cannot be read: it is not there any more; restore it, or "
                 "run it again"
             ) from None
 

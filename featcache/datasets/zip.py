@@ -23,9 +23,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..errors import DatasetError
+from ..errors import DatasetError, shown_place
 from ..remote import RemotePlace
-from .images import MAX_FILE_BYTES
+from .decoding import HEAD_BYTES, MAX_FILE_BYTES, is_image
 from .stat_cache import RememberedHashes
 
 # Before a file's data stands its local header: a signature, version, flags, method, time,
@@ -33,6 +33,7 @@ from .stat_cache import RememberedHashes
 _HEADER = struct.Struct("<4s5H3I2H")
 _SIGNATURE = b"PK\x03\x04"
 _MAX_EXTRA = 0xFFFF
+_LARGE = 1 << 24  # bytes from which on a file that is no image is not unpacked
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 _ENCRYPTED = 0x1 | 0x40 | 0x2000  # the password itself, strong encryption, a masked directory
 _UTF8 = 0x800
@@ -141,9 +142,13 @@ class ZipArchive:
         try:
             return self._read(name)
         except _UnfitError as error:
-            raise DatasetError(f"{self.where(name)}: cannot be read: {error}") from None
+            raise DatasetError(
+                f"{shown_place(self.where(name))}: cannot be read: {error}"
+            ) from None
         except (OSError, zlib.error) as error:
-            raise DatasetError(f"{self.where(name)}: cannot be read: {error}; {_DAMAGED}") from None
+            raise DatasetError(
+                f"{shown_place(self.where(name))}: cannot be read: {error}; {_DAMAGED}"
+            ) from None
 
     def status(self, name: str) -> os.stat_result:
         """Return the size and times of the whole archive: no file in it changes without it."""
@@ -184,6 +189,10 @@ class ZipArchive:
             raise _UnfitError(f"it ends early or overlaps another entry; {_DAMAGED}")
         data = block[begin : begin + packed]
         if method == _DEFLATED:
+            if size > _LARGE:
+                head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, HEAD_BYTES)
+                if not is_image(head):
+                    raise _UnfitError(f"{size} bytes that do not begin as an image; remove it")
             # One byte more than announced is enough to find out that there are more.
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
         if len(data) != size or zlib.crc32(data) != crc:

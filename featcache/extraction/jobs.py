@@ -29,7 +29,7 @@ from ..errors import (
     RecipeError,
     RemoteError,
 )
-from ..files import check_writable, user_path
+from ..files import check_writable, refuse_links, user_path
 from ..progress import OnNote, OnProgress, silent
 from ..store.cache import Cache, load
 from ..store.copies import hash_numbers, n_copied
@@ -56,7 +56,6 @@ from .result import ExtractResult, ShareResult, result_of
 # Makes the shards that a writer lacks, and commits them with the hashes of their images.
 Make = Callable[[ShardWriter, Sequence[ShardRange]], None]
 
-_JOBS_FIELDS = {"agreed", "command", "n_jobs", "named", "pack"}  # of `agreement`
 _NAMED = 3  # missing shards and shares, in a message
 
 
@@ -180,6 +179,8 @@ def join(
     facts = {"dataset_digest": digest, **_measured(writer)}
     made = writer.finish(facts, pack_limit=limit, path=final)
     _note_copies(load(made), on_note)
+    for role, split in load(made, mmap=True).splits():
+        _note_dead(role, split.features, on_note)
     return made, False
 
 
@@ -193,6 +194,33 @@ def _note_copies(cache: Cache, on_note: OnNote) -> None:
         on_note(
             f"{n_copies:,} of {len(test):,} test images are also in train (same bytes): results "
             "would be too good; featcache audit lists them"
+        )
+
+
+_ROWS_AT_ONCE = 4096
+_FEW = 0.9  # of the columns: on digits, half the units of a ReLU network answer to no image
+
+
+def _note_dead(role: str, features: np.ndarray, on_note: OnNote) -> None:
+    """Say that features of a split (N, D) are 0, or the same in all images."""
+    if features.ndim != 2 or len(features) < 2:
+        return
+    constant = np.ones(features.shape[1], bool)
+    n_zero = 0
+    for start in range(0, len(features), _ROWS_AT_ONCE):
+        rows = features[start : start + _ROWS_AT_ONCE]
+        if constant.any():
+            constant &= (rows == features[0]).all(axis=0)
+        n_zero += int((~rows.any(axis=1)).sum())
+    found = []
+    if constant.mean() >= _FEW:
+        found.append(f"{constant.sum():,} of {constant.size:,} features are the same in all images")
+    if n_zero:
+        found.append(f"all features of {n_zero:,} of {len(features):,} images are 0")
+    if found:
+        on_note(
+            f"warning: {role}: {'; '.join(found)}: the weights or the preprocessing may not suit "
+            "these images, or many are blank"
         )
 
 
@@ -288,6 +316,7 @@ def _same_job(path: Path, share: tuple[int, int], on_note: OnNote) -> Iterator[N
     folder = unfinished_folder(path) / COMMITS  # the locks in it are deleted with the shards
     with ExitStack() as stack:
         try:
+            refuse_links(folder.parent, folder)
             folder.mkdir(parents=True, exist_ok=True)
             name = f"share-{share[0]}-of-{share[1]}"
             stack.enter_context(single_writer(folder / name))
@@ -432,11 +461,7 @@ def _unfinished(output: str | Path | None) -> tuple[Path, dict[str, Any]]:
         parts = sorted(target.glob(".*.h5.parts"))
         paths = [folder.with_name(folder.name[1 : -len(".parts")]) for folder in parts]
     contents = [(path, read_ingredients(unfinished_folder(path))) for path in paths]
-    by_jobs = [
-        (path, content)
-        for path, content in contents
-        if content and content.get("jobs", {}).keys() >= _JOBS_FIELDS
-    ]
+    by_jobs = [(path, content) for path, content in contents if content and "jobs" in content]
     if len(by_jobs) > 1:
         raise _several(target, [path for path, _ in by_jobs])
     if not by_jobs:

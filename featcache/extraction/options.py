@@ -15,6 +15,7 @@ from ..datasets.dataset import Dataset
 from ..datasets.images import OnError
 from ..datasets.loading import load_dataset
 from ..errors import RecipeError
+from ..options import MAX_PIXELS, check_choice
 from ..preprocess import VIEWS
 from ..progress import OnProgress
 from ..remote import shown
@@ -67,7 +68,11 @@ class ExtractOptions:
     views : str
         ``"none"``, or ``"flips"`` for the four flip views of every training image.
     on_error : str
-        ``"fail"`` at an image that does not decode, or ``"skip"`` it: the cache lists it.
+        ``"fail"`` at an image that does not decode, or ``"skip"`` it: the cache lists it. Classes
+        without images too, as in `featcache.load_dataset`.
+    max_pixels : int
+        Images of more pixels are taken for ones that do not decode; 4 bytes of memory for each,
+        several times, in each thread.
     train_limit, test_limit : int, optional
         Only a stratified draw of this many images, always the same: the one that
         `featcache.probe` and `featcache.finetune` take.
@@ -112,6 +117,7 @@ class ExtractOptions:
     batch_size: int | None = None
     views: str = "none"
     on_error: OnError = "fail"
+    max_pixels: int = MAX_PIXELS
     train_limit: int | None = None
     test_limit: int | None = None
     output: str | Path | None = None
@@ -142,12 +148,11 @@ class ExtractOptions:
             ("on error", self.on_error, ("fail", "skip")),
             ("pack", self.pack, (None, True, False)),
         ):
-            if value not in known:
-                raise RecipeError(
-                    f"{name}: expected one of {', '.join(map(str, known))}, found {value!r}"
-                )
+            check_choice(name, value, known)
         if self.batch_size is not None and self.batch_size < 1:
             raise RecipeError(f"batch size: expected at least 1, found {self.batch_size}")
+        if type(self.max_pixels) is not int or self.max_pixels < 1:
+            raise RecipeError(f"max pixels: expected at least 1, found {self.max_pixels!r:.80}")
 
     @property
     def cuts(self) -> tuple[str, ...]:
@@ -180,6 +185,7 @@ class ExtractOptions:
             split_column=self.split_column,
             group=self.group,
             data_root=self.data_root,
+            on_error=self.on_error,
             on_progress=on_progress,
         )
 

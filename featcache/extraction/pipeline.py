@@ -2,7 +2,7 @@
 
 Threads decode ahead, the engine runs in the caller's thread, and one more thread writes the shard
 before. Each waits for the next, so that memory stays the same however many images there are, and
-the stage that the others wait for is the bottleneck.
+the stage with most of the main thread's time is the bottleneck.
 """
 
 from __future__ import annotations
@@ -41,7 +41,37 @@ _DIM = (
     "its brightest pixel reaches {:.2g} % of the range that its format declares; if others are as "
     "dark, scale them first"
 )
-_WAITING_SHARE = 0.1  # of the time, before a stage that is waited for is called the bottleneck
+_COARSE_SHARE = 0.1  # of a column's spread, lost to float16: 3 steps per standard deviation
+_CONSTANT_SHARE = 1e-6  # of a column's values: a spread below is float32's own rounding
+_FEW_ROWS = 16  # too few to tell a column's spread: they may be alike
+_STAGE_TIMES = {  # what the main thread does with its time
+    "engine": "engine_s",
+    "decoding": "waiting_for_pixels_s",
+    "writing": "waiting_for_disk_s",
+}
+
+
+class _Rounding:
+    """What float16 leaves of each column: sums over rows as they come in."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._first = values[0].reshape(-1).copy()  # sums of squares are exact near zero
+        self._sums = np.zeros((3, len(self._first)), np.float32)
+        self.n_rows = 0
+
+    def add(self, values: np.ndarray, stored: np.ndarray) -> None:
+        """Add features, float32 (n, …), and what is stored of them."""
+        flat = values.reshape(len(values), -1)
+        shifted, lost = flat - self._first, flat - stored.reshape(flat.shape)
+        self._sums += shifted.sum(0), (shifted**2).sum(0), (lost**2).sum(0)
+        self.n_rows += len(values)
+
+    def coarse(self) -> tuple[int, int]:
+        """Return how many columns are rounded too coarsely, and how many vary at all."""
+        mean, square, lost = self._sums / self.n_rows
+        variance = square - mean**2
+        varies = variance > (_CONSTANT_SHARE * np.abs(self._first)) ** 2
+        return int((lost > _COARSE_SHARE**2 * variance)[varies].sum()), int(varies.sum())
 
 
 @dataclass
@@ -55,6 +85,7 @@ class Shard:
     features: dict[str, list[np.ndarray]] = field(default_factory=dict)
     hashes: list[np.ndarray] = field(default_factory=list)  # uint8 (m, 32) each: of all, if files
     facts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FACTS, 0.0))
+    rounding: dict[str, _Rounding] = field(default_factory=dict)  # by cut, where that is lossy
 
     def moved(self, to: ShardRange) -> Shard:
         """Return the shard by its rows in a longer split, its batches joined for the journey."""
@@ -187,6 +218,7 @@ def extract_shards(
         work.weights.preprocess,
         workers=reading_threads(split.images),
         on_error=work.options.on_error,
+        max_pixels=work.options.max_pixels,
         hashed=isinstance(split.images, FileImages),
         find=partial(_find, known, work, shards[0].role) if known and shards else None,
     )
@@ -218,17 +250,13 @@ def extract_shards(
                 last = time.perf_counter()
                 if batch.stop < place.stop:
                     on_batch(batch.stop - place.start, shard)
+            _check_rounding(shard, on_note, told)
             yield shard
 
 
 def bottleneck(facts: dict[str, float]) -> str:
-    """Name the stage that the others waited for: decoding, writing, or the engine."""
-    wall_s = max(facts["wall_s"], 1e-9)
-    if facts["waiting_for_pixels_s"] > _WAITING_SHARE * wall_s:
-        return "decoding"
-    if facts["waiting_for_disk_s"] > _WAITING_SHARE * wall_s:
-        return "writing"
-    return "engine"
+    """Name the stage on which the main thread spent most time: waiting for pixels, or the disk."""
+    return max(_STAGE_TIMES, key=lambda stage: facts[_STAGE_TIMES[stage]])
 
 
 def _batches(shard: ShardRange, batch_size: int) -> Iterator[range]:
@@ -320,12 +348,31 @@ def _computed(
         shard.facts["passes"] += len(rows)
         for cut, values in engine().extract(apply_view(pixels, view)).items():
             stored = _as_stored(values, work.options.dtype, split, decoded.rows[rows])
+            if view == "identity" and stored.dtype != values.dtype:
+                shard.rounding.setdefault(cut, _Rounding(values)).add(values, stored)
             for role in roles:
                 name = array_name(cut, view, work.options.cuts[0])
                 own = of_roles[role][rows]
                 if own.any():
                     part = stored if own.all() else stored[own]
                     yield f"{role}/{name}", (decoded.rows[rows[own]], part)
+
+
+def _check_rounding(shard: Shard, on_note: OnNote, told: set[str]) -> None:
+    """Refuse float16 where the spread of most columns is small beside their offset."""
+    for cut, rounding in shard.rounding.items():
+        if rounding.n_rows < _FEW_ROWS:
+            continue
+        n_coarse, n_varying = rounding.coarse()
+        found = (
+            f"{cut}: float16 rounds away more than {_COARSE_SHARE:.0%} of the spread of "
+            f"{n_coarse:,} of {n_varying:,} features ({shard.place})"
+        )
+        if 2 * n_coarse > n_varying:
+            raise FeatcacheError(f"{found}; nothing of these was written; use --dtype float32")
+        if n_coarse and cut not in told:
+            told.add(cut)
+            on_note(f"{found}; --dtype float32 keeps it")
 
 
 def _as_stored(values: np.ndarray, dtype: str, split: Split, rows: np.ndarray) -> np.ndarray:

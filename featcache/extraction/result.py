@@ -44,7 +44,7 @@ class ExtractResult(ShownAsTable):
     images_per_s : float
         Forward passes per second, decoding included, when the cache was made.
     bottleneck : str
-        The stage that the others waited for: ``"engine"``, ``"decoding"`` or ``"writing"``.
+        The stage with most of the time: ``"engine"``, ``"decoding"`` or ``"writing"``.
     fingerprint : str
         SHA-256 (hex) of everything that changes a feature.
     why : str

@@ -13,6 +13,7 @@ from ..datasets.batches import decoded_batches
 from ..datasets.dataset import Split
 from ..datasets.images import reading_threads
 from ..preprocess import FLIP_VIEWS, Preprocess, apply_view
+from ..store.reader import check_whole
 from .recipes import FinetuneRecipe
 
 # The flip views that an augmentation draws from, with equal probability.
@@ -129,6 +130,7 @@ class CachedSource:
             batch = np.empty((len(rows), *first.shape[1:]), np.float32)
             for view, name in enumerate(names):
                 chosen = slice(None) if draw.views is None else draw.views == view
+                check_whole(self._views[name])
                 batch[chosen] = self._views[name][rows[chosen]]
                 if draw.views is None:
                     break

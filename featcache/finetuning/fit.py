@@ -20,7 +20,7 @@ from ..backbones.architectures import BACKBONES, get_backbone
 from ..backbones.naming import parse_backbone
 from ..datasets.dataset import Dataset, Split
 from ..datasets.loading import load_dataset
-from ..errors import DatasetError, EngineUnavailableError, RecipeError
+from ..errors import DatasetError, EngineUnavailableError, FeatcacheError, RecipeError
 from ..extraction.extract import extract
 from ..extraction.result import ExtractResult
 from ..metrics import top1, wilson_interval
@@ -29,7 +29,7 @@ from ..options import with_options
 from ..probes.head import Head
 from ..probes.ingredients import feature_ingredients
 from ..probes.probe import ProbeOptions, ProbeResult, probe
-from ..progress import OnNote, OnProgress, silent
+from ..progress import OnNote, OnProgress, Progress, silent
 from ..runs import runs_folder
 from ..sampling import validation_rows
 from .finetune import finetune
@@ -69,6 +69,8 @@ class FitResult(ShownAsTable):
         What could still be tried, and its cost; empty where nothing is left.
     wall_s : float
         Seconds of everything.
+    over_s : float
+        Of these, seconds beyond the budget; 0 within it, or without one.
     """
 
     target: float
@@ -84,6 +86,7 @@ class FitResult(ShownAsTable):
     attempts: tuple[Attempt, ...]
     next_step: str
     wall_s: float
+    over_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,9 @@ class FitOptions:
     target : float
         Accuracy on the validation split to reach, above 0 and at most 1.
     budget_s : float, optional
-        Seconds that everything may take. An option that is expected to exceed it is not started;
-        one that has started is finished.
+        Seconds that everything may take. Features that are expected to exceed it are an error,
+        and a fine-tune is not started; one that has started is stopped, unless it is in its last
+        epoch. So the budget is exceeded by at most one epoch, or one fit of the probe.
     backbone, weights, size, engine, device, precision, data_root
         As in `featcache.extract`. An engine that trains (``"oneflow"``, ``"torch"``) also runs
         the fine-tunes; else they choose as `featcache.finetune` does.
@@ -194,20 +198,21 @@ def fit(
     FeatcacheError
         As `featcache.extract`, `featcache.probe` and `featcache.finetune`.
     """
-    started = time.monotonic()
+    budget = _Budget(options.budget_s)
     if target is not None:
         options = replace(options, target=target)
-    target, budget_s = options.target, options.budget_s
+    target = options.target
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset, data_root=options.data_root, on_progress=on_progress)
     _check_classes(dataset)
-    extracted = extract(dataset, **options.extracting, on_progress=on_progress, on_note=on_note)
+    on_extracted = budget.watched(on_progress)
+    extracted = extract(dataset, **options.extracting, on_progress=on_extracted, on_note=on_note)
     # What a fine-tune holds out too, so that all are measured on the same images.
     recipe = FINETUNE_RECIPES["split"]
     held_out = validation_rows(dataset.train.labels, recipe.val_fraction, options.seed)
-    work = _Work(dataset, extracted, held_out, options, on_progress)
+    work = _Work(dataset, extracted, held_out, options, on_progress, budget)
     head, outcome = work.probe()
-    probe_s = time.monotonic() - started
+    probe_s = budget.spent_s
     first = Attempt("probe", "done", "the cheapest option", probe_s, probe_s, outcome)
     on_note(f"probe: {100 * outcome.val_top1:.2f} % on {len(held_out):,} validation images")
     choices: list[Option] = []
@@ -221,14 +226,14 @@ def fit(
         except (EngineUnavailableError, RecipeError) as error:
             choices = [_impossible(f"{error}")]
         else:
-            choices = work.choices(head)
+            choices = work.choices(head, on_note)
 
     def note(attempt: Attempt) -> None:
         accuracy = f"{100 * attempt.outcome.val_top1:.2f} %: " if attempt.outcome else ""
         on_note(f"{attempt.name}: {attempt.status}, {accuracy}{attempt.why}")
 
-    spent_s = time.monotonic() - started
-    attempts = climb(first, choices, target, budget_s, spent_s, on_attempt=note)
+    spent_s = budget.spent_s
+    attempts = climb(first, choices, target, budget.for_work_s, spent_s, on_attempt=note)
     winner = best_of(attempts)
     best = winner.outcome
     assert best is not None
@@ -250,8 +255,72 @@ def fit(
         head=model,
         attempts=tuple(attempts),
         next_step=f"{left[0].name}, about {left[0].estimated_s:,.0f} s" if left else "",
-        wall_s=time.monotonic() - started,
+        wall_s=budget.spent_s,
+        over_s=max(0.0, budget.spent_s - budget.seconds) if budget.seconds else 0.0,
     )
+
+
+_SURE_S = 3.0  # of work, after which its speed tells how long it takes
+
+
+class _OverBudgetError(FeatcacheError):
+    """A fine-tune that the budget has stopped."""
+
+
+class _Budget:
+    """The seconds of a fit: spent, left, and kept for the last step."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self.kept_s = 0.0  # for the probe's fit to all training images
+        self._started = time.monotonic()
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    @property
+    def for_work_s(self) -> float | None:
+        """The budget without what is kept."""
+        return None if self.seconds is None else self.seconds - self.kept_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left for work; infinity without a budget, negative where it is exceeded."""
+        return float("inf") if self.for_work_s is None else self.for_work_s - self.spent_s
+
+    def watched(self, on_progress: OnProgress) -> OnProgress:
+        """Return an `on_progress` that refuses an extraction which cannot end in time."""
+        first: dict[str, tuple[int, float]] = {}
+
+        def report(message: Progress) -> None:
+            on_progress(message)
+            done, since = first.setdefault(message.stage, (message.done, self.spent_s))
+            worked_s, n_done = self.spent_s - since, message.done - done
+            if message.total is None or n_done <= 0 or worked_s < _SURE_S:
+                return
+            needed_s = worked_s / n_done * (message.total - message.done)
+            if needed_s > self.left_s:
+                raise RecipeError(
+                    f"budget: expected at least {self.spent_s + needed_s:,.0f} s, which the "
+                    f"features alone take here, found {self.seconds:,.0f} s; give a larger "
+                    "--budget, or run featcache extract first (fit takes its features)"
+                )
+
+        return report
+
+    def stopping(self, on_progress: OnProgress, epochs: int) -> OnProgress:
+        """Return an `on_progress` that stops a fine-tune before its last epoch."""
+
+        def report(message: Progress) -> None:
+            on_progress(message)
+            stage = message.stage
+            last = stage == f"epoch {epochs}/{epochs}"
+            if self.left_s < 0 and stage.startswith("epoch ") and not last:
+                raise _OverBudgetError(f"stopped in {stage}, at the budget's end")
+
+        return report
 
 
 def _check_classes(dataset: Dataset) -> None:
@@ -384,13 +453,14 @@ def climb(
             )
         else:
             started = clock()
-            outcome = option.run()
-            attempt = replace(
-                attempt,
-                why=f"the cheapest left, {best.name} stopped at {100 * _val(best):.2f} %",
-                wall_s=clock() - started,
-                outcome=outcome,
-            )
+            try:
+                outcome = option.run()
+            except _OverBudgetError as error:
+                attempt = replace(attempt, status="over budget", why=str(error))
+            else:
+                why = f"the cheapest left, {best.name} stopped at {100 * _val(best):.2f} %"
+                attempt = replace(attempt, why=why, outcome=outcome)
+            attempt = replace(attempt, wall_s=clock() - started)
         attempts.append(attempt)
         on_attempt(attempt)
     return attempts
@@ -410,6 +480,7 @@ FREEZE = "layer3"
 # moving, the first epochs lose what the probe gained (Kumar et al., ICLR 2022, explain why).
 GENTLY = {"lr": 1e-4, "bn": "eval", "schedule": "cosine", "patience": 2}
 _TIMED_IMAGES = 192  # three of the tutorial's batches: some seconds
+_STEP_PASSES = 3  # forward passes that a step costs at least: one forward, and a gradient's two
 # A forward pass against one with its gradients: 80 and 30 images per second at 64 px.
 _EVALUATION_SPEED = 2.5
 _DISK_SHARE = 0.5  # of the free space, that a cache of feature maps may take
@@ -425,7 +496,9 @@ class _Work:
         held_out: np.ndarray,
         options: FitOptions,
         on_progress: OnProgress,
+        budget: _Budget,
     ) -> None:
+        self._budget = budget
         self._dataset = dataset
         self._extracted = extracted
         self._cache = extracted.load()
@@ -449,8 +522,10 @@ class _Work:
         job = ProbeOptions(seed=self._options.seed).job()
         views = [features[fitted]]
         more = (views, labels[fitted], n_classes, self._on_progress)
+        started = time.monotonic()
         job, _ = job.with_penalty(*more)
         solution = job.train(*more)
+        self._budget.kept_s = time.monotonic() - started
         head = Head(
             solution.weight,
             solution.bias,
@@ -466,13 +541,25 @@ class _Work:
         seed = self._options.seed
         return probe(self._cache, seed=seed, runs=self._runs, on_progress=self._on_progress)
 
-    def choices(self, head: Head) -> list[Option]:
-        """Time a few steps of each kind; return the options with their expected cost."""
+    def choices(self, head: Head, on_note: OnNote) -> list[Option]:
+        """Time a few steps of each kind; return the options with their expected cost.
+
+        Where not even the forward passes of the cheapest fit into the budget, nothing is timed.
+        """
         n_train, n_val = len(self._dataset.train), len(self._held_out)
         training = self._options.training
         n_seen = training["epochs"] * (n_train - n_val + n_val / _EVALUATION_SPEED)
         n_seen += len(self._dataset.test) / _EVALUATION_SPEED
         common = {**training, **GENTLY, "init_head": head, "seed": self._options.seed}
+        passes = 4 * n_train + len(self._dataset.test)
+        timed = 2 * _STEP_PASSES * _TIMED_IMAGES
+        least_s = (min(n_seen, passes) + timed) / max(self._extracted.images_per_s, 1e-9)
+        if least_s > self._budget.left_s:
+            on_note(
+                f"budget: the cheapest fine-tune takes at least {least_s:,.0f} s, and "
+                f"{max(self._budget.left_s, 0):,.0f} s are left: none is timed"
+            )
+            return [Option("fine-tuning", least_s, self._unaffordable)]
         rates = self._rates()
         whole_s = n_seen / rates["whole"]
         whole = [
@@ -481,7 +568,6 @@ class _Work:
         ]
         if "cut" not in rates:
             return whole
-        passes = 4 * n_train + len(self._dataset.test)
         cut_s = passes / max(self._extracted.images_per_s, 1e-9) + n_seen / rates["cut"]
 
         def train_cut() -> FinetuneResult:
@@ -497,6 +583,9 @@ class _Work:
             ),
             *whole,
         ]
+
+    def _unaffordable(self) -> Outcome:
+        raise _OverBudgetError("not even its forward passes fit into the budget")
 
     def _obstacle(self, passes: int) -> str:
         """Return why the maps cannot be cached; empty where they can."""
@@ -536,12 +625,13 @@ class _Work:
         return Dataset(self._dataset.name, train, test, "a few images")
 
     def _finetune(self, method: str, **arguments: Any) -> FinetuneResult:
+        stopping = self._budget.stopping(self._on_progress, self._options.training["epochs"])
         try:
             return finetune(
                 self._dataset,
                 method,
                 runs=self._runs,
-                on_progress=self._on_progress,
+                on_progress=stopping,
                 **arguments,
             )
         except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +15,19 @@ import numpy as np
 
 from ..backbones.network import arrays_digest
 from ..cores import usable_cores
-from ..errors import FeatcacheError, OutputError, WeightsError
-from ..files import remove_leftovers, split_safetensors, user_path, write_atomically
+from ..errors import FeatcacheError, OutputError, WeightsError, one_line
+from ..files import (
+    parse_safetensors,
+    refuse_links,
+    remove_leftovers,
+    user_path,
+    write_atomically,
+)
 from ..progress import OnNote
 from ..runs import RECORD, new_run
 from ..schema import count, list_of, number, object_of, wrong_fields
 from ..version import __version__
+from .processes import identity_differences
 
 LATEST = "latest"
 
@@ -49,7 +57,7 @@ _PROGRESS = {
     "batch": count(),
     "loss_sum": number(),
     "epoch_s": number(0),
-    "trained_s": number(0),
+    "trained_s": number(1e-9),  # a step has been taken
     "wall_s": number(0),
 }
 
@@ -133,15 +141,11 @@ class RunFolder:
             raise WeightsError(f"{path}: expected a checkpoint, found {found}; start anew")
         theirs = {**_EARLIER, **theirs}
         mine = json.loads(json.dumps(self._identity))
-        differing = [
-            f"{name}: checkpoint {theirs.get(name)!r:.80}, here {mine.get(name)!r:.80}"
-            for name in sorted({*mine, *theirs})
-            if mine.get(name) != theirs.get(name)
-        ]
+        differing = identity_differences(theirs, mine, "checkpoint")
         if differing:
             raise WeightsError(
                 f"{path}: expected a checkpoint of this run, found one of another: "
-                f"{'; '.join(differing)}; repeat the command that made it, or start anew "
+                f"{differing}; repeat the command that made it, or start anew "
                 "without --resume"
             )
         self._saved_step = progress["step"]
@@ -154,9 +158,11 @@ class RunFolder:
         """Note rounding differences where the run started with another number of processes."""
         try:
             before = json.loads((self.path / _ENVIRONMENT).read_text(encoding="utf-8"))
-            started_with = before.get("processes", 1)
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, RecursionError):
             return
+        if wrong_fields(before, {"processes": count(1)}, {}):
+            return
+        started_with = before["processes"]
         if started_with != processes:
             self._on_note(
                 f"{self.path}: started with {started_with} process{'es' * (started_with > 1)}, "
@@ -168,11 +174,12 @@ class RunFolder:
         if self._log_failed:
             return
         try:
+            refuse_links(self.path / _METRICS)
             with open(self.path / _METRICS, "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(values) + "\n")
         except OSError as error:
             self._log_failed = True
-            self._on_note(f"{self.path / _METRICS}: no more lines: {error.strerror}")
+            self._on_note(f"{self.path / _METRICS}: no more lines: {error.strerror or error}")
 
     def remove_checkpoint(self) -> None:
         """Delete the checkpoint of a run whose network and record are written."""
@@ -181,11 +188,11 @@ class RunFolder:
     def _shorten_log(self, step: int) -> None:
         path = self.path / _METRICS
         try:
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = path.read_bytes().splitlines(keepends=True)
         except OSError:
             return
         kept = [line for line in lines if _step_of(line) <= step]
-        write_atomically(path, "".join(kept).encode())
+        write_atomically(path, b"".join(kept))
 
 
 class FolderElsewhere(RunFolder):
@@ -214,7 +221,7 @@ def find_resumable(resume: str | Path | bool, runs: Path, method: str) -> Path:
         )
     named = user_path(str(resume))
     for path in (named, runs / named.name):
-        if path.is_dir():
+        if os.path.isdir(path):  # pathlib raises where a name is too long
             return path
     raise WeightsError(
         f"{named}: expected the folder of a run, found none; name one of {runs}, or use --resume "
@@ -222,12 +229,13 @@ def find_resumable(resume: str | Path | bool, runs: Path, method: str) -> Path:
     )
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """Return the step of a line of the log; infinity for an incomplete line."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
         return float("inf")
+    return float("inf") if wrong_fields(fields, {"step": count()}, {}) else fields["step"]
 
 
 def _environment(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,6 +263,8 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 _KEY, _DIGEST = "featcache.checkpoint", "featcache.sha256"
 _VERSION = 1
+# What the frameworks' tensors become, and the steps that float16's scale counts.
+_DTYPES = {"F32": "<f4", "F64": "<f8", "I64": "<i8"}
 
 
 def save_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
@@ -270,37 +280,41 @@ def save_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping
             raise FeatcacheError(f"expected finite numbers, found NaN or infinity in {name}")
     text = json.dumps({**facts, "version": _VERSION})
     ready = {name: np.asarray(value, order="C") for name, value in arrays.items()}
-    write_atomically(path, save(ready, {_KEY: text, _DIGEST: _digest(ready, text)}))
+    write_atomically(path, save(ready, {_KEY: text, _DIGEST: seal_of(ready, text)}))
 
 
-def _digest(arrays: Mapping[str, np.ndarray], text: str) -> str:
+def seal_of(arrays: Mapping[str, np.ndarray], text: str) -> str:
     """Return SHA-256 (hex) over all tensors and facts: safetensors has no checksum of its own."""
     return hashlib.sha256(f"{arrays_digest(arrays)} {text}".encode()).hexdigest()
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read what `save_checkpoint` wrote; raise WeightsError for anything else."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     try:
-        data = path.read_bytes()
-        arrays = dict(load(data))
-        header, _ = split_safetensors(data)
-        metadata = header.get("__metadata__") or {}
+        tensors, metadata = parse_safetensors(path.read_bytes())
+        odd = {tensor.dtype for tensor in tensors.values()} - _DTYPES.keys()
+        if odd:
+            raise ValueError(f"numbers of type {odd.pop()}")
+        arrays = {
+            name: np.frombuffer(tensor.data, _DTYPES[tensor.dtype]).reshape(tensor.shape)
+            for name, tensor in tensors.items()
+        }
         text = metadata[_KEY]
-        if metadata.get(_DIGEST) != _digest(arrays, text):
+        if metadata.get(_DIGEST) != seal_of(arrays, text):
             raise ValueError("another checksum than in it: it was damaged or changed")
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise ValueError(f"NaN or infinity in '{one_line(name)}'")
         facts = json.loads(text)
         if not isinstance(facts, dict) or facts.get("version") != _VERSION:
             raise ValueError(f"another version than {_VERSION}")
     except KeyError:
         problem = f"a safetensors file without {_KEY} in its metadata"
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        problem = getattr(error, "strerror", None) or str(error)
+    except (OSError, ValueError, RecursionError) as error:
+        problem = getattr(error, "strerror", None) or one_line(error)
     else:
         return arrays, facts
     raise WeightsError(
-        f"{path}: expected the checkpoint of a run of featcache finetune, found: {problem:.200}; "
+        f"{path}: expected the checkpoint of a run of featcache finetune, found: {problem}; "
         "name another --resume, or start anew without it"
     )

@@ -214,7 +214,9 @@ def _backbone(options: FinetuneOptions, cache: Cache | None) -> str:
         return str(options.backbone)
     if cache is None:
         return "resnet18"
-    return recorded_backbone(cache.meta.get("backbone"), str(cache.path))
+    return recorded_backbone(
+        cache.meta.get("backbone"), str(cache.path), cache.meta.get("weights_sha256")
+    )
 
 
 _MODULES = ("timm", "torchvision", "hf", "open_clip", "function")
@@ -445,12 +447,15 @@ def _weights(
     name: Any = options.weights or meta.get("weights")
     if options.weights is None and parse_backbone(backbone).brings_weights(name):
         name = None
-    elif options.weights is None and recorded_weights(name) is None:
-        raise WeightsError(
-            f"{cache.path}: expected the checkpoint that made its features, {name!r:.80}, which is "
-            f"not one of {', '.join(WEIGHT_NAMES)}; name it with --weights (its SHA-256 is "
-            f"{meta['weights_sha256']!r:.80})"
-        )
+    elif options.weights is None:
+        found = recorded_weights(name, meta["weights_sha256"])
+        if found is None:
+            raise WeightsError(
+                f"{cache.path}: expected the checkpoint that made its features, {name!r:.80}, "
+                f"which is not one of {', '.join(WEIGHT_NAMES)}; name it with --weights (its "
+                f"SHA-256 is {meta['weights_sha256']!r:.80})"
+            )
+        name = found
     size = options.size or meta["preprocess"]["size"]
     weights = load_weights(name, backbone, size=size, on_progress=on_progress)
     here = {

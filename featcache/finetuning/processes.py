@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..cores import THREADS_VARIABLE, usable_cores
-from ..errors import EngineUnavailableError, RankError
+from ..errors import EngineUnavailableError, RankError, one_line
 from ..process import process_environment, torchrun_rank
 
 T = TypeVar("T")
@@ -100,16 +100,26 @@ class Processes:
         """Raise `RankError` unless every rank is about to do the same run."""
         own = json.loads(json.dumps(identity))
         first = self.from_first(lambda: own)
-        differing = [
-            f"{name}: rank 0 {first.get(name)!r:.80}, here {own.get(name)!r:.80}"
-            for name in sorted({*first, *own})
-            if first.get(name) != own.get(name)
-        ]
+        differing = identity_differences(first, own, "rank 0")
         if differing:
             raise RankError(
-                f"expected the same run as rank 0, found another: {'; '.join(differing)}; give "
+                f"expected the same run as rank 0, found another: {differing}; give "
                 "every machine the same command, data and weights"
             )
+
+
+_MOST_LISTED = 8
+
+
+def identity_differences(theirs: Mapping[str, Any], mine: Mapping[str, Any], whose: str) -> str:
+    """Return the fields in which two runs differ, the first few, as ``name: whose …, here …``."""
+    names = [name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name)]
+    listed = [
+        f"{one_line(name)}: {whose} {theirs.get(name)!r:.80}, here {mine.get(name)!r:.80}"
+        for name in names[:_MOST_LISTED]
+    ]
+    more = len(names) - _MOST_LISTED
+    return "; ".join([*listed, f"and {more:,} more"] if more > 0 else listed)
 
 
 @contextmanager

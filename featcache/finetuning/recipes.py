@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..backbones.architectures import BACKBONES, CUTS
 from ..errors import OutputError, RecipeError
+from ..options import check_choice
 from ..probes.recipes import check_common
 
 if TYPE_CHECKING:
@@ -112,12 +113,7 @@ class FinetuneRecipe:
         """Refuse values that mean nothing, and pairs that contradict each other."""
         check_common(self, least_batch=_LEAST_BATCH, may_lack_penalty=True)
         for name, known in _FINETUNE_CHOICES.items():
-            value = getattr(self, name)
-            if value not in known:
-                named = ", ".join(choice for choice in known if choice)
-                raise RecipeError(
-                    f"{name.replace('_', ' ')}: expected one of {named}, found {value!r}"
-                )
+            check_choice(name, getattr(self, name), known)
         for name, low, high in (
             ("layer_decay", self.layer_decay > 0, self.layer_decay <= 1),
             ("label_smoothing", self.label_smoothing >= 0, self.label_smoothing < 1),
@@ -162,12 +158,10 @@ def finetune_recipe(
 
     ``lr`` is the head's rate; the backbone's keeps its proportion to it unless it is given too.
     """
-    if method not in FINETUNE_RECIPES:
-        raise RecipeError(f"method: expected one of {', '.join(METHODS)}, found {method!r}")
+    check_choice("method", method, METHODS)
     known = [field.name for field in fields(FinetuneRecipe)]
-    unknown = [name for name in changes if name not in known]
-    if unknown:
-        raise RecipeError(f"recipe: expected any of {', '.join(known)}, found {unknown[0]!r}")
+    for name in changes:
+        check_choice("recipe", name, known)
     recipe = base or FINETUNE_RECIPES[method]
     changes = {name: value for name, value in changes.items() if value is not None}
     if "backbone_lr" in changes and recipe.backbone_lr is None:
@@ -259,11 +253,7 @@ class FinetuneOptions:
         """Fill in the method's recipe, and refuse values that mean nothing."""
         if vars(self)["recipe"] is None:
             object.__setattr__(self, "recipe", finetune_recipe(self.method))
-        if self.engine not in ("auto", *TRAINERS):
-            raise RecipeError(
-                f"engine: expected one of auto, {', '.join(TRAINERS)} to train with, found "
-                f"{self.engine!r}"
-            )
+        check_choice("engine", self.engine, ("auto", *TRAINERS))
         known = self.backbone or (None if self.cache else "resnet18")
         if known in BACKBONES:
             check_resnet_recipe(self.recipe, str(known))
@@ -280,10 +270,7 @@ PUBLISHED = {"full": 0.9017, "scratch": 0.4957}
 
 def check_resnet_recipe(recipe: FinetuneRecipe, backbone: str) -> None:
     """Refuse what a ResNet of ours does not have: a block of another name, linear layers."""
-    if recipe.freeze_until not in (None, *STAGES[1:]):
-        raise RecipeError(
-            f"freeze until: expected one of {', '.join(STAGES[1:])}, found {recipe.freeze_until!r}"
-        )
+    check_choice("freeze until", recipe.freeze_until, (None, *STAGES[1:]))
     if recipe.lora is not None:
         raise RecipeError(
             f"lora: expected a library's model with linear layers, found {backbone}; use "

@@ -9,13 +9,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import EngineUnavailableError, FeatcacheError, RecipeError, WeightsError, one_line
+from ..errors import (
+    DivergedError,
+    EngineUnavailableError,
+    FeatcacheError,
+    RecipeError,
+    WeightsError,
+    one_line,
+)
 from ..metrics import top1
 from ..notebook import ShownAsTable
 from ..progress import OnProgress, Progress
@@ -187,14 +194,28 @@ class Run:
 
     def load(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> None:
         """Load the state of a checkpoint; raise WeightsError for one of another network."""
-        position = len(progress["curve"]) * self._n_batches + progress["batch"]
-        if progress["batch"] > self._n_batches or position != progress["step"]:
+        names = [field.name for field in fields(Epoch)]
+        curve = [Epoch(*(epoch[name] for name in names)) for epoch in progress["curve"]]
+        position = len(curve) * self._n_batches + progress["batch"]
+        if (
+            progress["batch"] > self._n_batches
+            or position != progress["step"]
+            or [epoch.epoch for epoch in curve] != list(range(1, len(curve) + 1))
+            or len(curve) > self._recipe.epochs
+        ):
             raise WeightsError(
                 f"{self._folder.path}: expected a checkpoint of {self._n_batches} steps per epoch, "
                 f"found step {progress['step']} after {len(progress['curve'])} epochs and "
                 f"{progress['batch']} steps; start anew without --resume"
             )
+        best = {
+            name.removeprefix(_BEST): value
+            for name, value in arrays.items()
+            if name.startswith(_BEST)
+        }
         try:
+            if best:
+                self._trainer.network.load(best)  # the end of the run is too late to see it fail
             self._trainer.load_arrays(
                 {name: value for name, value in arrays.items() if not name.startswith(_BEST)}
             )
@@ -204,12 +225,7 @@ class Run:
                 f"{self._folder.path}: expected a checkpoint of this network, found another's "
                 f"({one_line(error)}); start anew without --resume"
             ) from None
-        self._best = {
-            name.removeprefix(_BEST): value
-            for name, value in arrays.items()
-            if name.startswith(_BEST)
-        }
-        self.curve = [Epoch(**epoch) for epoch in progress["curve"]]
+        self._best, self.curve = best, curve
         for name in ("batch", "loss_sum", "epoch_s"):
             setattr(self, f"_{name}", progress[name])
         self.trained_s, self.wall_s = progress["trained_s"], progress["wall_s"]
@@ -279,7 +295,7 @@ class Run:
         try:
             step = next(steps, None)
         except RecipeError as error:
-            raise RecipeError(f"{error}; {self._folder.kept}") from None
+            raise type(error)(f"{error}; {self._folder.kept}") from None
         if step is not None:
             self._batch += 1
             self._unread.append(step)
@@ -298,7 +314,7 @@ class Run:
             try:
                 loss = step.loss
             except RecipeError as error:
-                raise RecipeError(f"{error}; {self._folder.kept}") from None
+                raise type(error)(f"{error}; {self._folder.kept}") from None
             self._loss_sum += loss * step.n_images
             number = len(self.curve) + 1
             self._log(step.step, {"loss": loss}, epoch=number, lr=dict(step.rates))
@@ -324,7 +340,7 @@ class Run:
         try:
             return self._folder.save({**self._trainer.arrays(), **best}, progress)
         except FeatcacheError as error:
-            raise RecipeError(
+            raise DivergedError(
                 f"step {self.step} of {self.n_steps}: {error}: training diverged; "
                 f"{self._folder.kept}; use a smaller --lr, or --warmup"
             ) from None

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..backbones.weights import Weights
-from ..errors import RecipeError
+from ..errors import DivergedError
 from ..progress import OnProgress, Progress, silent
 from ..sampling import epoch_plan, row_batches
 from .batches import AUGMENT_VIEWS, Draw, Source, draw_shifts, movement_of
@@ -121,7 +121,7 @@ class Trainer:
 
         ``epoch`` counts from 0, and ``first`` is the step of the epoch to start with. Use
         ``contextlib.closing``: it ends the decoding ahead. A loss that is not finite raises
-        RecipeError; on the CPU the parameters are then still those after the last good step.
+        DivergedError; on the CPU the parameters are then still those after the last good step.
         """
         recipe = self._recipe
         n = len(source)
@@ -186,6 +186,8 @@ class Trainer:
         state = self.optimizer.state_dict()
         for name, value in _under(_OPTIMIZER, arrays).items():
             index, _, key = name.partition(".")
+            if value.shape != tuple(self._parameters[int(index)].shape):
+                raise ValueError(f"optimizer.{index} of another shape than its parameter")
             tensor = self._framework.to_device(np.array(value), self._device)
             state["state"].setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict(state)
@@ -235,7 +237,7 @@ class Trainer:
         if math.isfinite(value):
             return value
         listed = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
-        raise RecipeError(
+        raise DivergedError(
             f"epoch {epoch + 1}/{self._recipe.epochs}: expected a finite loss, found {value} at "
             f"step {place[0]} of {place[1]} (learning rates: {listed}); use a smaller --lr, or "
             "--warmup"
@@ -285,7 +287,7 @@ class Step:
 
     @cached_property
     def loss(self) -> float:
-        """Mean cross-entropy over its images before the update; RecipeError unless finite."""
+        """Mean cross-entropy over its images before the update; DivergedError unless finite."""
         return self.read()
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..cores import usable_cores
 from ..process import Stop, work_ahead
+from ..store.reader import check_whole
 
 _BLOCK_BYTES = 4 << 20  # a block that fits a core's cache is read from memory once
 
@@ -41,13 +42,14 @@ def each_block(
         for view in views
         for first in range(0, len(view), rows)
     ]
-    if len(blocks) < 2:
-        yield from (work(view, part) for view, part in blocks)
-        return
 
-    def one(block: tuple[Any, slice], _: Stop) -> R:
+    def one(block: tuple[Any, slice], _: Stop | None = None) -> R:
+        check_whole(block[0])
         return work(*block)
 
+    if len(blocks) < 2:
+        yield from map(one, blocks)
+        return
     with one_blas_thread() as workers:
         results = work_ahead(one, blocks, workers=workers, ahead=2 * workers)
         with closing(results):
@@ -137,6 +139,7 @@ class Rows:
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         chosen = index if self._numbers is None else self._numbers[index]
+        check_whole(self._features)
         rows: np.ndarray = self._features[chosen]
         return self._change(rows) if self._change else rows
 
@@ -164,6 +167,7 @@ class Stacked:
         rows = np.empty((len(index), self.shape[1]), self.dtype)
         of_array = np.searchsorted(self._ends, index, "right")
         for number, (array, end) in enumerate(zip(self._arrays, self._ends, strict=True)):
+            check_whole(array)
             mine = of_array == number
             rows[mine] = array[index[mine] - (end - len(array))]
         return rows

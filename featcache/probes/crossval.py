@@ -29,12 +29,13 @@ import numpy as np
 from ..errors import RecipeError
 from ..metrics import METRICS, softmax, wilson_interval
 from ..metrics import score as measured
+from ..options import check_choice
 from ..progress import OnProgress, Progress, silent
 from ..sampling import folds as fold_numbers
 from .blocks import Features, Rows, each_block, loaded
 from .lbfgs import train_lbfgs
 from .objective import Solution
-from .recipes import ExactRecipe, check_choice
+from .recipes import ExactRecipe
 from .ridge import Ridge
 from .scaling import Scaling
 from .sweep import C_GRID, Sweep, divide, sweep_ridge, swept_lbfgs

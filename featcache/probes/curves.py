@@ -3,7 +3,8 @@
 - **Draws depend on the cache, seed, class and size alone**, from ``default_rng((seed, size,
   class))``: other classes or sizes in the same call change nothing. Each size is drawn anew: the 5
   shots of a seed are not the first 5 of its 10.
-- **The test split chooses nothing.** The penalty is the same at every size.
+- **The test split chooses nothing.** The penalty of each draw is chosen by generalized
+  cross-validation of least squares on that draw, or by a rule for few shots; see `_penalty`.
 - **Intervals**: with several draws Student's, of the mean over draws; with one, as where all images
   are used, that of one head over draws of test images.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,21 @@ import numpy as np
 from ..errors import DatasetError, RecipeError
 from ..metrics import METRICS, mean_interval, score, score_interval
 from ..notebook import Rows, ShownAsTable
-from ..options import with_options
+from ..options import check_choice, with_options
 from ..progress import OnProgress, Progress, silent
 from ..runs import cache_facts, new_run, runs_folder, save_run
 from ..store.cache import Cache
 from .head import Head
 from .lbfgs import train_lbfgs
+from .objective import Solution
 from .question import Asked, Question, ask, class_counts, opened
-from .recipes import ExactRecipe, check_choice
+from .recipes import ExactRecipe
+from .ridge import Ridge
 
 FULL = "full"
+SOLVERS = ("lbfgs", "ridge")
+_LEAST_SHOTS = 5  # images of a class, on average: fewer say too little about the penalty
+_GRID = 2.0 ** np.arange(-20, 4, 0.5)  # of penalties, in units of the features' total variance
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class CurveOptions(Question):
     """Options that both curves share."""
 
     seeds: int = 5
+    solver: str = "lbfgs"
     recipe: ExactRecipe | None = None
     metric: str = "top1"
     runs: str | Path | None = None
@@ -45,6 +52,7 @@ class CurveOptions(Question):
         super().__post_init__()
         if self.seeds < 1:
             raise RecipeError(f"seeds: expected at least 1, found {self.seeds}")
+        check_choice("solver", self.solver, SOLVERS)
         check_choice("metric", self.metric, METRICS)
 
 
@@ -56,11 +64,7 @@ class FewShotOptions(CurveOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not len(self.shots):
-            raise RecipeError("shots: expected at least one number, found none")
-        for shots in self.shots:
-            if shots != FULL and (not isinstance(shots, (int, np.integer)) or shots < 1):
-                raise RecipeError(f"shots: expected numbers from 1 or {FULL!r}, found {shots!r}")
+        check_shots(self.shots)
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,12 @@ def few_shot(
         Images of every class; ``"full"`` takes all of them.
     seeds : int
         Number of draws of each size: seeds 0, 1, … below this.
+    solver : str
+        ``"lbfgs"``, the exact optimum, or ``"ridge"``, least squares in closed form.
     recipe : ExactRecipe, optional
-        Penalty and tolerance, by default those of `ExactRecipe()`. The penalty lambda is the
-        same at every size, so C = 1 / (N * lambda) grows as N shrinks. Small samples are best
-        served by a larger lambda: with a penalty chosen for each size the curve would start
-        higher.
+        A penalty for every draw, and a tolerance. By default the penalty of each draw is chosen on
+        that draw: by generalized cross-validation, or for fewer than 5 images of each class in
+        proportion to the features' variance.
     metric : str
         ``"top1"``, ``"balanced"`` or ``"f1"``.
     target, task, separator, labels, by, split_column, group, where, weight_column
@@ -132,25 +137,15 @@ def few_shot(
     ----------
     Kolesnikov et al., "Big Transfer (BiT): General visual representation learning",
     ECCV 2020: 1, 5, 10, 25 and 100 images per class.
+
+    Golub, Heath and Wahba, "Generalized cross-validation as a method for choosing a good ridge
+    parameter", Technometrics 21 (1979), 215-223.
     """
     cache = opened(cache)
     asked = ask(cache, options).only_classes("few-shot curve")
-    present = class_counts(cache, asked.train.labels, len(asked.names))
-    scarce = int(present.argmin())
-    sizes = []
-    for shots in options.shots:
-        if isinstance(shots, str):
-            sizes.append(Size(present, None))
-            continue
-        if present[scarce] < shots:
-            advice = f"ask for at most {present[scarce]}, or " if present[scarce] else ""
-            raise DatasetError(
-                f"{cache.path}: expected {shots} training images of every class, found "
-                f"{present[scarce]} of {asked.names[scarce]!r}; {advice}extract a data set "
-                "with more images of it"
-            )
-        sizes.append(Size(np.full_like(present, shots), int(shots)))
-    return _curve(cache, asked, sizes, options, "few-shot", on_progress)
+    return _curve(
+        cache, asked, sizes_of(cache, asked, options.shots), options, "few-shot", on_progress
+    )
 
 
 @with_options(LearningCurveOptions)
@@ -166,8 +161,8 @@ def learning_curve(
 
     Parameters
     ----------
-    cache, seeds, recipe, metric, target, task, separator, labels, by, split_column, group, where,
-    weight_column, runs, on_progress
+    cache, seeds, solver, recipe, metric, target, task, separator, labels, by, split_column, group,
+    where, weight_column, runs, on_progress
         As in `few_shot`.
     fractions : sequence of float
         Above 0, at most 1: the fraction of each class, rounded, at least one image.
@@ -208,6 +203,35 @@ class Size:
     shots: int | None
 
 
+def sizes_of(cache: Cache, asked: Asked, shots: Sequence[int | str]) -> list[Size]:
+    """Return the size of every number of shots; DatasetError where a class has fewer images."""
+    present = class_counts(cache, asked.train.labels, len(asked.names))
+    scarce = int(present.argmin())
+    sizes = []
+    for count in shots:
+        if isinstance(count, str):
+            sizes.append(Size(present, None))
+            continue
+        if present[scarce] < count:
+            advice = f"ask for at most {present[scarce]}, or " if present[scarce] else ""
+            raise DatasetError(
+                f"{cache.path}: expected {count} training images of every class, found "
+                f"{present[scarce]} of {asked.names[scarce]!r}; {advice}extract a data set "
+                "with more images of it"
+            )
+        sizes.append(Size(np.full_like(present, count), int(count)))
+    return sizes
+
+
+def check_shots(shots: Sequence[int | str]) -> None:
+    """Raise RecipeError unless they are numbers from 1 or "full"."""
+    if not len(shots):
+        raise RecipeError("shots: expected at least one number, found none")
+    for count in shots:
+        if count != FULL and (not isinstance(count, (int, np.integer)) or count < 1):
+            raise RecipeError(f"shots: expected numbers from 1 or {FULL!r}, found {count!r}")
+
+
 def _curve(
     cache: Cache,
     asked: Asked,
@@ -217,7 +241,7 @@ def _curve(
     on_progress: OnProgress,
 ) -> list[CurvePoint]:
     """Draw, train and test every size with every seed; save the record."""
-    metric, recipe = options.metric, options.recipe or ExactRecipe()
+    metric, recipe = options.metric, options.recipe
     train, test = asked.train, asked.test
     n_classes, labels = len(asked.names), train.labels
     run = new_run(runs_folder(options.runs), kind)
@@ -228,14 +252,15 @@ def _curve(
     points: Rows[CurvePoint] = Rows()
     for size, n_draws in zip(sizes, draws, strict=True):
         started = time.perf_counter()
-        scores, converged = [], True
+        scores, decays, converged = [], [], True
         for seed in range(n_draws):
             on_progress(Progress(stage, done, sum(draws), "fit"))
             rows = draw(labels, size.counts, seed)
             weights = None if train.weights is None else train.weights[rows]
-            solution = train_lbfgs(
-                [train.views[0][rows]], labels[rows], n_classes, recipe, weights=weights
+            solution, decay = fit(
+                train.views[0][rows], labels[rows], n_classes, options.solver, recipe, weights
             )
+            decays.append(decay)
             converged = converged and bool(solution.converged)
             head = Head(solution.weight, solution.bias, asked.names, cache.fingerprint)
             predicted = head.predict(test.views[0])
@@ -252,6 +277,7 @@ def _curve(
                 scores=tuple(scores),
                 mean=float(np.mean(scores)),
                 interval=interval,
+                weight_decays=tuple(decays),
                 converged=converged,
                 wall_s=time.perf_counter() - started,
             )
@@ -263,7 +289,8 @@ def _curve(
         "metric": metric,
         "points": [asdict(point) for point in points],
         "seeds": options.seeds,
-        "recipe": asdict(recipe),
+        "solver": options.solver,
+        "recipe": asdict(recipe) if recipe else None,
         "n_train": len(labels),
         "n_test": len(test.labels),
         "wall_s": sum(point.wall_s for point in points),
@@ -289,6 +316,65 @@ def draw(labels: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray | slic
     return np.sort(np.concatenate(drawn))
 
 
+def fit(
+    features: np.ndarray,
+    labels: np.ndarray,
+    n_classes: int,
+    solver: str = "lbfgs",
+    recipe: ExactRecipe | None = None,
+    weights: np.ndarray | None = None,
+) -> tuple[Solution, float]:
+    """Return a head on features (N, D), and its penalty: the recipe's, or one chosen on them."""
+    basis = None
+    n, dim = features.shape
+    if n < dim:
+        # The optimum is a combination of the centred features: N coordinates are enough.
+        mean = features.mean(axis=0, dtype=np.float64)
+        basis, triangle = np.linalg.qr((features - mean).T)
+        features = triangle.T
+    ridge = None
+    if recipe is None or solver == "ridge":
+        ridge = Ridge([features], labels, n_classes, weights)
+    decay = recipe.weight_decay if recipe else _penalty(ridge, labels, n_classes, solver)
+    if solver == "ridge":
+        assert ridge is not None
+        solution = ridge.solve(decay)
+    else:
+        exact = replace(recipe or ExactRecipe(), weight_decay=decay)
+        solution = train_lbfgs([features], labels, n_classes, exact, weights=weights)
+    if basis is not None:
+        weight = solution.weight @ basis.T
+        bias = solution.bias - weight @ mean
+        solution = replace(solution, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
+    return solution, decay
+
+
+def _penalty(ridge: Ridge | None, labels: np.ndarray, n_classes: int, solver: str) -> float:
+    """Choose lambda for N features and K classes without other images.
+
+    For least squares, leaving images out has a closed form: its lambda minimises GCV. The Hessian
+    of logistic regression is that of least squares times p (1 - p), which is about 1/K where all
+    classes are equally likely and at most 1/4, so its lambda is smaller: 2/K of the other.
+
+    Of one or two images of a class nothing can be left out. There C = 1 / (N lambda) is 2 over the
+    total variance of the features, a weak prior on scores of the order of 1: as in Gelman et al.,
+    "A weakly informative default prior distribution for logistic and other regression models",
+    Annals of Applied Statistics 2 (2008), 1360-1383.
+
+    2/K and the 2 were found on CIFAR-10 with two backbones and on digits; see
+    ``benchmarks/few_shot.py``.
+    """
+    assert ridge is not None
+    variance = ridge.total_variance or 1.0
+    present = len(np.unique(labels))
+    if len(labels) < _LEAST_SHOTS * present:
+        decay = variance / (2 * len(labels))
+        return decay * n_classes if solver == "ridge" else decay
+    grid = variance * _GRID
+    decay = float(grid[np.argmin([ridge.gcv(value) for value in grid])])
+    return decay if solver == "ridge" else 2 / n_classes * decay
+
+
 @dataclass(frozen=True)
 class CurvePoint(ShownAsTable):
     """The scores of heads trained on one number of images.
@@ -310,6 +396,8 @@ class CurvePoint(ShownAsTable):
         Whether every head reached the recipe's tolerance.
     wall_s : float
         Duration of drawing, training and testing, all seeds together.
+    weight_decays : tuple of float
+        The penalty lambda of each head.
     """
 
     n_train: int
@@ -319,3 +407,4 @@ class CurvePoint(ShownAsTable):
     interval: tuple[float, float]
     converged: bool
     wall_s: float
+    weight_decays: tuple[float, ...] = ()

@@ -21,8 +21,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from ..errors import RecipeError
+from ..options import check_choice
 from .lbfgs import train_lbfgs
-from .recipes import ExactRecipe, check_choice
+from .recipes import ExactRecipe
 from .scaling import SCALINGS
 from .weights import sample_weights, total_weight
 

@@ -6,7 +6,7 @@ A head carries the `ingredients` of its cache, so that it is used only on featur
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +14,12 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import RecipeError, ShapeMismatchError, WeightsError
-from ..files import split_safetensors, write_atomically
+from ..files import Tensor, parse_safetensors, write_atomically
 from ..metrics import sigmoid, softmax
+from ..schema import count, list_of, number, object_of, optional, text, wrong_fields
+from ..store.reader import check_whole
 from .blocks import Features
+from .ingredients import INGREDIENTS
 from .scaling import unit_length
 
 _SCALINGS = ("none", "l2")
@@ -24,11 +27,31 @@ TASKS = ("classes", "labels", "numbers")
 _ROWS_AT_ONCE = 2048  # 4 MiB of ResNet-18 features
 _KEY = "featcache.head"
 _VERSION = 1
-_LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
-_MAX_HEADER_BYTES = 1 << 24  # the names of 100,000 classes fit
 _MAX_BYTES = 1 << 30
 _MAX_LEVELS = 3  # of lists and objects in the ingredients
 _MAX_INGREDIENTS = 10_000  # characters; messages repeat them
+_MAX_FIELDS = 32  # of the preprocessing, of which messages name each
+_FACTS = {
+    "class_names": list_of(text),
+    "fingerprint": text,
+    "scaling": text,
+    "ingredients": object_of({}),
+}
+
+
+def _few_plain(values: Collection[Any]) -> bool:
+    """Return whether these are a few texts, numbers and lists of numbers."""
+    plain = optional(lambda one: text(one) or number()(one) or list_of(number())(one))
+    return len(values) <= _MAX_FIELDS and all(map(plain, values))
+
+
+_TEXTS = [name for name in INGREDIENTS if name not in ("cuts", "views", "preprocess")]
+_INGREDIENTS = {
+    **dict.fromkeys(_TEXTS, optional(text)),
+    **dict.fromkeys(("cuts", "views", "head_cuts"), list_of(text)),
+    "format_version": count(),
+    "preprocess": lambda value: object_of({})(value) and _few_plain(value.values()),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +143,8 @@ class Head:
         ------
         ShapeMismatchError
             Features of another length than D.
+        WeightsError
+            Scores that are not finite.
         """
         if len(features.shape) != 2 or features.shape[1] != self.weight.shape[1]:
             raise ShapeMismatchError(
@@ -129,10 +154,18 @@ class Head:
         scores = np.empty((len(features), len(self.weight)), np.float32)
         for start in range(0, len(features), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
+            check_whole(features)
             x = np.asarray(features[rows], np.float32)
             scaled = unit_length(x) if self.scaling == "l2" else x
-            np.matmul(scaled, self.weight.T, out=scores[rows])
-        scores += self.bias
+            with np.errstate(all="ignore"):
+                np.matmul(scaled, self.weight.T, out=scores[rows])
+                scores[rows] += self.bias
+            if not np.isfinite(scores[rows]).all():
+                raise WeightsError(
+                    "head: expected finite scores, found NaN or infinity: its weights are too "
+                    f"large (up to {np.abs(self.weight).max():.3g}), or the features are not "
+                    "finite; train another head"
+                )
         return scores
 
     def probabilities(self, features: Features) -> np.ndarray:
@@ -223,51 +256,42 @@ def load_head(path: str | Path) -> Head:
 
 def _parse(data: bytes) -> Head:
     """Parse an untrusted file; raise ValueError with what is wrong with it."""
-    from safetensors import SafetensorError, deserialize
-
-    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
-    if not 0 < length <= min(_MAX_HEADER_BYTES, len(data) - _LENGTH_BYTES):
-        raise ValueError("no safetensors file, or the header of a damaged one")
-    try:
-        entries = dict(deserialize(data))
-    except SafetensorError as error:
-        raise ValueError(f"a damaged safetensors file ({str(error)!r:.120})") from None
-    header, _ = split_safetensors(data)
-    text = (header.get("__metadata__") or {}).get(_KEY)
-    if text is None:
+    entries, metadata = parse_safetensors(data)
+    described = metadata.get(_KEY)
+    if described is None:
         raise ValueError(f"a safetensors file without {_KEY} in its metadata")
-    facts = json.loads(text)
+    facts = json.loads(described)
     if not isinstance(facts, dict) or facts.get("version") != _VERSION:
         raise ValueError(f"{_KEY} of another version than {_VERSION}")
-    names, ingredients = facts.get("class_names"), facts.get("ingredients")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("no class_names, or others than a list of texts")
-    # JSON may hold half a surrogate pair; those of names that are not UTF-8 can be written again.
-    "".join(names).encode("utf-8", "surrogateescape")
-    if not isinstance(facts.get("fingerprint"), str):
-        raise ValueError("no fingerprint")
-    if not isinstance(ingredients, dict) or not _shallow(ingredients, _MAX_LEVELS):
-        raise ValueError("no ingredients, or others than names with plain values")
+    wrong = wrong_fields(facts, _FACTS, {"task": text})
+    if wrong:
+        raise ValueError(f"no {wrong[0]}, or one of another kind than a head has")
+    ingredients = facts["ingredients"]
+    wrong = wrong_fields(ingredients, {}, _INGREDIENTS)
+    if wrong:
+        raise ValueError(f"ingredients whose {wrong[0]} is of another kind than a cache has")
+    if not _shallow(ingredients, _MAX_LEVELS):
+        raise ValueError("ingredients that are nested too deeply")
     if len(json.dumps(ingredients)) > _MAX_INGREDIENTS:
         raise ValueError("ingredients that fill pages")
     task = facts.get("task", "classes")
     return Head(
         _array(entries, "weight"),
         _array(entries, "bias"),
-        tuple(names),
+        tuple(facts["class_names"]),
         facts["fingerprint"],
-        facts.get("scaling", ""),
+        facts["scaling"],
         ingredients,
         task,
         _array(entries, "thresholds") if task == "labels" else None,
     )
 
 
-def _array(entries: Mapping[str, Any], name: str) -> np.ndarray:
+def _array(entries: Mapping[str, Tensor], name: str) -> np.ndarray:
     entry = entries.get(name)
-    if entry is None or entry["dtype"] != "F32":
+    if entry is None or entry.dtype != "F32":
         raise ValueError(f"no float32 tensor called {name!r}")
-    array = np.frombuffer(entry["data"], "<f4").reshape(entry["shape"])
+    array = np.frombuffer(entry.data, "<f4").reshape(entry.shape)
     if not np.isfinite(array).all():
         raise ValueError(f"NaN or infinity in {name!r}: its training diverged")
     return array

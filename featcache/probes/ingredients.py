@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import one_line
+
 # The provenance that a head keeps: all that the fingerprint covers, and the name of the weights.
 INGREDIENTS = (
     "backbone",
@@ -109,6 +111,6 @@ def _compared(ingredients: Mapping[str, Any]) -> dict[str, Any]:
         del facts[_DECODER_VERSION]
         return facts
     given = {name: value for name, value in preprocess.items() if value is not None}
-    facts.update({f"preprocess {ascii(name)[1:-1]}": value for name, value in given.items()})
+    facts.update({f"preprocess {one_line(name)}": value for name, value in given.items()})
     decoder, _, version = str(preprocess.get("decoder", "")).partition(" ")
     return {**facts, "preprocess decoder": decoder or None, _DECODER_VERSION: version or None}

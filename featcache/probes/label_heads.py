@@ -23,8 +23,7 @@ import numpy as np
 
 from ..progress import OnProgress, Progress, silent
 from .blocks import Features, each_block, one_blas_thread
-from .lbfgs import coordinates_of
-from .scaling import Moments
+from .scaling import Moments, moments_of_some
 
 _MEMORY = 20  # pairs that L-BFGS keeps
 _MEMORY_BYTES = 1 << 28  # of all pairs: more labels are trained in turns
@@ -151,7 +150,7 @@ def train_labels(
     start : LabelHeads, optional
         Where to start, such as the heads at another lambda.
     coordinates : Moments, optional
-        `coordinates_of` the features, where several calls share them.
+        `moments_of_some` of the features, where several calls share them.
     tolerance : float
         Stop when the estimated gap to the optimum is at most this fraction of the objective, or of
         0.001 nats where labels are all but separated.
@@ -170,7 +169,7 @@ def train_labels(
     at_once = max(1, _MEMORY_BYTES // (2 * _MEMORY * (dim + 1) * 8))
     found = []
     with one_blas_thread():
-        coordinates = coordinates or coordinates_of(views)
+        coordinates = coordinates or moments_of_some(views)
         for first in range(0, n_labels, at_once):
             part = slice(first, first + at_once)
 

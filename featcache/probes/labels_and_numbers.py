@@ -156,6 +156,8 @@ def check_options(options: ProbeOptions, *, of_labels: bool) -> None:
         "recipe of SGD": options.job().solver == "sgd",
         "class_weight": options.class_weight is not None,
         f"metric {options.metric}": options.metric != "top1",
+        "grid": options.grid is not None,
+        "tolerance": options.tolerance is not None,
         "no sweep": options.sweep is False and options.C is options.weight_decay is None,
     }
     useless = [name for name, is_given in given.items() if is_given]

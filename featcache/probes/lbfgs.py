@@ -1,45 +1,66 @@
 """The exact optimum of the linear probe: L-BFGS in coordinates that suit the features.
 
-SciPy's L-BFGS does the optimising, on a problem that takes it tens of iterations instead of
-hundreds. Near the optimum the Hessian is about the Kronecker product of A, the mean of
+SciPy's L-BFGS does most of the optimising, on a problem that takes it tens of iterations instead
+of hundreds. Near the optimum the Hessian is about the Kronecker product of A, the mean of
 ``diag(p) - p p^T`` over the rows, and S, the features' covariance, plus lambda I. In the
 eigenbases of A and S that is diagonal; dividing each coordinate by its root gives a Hessian close
 to the identity. The bias absorbs the mean, so the features are neither centred nor copied.
 
-Two cheap steps come first: S from a part of the rows (it shapes the coordinates, not the
-optimum), and a solution on a part of the rows to start from.
+Newton's method then ends the search and proves where it ended: conjugate gradients solve for the
+true Hessian, in the same coordinates, and half the decrement ``g^T H^-1 g`` is the distance to the
+optimum. Gradient and objective are float64 there. Where classes are separated and the penalty is
+small, curvatures differ by many orders of magnitude, and only these steps arrive.
+
+What comes first is cheap: S from a part of the rows, and only its largest eigenvectors where
+there are many dimensions (it shapes the coordinates, not the optimum); a solution on a part of the
+rows to start from; and with fewer rows than dimensions, a search in the span of the rows, where
+the optimum lies.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..errors import RecipeError
 from ..progress import OnProgress, Progress, silent
-from .blocks import Features, Rows, one_blas_thread, some_rows
-from .objective import Objective, Solution, objective
+from .blocks import Features, Rows, each_block, one_blas_thread, some_rows
+from .objective import Hessian, Objective, Solution, objective
 from .recipes import ExactRecipe
-from .scaling import Moments, moments
+from .scaling import covariance_rows, moments_of_some, power_of_two, scaled
 from .weights import counted, mean_1
 
 _MEMORY = 20  # pairs that L-BFGS keeps
-_COVARIANCE_ROWS = 40  # times D: enough for the coordinates
 _START_ROWS = 20  # times D
 _START_TOLERANCE = 1e-3
 _CURVATURE_ROWS = 4096
-_SMALL = 1 << 23  # numbers: features up to this size are copied to float64, for the line search
-# The decrement in these coordinates underestimates the gap, since the true Hessian has smaller
-# curvatures than the product; on CIFAR-10 by a factor of at most 16.
-_CAUTION = 20.0
-# Where classes are almost separated the decrement says little, so the gain of the last iterations
-# must be a small part of the tolerance too.
-_WINDOW, _WINDOW_SHARE = 5, 0.25
-_SEPARATED = 1e-3  # nats: the least objective that the tolerance is relative to
-_FLAT = 1e-12  # a curvature that counts as zero
+_CURVATURE_NUMBERS = 1 << 22  # of these rows and the classes
+_SMALL = 1 << 18  # numbers: features up to this size are copied to float64
+_FEW_DIMENSIONS = 512  # whose covariance is decomposed whole
+_DIRECTIONS = 128  # of more dimensions, where a pass is cheaper than the decomposition
+_SPANNED = 2048  # rows: up to these, and fewer than dimensions, the search is in their span
+# Classes are mixed by the eigenvectors of A as long as that is cheap beside a pass.
+_MIXED_CLASSES, _ROWS_A_CLASS = 1000, 8
+_SEPARATED = 1e-3  # nats: the least objective that the tolerance of L-BFGS is relative to
+# A tolerance for which the estimate of the gap is enough: half the decrement in these coordinates,
+# which was too small by a factor of at most 16 on CIFAR-10.
+_ROUGH, _ESTIMATED = 1e-4, 20.0
+_FLAT = 1e-12  # a curvature that counts as zero: of the bias, or relative to the largest
+_NULL = 1e-10  # a variance that is rounding, relative to the largest
+_TINY = float(np.finfo(float).tiny)
 _STALE = 3.0  # a change of curvature that makes new coordinates worth losing the memory
+_LEAST_STEP = 1e-12  # of a Newton step: far out the loss is linear, and its curvature nothing
+_INNER = 100  # products with the Hessian, for one Newton step
+# The decrement of conjugate gradients grows with every product. They end when the last few added
+# little; where the loss falls exponentially, the gap is twice half the decrement.
+_INNER_WINDOW, _INNER_SHARE, _CAUTION = 3, 0.1, 2.5
+# Where the decrement is this part of the objective the next step is the last: it is to leave this
+# part of the allowed gap.
+_NEAR, _LEFT = 1e-4, 0.1
 
 
 def train_lbfgs(
@@ -50,7 +71,7 @@ def train_lbfgs(
     *,
     weights: np.ndarray | None = None,
     start: Solution | None = None,
-    coordinates: Moments | None = None,
+    coordinates: Coordinates | None = None,
     on_progress: OnProgress = silent,
 ) -> Solution:
     """Find the head that minimises the objective on features (N, D), one array per flip view.
@@ -59,8 +80,11 @@ def train_lbfgs(
     as if absent. ``start`` is a solution to start from, such as one at another penalty;
     ``coordinates`` are `coordinates_of` the features, shared by several penalties. ``steps`` of the
     solution counts iterations, ``epochs`` passes; ``converged`` is False where ``max_iterations``
-    or the precision of the arithmetic ended it. Liu and Nocedal, "On the limited memory BFGS method
-    for large scale optimization", Mathematical Programming 45 (1989), 503-528.
+    or the precision of the arithmetic ended it. Objective and gradient are those of the head that
+    is returned, in float64. Raises RecipeError where features of one split differ so much in size
+    that their products overflow. Liu and Nocedal, "On the limited memory BFGS method for large
+    scale optimization", Mathematical Programming 45 (1989), 503-528; Nocedal and Wright,
+    "Numerical optimization", 2006, algorithm 7.1.
     """
     import scipy.optimize  # noqa: F401  # loads its own BLAS, which must exist to be limited
 
@@ -68,25 +92,54 @@ def train_lbfgs(
     views, labels, weights = counted(views, labels, weights)
     n, dim = views[0].shape
     dtype = np.result_type(views[0].dtype, np.float32)
-    if len(views) * n * dim <= _SMALL:
-        views = [np.asarray(features[:], np.float64) for features in views]
-    with one_blas_thread():
-        coordinates = coordinates or coordinates_of(views, weights)
+    with one_blas_thread(), np.errstate(all="ignore"):
+        coordinates = coordinates or coordinates_of(views, weights, n_classes)
+        unit = coordinates.unit
+        given, views = views, scaled(views, unit)
+        inside = replace(recipe, weight_decay=recipe.weight_decay / unit**2)
+        if len(views) * n * dim <= _SMALL:
+            views = [np.asarray(features[:], np.float64) for features in views]
         if start is not None:
-            weight, bias = start.weight, start.bias
+            weight, bias = start.weight.astype(np.float64) * unit, start.bias.astype(np.float64)
         else:
-            weight, bias = _rough_head(views, labels, n_classes, recipe, weights, coordinates)
-        descent = _Descent(views, labels, recipe, weights, coordinates, on_progress)
-        weight, bias = descent.run(weight, bias)
+            weight, bias = _rough_head(views, labels, n_classes, inside, weights, coordinates)
+        passes = steps = 0
+        if coordinates.span is not None:
+            span = coordinates.span
+            search = _Descent(
+                [span.rows],
+                np.tile(labels, len(views)),
+                inside,
+                None if weights is None else np.tile(weights, len(views)),
+                span.coordinates(coordinates),
+                on_progress,
+            )
+            weight, bias = span.inside(weight), bias + weight @ coordinates.mean
+            weight, bias = search.run(weight, bias, proven=False)
+            weight = span.outside(weight)
+            bias = bias - weight @ coordinates.mean
+            passes, steps = search.evaluations, search.iterations
+        descent = _Descent(views, labels, inside, weights, coordinates, on_progress, steps)
+        proven = recipe.tolerance < _ROUGH
+        weight, bias = descent.run(weight, bias, proven)
+        weight, bias = (weight / unit).astype(dtype), bias.astype(dtype)
+        least = np.float64 if proven else np.float32
+        reached = objective(weight, bias, given, labels, recipe, weights, least)
+        if not np.isfinite(reached.value):
+            raise RecipeError(
+                "features: expected numbers whose products are finite, found some of "
+                f"{np.format_float_scientific(unit, 1)} beside much larger ones; use "
+                "--scale standardize or --scale l2"
+            )
     on_progress(Progress("probe", descent.iterations, descent.iterations, "iteration"))
     return Solution(
-        weight=weight.astype(dtype),
-        bias=bias.astype(dtype),
-        epochs=descent.evaluations,
+        weight=weight,
+        bias=bias,
+        epochs=descent.evaluations + passes,
         steps=descent.iterations,
         converged=descent.converged,
-        objective=descent.reached.value,
-        gradient_norm=descent.reached.gradient_norm,
+        objective=reached.value,
+        gradient_norm=reached.gradient_norm,
         wall_s=time.perf_counter() - started,
     )
 
@@ -97,7 +150,7 @@ def _rough_head(
     n_classes: int,
     recipe: ExactRecipe,
     weights: np.ndarray | None,
-    coordinates: Moments,
+    coordinates: Coordinates,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return a head to start from: solved on a part of the rows, or zeros for few rows."""
     n, dim = views[0].shape
@@ -105,19 +158,130 @@ def _rough_head(
     rows = some_rows(n, _START_ROWS * dim)
     if len(rows) > n // 2:
         return weight, bias
-    part = [np.asarray(features[rows]) for features in views]
+    part = [np.asarray(Rows(features)[rows]) for features in views]
     rough = replace(recipe, tolerance=max(recipe.tolerance, _START_TOLERANCE))
     part_weights = None if weights is None else weights[rows]
     descent = _Descent(part, labels[rows], rough, part_weights, coordinates, silent)
-    return descent.run(weight, bias)
+    return descent.run(weight, bias, proven=False)
 
 
-def coordinates_of(views: Sequence[Features], weights: np.ndarray | None = None) -> Moments:
-    """Return the moments of features (N, D) of each view, from a part of the rows."""
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """Coordinates of features (N, D), divided by ``unit``: their mean (D,) and covariance.
+
+    The columns of ``directions`` (D, m) are orthonormal, ``variances`` (m,) those along them, and
+    ``rest`` the mean variance along all others. ``span`` has the rows where they are few.
+    """
+
+    unit: float
+    mean: np.ndarray
+    directions: np.ndarray
+    variances: np.ndarray
+    rest: float
+    span: Span | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Few centred rows in an orthonormal basis of their span: float64 (N, N), lower triangular.
+
+    The basis is ``rows^-1 @ centred``, of which ``centred`` is (N, D); neither is ever built.
+    """
+
+    rows: np.ndarray
+    centred: np.ndarray
+
+    def inside(self, weight: np.ndarray) -> np.ndarray:
+        """Return weights (K, D) in the basis: (K, N). A part outside the span is lost."""
+        return self._solve(self.centred @ weight.T, False).T
+
+    def outside(self, weight: np.ndarray) -> np.ndarray:
+        """Return weights (K, N) of the basis for the features: (K, D)."""
+        found: np.ndarray = self._solve(weight.T, True).T @ self.centred
+        return found
+
+    def coordinates(self, of: Coordinates) -> Coordinates:
+        """Return the same coordinates in the basis."""
+        directions = self._solve(self.centred @ of.directions, False)
+        return Coordinates(1.0, np.zeros(len(self.rows)), directions, of.variances, of.rest)
+
+    def _solve(self, right: np.ndarray, transposed: bool) -> np.ndarray:
+        from scipy.linalg import solve_triangular
+
+        found: np.ndarray = solve_triangular(
+            self.rows, right, lower=True, trans=int(transposed), check_finite=False
+        )
+        return found
+
+
+def span_of(views: Sequence[Features], mean: np.ndarray) -> Span | None:
+    """Return the span of the rows (N, D) of all views, less the mean (D,), or None of many rows."""
+    from scipy.linalg import cholesky
+
+    total = sum(map(len, views))
+    if total > _SPANNED or 2 * total > views[0].shape[1]:
+        return None
+    centred = np.concatenate([np.asarray(features[:], np.float64) for features in views]) - mean
+    gram = centred @ centred.T
+    # The centred rows are dependent: a little more than the rounding makes the matrix definite.
+    gram.flat[:: total + 1] += 1e-13 * max(float(np.trace(gram)), _TINY * total)
+    try:
+        return Span(cholesky(gram, lower=True, check_finite=False), centred)
+    except np.linalg.LinAlgError:
+        return None
+
+
+def coordinates_of(
+    views: Sequence[Features], weights: np.ndarray | None = None, n_classes: int = 1
+) -> Coordinates:
+    """Return coordinates for features (N, D) of each view and K classes, from a part of the rows.
+
+    The covariance is decomposed whole where that is cheap beside passes over all rows. Otherwise
+    the directions are the principal ones within the span of `_DIRECTIONS` of the rows.
+    """
+    unit = power_of_two(views)
+    views = scaled(views, unit)
     n, dim = views[0].shape
-    chosen = some_rows(n, _COVARIANCE_ROWS * dim // len(views))
-    part = None if weights is None else weights[chosen]
-    return moments([Rows(features, chosen) for features in views], part)
+    cheap = dim <= _FEW_DIMENSIONS or 8 * len(views) * n * n_classes >= dim**2
+    if cheap and dim <= max(len(views) * n, _DIRECTIONS):
+        found = moments_of_some(views, weights)
+        return Coordinates(unit, found.mean, found.directions, found.variances, 0.0)
+    some, part = covariance_rows(views, weights)
+    relative = None if part is None else mean_1(part).astype(np.float32)[:, None]
+
+    def sums(features: Features, rows: slice) -> np.ndarray:
+        x = np.asarray(features[rows], np.float32)
+        total: np.ndarray = (x if relative is None else x * relative[rows]).sum(0, dtype=np.float64)
+        return total
+
+    total = sum(map(len, some))
+    mean: np.ndarray = sum(each_block(some, sums, 2 * dim), np.zeros(dim)) / total
+    few = some_rows(n, max(1, _DIRECTIONS // len(views)))
+    seed = np.concatenate([np.asarray(features[few], np.float64) for features in views]) - mean
+    squares, mix = np.linalg.eigh(seed @ seed.T)
+    kept = squares > _NULL * squares[-1]
+    principal = seed.T @ mix[:, kept] / np.sqrt(squares[kept])
+    # Once more, since the rounding of the squares left the small ones a little askew.
+    basis = np.linalg.solve(np.linalg.cholesky(principal.T @ principal), principal.T).T
+    narrow = basis.astype(np.float32)
+
+    def along(features: Features, rows: slice) -> tuple[np.ndarray, float]:
+        x = np.asarray(features[rows], np.float32) - mean.astype(np.float32)
+        weighted = x if relative is None else x * relative[rows]
+        inside = x @ narrow
+        return (weighted @ narrow).T @ inside, float(np.vdot(x, weighted))
+
+    covariance, whole = np.zeros((basis.shape[1],) * 2), 0.0
+    for one, other in each_block(some, along, 3 * dim):
+        covariance += one / total
+        whole += other / total
+    variances, turn = np.linalg.eigh(covariance)
+    variances = np.maximum(variances, 0)
+    left = min(dim, total - 1) - len(variances)
+    rest = (whole - variances.sum()) / left if left > 0 else 0.0
+    rest = max(float(rest), _NULL * float(variances.max(initial=0)))
+    directions = basis @ turn
+    return Coordinates(unit, mean, directions, variances, rest, span_of(views, mean))
 
 
 class _Converged(Exception):
@@ -137,8 +301,9 @@ class _Descent:
         labels: np.ndarray,
         recipe: ExactRecipe,
         weights: np.ndarray | None,
-        coordinates: Moments,
+        coordinates: Coordinates,
         on_progress: OnProgress,
+        iterations: int = 0,
     ) -> None:
         self._views = views
         self._labels = labels
@@ -146,19 +311,28 @@ class _Descent:
         self._weights = weights
         self._coordinates = coordinates
         self._on_progress = on_progress
-        self.iterations = 0
+        self._precision: type[np.floating] = np.float32
+        self.iterations = iterations
         self.evaluations = 0
         self.converged = False
         self.reached: Objective
 
-    def run(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return weight (K, D) and bias (K,) at the end, float64."""
+    def run(
+        self, weight: np.ndarray, bias: np.ndarray, proven: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return weight (K, D) and bias (K,) at the end, float64.
+
+        The end is ``proven`` by Newton steps, or estimated from the coordinates.
+        """
         from scipy.optimize import minimize
 
         self._best = np.asarray(weight, np.float64), np.asarray(bias, np.float64)
         self.reached = self._evaluate(*self._best)
-        while not self.converged and self.iterations < self._recipe.max_iterations:
+        self._caution = 1.0 if proven else _ESTIMATED
+        while self.iterations < self._recipe.max_iterations:
             self._set_curvature()
+            if self._is_flat():
+                break
             try:
                 minimize(
                     self._in_coordinates,
@@ -174,91 +348,197 @@ class _Descent:
                         "gtol": 0.0,
                     },
                 )
-            except _Converged:
-                self.converged = True
             except _Stale:
                 continue
-            else:
-                # No step lowers the objective: the optimum, or the limit of precision.
-                self.converged = self.iterations < self._recipe.max_iterations and self._is_flat()
-                break
+            except _Converged:
+                pass
+            break
+        if proven:
+            self._newton()
+        else:
+            self.converged = self.iterations < self._recipe.max_iterations and self._is_flat()
         # SciPy's objects refer to this one in a cycle, and would keep the features in memory until
         # the garbage collector runs.
         self._views = ()
         return self._best
 
+    def _newton(self) -> None:
+        """Take Newton steps until half the decrement is within the tolerance."""
+        if self._views[0].dtype != np.float64:
+            self._precision = np.float64
+            self.reached = self._evaluate(*self._best)
+        least: float | None = None
+        while True:
+            self._set_curvature()
+            allowed = self._recipe.tolerance * self.reached.value
+            step, decrement, least = self._newton_step(self._gradient, allowed, least)
+            self.converged = _CAUTION * decrement / 2 <= allowed
+            if self.converged or self.iterations >= self._recipe.max_iterations:
+                return
+            if decrement > _NEAR * self.reached.value:
+                least = None  # it is another one at the next head
+            point, before, size = self._encode(*self._best), self.reached.value, 1.0
+            while self._in_coordinates(point - size * step)[0] > before - 1e-4 * size * decrement:
+                size /= 4
+                if size < _LEAST_STEP:
+                    return  # no step lowers the objective: the limit of precision
+            self.iterations += 1
+            self._report()
+
+    def _newton_step(
+        self, gradient: np.ndarray, allowed: float, least: float | None
+    ) -> tuple[np.ndarray, float, float | None]:
+        """Return the inverse Hessian times the gradient, the decrement, and the least curvature.
+
+        A known ``least`` curvature bounds what is missing from the decrement, so that few products
+        prove it to be within the allowed gap. Near the optimum the step ends as near to it.
+        """
+        from scipy.linalg import eigvalsh_tridiagonal
+
+        step, residual = np.zeros_like(gradient), gradient.copy()
+        along, square = gradient.copy(), float(np.vdot(gradient, gradient))
+        gains: list[float] = []
+        # Conjugate gradients are Lanczos's method: the Hessian as a tridiagonal matrix.
+        diagonal: list[float] = []
+        beside: list[float] = []
+        carried = 0.0
+        hessian = Hessian(*self._best, self._views, self._recipe.weight_decay, self._weights)
+        for _ in range(_INNER):
+            if least and _CAUTION * (most := sum(gains) + square / least) / 2 <= allowed:
+                return step, most, least
+            bent = self._gradient_of(*hessian.times(*self._decode(along)))
+            self.evaluations += 1
+            curvature = float(np.vdot(along, bent))
+            if not curvature > 0:
+                break
+            size = square / curvature
+            step += size * along
+            residual -= size * bent
+            gains.append(size * square)
+            square, before = float(np.vdot(residual, residual)), square
+            ratio = square / before
+            diagonal.append(1 / size + carried)
+            beside.append(math.sqrt(ratio) / size)
+            carried = ratio / size
+            decrement = sum(gains)
+            enough = _INNER_SHARE * decrement
+            if 2 * allowed / _CAUTION < decrement <= _NEAR * self.reached.value:
+                enough = min(enough, _LEFT * allowed)
+            if sum(gains[-_INNER_WINDOW:]) <= enough or square == 0:
+                break
+            along = residual + ratio * along
+        if gains:
+            found = eigvalsh_tridiagonal(diagonal, beside[:-1], select="i", select_range=(0, 0))
+            least = float(found[0])
+        return step, sum(gains), least
+
     def _set_curvature(self) -> None:
-        self._curvature = max(self.reached.curvature, _FLAT)
-        self._values = [self.reached.value]
-        softmax = _softmax_curvature(*self._best, self._views[0], self._weights)
-        curvatures, self._mix = np.linalg.eigh(softmax)
-        curvatures = np.maximum(curvatures, 0)
+        self._curvature = self.reached.curvature
+        curvatures, self._mix = _softmax_curvature(*self._best, self._views[0], self._weights)
         decay = self._recipe.weight_decay
+        least = max(float(curvatures.max()) * _FLAT, _TINY)
+        curvatures = np.maximum(curvatures, least)
         self._scale = np.sqrt(np.outer(curvatures, self._coordinates.variances) + decay)
+        self._rest_scale = np.sqrt(curvatures * self._coordinates.rest + decay)[:, None]
         # Adding the same to all biases changes nothing: that direction has no curvature.
         self._free_scale = np.sqrt(np.maximum(curvatures, curvatures.max() * 1e-3 + _FLAT))
+        here = self.reached
+        self._gradient = self._gradient_of(here.weight_gradient, here.bias_gradient)
+
+    @property
+    def _partial(self) -> bool:
+        dim, n_directions = self._coordinates.directions.shape
+        return n_directions < dim
+
+    def _mixed(self, values: np.ndarray, back: bool = False) -> np.ndarray:
+        if self._mix is None:
+            return values
+        return self._mix @ values if back else self._mix.T @ values
 
     def _encode(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        along = self._mix.T @ weight @ self._coordinates.directions * self._scale
-        free = self._mix.T @ (bias + weight @ self._coordinates.mean) * self._free_scale
-        return np.concatenate([along.ravel(), free])
+        free = self._mixed(bias + weight @ self._coordinates.mean) * self._free_scale
+        weight = self._mixed(weight)
+        along = weight @ self._coordinates.directions
+        parts = [(along * self._scale).ravel(), free]
+        if self._partial:
+            rest = weight - along @ self._coordinates.directions.T
+            parts.insert(0, (rest * self._rest_scale).ravel())
+        return np.concatenate(parts)
 
     def _decode(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        n_classes = len(self._mix)
-        along, free = point[:-n_classes].reshape(n_classes, -1), point[-n_classes:]
-        weight = self._mix @ (along / self._scale) @ self._coordinates.directions.T
-        return weight, self._mix @ (free / self._free_scale) - weight @ self._coordinates.mean
+        n_classes, (dim, m) = len(self._free_scale), self._coordinates.directions.shape
+        free, point = point[-n_classes:], point[:-n_classes]
+        along = point[len(point) - n_classes * m :].reshape(n_classes, m) / self._scale
+        weight = along @ self._coordinates.directions.T
+        if self._partial:
+            weight += point[: n_classes * dim].reshape(n_classes, dim) / self._rest_scale
+        weight = self._mixed(weight, back=True)
+        bias = self._mixed(free / self._free_scale, back=True) - weight @ self._coordinates.mean
+        return weight, bias
 
     def _evaluate(self, weight: np.ndarray, bias: np.ndarray) -> Objective:
         self.evaluations += 1
-        return objective(weight, bias, self._views, self._labels, self._recipe, self._weights)
+        return objective(
+            weight, bias, self._views, self._labels, self._recipe, self._weights, self._precision
+        )
 
     def _in_coordinates(self, point: np.ndarray) -> tuple[float, np.ndarray]:
         weight, bias = self._decode(point)
         here = self._evaluate(weight, bias)
+        gradient = self._gradient_of(here.weight_gradient, here.bias_gradient)
         if here.value <= self.reached.value:
-            self.reached, self._best = here, (weight, bias)
-        return here.value, self._gradient(here)
+            self.reached, self._best, self._gradient = here, (weight, bias), gradient
+        return here.value, gradient
 
-    def _gradient(self, here: Objective) -> np.ndarray:
-        centred = here.weight_gradient - np.outer(here.bias_gradient, self._coordinates.mean)
-        along = self._mix.T @ centred @ self._coordinates.directions / self._scale
-        return np.concatenate([along.ravel(), self._mix.T @ here.bias_gradient / self._free_scale])
-
-    def _allowed(self) -> float:
-        return self._recipe.tolerance * max(self.reached.value, _SEPARATED)
+    def _gradient_of(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        centred = np.outer(bias, -self._coordinates.mean)
+        centred += weight
+        centred = self._mixed(centred)
+        along = centred @ self._coordinates.directions
+        parts = [(along / self._scale).ravel(), self._mixed(bias) / self._free_scale]
+        if self._partial:
+            rest = centred - along @ self._coordinates.directions.T
+            parts.insert(0, (rest / self._rest_scale).ravel())
+        return np.concatenate(parts)
 
     def _is_flat(self) -> bool:
-        decrement = float(np.square(self._gradient(self.reached)).sum()) / 2
-        return _CAUTION * decrement <= self._allowed()
+        decrement = float(np.vdot(self._gradient, self._gradient)) / 2
+        allowed = self._recipe.tolerance * max(self.reached.value, _SEPARATED)
+        return self._caution * decrement <= allowed
 
-    def _recent_gain(self) -> float:
-        """Return the gain of the last `_WINDOW` iterations, or that many times the last gain."""
-        if len(self._values) > _WINDOW:
-            return self._values[-1 - _WINDOW] - self._values[-1]
-        return _WINDOW * (self._values[-2] - self._values[-1])
-
-    def _after_iteration(self, _: np.ndarray) -> None:
-        self.iterations += 1
+    def _report(self) -> None:
         self._on_progress(
             Progress("probe", self.iterations, None, "iteration", f"{self.reached.value:.6f}")
         )
-        self._values.append(self.reached.value)
-        if self._is_flat() and self._recent_gain() <= self._allowed() * _WINDOW_SHARE:
+
+    def _after_iteration(self, _: np.ndarray) -> None:
+        self.iterations += 1
+        self._report()
+        if self._is_flat():
             raise _Converged
-        ratio = max(self.reached.curvature, _FLAT) / self._curvature
+        ratio = self.reached.curvature / max(self._curvature, _TINY)
         if not 1 / _STALE < ratio < _STALE:
             raise _Stale
 
 
 def _softmax_curvature(
     weight: np.ndarray, bias: np.ndarray, features: Features, weights: np.ndarray | None
-) -> np.ndarray:
-    """Return the mean of ``diag(p) - p p^T`` over a part of the rows: float64 (K, K)."""
-    rows = some_rows(len(features), _CURVATURE_ROWS)
-    scores = np.asarray(features[rows], np.float32) @ weight.T.astype(np.float32) + bias
-    scores -= scores.max(axis=1, keepdims=True)
-    p = np.exp(scores)
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the eigenvalues (K,) and eigenvectors (K, K) of A, float64, from a part of the rows.
+
+    Of many classes, or classes of few rows, the diagonal and None.
+    """
+    n, n_classes = len(features), len(bias)
+    rows = some_rows(n, min(_CURVATURE_ROWS, max(256, _CURVATURE_NUMBERS // n_classes)))
+    x = np.asarray(Rows(features)[rows])
+    scores = (x @ weight.T.astype(np.result_type(x.dtype, np.float32))).astype(np.float64) + bias
+    p = np.exp(scores - scores.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     weighted = p if weights is None else p * mean_1(weights[rows])[:, None]
-    return np.diag(weighted.mean(axis=0)) - p.T @ weighted / len(p)
+    if n_classes > min(_MIXED_CLASSES, n // _ROWS_A_CLASS) and n_classes > 64:
+        return np.einsum("rk,rk->k", weighted, 1 - p) / len(p), None
+    # A row of diag(p) - p p^T sums to 0: the diagonal that way, since 1 - p cancels.
+    products = p.T @ weighted / len(p)
+    np.fill_diagonal(products, 0)
+    curvatures, mix = np.linalg.eigh(np.diag(products.sum(axis=1)) - products)
+    return np.maximum(curvatures, 0), mix

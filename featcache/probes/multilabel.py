@@ -29,8 +29,7 @@ from .blocks import Features, Rows, loaded, one_blas_thread
 from .cross_check import MAX_ITERATIONS, UNDER_TRAINED
 from .head import Head, reached
 from .label_heads import LabelHeads, label_objective, label_totals, train_labels
-from .lbfgs import coordinates_of
-from .scaling import Scaling
+from .scaling import Scaling, moments_of_some
 from .sweep import C_GRID, HOLDOUT_SHARE
 
 _RANKING_TOLERANCE = 1e-3  # enough to rank the values of C
@@ -418,7 +417,7 @@ def _choose(
     positives, negatives = (held_targets == 1).sum(axis=0), (held_targets == 0).sum(axis=0)
     by_loss = (positives < _FEW) | (negatives < _FEW)
     totals = np.maximum(label_totals(targets, weights, len(views)), 1e-12)
-    coordinates = coordinates_of(views)
+    coordinates = moments_of_some(views)
     best = np.full(targets.shape[1], -np.inf)
     C, thresholds = np.empty(len(best)), np.full(len(best), 0.5)
     kept_scores = np.empty((len(held), len(best)), np.float32)

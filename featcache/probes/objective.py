@@ -26,6 +26,7 @@ from .weights import mean_1
 # (kernel/x86_64/sgemm_small_kernel_permit_skylakex.c): elements of the result, multiplications.
 _SMALL_RESULT = 1200
 _SMALL_PRODUCT = 1_000_000
+_KEPT = 1 << 26  # numbers: probabilities up to these are kept between products with a Hessian
 _LEAST_TILE, _MOST_TILE = 32, 64  # rows: fewer cost more in calls than the copy did
 
 
@@ -67,16 +68,17 @@ def objective(
     labels: np.ndarray,
     penalty: Penalty,
     weights: np.ndarray | None = None,
+    least: type[np.floating] = np.float32,
 ) -> Objective:
     """Return the value of f, its gradient and mean curvature, in one pass over the features.
 
     ``weights`` (N,) are of the images, equal by default. Blocks are computed in the precision of
-    the features (N, D), float16 in float32; sums over blocks are float64. The pass needs a few
-    megabytes for any N.
+    the features (N, D), or in the ``least`` one where that is finer; sums over blocks are float64.
+    The pass needs a few megabytes for any N.
     """
     n, dim = views[0].shape
     total = len(views) * n
-    dtype = np.result_type(views[0].dtype, np.float32)
+    dtype = np.result_type(views[0].dtype, least)
     head = np.asarray(weight, dtype), np.asarray(bias, dtype)
     tile = _tile_rows(len(bias), dim)
     relative = None if weights is None else mean_1(weights).astype(dtype)
@@ -111,6 +113,81 @@ def objective(
         value += decay / 2 * float(np.square(bias, dtype=np.float64).sum())
         bias_gradient += decay * bias
     return Objective(value, weight_gradient, bias_gradient, curvature / (total * len(bias)))
+
+
+class Hessian:
+    """The Hessian of f at one head, (K, D) and (K,): products with it, each in one pass.
+
+    The bias is not penalised. Products are in the precision of the features, float32 at least. The
+    first one keeps the probabilities for the others, where they are few.
+    """
+
+    def __init__(
+        self,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        views: Sequence[Features],
+        weight_decay: float,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        n, dim = views[0].shape
+        self._dtype = np.result_type(views[0].dtype, np.float32)
+        self._head = np.asarray(weight, self._dtype), np.asarray(bias, self._dtype)
+        self._views = views
+        self._decay = weight_decay
+        self._relative = None if weights is None else mean_1(weights).astype(self._dtype)
+        self._tile = _tile_rows(len(bias), dim)
+        self._keeps = len(views) * n * len(bias) <= _KEPT
+        self._kept: dict[tuple[int, int], np.ndarray] = {}
+
+    def times(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the Hessian times a pair of the head's shapes, float64."""
+        along = np.asarray(weight, self._dtype), np.asarray(bias, self._dtype)
+        total, dim = sum(map(len, self._views)), weight.shape[1]
+        product, bias_product = np.zeros(weight.shape), np.zeros(bias.shape)
+
+        def of_block(features: Features, rows: slice) -> list[tuple[np.ndarray, np.ndarray]]:
+            x = np.asarray(features[rows], self._dtype)
+            whole = len(x) // self._tile * self._tile if self._tile else 0
+            return [
+                self._of_tiles(
+                    x[part].reshape(-1, n_rows, dim), (id(features), rows.start + part.start), along
+                )
+                for part, n_rows in (
+                    (slice(0, whole), self._tile),
+                    (slice(whole, len(x)), len(x) - whole),
+                )
+                if part.stop > part.start
+            ]
+
+        for parts in each_block(self._views, of_block, dim + 3 * len(bias)):
+            for one, other in parts:
+                product += one
+                bias_product += other
+        return product / total + self._decay * weight, bias_product / total
+
+    def _of_tiles(
+        self, x: np.ndarray, place: tuple[int, int], along: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sums over tiles of rows (T, R, D) that begin at a place."""
+        across = x.transpose(0, 2, 1)
+        p = self._kept.get(place)
+        if p is None:
+            p = np.matmul(self._head[0], across)  # (T, K, R)
+            p += self._head[1][:, None]
+            p -= p.max(axis=1, keepdims=True)
+            np.exp(p, out=p)
+            p /= p.sum(axis=1, keepdims=True)
+            if self._keeps:
+                self._kept[place] = p
+        change = np.matmul(along[0], across)
+        change += along[1][:, None]
+        change -= np.einsum("tkr,tkr->tr", p, change)[:, None]
+        change *= p
+        if self._relative is not None:
+            first = place[1]
+            change *= self._relative[first : first + x.shape[0] * x.shape[1]].reshape(len(x), 1, -1)
+        return np.matmul(change, x).sum(axis=0), change.sum(axis=(0, 2), dtype=np.float64)
 
 
 def predict(features: Features, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -159,15 +236,22 @@ class _Sums:
         scores -= scores.max(axis=1, keepdims=True)
         own = y[:, None]
         own_scores = np.take_along_axis(scores, own, axis=1)
-        self.loss -= float(weighted(own_scores).sum(dtype=np.float64))
         p = np.exp(scores, out=scores)
-        norms = p.sum(axis=1, keepdims=True)
-        self.loss += float(weighted(np.log(norms)).sum(dtype=np.float64))
+        # Apart from the label's own, so that nothing cancels where classes are separated: its
+        # residual p - 1 is minus the others' share, and the loss the logarithm of 1 and a bit.
+        np.put_along_axis(p, own, 0, axis=1)
+        others = p.sum(axis=1, keepdims=True)
+        own_p = np.exp(own_scores)
+        loss = np.log1p(others + (own_p - 1)) - own_scores
+        norms = others + own_p
+        others /= norms
         p /= norms
-        total = y.size if w is None else float(w.sum(dtype=np.float64))
-        self.curvature += total - float(np.vdot(p, weighted(p)))  # sum of p (1 - p)
-        np.put_along_axis(p, own, np.take_along_axis(p, own, axis=1) - 1, axis=1)
+        np.put_along_axis(p, own, -others, axis=1)
         residual = weighted(p)
+        self.loss += float(weighted(loss).sum(dtype=np.float64))
+        # The sum of p (1 - p).
+        self.curvature += 2 * float(weighted(others).sum(dtype=np.float64))
+        self.curvature -= float(np.vdot(p, residual))
         self.weight_gradient += np.matmul(residual, x).sum(axis=0)
         self.bias_gradient += residual.sum(axis=(0, 2), dtype=np.float64)
 

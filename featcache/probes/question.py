@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CacheCorruptError, DatasetError, RecipeError, TableError, one_line
+from ..options import check_choice
 from ..sampling import LIMIT_SEED, drawn_sides, stratified_rows, text_hashes
 from ..store.cache import Cache, CachedSplit, load, newest_cache
 from ..store.copies import hash_numbers, n_copied
@@ -28,7 +29,6 @@ from ..tables.table import Table
 from ..tables.target import Target, read_target
 from ..tables.where import rows_where
 from .blocks import Features, Rows, Stacked, each_block
-from .recipes import check_choice
 
 TASKS = ("auto", "classification", "multilabel", "regression")
 _TRAIN, _VAL, _TEST = range(3)  # places in ROLES
@@ -249,14 +249,15 @@ def ask(
     train_limit: int | None = None,
     test_limit: int | None = None,
     test_cache: Cache | None = None,
-    together: bool = False,
+    together: bool | None = False,
 ) -> Asked:
     """Return the images of each side whose target is known, without copying their features.
 
     Several ``cuts`` stand side by side, copied; none are the cache's first. ``views`` are those of
     training images; where some of these come from a split without flip views, only
     ``"identity"``. A limit draws a stratified sample of that size, always the same.
-    ``together``, for cross-validation, puts all images into ``train``.
+    ``together``, for cross-validation, puts all images into ``train``; None only where no image is
+    in test.
 
     Raises
     ------
@@ -275,7 +276,10 @@ def ask(
             "merge the caches and give a split column"
         )
     answers = _answers(cache, question)
-    sides, split, notes = _sides(cache, question, answers, together)
+    sides, split, notes = _sides(cache, question, answers, bool(together))
+    if together is None and not (sides == _TEST).any():
+        together = True
+        sides, split, notes = _sides(cache, question, answers, True)
     images = _Images(cache, answers, cuts)
     train = images.part(sides == _TRAIN, "train", views, train_limit)
     if len(train.views) < len(views):
@@ -320,6 +324,63 @@ def own_test_images(cache: Cache, *, cuts: Sequence[str] = (), limit: int | None
     answers = _answers(cache, Question())
     sides, _, _ = _sides(cache, Question(), answers, False)
     return _Images(cache, answers, cuts).part(sides == _TEST, "test", limit=limit)
+
+
+@dataclass(frozen=True, eq=False)
+class Unlabelled:
+    """The training images of a question: those with a target, and those without.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Of the classes.
+    labelled : Part
+        The images with a class; there may be none.
+    rows : numpy.ndarray
+        int64 (n,): cache rows of the images without one, ascending.
+    features : Features
+        (n, D) of these.
+    """
+
+    names: tuple[str, ...]
+    labelled: Part
+    rows: np.ndarray
+    features: Features
+
+
+def unlabelled(cache: Cache, question: Question) -> Unlabelled:
+    """Return the training images without a class, as `ask` returns those with one.
+
+    Raises
+    ------
+    TableError, CacheCorruptError
+        As of `ask`.
+    RecipeError
+        The target is not classes.
+    DatasetError
+        Every training image has a class.
+    """
+    answers = _answers(cache, question)
+    target = answers.target
+    if target.task != "classes":
+        raise RecipeError(
+            f"target: expected classes, found {target.task} in {target.name}; give another "
+            "--target, or --task classification"
+        )
+    sides, _, _ = _sides(cache, question, answers, False)
+    images = _Images(cache, answers, ())
+    rows = answers.rows[(sides == _TRAIN) & target.missing]
+    if not len(rows):
+        raise DatasetError(
+            f"{cache.path}: expected training images without a class, found that all "
+            f"{(sides == _TRAIN).sum():,} have one; name a column with missing values with --target"
+        )
+    return Unlabelled(
+        target.names,
+        images.part(sides == _TRAIN, ""),
+        rows,
+        images.features(rows, "identity"),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -536,7 +597,7 @@ class _Images:
         if len(rows) and rows[-1] >= self._ends[0]:  # only training images have flip views
             views = ("identity",)
         return Part(
-            [self._rows(rows, view) for view in views],
+            [self.features(rows, view) for view in views],
             values[chosen],
             rows,
             self._cache,
@@ -559,7 +620,7 @@ class _Images:
             )
         )
 
-    def _rows(self, rows: np.ndarray, view: str) -> Features:
+    def features(self, rows: np.ndarray, view: str) -> Features:
         """Return features (n, D) of ascending cache rows: a split's own array where it is all."""
         of_split = np.searchsorted(self._ends, rows, "right")
         touched = np.unique(of_split) if len(rows) else np.array([0])

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import RecipeError
+from ..options import check_choice
 
 _COUNTS = ("epochs", "batch_size", "max_iterations", "patience")
 _RATES = ("lr", "head_lr", "backbone_lr")
-
-
-def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Raise RecipeError unless a value is one of the choices."""
-    choices = tuple(choices)
-    if value not in choices:
-        raise RecipeError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
 
 
 def check_common(recipe: Any, *, least_batch: int = 1, may_lack_penalty: bool = False) -> None:
@@ -113,8 +106,8 @@ class ExactRecipe:
     weight_decay : float
         lambda of the objective; scikit-learn's C is 1 / (N * lambda).
     tolerance : float
-        Stop when the estimated gap of the objective to its optimum is at most this fraction of
-        it; below 0.001 nats, where classes are separated, of 0.001 nats.
+        Stop when the gap of the objective to its optimum, by Newton's decrement, is at most this
+        fraction of it. A tolerance of 1e-4 or more is of 0.001 nats at least.
     max_iterations : int
         Stop after this many at the latest; the solution then says that it did not converge.
     """

@@ -13,6 +13,7 @@ sections 3.4.1 and 4.2.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,9 +21,12 @@ from dataclasses import replace
 import numpy as np
 
 from .blocks import Features, each_block
+from .lbfgs import span_of
 from .objective import Solution
-from .scaling import moments
+from .scaling import moments, power_of_two, scaled
 from .weights import counted, mean_1
+
+_ROUNDING = 1e-6  # relative, of variances summed in float32
 
 
 def train_ridge(
@@ -58,7 +62,16 @@ class Ridge:
         started = time.perf_counter()
         views, labels, weights = counted(views, labels, weights)
         relative = None if weights is None else mean_1(weights)
+        self._unit = power_of_two(views)
+        views = scaled(views, self._unit)
+        self._centre: np.ndarray = np.asarray(views[0][:1], np.float64)[0]
+        self._span = span_of(views, self._centre)
+        if self._span is not None:
+            labels = np.tile(labels, len(views))
+            relative = None if relative is None else np.tile(relative, len(views))
+            views = [self._span.rows]
         n, dim = views[0].shape
+        self._n = n
         measured = moments(views, relative)
         self._mean, self._variances = measured.mean, measured.variances
         self._directions = measured.directions
@@ -83,6 +96,7 @@ class Ridge:
     def solve(self, weight_decay: float) -> Solution:
         """Return the optimum at one lambda: one product of (K, D) and (D, D)."""
         started = time.perf_counter()
+        weight_decay /= self._unit**2
         scale = self._variances + weight_decay
         weight = (self._along / scale) @ self._directions.T
         bias = self._shares - weight @ self._mean
@@ -93,16 +107,38 @@ class Ridge:
         value = float(unexplained + weight_decay * np.square(weight).sum()) / 2
         covariance_part = (self._along / scale * self._variances) @ self._directions.T
         gradient = covariance_part - self._products + weight_decay * weight
+        if self._span is not None:
+            weight = self._span.outside(weight)
+            bias = bias - weight @ self._centre
         return Solution(
-            weight=weight.astype(np.float32),
+            weight=(weight / self._unit).astype(np.float32),
             bias=bias.astype(np.float32),
             epochs=1,
             steps=1,
             converged=True,
             objective=value,
-            gradient_norm=float(np.linalg.norm(gradient)),
+            gradient_norm=float(np.linalg.norm(gradient)) * self._unit,
             wall_s=self._wall_s + time.perf_counter() - started,
         )
+
+    @property
+    def total_variance(self) -> float:
+        """Sum of the features' variances."""
+        return float(self._variances.sum())
+
+    def gcv(self, weight_decay: float) -> float:
+        """Return the generalized cross-validation of the one-hot labels at one lambda.
+
+        Its formula and source are those of `regression`.
+        """
+        varying = self._variances > _ROUNDING * self._variances[-1]
+        variances = self._variances[varying]
+        explained = np.square(self._along[:, varying]).sum(axis=0) / variances
+        left = weight_decay / (variances + weight_decay)
+        unexplained = (self._shares * (1 - self._shares)).sum() - explained.sum()
+        residual = max(0.0, float(unexplained)) + float(explained @ left**2)
+        freedom = 1 - (1 + float((1 - left).sum())) / self._n
+        return residual / freedom**2 if freedom > _ROUNDING else math.inf
 
 
 def ridge_objective(

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .blocks import Features, Rows, each_block
-from .recipes import check_choice
+from ..options import check_choice
+from .blocks import Features, Rows, each_block, some_rows
 from .weights import mean_1
 
 _ROUNDING = 1e-6  # relative, of float32
@@ -72,6 +72,54 @@ def unit_length(features: np.ndarray) -> np.ndarray:
 def _sums(features: Features, rows: slice) -> np.ndarray:
     sums: np.ndarray = features[rows].sum(axis=0, dtype=np.float64)
     return sums
+
+
+_COVARIANCE_ROWS = 40  # times D: enough for the coordinates of a search
+
+
+def covariance_rows(
+    views: Sequence[Features], weights: np.ndarray | None
+) -> tuple[list[Features], np.ndarray | None]:
+    """Return rows that are enough for a covariance of (N, D), of each view, and their weights."""
+    n, dim = views[0].shape
+    chosen = some_rows(n, _COVARIANCE_ROWS * dim // len(views))
+    part = None if weights is None else weights[chosen]
+    return [Rows(features, chosen) for features in views], part
+
+
+def moments_of_some(views: Sequence[Features], weights: np.ndarray | None = None) -> Moments:
+    """Return the moments of features (N, D) of each view, from a part of the rows."""
+    return moments(*covariance_rows(views, weights))
+
+
+_PLAIN = 1e9  # sizes up to this, and down to its inverse, need no other unit
+_SIZED_ROWS = 4096
+
+
+def power_of_two(views: Sequence[Features]) -> float:
+    """Return a unit in which features (N, D) have squares in range: 1 for all that are not extreme.
+
+    A power of two, so that dividing by it rounds nothing.
+    """
+    n = len(views[0])
+    some = (np.asarray(features[some_rows(n, _SIZED_ROWS)]) for features in views)
+    largest = max((float(np.abs(part).max(initial=0)) for part in some), default=0.0)
+    if not 0 < largest < np.inf or 1 / _PLAIN < largest < _PLAIN:
+        return 1.0
+    return float(2.0 ** np.clip(np.round(np.log2(largest)), -1000, 1000))
+
+
+def scaled(views: Sequence[Features], unit: float) -> Sequence[Features]:
+    """Return features in another unit, divided when they are read."""
+    if unit == 1:
+        return views
+
+    def divide(rows: np.ndarray) -> np.ndarray:
+        return (np.asarray(rows, np.float64) / unit).astype(np.float32)
+
+    if views[0].dtype == np.float64:
+        return [np.asarray(features[:]) / unit for features in views]
+    return [Rows(features, change=divide) for features in views]
 
 
 @dataclass(frozen=True)

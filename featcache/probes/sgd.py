@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import RecipeError
+from ..errors import DivergedError
 from ..progress import OnProgress, Progress, silent
 from ..sampling import epoch_plan, initial_head, row_batches
 from .blocks import Features, Rows, in_memory
@@ -99,7 +99,7 @@ def train_sgd(
             weight, bias = whitening.fold(weight, bias)
         reached = objective(weight, bias, views, labels, recipe, weights)
         if not math.isfinite(reached.value):
-            raise RecipeError(
+            raise DivergedError(
                 f"probe: expected a finite objective, found {reached.value} after {steps} steps at "
                 f"learning rate {recipe.lr}; use a smaller --lr"
             )

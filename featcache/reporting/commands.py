@@ -12,8 +12,8 @@ from ..backbones.architectures import BACKBONES
 from ..backbones.naming import LIBRARIES, PRETRAINED, recorded_weights
 from ..finetuning.recipes import FINETUNE_RECIPES
 from ..probes.recipes import PROBE_RECIPES
-from ..store.arrays import IMPORTED
 from ..store.cache import Cache
+from ..store.provenance import IMPORTED
 from .pictures import dataset_place
 
 _SOMEWHERE = "DATASET"  # where the path of the images is unknown
@@ -50,19 +50,32 @@ def run_command(record: Mapping[str, Any], cache: Cache | None) -> str | None:
     if kind == "probe":
         return _probe_command(record, at, cache)
     if kind == "knn":
-        return shell("featcache", "probe", at, *_question(record), "--knn", record.get("k", ""))
+        words = ["--knn", record.get("k", ""), "--distance", record.get("distance", "cosine")]
+        heat = record.get("temperature", 0.07)
+        words += ["--temperature", "inf" if heat is None else heat]
+        if record.get("shots") is not None:
+            words += ["--shots", record["shots"], "--seeds", record.get("seeds", 5)]
+        return shell("featcache", "probe", at, *_question(record), *words)
     if kind == "few-shot":
         # Where a point has no number of shots, all images were taken.
         shots = [point.get("shots") or "full" for point in record["points"]]
         words = ["--shots", ",".join(map(str, shots)), "--seeds", record.get("seeds", 5)]
-        words += _question(record)
-        return shell("featcache", "probe", at, *words, "--metric", record["metric"])
+        return shell("featcache", "probe", at, *words, *_of_curve(record))
     if kind == "learning-curve":
-        words = ["--learning-curve", "--seeds", record.get("seeds", 5), *_question(record)]
-        return shell("featcache", "probe", at, *words, "--metric", record["metric"])
+        words = ["--learning-curve", "--seeds", record.get("seeds", 5)]
+        return shell("featcache", "probe", at, *words, *_of_curve(record))
     if kind == "finetune":
         return _finetune_command(record, cache)
     return None
+
+
+def _of_curve(record: Mapping[str, Any]) -> list[object]:
+    words = [*_question(record), "--metric", record["metric"]]
+    words += ["--solver", record.get("solver", "lbfgs")]
+    recipe = record.get("recipe")
+    if isinstance(recipe, Mapping) and "weight_decay" in recipe:
+        words += ["--weight-decay", recipe["weight_decay"]]
+    return words
 
 
 def _probe_command(record: Mapping[str, Any], at: str, cache: Cache | None) -> str:

@@ -31,6 +31,7 @@ from .style import (
     log_ticks,
     percent,
     percent_axis,
+    scaled,
     sheet,
     short,
 )
@@ -112,6 +113,9 @@ def _draw_times(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xscale("log")
     axes.set_autoscalex_on(False)  # identical times would make matplotlib warn
     times = []
+    # The labels stand beside the axes: in a narrow figure they would leave no room for them.
+    narrow = axes.figure.get_figwidth() < WIDTH
+    room = 18 if narrow else 38
     for record, name in zip(records, run_labels(records), strict=True):
         colour, mark = _LOOKS.get(str(record["kind"]), (SERIES[3], "^"))
         top1, alone = record["top1"], max(float(record["wall_s"]), 1e-3)
@@ -126,7 +130,7 @@ def _draw_times(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
         if total > alone:
             looks = {"markerfacecolor": SURFACE, "markersize": 4, "markevery": [1], "linewidth": 1}
             axes.plot([alone, total], [top1, top1], ":o", color=colour, **looks)
-        label_beside(axes, total, top1, f"{percent(top1)}  {short(name, 38)}")
+        label_beside(axes, total, top1, f"{percent(top1)}  {short(name, room)}")
     for method, top1 in published(records).items():
         axes.axhline(top1, color=MUTED, linewidth=1, linestyle=_DASHED, zorder=0)
         looks = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
@@ -135,7 +139,7 @@ def _draw_times(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
     low, high = min(times), max(times)
     margin = max((high / low) ** 0.08, 1.3)  # one run alone spans no range
     axes.set_xlim(low / margin, high * margin)
-    log_ticks(axes, _TIMES)
+    log_ticks(axes, _TIMES, 0.4 if narrow else 0.15 * WIDTH / axes.figure.get_figwidth())
     percent_axis(axes.yaxis, "top-1")
     axes.set_xlabel("time")
 
@@ -210,6 +214,58 @@ def _dataset(record: Mapping[str, Any]) -> str:
     return f"{short(name, 40)} ({digest[:8]})"
 
 
+# ---- backbones compared
+
+_FEW = ("^", "v", "<", ">")
+
+
+def backbones_compared(rows: Sequence[Any], *, width: float = WIDTH) -> Any:
+    """Draw the accuracies of each backbone of a survey, or of its record, the best first.
+
+    Raises
+    ------
+    FeatcacheError
+        No backbones, or more than 40.
+    """
+    if not rows:
+        raise FeatcacheError("survey: expected backbones, found none")
+    _check_number(len(rows), "backbones")
+    shots = sorted({_field(one, "shots") or 0 for row in rows for one in _field(row, "few_shot")})
+    words = "Circle: linear head with its 95 % interval, hollow where it is significantly worse "
+    words += f"than the best (p < 0.05, paired). Square: {_field(_field(rows[0], 'knn'), 'k')}-NN."
+    if shots:
+        words += f" Triangles: {', '.join(map(str, shots))} images of every class."
+    with sheet(width, 1.3 + 2 * len(rows) * STEP / POINTS) as figure:
+        head(figure, "Backbones on the same test images", words)
+        axes = figure.add_subplot()
+        for place, row in enumerate(rows):
+            _draw_backbone(axes, place, row, shots)
+        axes.set_yticks(range(len(rows)), [""] * len(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.8)
+        percent_axis(axes.xaxis, "top-1")
+    return figure
+
+
+def _draw_backbone(axes: Any, place: int, row: Any, shots: Sequence[int]) -> None:
+    # Above the marks there is room for the names of two backbones.
+    looks = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "size": SMALL}
+    axes.annotate(short(_field(row, "name"), 54), (0, place), (4, 6), **looks)
+    versus, rate = _field(row, "vs_best"), _field(row, "images_per_s")
+    probe = _field(row, "probe")
+    top1, (low, high) = _field(probe, "top1"), _field(probe, "interval")
+    worse = versus is not None and _field(versus, "p_value") < 0.05
+    errors = [[max(top1 - low, 0)], [max(high - top1, 0)]]
+    looks = {"color": SERIES[0], "markersize": 6.5, "elinewidth": 1.2, "zorder": 4}
+    face = SURFACE if worse else SERIES[0]
+    axes.errorbar([top1], [place], xerr=errors, fmt="o", markerfacecolor=face, **looks)
+    axes.plot([_field(_field(row, "knn"), "top1")], [place], "s", color=SERIES[2], markersize=5)
+    for one in _field(row, "few_shot"):
+        mark = _FEW[shots.index(_field(one, "shots") or 0) % len(_FEW)]
+        axes.plot([_field(one, "top1")], [place], mark, color=SERIES[1], markersize=5)
+    cost = f"{rate:,.0f} img/s" if rate else f"{_field(row, 'feature_dim'):,} numbers"
+    label_beside(axes, top1, place, f"{percent(top1)}  {cost}")
+
+
 # ---- fine-tunes, epoch by epoch
 
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
@@ -266,7 +322,8 @@ def _draw_epochs(above: Any, below: Any, records: Sequence[Mapping[str, Any]]) -
             ring = {"markerfacecolor": "none", "markersize": 9, "color": colour}
             below.plot([best], [accuracies[best]], "o", **ring)
         last, top1 = list(accuracies.items())[-1]
-        words = short(name + ", val" * on_val, 38)
+        narrow = below.figure.get_figwidth() < WIDTH
+        words = short(name + ", val" * on_val, 18 if narrow else 38)
         label_beside(below, last, top1, f"{percent(top1)}  {words}", colour)
     above.set_ylabel("training loss")
     above.tick_params(labelbottom=False)
@@ -307,7 +364,7 @@ def draw_path(panel: Any, sweep: Any, metric: str) -> None:
     chosen = float(_field(sweep, "C"))
     best = min(points, key=lambda point: abs(point[0] - chosen))
     short_fits = [point for point in points if not point[2]]
-    words = f"Score on {_field(sweep, 'n_holdout'):,} validation images, held out of training."
+    words = f"Score on {_field(sweep, 'n_holdout'):,} images held out of training."
     if _field(sweep, "at_edge"):
         words += f" The best C is the {_field(sweep, 'at_edge')} one tried: a better one may lie "
         words += "beyond."
@@ -427,7 +484,7 @@ def draw_per_class(panel: Any, values: np.ndarray, class_names: Sequence[str]) -
     order = np.argsort(-np.where(np.isnan(values), -1, values), kind="stable")
     seen = int(np.count_nonzero(~np.isnan(values)))
     mean = float(np.nanmean(values)) if seen else float("nan")
-    words = f"Mean of {seen:,} classes (balanced accuracy): {percent(mean)}." if seen else ""
+    words = f"Dashed: mean of {seen:,} classes (balanced accuracy), {percent(mean)}." * bool(seen)
     gap_at = None
     if len(values) > _LISTED:
         words += f" Shown are the best {_BEST} and the worst {_WORST}."
@@ -435,21 +492,27 @@ def draw_per_class(panel: Any, values: np.ndarray, class_names: Sequence[str]) -
         order = np.concatenate((order[:_BEST], order[seen - _WORST : seen]))
     head(panel, "Accuracy per class", words)
     axes = panel.add_subplot()
-    names = [short(class_names[index], 22) for index in order]
-    _bars(axes, values[order], names, SERIES[0], gap_at)
+    names = [short(class_names[index], scaled(panel, 22)) for index in order]
+    said = ["no test image" if np.isnan(value) else percent(value) for value in values[order]]
+    _bars(axes, values[order], names, said, SERIES[0], gap_at)
     axes.axvline(mean, color=MUTED, linewidth=0.9, linestyle=_DASHED)
-    axes.set_xlim(0, 1.12)
 
 
 def _bars(
-    axes: Any, values: Any, names: Sequence[str], colour: str, gap_at: int | None = None
+    axes: Any,
+    values: Any,
+    names: Sequence[str],
+    said: Sequence[str],
+    colour: str,
+    gap_at: int | None = None,
 ) -> None:
-    """Draw named bars from the top down, each with its percentage."""
+    """Draw named bars of fractions from the top down, with words in a column to the right."""
     places = [number + (gap_at is not None and number >= gap_at) for number in range(len(values))]
-    drawn = axes.barh(places, np.nan_to_num(values), height=0.72, color=colour, alpha=0.85)
-    words = ["no test image" if np.isnan(value) else percent(value) for value in values]
-    box = {"facecolor": SURFACE, "edgecolor": "none", "pad": 0.8}
-    axes.bar_label(drawn, words, padding=4, size=SMALL - 0.5, color=MUTED, bbox=box)
+    axes.barh(places, np.nan_to_num(values), height=0.72, color=colour, alpha=0.85)
+    axes.set_xlim(0, 1)
+    looks = {"transform": axes.get_yaxis_transform(), "va": "center", "color": MUTED}
+    for place, words in zip(places, said, strict=True):
+        axes.text(1.02, place, words, size=SMALL - 0.5, **looks)
     axes.set_yticks(places, names)
     axes.set_ylim(max(places, default=0) + 0.6, -0.6)
     axes.grid(False)
@@ -457,26 +520,65 @@ def _bars(
     axes.tick_params(bottom=False, labelbottom=False)
 
 
+def worst_classes(evaluation: Any, class_names: Sequence[str], *, width: float = WIDTH) -> Any:
+    """Draw `Evaluation.worst_classes` as bars: what there is to see of more than 100 classes."""
+    with sheet(width, _PAIRS_HEIGHT) as figure:
+        draw_worst_classes(figure, evaluation, class_names)
+    return figure
+
+
+def draw_worst_classes(panel: Any, evaluation: Any, class_names: Sequence[str]) -> None:
+    """Draw `worst_classes`."""
+    worst = _field(evaluation, "worst_classes")
+    missed = _field(evaluation, "n_classes_missed", 0)
+    words = f"The {len(worst)} lowest of {len(class_names):,} classes; {missed:,} classes have no "
+    head(panel, "Accuracy per class", words + "image right.")
+    counts = [(_field(one, "n_right"), _field(one, "n")) for one in worst]
+    said = [f"{right:,} of {n:,}" for right, n in counts]
+    names = [short(class_names[_field(one, "label")], scaled(panel, 22)) for one in worst]
+    _bars(panel.add_subplot(), [right / n for right, n in counts], names, said, SERIES[0])
+
+
+def confused_pairs(
+    pairs: Sequence[Any], class_names: Sequence[str], *, width: float = WIDTH
+) -> Any:
+    """Draw `Evaluation.most_confused`: a matrix of more than 100 classes is too fine to see."""
+    with sheet(width, _PAIRS_HEIGHT) as figure:
+        draw_confused_pairs(figure, pairs, class_names)
+    return figure
+
+
+def draw_confused_pairs(panel: Any, pairs: Sequence[Any], class_names: Sequence[str]) -> None:
+    """Draw `confused_pairs`."""
+    words = f"Of {len(class_names):,} classes, the pairs with most misclassified test images."
+    head(panel, "Confused most", words if pairs else "There are no mistakes.")
+    fields = ("label", "prediction", "n", "n_label")
+    _draw_pairs(
+        panel.add_subplot(),
+        [tuple(_field(pair, name) for name in fields) for pair in pairs],
+        class_names,
+    )
+
+
 _NUMBERED = 12  # classes up to which each cell has its percentage
 _NAMED = 30  # up to which both sides of the matrix have names
 _DRAWN = 100  # up to which there is a matrix: cells of more are specks
-_PAIRS = 15
-_PAIRS_HEIGHT = (_PAIRS + 3) * STEP / POINTS
+_PAIRS = 10
+_PAIRS_HEIGHT = 1.15 * (_PAIRS + 5) * STEP / POINTS
 _LEVELS = 24  # of shade; each is one path, however many cells it has
 
 
 def confusion(matrix: Any, class_names: Sequence[str], *, width: float = WIDTH) -> Any:
     """Draw a confusion matrix: int (K, K), label by prediction.
 
-    Up to 30 classes with their names; up to 100 the matrix, and the pairs that are confused most;
-    above 100 these pairs alone.
+    Up to 30 classes with their names; of more the matrix, and the pairs that are confused most.
 
     Raises
     ------
     ShapeMismatchError
         Matrix and names do not fit together.
     FeatcacheError
-        The matrix is empty: an evaluation keeps those of at most 100 classes.
+        The matrix is empty, or of more than 100 classes.
     """
     counts = np.asarray(matrix)
     if counts.size == 0:
@@ -485,17 +587,22 @@ def confusion(matrix: Any, class_names: Sequence[str], *, width: float = WIDTH) 
             "classes"
         )
     _check_shape(counts.shape, (len(class_names),) * 2, "confusion")
+    if len(counts) > _DRAWN:
+        raise FeatcacheError(
+            f"confusion: expected at most {_DRAWN} classes, found {len(counts):,}, whose cells "
+            "would be specks"
+        )
     with sheet(width, _confusion_height(class_names, width)) as figure:
         draw_confusion(figure, counts, class_names)
     return figure
 
 
 def _confusion_height(class_names: Sequence[str], width: float) -> float:
-    n_classes, height = len(class_names), 0.7
-    if n_classes <= _DRAWN:
-        longest = max(map(len, class_names)) if n_classes <= _NAMED else 0
-        beside, below = (min(most, longest) * 0.6 * SMALL / POINTS for most in (18, 14))
-        height += min(width - beside - 0.5, 0.9 * n_classes) + below + 0.35
+    n_classes = len(class_names)
+    longest = max(map(len, class_names)) if n_classes <= _NAMED else 0
+    most = min(1.0, width / WIDTH)
+    beside, below = (min(n * most, longest) * 0.6 * SMALL / POINTS for n in (18, 14))
+    height = 1.15 + min(width - beside - 0.5, 0.9 * n_classes) + below
     return height + (_PAIRS_HEIGHT if n_classes > _NAMED else 0)
 
 
@@ -509,21 +616,22 @@ def draw_confusion(panel: Any, counts: np.ndarray, class_names: Sequence[str]) -
     words = f"{percent(right)} of {counts.sum():,} test images are classified correctly."
     if not worst:
         words += " There are no mistakes."
-    elif n_classes <= _DRAWN:
-        words += f" Orange: mistakes, at most {percent(worst)} of a class."
     else:
-        words += f" A matrix of {n_classes:,} classes is too fine to draw: these are the pairs "
-        words += "that are confused most."
+        words += f" Orange: mistakes, at most {percent(worst)} of a class."
     head(panel, "Confusion matrix", words)
     above = below = panel
-    if _NAMED < n_classes <= _DRAWN:  # apart, so that the names of one do not narrow the other
+    if n_classes > _NAMED:  # apart, so that the names of one do not narrow the other
         height = panel.bbox.height / panel.figure.dpi
         ratios = (height - _PAIRS_HEIGHT, _PAIRS_HEIGHT)
         above, below = panel.subfigures(2, 1, height_ratios=ratios)
-    if n_classes <= _DRAWN:
-        _draw_matrix(above.add_subplot(), shares, wrong, worst, class_names)
+    _draw_matrix(above.add_subplot(), shares, wrong, worst, class_names)
     if n_classes > _NAMED:
-        _draw_pairs(below.add_subplot(), wrong, class_names)
+        order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
+        places = [divmod(int(place), n_classes) for place in order]
+        pairs = [(a, b, counts[a, b], counts[a].sum()) for a, b in places if wrong[a, b]]
+        axes = below.add_subplot()
+        axes.set_title("Confused most, as a share of the images of the first class")
+        _draw_pairs(axes, pairs, class_names)
 
 
 def _draw_matrix(
@@ -532,15 +640,19 @@ def _draw_matrix(
     n = len(shares)
     _shade(axes, np.diag(np.diag(shares)), SERIES[0])
     _shade(axes, wrong / worst if worst else wrong, SERIES[1])
-    axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), aspect="equal", anchor="NW")
+    # Of an aspect of its own, constrained layout would cut off the label below.
+    axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5))
     axes.set(xlabel="prediction", ylabel="label")
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(True)
     named = n <= _NAMED
-    axes.set_yticks(range(n), [short(name, 18) if named else "" for name in class_names])
+    beside, below = (scaled(axes.get_figure(root=False), most) for most in (18, 14))
+    axes.set_yticks(range(n), [short(name, beside) if named else "" for name in class_names])
     upright = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"}
-    axes.set_xticks(range(n), [short(name, 14) if named else "" for name in class_names], **upright)
+    axes.set_xticks(
+        range(n), [short(name, below) if named else "" for name in class_names], **upright
+    )
     if n <= _NUMBERED:
         for row, column in zip(*np.nonzero(shares > 0.005), strict=True):
             share = shares[row, column]
@@ -565,14 +677,17 @@ def _shade(axes: Any, strengths: np.ndarray, colour: str) -> None:
         axes.add_patch(PathPatch(Outline(vertices.reshape(-1, 2), codes), **looks))
 
 
-def _draw_pairs(axes: Any, wrong: np.ndarray, class_names: Sequence[str]) -> None:
-    order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
-    pairs = [divmod(int(place), len(wrong)) for place in order]
-    pairs = [pair for pair in pairs if wrong[pair] > 0]
+def _draw_pairs(
+    axes: Any, pairs: Sequence[tuple[int, int, int, int]], class_names: Sequence[str]
+) -> None:
+    """Draw pairs of classes: label, prediction, how many of it, of how many."""
     # "as" and not an arrow, whose direction right-to-left names would reverse.
-    names = [f"{short(class_names[a], 16)} as {short(class_names[b], 16)}" for a, b in pairs]
-    axes.set_title("Confused most, as a share of the images of the first class")
-    _bars(axes, [float(wrong[pair]) for pair in pairs], names, SERIES[1])
+    room = scaled(axes.get_figure(root=False), 16)
+    names = [
+        f"{short(class_names[a], room)} as {short(class_names[b], room)}" for a, b, *_ in pairs
+    ]
+    said = [f"{n:,} of {total:,}" for *_, n, total in pairs]
+    _bars(axes, [n / total for *_, n, total in pairs], names, said, SERIES[1])
     if not pairs:
         axes.text(0.5, 0.5, "no mistakes", ha="center", transform=axes.transAxes, color=MUTED)
 
@@ -671,6 +786,13 @@ def _panels(result: Any, class_names: Sequence[str], width: float) -> list[_Pane
     if recalls.size:
         height = _bars_height(len(recalls))
         panels.append((height, lambda panel: draw_per_class(panel, recalls, class_names)))
+    worst = _field(evaluation, "worst_classes", ())
+    if worst and not recalls.size:
+        pairs = _field(evaluation, "most_confused", ())
+        panels.append((_PAIRS_HEIGHT, lambda panel: draw_confused_pairs(panel, pairs, class_names)))
+        panels.append(
+            (_PAIRS_HEIGHT, lambda panel: draw_worst_classes(panel, evaluation, class_names))
+        )
     if bins:
         panels.append((0.92 * width, lambda panel: draw_reliability(panel, bins)))
     if sweep:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..auditing.findings import AuditResult, DuplicatePair, Outlier, Suspect
 from ..errors import FeatcacheError
-from ..metrics import (
-    Evaluation,
-    confusion_matrix,
-    evaluate_scores,
-    per_class_accuracy,
-    softmax,
-)
+from ..metrics import Evaluation, evaluate_scores, softmax
 from ..probes.head import Head, load_head
 from ..probes.ingredients import feature_differences
 from ..probes.question import own_test_images
@@ -54,14 +48,20 @@ class Mistake:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """A head on the test split: confusion int64 (K, K), accuracy per class float64 (K,)."""
+    """A head on the test split; ``correct``, float64 (M,), is 1 or 0, NaN without a label."""
 
     evaluation: Evaluation
-    confusion: np.ndarray
-    recalls: np.ndarray
+    correct: np.ndarray
     mistakes: list[Mistake]
     n_wrong: int
     n_test: int
+
+    def top1_without(self, rows: Iterable[int]) -> float | None:
+        """Return the accuracy on the other test images; None where there are none."""
+        kept = np.ones(len(self.correct), bool)
+        kept[list(rows)] = False
+        kept &= ~np.isnan(self.correct)
+        return float(self.correct[kept].mean()) if kept.any() else None
 
 
 def choose_probe(group: Group) -> Probe | None:
@@ -124,11 +124,11 @@ def judge(head: Head, cache: Cache, *, calibrated: bool) -> Judged | None:
     wrong = np.flatnonzero(predicted != labels)
     surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
     rows = np.flatnonzero(cache.test.labels >= 0)
-    n_classes = len(cache.class_names)
+    correct = np.full(len(cache.test.labels), np.nan)
+    correct[rows] = predicted == labels
     return Judged(
         evaluation=evaluate_scores(scores, labels, calibrated=calibrated),
-        confusion=confusion_matrix(predicted, labels, n_classes),
-        recalls=per_class_accuracy(predicted, labels, n_classes),
+        correct=correct,
         mistakes=[
             Mistake(
                 int(rows[at]),

@@ -221,18 +221,19 @@ def _look(colours: list[str], marker: str, opacity: int = 255) -> dict[str, Any]
 def class_look(label: int) -> dict[str, Any]:
     """Return a class's colours on light and on dark, and its marker.
 
-    Colours after the eighth are the first ones again, mixed with that of the text; the marker
-    changes every eight classes.
+    Colours after the eighth are the first ones again, darker; the marker changes every eight
+    classes.
     """
     colours = _own(f"--fc-{1 + label % 8}")
     if label >= 8:
-        colours = [_mixed(*pair) for pair in zip(colours, _own("--fc-text"), strict=True)]
+        darkest = (COLOURS["light"]["--fc-text"], COLOURS["dark"]["--fc-surface"])
+        colours = [_mixed(*pair) for pair in zip(colours, darkest, strict=True)]
     return _look(colours, list(MARKERS)[label // 8 % len(MARKERS)])
 
 
 def _mixed(colour: str, other: str) -> str:
     pairs = ((int(own[at : at + 2], 16) for own in (colour, other)) for at in (1, 3, 5))
-    return "#" + "".join(f"{round(0.55 * one + 0.45 * two):02x}" for one, two in pairs)
+    return "#" + "".join(f"{round(0.6 * one + 0.4 * two):02x}" for one, two in pairs)
 
 
 def plot() -> dict[str, Any]:

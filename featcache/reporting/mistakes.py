@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ..datasets.dataset import Dataset
-from ..errors import EngineUnavailableError, FeatcacheError, RecipeError, text_of
-from ..files import check_writable, user_path, write_atomically
+from ..errors import FeatcacheError, RecipeError, text_of
+from ..files import user_path, write_atomically
 from ..notebook import ShownAsTable
 from ..options import with_options
 from ..progress import OnNote, OnProgress, silent
 from ..runs import PREDICTIONS, RECORD, load_predictions, runs_folder
 from ..store.cache import Cache
-from .page import page_file, sheet_policy
+from .page import check_sheet, render_sheet
 from .pictures import Place, find_pictures
 from .selection import Run, cache_of, named_run, runs_in
-from .style import percent, stylesheet
 
 _SIDE = 128  # pixels of an image on the sheet
 _CONFUSED = 10  # pairs of classes in the summary
@@ -120,10 +118,10 @@ def worst_errors(
     label, prediction : str, optional
         Only images of this label, and only those predicted as this.
     html : str or Path, optional
-        Write them to this page, with their images where these can be found. It opens from the
+        Write them to this page, with their images from ``dataset``. It opens from the
         disk, has no script and fetches nothing.
     dataset : str, Path or Dataset, optional
-        Where the images are; by default the path that the cache was extracted from.
+        Where the images are, for the page; only cifar10 and digits are found without.
     data_root : str or Path, optional
         Where named data sets are kept.
     runs : str or Path, optional
@@ -148,8 +146,7 @@ def worst_errors(
     """
     page = None if options.html is None else user_path(options.html)
     if page is not None:
-        _require_jinja2()
-        check_writable(page)
+        check_sheet("errors", page)
     folder = runs_folder(options.runs)
     chosen = _newest(folder, on_note) if run is None else named_run(Path(run), folder, on_note)
     columns = load_predictions(chosen.folder)
@@ -265,11 +262,9 @@ def _thumbnails(
 def _render(
     run: Run, result: ErrorsResult, thumbs: dict[str, str], notes: tuple[str, ...]
 ) -> bytes:
-    from jinja2 import Environment
-
-    environment = Environment(autoescape=True, keep_trailing_newline=True, auto_reload=False)
-    environment.filters.update(percent=percent)
-    page = environment.from_string(page_file("errors.html.j2")).render(
+    return render_sheet(
+        "errors",
+        "errors.html.j2",
         result=result,
         run=run,
         method=str(run.record.get("method", "")),
@@ -277,18 +272,4 @@ def _render(
         target=str(run.record.get("target") or ""),
         thumbs=thumbs,
         notes=notes,
-        made=datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
-        policy=sheet_policy(),
-        style=stylesheet() + page_file("page.css"),
     )
-    return page.encode("utf-8", "backslashreplace")
-
-
-def _require_jinja2() -> None:
-    try:
-        import jinja2  # noqa: F401
-    except ImportError as error:
-        raise EngineUnavailableError(
-            f"errors: expected the package jinja2 for a page, found: {error}; type: pip install "
-            "'featcache[report]'"
-        ) from None

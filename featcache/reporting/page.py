@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from ..auditing.findings import AuditResult
 from ..errors import EngineUnavailableError
-from ..runs import NOT_COMPARED, price, run_labels
+from ..files import check_writable
+from ..runs import NOT_COMPARED, fold, price
 from ..store.cache import Cache
 from ..version import __version__
 from .judged import Health, Judged, Probe
 from .pictures import Place
+from .provenance import duration, in_words
 from .selection import Group
 from .style import percent, stylesheet
 
 _NONE = "\N{EN DASH}"
-_SKIPPED = 20  # names of skipped images
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class View:
     tiles: list[tuple[str, str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     rows: list[dict[str, str]] = field(default_factory=list)
+    has_votes: bool = False  # whether k-NN is among them
     figures: dict[str, str] = field(default_factory=dict)  # an <svg>, or why there is none
     probe: Probe | None = None
     probe_said: str = ""
@@ -105,17 +107,6 @@ def render(views: Sequence[View]) -> bytes:
     return page.encode("utf-8", "backslashreplace")
 
 
-def duration(seconds: float) -> str:
-    """Return seconds as milliseconds, seconds, minutes or hours."""
-    if seconds < 0.95:
-        return f"{1000 * seconds:.0f}\u00a0ms"
-    if seconds < 100:
-        return f"{seconds:.1f}\u00a0s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f}\u00a0min"
-    return f"{seconds / 3600:.1f}\u00a0h"
-
-
 def page_file(name: str) -> str:
     """Return a text that ships beside this module."""
     return (resources.files(__package__) / name).read_text(encoding="utf-8")
@@ -130,9 +121,34 @@ def _policy(needed: Sequence[str]) -> str:
     )
 
 
-def sheet_policy() -> str:
-    """Return the policy of a page without scripts."""
-    return _policy(())
+def render_sheet(verb: str, template: str, **facts: Any) -> bytes:
+    """Return a page of pictures without scripts, from a template that extends sheet.html.j2."""
+    from jinja2 import Environment, FunctionLoader
+
+    environment = Environment(
+        loader=FunctionLoader(page_file), autoescape=True, keep_trailing_newline=True
+    )
+    environment.filters.update(percent=percent)
+    page = environment.get_template(template).render(
+        verb=verb,
+        made=datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
+        policy=_policy(()),
+        style=stylesheet() + page_file("page.css"),
+        **facts,
+    )
+    return page.encode("utf-8", "backslashreplace")
+
+
+def check_sheet(verb: str, page: Path) -> None:
+    """Refuse a sheet that cannot be made or written, before anything is computed for it."""
+    try:
+        import jinja2  # noqa: F401
+    except ImportError as error:
+        raise EngineUnavailableError(
+            f"{verb}: expected the package jinja2 for a page, found: {error}; type: pip install "
+            "'featcache[report]'"
+        ) from None
+    check_writable(page)
 
 
 def _hash(script: str) -> str:
@@ -217,28 +233,27 @@ def tiles_of(
 
 def rows(group: Group) -> list[dict[str, str]]:
     """Return the table of runs, by time per point gained, then by top-1."""
-    runs = [run for run in group.runs if run.record["kind"] not in NOT_COMPARED]
-    records = [run.record for run in runs]
-    priced = [price(record, records) for record in records]
-    labels = run_labels(records)
+    records = [run.record for run in group.runs if run.record["kind"] not in NOT_COMPARED]
+    named = fold(records)
+    priced = [price(record, records) for record, _ in named]
 
     def rank(at: int) -> tuple[bool, float, float]:
         cost = priced[at]
-        return cost is None, cost or 0.0, -records[at]["top1"]
+        return cost is None, cost or 0.0, -named[at][0]["top1"]
 
     table = []
-    for at in sorted(range(len(runs)), key=rank):
-        record, cost = records[at], priced[at]
+    for at in sorted(range(len(named)), key=rank):
+        (record, label), cost = named[at], priced[at]
         low, high = record["top1_interval"]
         features = record.get("features_wall_s")
         table.append(
             dict(
-                label=labels[at],
-                run=runs[at].name,
+                label=label,
+                run=Path(record["run"]).name,
                 top1=percent(record["top1"], 2),
                 interval=_between(low, high),
                 images=f"{record['n_train'] + (record.get('n_val') or 0):,} / {record['n_test']:,}",
-                epochs=f"{record['n_epochs']:,}" if record["kind"] != "knn" else _NONE,
+                epochs=f"{record['n_epochs']:,}" if record["kind"] == "finetune" else _NONE,
                 wall=duration(record["wall_s"]),
                 features=f"+ {duration(features)} extraction" if features else "",
                 price=duration(cost) if cost is not None else _NONE,
@@ -255,7 +270,11 @@ def probe_words(probe: Probe, judged: Judged | None) -> tuple[str, list[str]]:
         said += f", C = {record['C']:.3g}"
     if record.get("scale", "none") != "none":
         said += f", features {record['scale']}"
-    said += f"), trained on {record['n_train']:,} images in {duration(record['wall_s'])}."
+    said += f"), trained on {record['n_train']:,} images in {duration(record['wall_s'])}"
+    sweep, fit_s = record.get("sweep"), record.get("fit_s")
+    if sweep and fit_s is not None:
+        said += f": {len(sweep['points'])} values of C on a part, then one fit of {duration(fit_s)}"
+    said += "."
     if judged is not None:
         measured = judged.evaluation
         said += (
@@ -284,8 +303,8 @@ def probe_words(probe: Probe, judged: Judged | None) -> tuple[str, list[str]]:
     return said, notes
 
 
-def health_words(audit: AuditResult) -> tuple[str, str, str]:
-    """Return a sentence about each list of an audit."""
+def health_words(audit: AuditResult, judged: Judged | None) -> tuple[str, str, str]:
+    """Return a sentence about each list of an audit; accuracies are of the probe shown."""
     n = audit.n_test_with_duplicate
     duplicates = (
         f"{_count(len(audit.duplicates), 'pair')} with a cosine similarity of "
@@ -294,10 +313,19 @@ def health_words(audit: AuditResult) -> tuple[str, str, str]:
         f"{_count(n, 'test image')} of {audit.n_test:,} {'has' if n == 1 else 'have'} a "
         "near-duplicate in the training split"
     )
-    if audit.top1 is not None and audit.top1_without_duplicates is not None:
+    whose, top1, without = "a head of the audit's own", audit.top1, audit.top1_without_duplicates
+    if judged is not None:
+        whose, top1 = "the probe", judged.evaluation.top1
+        without = judged.top1_without(
+            image.row
+            for pair in audit.duplicates
+            for image, other in ((pair.first, pair.second), (pair.second, pair.first))
+            if image.split == "test" and other.split == "train"
+        )
+    if top1 is not None and without is not None:
         duplicates += (
-            f": top-1 is {percent(audit.top1, 2)} on all test images, and "
-            f"{percent(audit.top1_without_duplicates, 2)} without these"
+            f": top-1 of {whose} is {percent(top1, 2)} on all test images, and "
+            f"{percent(without, 2)} without these"
         )
     wrong = (
         f"{_count(len(audit.mislabelled), 'image')} of {audit.n_judged:,} that a head trained "
@@ -326,10 +354,6 @@ def _count(n: int, one: str, several: str = "") -> str:
 
 def facts(cache: Cache) -> list[tuple[str, list[str]]]:
     """Return all the metadata of a cache: names, and texts, one or several each."""
-    skipped = [name for _, split in cache.splits() for name in split.skipped]
-    listed = skipped[:_SKIPPED]
-    if len(skipped) > _SKIPPED:
-        listed.append(f"… and {len(skipped) - _SKIPPED:,} more")
     values: dict[str, Any] = {
         "cache": str(cache.path),
         "n_train": len(cache.train),
@@ -337,13 +361,7 @@ def facts(cache: Cache) -> list[tuple[str, list[str]]]:
         "n_test": len(cache.test),
         "feature_dim": cache.feature_dim,
         "size_bytes": cache.size_bytes,
-        "skipped": listed,
+        "skipped": [name for _, split in cache.splits() for name in split.skipped],
         **cache.meta,
     }
-    return [(name, _texts(value)) for name, value in values.items()]
-
-
-def _texts(value: Any) -> list[str]:
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return value or ["none"]
-    return [value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)]
+    return [in_words(name, value) for name, value in values.items()]

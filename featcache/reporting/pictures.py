@@ -15,12 +15,11 @@ import numpy as np
 from ..datasets.batches import decoded_batches
 from ..datasets.dataset import Dataset, Split
 from ..datasets.images import HASH_BYTES, FileImages, reading_threads
-from ..datasets.loading import load_dataset
+from ..datasets.loading import NAMES, load_dataset
 from ..datasets.named import CIFAR10, default_data_root
-from ..errors import DatasetError, FeatcacheError
+from ..errors import DatasetError, FeatcacheError, visible_line
 from ..preprocess import Preprocess, upscale
 from ..progress import OnProgress, Progress
-from ..remote import is_url
 from ..store.cache import Cache
 
 Place = tuple[str, int]  # role, and row in the cache's split
@@ -86,21 +85,29 @@ def find_pictures(
 ) -> tuple[Pictures | None, str]:
     """Return the pictures of a cache's images, or None and the reason.
 
-    The images are at ``dataset`` or, by default, at the cache's ``dataset_path``.
+    The images are where ``dataset`` says; by default those of `NAMES`, where this machine has
+    them. Whatever else a cache names, it may name for a stranger, so nothing is fetched from or
+    looked for there.
 
     Raises
     ------
     DatasetError
         ``dataset`` was given, and is not what the cache was made from.
     """
-    place = dataset if dataset is not None else dataset_place(cache.meta)
+    place = dataset
+    if place is None and cache.meta.get("dataset") in NAMES:
+        place = cache.meta["dataset"]
     try:
         if place is None:
-            raise DatasetError("the cache has no dataset_path; name the images with --dataset")
+            made_of = cache.meta.get("dataset_path")
+            known = f" (the cache was made from {visible_line(made_of)[:200]})" if made_of else ""
+            raise DatasetError(f"name the images with --dataset PATH{known}")
         if dataset is None:
             _check_there(place, data_root)
         if not isinstance(place, Dataset):
-            place = load_dataset(place, data_root=data_root, on_progress=on_progress)
+            place = load_dataset(
+                place, data_root=data_root, on_error="skip", on_progress=on_progress
+            )
         source = place.source
         wanted, found = cache.meta["dataset_digest"], place.digest_with(on_progress, "skip")
         if found != wanted:
@@ -122,10 +129,8 @@ def find_pictures(
 
 def dataset_place(meta: Mapping[str, Any]) -> str | None:
     """Return the path, URL or name that a cache was extracted from; None where it is unknown."""
-    place = meta.get("dataset_path")
-    if isinstance(place, str) and place:
-        return place
-    return meta["dataset"] if meta.get("dataset") in ("cifar10", "digits") else None
+    named = meta["dataset"] if meta.get("dataset") in NAMES else None
+    return meta.get("dataset_path") or named
 
 
 def _limited(dataset: Dataset, cache: Cache) -> Dataset | None:
@@ -165,21 +170,19 @@ def _by_ids(dataset: Dataset, cache: Cache) -> Dataset | None:
     return replace(dataset, train=train, val=val, test=test)
 
 
-def _check_there(place: str | Path | Dataset, data_root: str | Path | None) -> None:
+def _check_there(name: object, data_root: str | Path | None) -> None:
     """Raise DatasetError unless the images are there; nothing is downloaded for thumbnails."""
-    if place == "digits" or isinstance(place, Dataset):
-        return
-    if place != "cifar10":
-        if not is_url(place) and not Path(place).exists():
-            raise DatasetError(
-                f"{place}: expected the images there, found nothing; name their path with --dataset"
-            )
-        return
     root = Path(data_root) if data_root else default_data_root()
-    if not any((root / name).exists() for name in (CIFAR10.folder, CIFAR10.filename)):
+    archives = (CIFAR10.folder, CIFAR10.filename)
+    if name == "cifar10" and not any((root / archive).exists() for archive in archives):
         raise DatasetError(
             f"{root}: expected cifar10 there, found none; name its folder with --data-root"
         )
+
+
+def as_picture(pixels: np.ndarray, side: int) -> str:
+    """Return pixels (s, s, 3) as a WebP of another side in base64."""
+    return _webp(_enlarged(pixels[None], side)[0], 75)
 
 
 def _enlarged(pixels: np.ndarray, side: int) -> np.ndarray:

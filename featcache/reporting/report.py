@@ -14,31 +14,34 @@ from ..auditing.audit import audit
 from ..datasets.dataset import Dataset
 from ..errors import EngineUnavailableError, FeatcacheError, OutputError, RecipeError
 from ..files import check_writable, user_path, write_atomically
-from ..options import with_options
+from ..options import check_choice, with_options
 from ..progress import OnNote, OnProgress, Progress, silent
 from ..runs import NOT_COMPARED
 from ..store.cache import Cache
 from .commands import extract_command, run_command, shell
 from .figures import (
     accuracy_over_time,
+    backbones_compared,
+    confused_pairs,
     confusion,
     learning_curves,
     per_class,
     regularisation_path,
     reliability,
     shots_curve,
+    worst_classes,
 )
 from .judged import choose_probe, judge, listed
 from .map import MAPS, Points, draw_map, encode, gather_points, require_map
 from .page import Map, View, facts, lede, probe_words, render, require_page, rows, tiles_of
 from .pictures import LIST_PIXELS, MAP_PIXELS, Pictures, find_pictures
 from .selection import Group, select
-from .style import check_plot, save_figure, svg
+from .style import NARROW, WIDTH, check_plot, save_figure, svg
 
 THUMBNAILS = ("auto", "all", "lists", "none")
 _ALL = 20_000  # images up to which "auto" gives each a thumbnail: some 7 MB
 _FIGURES = (
-    *("accuracy-over-time", "learning-curves", "regularisation-path", "few-shot"),
+    *("accuracy-over-time", "learning-curves", "survey", "regularisation-path", "few-shot"),
     *("training-set-size", "confusion", "per-class", "reliability", "map"),
 )
 
@@ -58,10 +61,7 @@ class ReportOptions:
 
     def __post_init__(self) -> None:
         for name, known in (("map", MAPS), ("thumbnails", THUMBNAILS)):
-            if getattr(self, name) not in known:
-                raise RecipeError(
-                    f"{name}: expected one of {', '.join(known)}, found {getattr(self, name)!r}"
-                )
+            check_choice(name, getattr(self, name), known)
         if self.points < 2:
             raise RecipeError(f"points: expected at least 2, found {self.points}")
 
@@ -97,7 +97,7 @@ def report(
         ``"all"``: of every image on the map. ``"lists"``: of those in lists. ``"none"``.
         ``"auto"``: all of up to 20,000 images, else those in lists.
     dataset : str, Path or Dataset, optional
-        Where the images are; by default the path that the cache was extracted from. They
+        Where the images are, for thumbnails; only cifar10 and digits are found without. They
         must be the same images.
     data_root : str or Path, optional
         Where named data sets are kept.
@@ -242,6 +242,7 @@ class _Work:
         with self.stage("figures"):
             self._draw(view, group, prefix)
         view.rows = rows(group)
+        view.has_votes = any(run.record["kind"] == "knn" for run in group.runs)
         if cache is not None:
             points = self._map(cache, pictures, view)
             with self.stage("figures"):  # as SVG, so many points are too much for any viewer
@@ -277,7 +278,9 @@ class _Work:
             except FeatcacheError as error:  # more than a figure has room for
                 view.figures[name] = str(error)
                 continue
-            view.figures[name] = svg(figure)
+            view.figures[name] = svg(figure) + svg(draw(width=NARROW), "narrow")
+            if name == "accuracy-over-time" and "learning-curves" not in drawers:
+                view.figures[name] += svg(draw(width=2 * WIDTH), "wide")  # alone in its row
             self.files += save_figure(figure, self.folder / f"{prefix}{name}")
             self.on_progress(Progress("figures", done, len(drawers), "figure"))
 
@@ -346,20 +349,25 @@ class _Work:
                     ) from None
 
 
-def _drawers(view: View, group: Group) -> dict[str, Callable[[], Any]]:
+def _drawers(view: View, group: Group) -> dict[str, Callable[..., Any]]:
     """Return what draws each figure that there is data for."""
     records = [run.record for run in group.runs]
     compared = [record for record in records if record["kind"] not in NOT_COMPARED]
     tuned = [record for record in compared if record["kind"] == "finetune" and record.get("epochs")]
-    drawers: dict[str, Callable[[], Any]] = {}
+    drawers: dict[str, Callable[..., Any]] = {}
     if compared:
         drawers["accuracy-over-time"] = partial(accuracy_over_time, compared)
     if tuned:
         drawers["learning-curves"] = partial(learning_curves, tuned)
+    own = group.cache.path.name if group.cache else ""
+    curves = sorted(records, key=lambda record: Path(str(record.get("cache"))).name == own)
     for name, kind in (("few-shot", "few-shot"), ("training-set-size", "learning-curve")):
-        for curve in records:  # the newest is the last
+        for curve in curves:  # the newest on this cache is the last
             if curve["kind"] == kind:
                 drawers[name] = partial(shots_curve, curve["points"], metric=curve["metric"])
+    for record in records:
+        if record["kind"] == "survey" and record["rows"]:
+            drawers["survey"] = partial(backbones_compared, record["rows"])
     if view.probe is None:
         return drawers
     record = view.probe.run.record
@@ -368,10 +376,15 @@ def _drawers(view: View, group: Group) -> dict[str, Callable[[], Any]]:
         metric = record.get("metric", "top1")
         drawers["regularisation-path"] = partial(regularisation_path, sweep, metric=metric)
     if view.judged is not None:
-        drawers["confusion"] = partial(confusion, view.judged.confusion, view.classes)
-        drawers["per-class"] = partial(per_class, view.judged.recalls, view.classes)
-        if view.judged.evaluation.reliability:
-            drawers["reliability"] = partial(reliability, view.judged.evaluation.reliability)
+        measured = view.judged.evaluation
+        if measured.confusion:
+            drawers["confusion"] = partial(confusion, measured.confusion, view.classes)
+            drawers["per-class"] = partial(per_class, measured.per_class_accuracy, view.classes)
+        else:
+            drawers["confusion"] = partial(confused_pairs, measured.most_confused, view.classes)
+            drawers["per-class"] = partial(worst_classes, measured, view.classes)
+        if measured.reliability:
+            drawers["reliability"] = partial(reliability, measured.reliability)
     return drawers
 
 

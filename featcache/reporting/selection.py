@@ -149,7 +149,7 @@ def runs_in(folder: Path, on_note: OnNote) -> list[Run]:
     records, problems = load_runs(folder)
     for problem in problems:
         on_note(problem)
-    return [Run(record, folder / Path(record["run"]).name) for record in records]
+    return [Run(record, folder / record["run"]) for record in records]
 
 
 def _named_run(path: Path, folder: Path, known: Any) -> Run:

@@ -24,7 +24,8 @@ import numpy as np
 from ..errors import EngineUnavailableError, OutputError
 from ..files import check_writable, user_path, write_atomically
 
-WIDTH = 5.2  # inches: as wide as a phone shows without shrinking letters below 10 pixels
+WIDTH = 5.2  # inches
+NARROW = 3.4  # as wide as a phone's screen
 POINTS = 72  # to the inch
 SMALL = 8.5  # points, the size of labels
 STEP = 1.35 * SMALL  # points from one label to the next
@@ -44,18 +45,18 @@ COLOURS: Mapping[str, Mapping[str, str]] = {
         "--fc-7": "#000000",
         "--fc-8": "#f0e442",  # too faint on white to come earlier
     },
-    # The same hues, lighter where they would be too dark.
+    # The same hues, lighter where they would be too dark; the two blues are further apart.
     "dark": {
         "--fc-text": "#e6e8eb",
         "--fc-muted": "#9aa4af",
         "--fc-grid": "#30363d",
         "--fc-surface": "#15181c",
-        "--fc-1": "#4ba7e0",
+        "--fc-1": "#3f93e6",
         "--fc-2": "#f0834a",
         "--fc-3": "#2fbf95",
         "--fc-4": "#e3a3c7",
         "--fc-5": "#f0b53c",
-        "--fc-6": "#9bd3f5",
+        "--fc-6": "#aeeaf2",
         "--fc-7": "#ffffff",
         "--fc-8": "#f0e442",
     },
@@ -175,6 +176,11 @@ def short(name: str, columns: int = 24) -> str:
     return f"{_fitting(whole, start)}…{_fitting(whole[::-1], end)[::-1]}"
 
 
+def scaled(panel: Any, columns: int) -> int:
+    """Return how many columns of a name a panel has room for that is narrower than `WIDTH`."""
+    return int(columns * min(1.0, panel.bbox.width / panel.figure.dpi / WIDTH))
+
+
 def _fitting(text: str, columns: int) -> str:
     widths = (1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
     return text[: sum(width <= columns for width in accumulate(widths))]
@@ -202,13 +208,13 @@ def percent_axis(axis: Any, words: str) -> None:
     axis.set_label_text(words)
 
 
-def log_ticks(axes: Any, ticks: Sequence[tuple[float, str]]) -> None:
-    """Label a logarithmic x at these places, the first ones first, without overlaps."""
+def log_ticks(axes: Any, ticks: Sequence[tuple[float, str]], gap: float = 0.1) -> None:
+    """Label a logarithmic x at these places, the first ones first, ``gap`` of it apart."""
     low, high = axes.get_xlim()
     kept: dict[float, str] = {}
     for place, words in ticks:
         if low <= place <= high and all(
-            abs(log(place / other)) > 0.1 * log(high / low) for other in kept
+            abs(log(place / other)) > gap * log(high / low) for other in kept
         ):
             kept[place] = words
     axes.set_xticks(sorted(kept), [kept[place] for place in sorted(kept)])
@@ -266,15 +272,16 @@ def spread(wanted: Sequence[float], step: float) -> np.ndarray:
 # ---- files
 
 
-def svg(figure: Any) -> str:
+def svg(figure: Any, kind: str = "plain") -> str:
     """Return a figure as an ``<svg>`` element for a page, in the colours of `stylesheet`.
 
     Of what matplotlib writes, the style sheet goes, which would apply to the whole page, and so
-    do ids that nothing refers to; colours become custom properties.
+    do ids that nothing refers to; colours become custom properties. ``kind`` is its class: a page
+    shows one of several widths.
     """
     words = getattr(figure, "featcache_words", "figure")
     # The salt makes ids of clip paths and markers those of this figure alone.
-    root = ElementTree.fromstring(_written(figure, "svg", words, facecolor="none"))
+    root = ElementTree.fromstring(_written(figure, "svg", f"{kind} {words}", facecolor="none"))
     for element in list(root.iter()):
         for child in list(element):
             if child.tag.endswith(("}style", "}metadata")):
@@ -287,7 +294,12 @@ def svg(figure: Any) -> str:
             if "style" in attributes:
                 attributes["style"] = attributes["style"].replace(value, f"var({name})")
         element.attrib = attributes
-    root.attrib |= {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "aria-label": words}
+    root.attrib |= {
+        "xmlns": "http://www.w3.org/2000/svg",
+        "role": "img",
+        "aria-label": words,
+        "class": kind,
+    }
     return ElementTree.tostring(root, encoding="unicode")
 
 
@@ -305,8 +317,24 @@ def save_figure(figure: Any, path: str | Path) -> tuple[Path, ...]:
     """
     places = _places(path)
     for place in places:
-        write_atomically(place, _written(figure, place.suffix.lower()[1:]))
+        data = _written(figure, place.suffix.lower()[1:])
+        if place.suffix.lower() == ".svg":
+            data = data.replace(b"<defs>", b"<defs>" + _dark_form().encode(), 1)
+        write_atomically(place, data)
     return places
+
+
+def _dark_form() -> str:
+    """Return a style sheet that gives a file's colours their dark form on a dark screen.
+
+    The file itself has plain colours: programs that convert it know no custom properties.
+    """
+    rules = "".join(
+        f'[style*="{what}: {light}"]{{{what}:{COLOURS["dark"][name]} !important}}'
+        for name, light in _LIGHT.items()
+        for what in ("fill", "stroke")
+    )
+    return f"<style>@media screen and (prefers-color-scheme:dark){{{rules}}}</style>"
 
 
 def _written(figure: Any, kind: str, salt: str = "featcache", **options: Any) -> bytes:

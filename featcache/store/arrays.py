@@ -28,11 +28,11 @@ from ..sampling import drawn_sides, text_hashes
 from ..version import __version__
 from .format import ROLES, UNLABELLED, fingerprint
 from .index import default_folder, open_index
+from .provenance import IMPORTED
 from .shards import single_writer
 from .table_file import table_path
 from .writer import Source, encoded_ids, pack
 
-IMPORTED = "imported"  # as backbone and engine
 WEIGHTS = "imported, not computed here"
 CUT = "features"
 _PIECE_ROWS = 4096

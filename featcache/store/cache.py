@@ -10,9 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CacheCorruptError, CacheMismatchError, CacheMissError, EngineUnavailableError
+from ..errors import (
+    CacheCorruptError,
+    CacheMismatchError,
+    CacheMissError,
+    EngineUnavailableError,
+    RecipeError,
+)
 from ..files import user_path
 from ..notebook import facts_table
+from ..options import did_you_mean
 from ..progress import OnNote, silent
 from ..tables.table import Table
 from .format import (
@@ -24,7 +31,7 @@ from .format import (
     label_names,
     roles_of,
 )
-from .index import AGAIN, default_folder, file_stamp, is_shards, open_index
+from .index import AGAIN, default_folder, is_shards, open_index
 from .reader import map_array, read_array
 from .remote_caches import cache_file
 from .table_file import AttachedTable, attached
@@ -83,7 +90,6 @@ class CachedSplit:
 
     def __init__(self, index: Index, role: str, *, mmap: bool) -> None:
         self._path = index.path
-        self._index = index
         self._role = role
         self._mmap = mmap
         self._class_names: list[str] = index.meta["class_names"]
@@ -116,7 +122,7 @@ class CachedSplit:
     @cached_property
     def labels(self) -> np.ndarray:
         """Label of each image."""
-        labels = self._read(self._arrays["labels"])
+        labels = read_array(self._arrays["labels"])
         highest = len(self._class_names) - 1
         if labels.size and not UNLABELLED <= labels.min() <= labels.max() <= highest:
             expected = f"from 0 to {highest}" if highest >= 0 else "of -1, for want of class_names"
@@ -129,36 +135,20 @@ class CachedSplit:
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """Name of each image."""
-        return tuple(decode_id(name) for name in self._read(self._arrays["ids"]).tolist())
+        return tuple(decode_id(name) for name in read_array(self._arrays["ids"]).tolist())
 
     @cached_property
     def content_hashes(self) -> np.ndarray | None:
         """SHA-256 of each image's file."""
         stored = self._arrays.get("content_hashes")
-        return None if stored is None else self._read(stored)
+        return None if stored is None else read_array(stored)
 
     @cached_property
     def skipped(self) -> tuple[str, ...]:
         """Name of each image that was left out."""
         if "skipped" not in self._arrays:
             return ()
-        return tuple(decode_id(name) for name in self._read(self._arrays["skipped"]).tolist())
-
-    def _read(self, stored: StoredArray) -> np.ndarray:
-        self._check_unchanged()
-        return read_array(stored)
-
-    def _check_unchanged(self) -> None:
-        """Refuse to read where the file was replaced: the offsets are another file's."""
-        try:
-            same = file_stamp(self._path, self._index.form) == self._index.stamp
-        except OSError:
-            same = False
-        if not same:
-            raise CacheMismatchError(
-                f"{self._path}: expected the cache that was opened, found that it was replaced or "
-                "removed since; load it again"
-            )
+        return tuple(decode_id(name) for name in read_array(self._arrays["skipped"]).tolist())
 
     def view(self, name: str) -> np.ndarray:
         """Return the features (N, D) of a flip view.
@@ -185,11 +175,8 @@ class CachedSplit:
                 f"{', '.join(sorted(self._arrays))} in {self._role}; extract it with --cut and "
                 "--views"
             )
-        if self._mmap:
-            self._check_unchanged()
-            mapped: np.ndarray = map_array(stored)
-            return mapped
-        return self._read(stored)
+        array: np.ndarray = map_array(stored) if self._mmap else read_array(stored)
+        return array
 
     def to_pandas(self) -> Any:
         """Return a `pandas.DataFrame` of the features.
@@ -379,7 +366,7 @@ class Cache:
 
         Raises
         ------
-        CacheMissError
+        RecipeError
             The cache lacks one of these cuts.
         CacheMismatchError
             The features of one of them (by default of the first) are not (N, D).
@@ -387,9 +374,10 @@ class Cache:
         for cut in cuts or self.cuts[:1]:
             stored = self.index.arrays.get(f"train/{array_name(cut, 'identity', self.cuts[0])}")
             if stored is None:
-                raise CacheMissError(
-                    f"{self.path}: expected the cut {cut!r}, found {', '.join(self.cuts)}; extract "
-                    f"it too, with --cut {','.join((*self.cuts, cut))}"
+                otherwise = f"extract it too, with --cut {','.join((*self.cuts, cut))}"
+                raise RecipeError(
+                    f"{self.path}: expected the cut {cut!r}, found {', '.join(self.cuts)}"
+                    + did_you_mean(cut, self.cuts, otherwise)
                 )
             if len(stored.row_shape) != 1:
                 raise CacheMismatchError(

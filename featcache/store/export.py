@@ -26,6 +26,7 @@ from ..files import (
     user_path,
     write_atomically,
 )
+from ..options import check_choice
 from ..progress import OnProgress, Progress, silent
 from ..tables.table import Column
 from .cache import Cache, load, newest_cache
@@ -546,8 +547,7 @@ def export(
     started = time.perf_counter()
     to = chosen_format(to, output)
     for what, value, known in (("to", to, FORMATS), ("split", split, SPLITS)):
-        if value not in known:
-            raise RecipeError(f"{what}: expected one of {', '.join(known)}, found {value!r}")
+        check_choice(what, value, known)
     if limit is not None and (to != "tensorboard" or limit < 1):
         raise RecipeError(
             f"limit: expected 1 image or more, and only for tensorboard, found {limit} for {to}"

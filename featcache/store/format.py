@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -153,15 +154,33 @@ def unseal(data: bytes) -> dict[str, Any]:
     return content
 
 
+class Stamp(NamedTuple):
+    """What tells a file from one that replaces it under the same name."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        """Return the stamp of an open file, or of one at a path."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 @dataclass(frozen=True)
 class Block:
-    """Consecutive rows of an array: their file, first byte, number, and checksums (hex)."""
+    """Consecutive rows of an array: their file, first byte, number, and checksums (hex).
+
+    ``stamp`` is that of the file when its index was read; None where any file will do.
+    """
 
     path: Path
     offset: int
     n_rows: int
     sha256: str
     xxh3: str
+    stamp: Stamp | None = None
 
 
 @dataclass(frozen=True)
@@ -197,7 +216,7 @@ class Index:
     """The checked index of a cache.
 
     ``form`` is ``"hdf5"`` or ``"shards"``; ``structure_sha256`` covers the bytes of an HDF5 file
-    that belong to no array; ``stamp`` tells the file from one that replaces it (`file_stamp`).
+    that belong to no array; ``stamp`` is that of the file, or of the manifest of shards.
     """
 
     path: Path
@@ -205,4 +224,4 @@ class Index:
     meta: dict[str, Any]
     arrays: Mapping[str, StoredArray]
     structure_sha256: str
-    stamp: tuple[int, ...] = ()
+    stamp: Stamp

@@ -5,29 +5,41 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import stat
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import CacheCorruptError, CacheError, CacheMismatchError, CacheMissError
-from ..files import user_path
+from ..errors import (
+    CacheCorruptError,
+    CacheError,
+    CacheMismatchError,
+    CacheMissError,
+    one_line,
+)
+from ..files import did_you_mean_path, open_file, user_path
+from ..schema import count, list_of, number, object_of, text, wrong_fields
 from .format import (
     DTYPES,
-    FINGERPRINT_FIELDS,
     FORMAT,
     FORMAT_VERSION,
-    OPTIONAL_FIELDS,
+    UNLABELLED,
     Block,
     Index,
+    Stamp,
     StoredArray,
-    fingerprint,
     roles_of,
     unseal,
 )
+from .provenance import check_provenance
 
+# What a look into JSON raises where it is other than meant.
+NOT_MEANT = (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
 AGAIN = "make it again with featcache extract --force, or restore a copy"
 MANIFEST = "manifest.json"
 COMMITS = ".commits"  # in an unfinished folder of shards: which shards are complete
@@ -36,7 +48,6 @@ _MAX_LINE_BYTES = 200  # of the line before the JSON
 _MAX_INDEX_BYTES = 1 << 26  # a hundred million rows need less; Python takes ten times as much
 _MAX_ROW_BYTES = 1 << 30
 _MAX_ROW_DIMENSIONS = 3  # channels, height, width
-_MAX_LEVELS = 4  # of lists and objects in a field
 _ARRAY_NAME = re.compile(
     r"(train|val|test)/"
     r"(features|labels|ids|content_hashes|skipped|views/[a-z]+|cuts/[A-Za-z0-9_%~-][A-Za-z0-9_.%~-]{0,300}/[a-z]+)"
@@ -45,8 +56,7 @@ _SHARD_NAME = re.compile(r"[a-z0-9.-]+\.npy")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _XXH3 = re.compile(r"[0-9a-f]{32}")
 _HASH_BYTES = 32  # of a content hash
-# The types of these fields; the others of the fingerprint are text.
-_KINDS = {"class_names": list, "cuts": list, "preprocess": dict, "views": list}
+_whole = count()
 _FEATURES = frozenset(DTYPES.values())
 
 
@@ -54,32 +64,67 @@ def open_index(path: Path) -> Index:
     """Read and check the index of a packed file or a folder of shards; raise a CacheError."""
     try:
         if is_shards(path):
-            return checked_index(read_sealed(path / MANIFEST), path, "shards")
+            return _open_shards(path)
         if (path / COMMITS).is_dir():
             raise CacheMissError(
                 f"{path}: expected a feature cache, found an unfinished extraction; run "
                 "the same featcache extract again, or featcache pack where jobs made it"
             )
         if not path.is_file():
-            found = "a folder without manifest.json" if path.is_dir() else "no such file"
+            if path.is_dir():
+                raise CacheMissError(
+                    f"{path}: expected a feature cache, found a folder that is none; if it holds "
+                    f"images, run featcache extract {shlex.quote(str(path))} first"
+                )
+            otherwise = "make one with featcache extract, or name none to take the newest"
             raise CacheMissError(
-                f"{path}: expected a feature cache, found {found}; make one with featcache "
-                "extract, or name none to take the newest"
+                f"{path}: expected a feature cache, found no such file"
+                + did_you_mean_path(path, otherwise)
             )
-        path.open("rb").close()
+        with open_file(path) as stream:
+            stamp = Stamp.of(os.fstat(stream.fileno()))
+            content = _sealed_in(stream, path)
     except CacheError:
         raise
     except OSError as error:
         raise CacheMissError(
             f"{path}: expected a feature cache, found: {error.strerror}; see to its permissions"
         ) from None
-    return checked_index(read_sealed(path), path, "hdf5")
+    return _checked_index(content, path, stamp)
 
 
-def file_stamp(path: Path, form: str) -> tuple[int, ...]:
-    """Return what tells a cache from one that replaces it under the same name."""
-    status = (path / MANIFEST if form == "shards" else path).stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+def _open_shards(path: Path) -> Index:
+    """Do as `open_index`, through one descriptor: folders are replaced by renaming them too."""
+    folder = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        with open_file(MANIFEST, folder) as stream:
+            stamp = Stamp.of(os.fstat(stream.fileno()))
+            content = _sealed_in(stream, path / MANIFEST)
+        try:
+            return _checked_index(content, path, stamp, folder)
+        except CacheCorruptError:  # the old folder is deleted once a new one has its name
+            check_unchanged(path / MANIFEST, stamp)
+            raise
+    finally:
+        os.close(folder)
+
+
+def check_unchanged(file: Path, stamp: Stamp) -> None:
+    """Refuse a file that was replaced or changed since it had this stamp."""
+    try:
+        same = Stamp.of(file.stat()) == stamp
+    except OSError:
+        same = False
+    if not same:
+        raise replaced(file)
+
+
+def replaced(path: Path) -> CacheMismatchError:
+    """Return the error for a file that is no longer the one that was opened."""
+    return CacheMismatchError(
+        f"{path}: expected the cache that was opened, found that it was replaced, changed or "
+        "removed since; load it again"
+    )
 
 
 def is_shards(path: Path) -> bool:
@@ -90,15 +135,18 @@ def is_shards(path: Path) -> bool:
 def read_sealed(path: Path) -> dict[str, Any]:
     """Return the sealed JSON at the start of a file, or raise a CacheError."""
     try:
-        with path.open("rb") as stream:
-
-            def read_at(start: int, length: int) -> bytes:
-                stream.seek(start)
-                return stream.read(length)
-
-            return sealed_content(read_at, os.fstat(stream.fileno()).st_size, path)
+        with open_file(path) as stream:
+            return _sealed_in(stream, path)
     except OSError as error:
         raise _not_ours(path, error) from None
+
+
+def _sealed_in(stream: FileIO, path: Path) -> dict[str, Any]:
+    def read_at(start: int, length: int) -> bytes:
+        stream.seek(start)
+        return stream.read(length)
+
+    return sealed_content(read_at, os.fstat(stream.fileno()).st_size, path)
 
 
 def sealed_content(
@@ -129,77 +177,107 @@ def sealed_content(
 
 
 def _not_ours(where: object, error: Exception) -> CacheCorruptError:
+    name, advice = shlex.quote(str(where)), AGAIN
+    suffix = Path(str(where)).suffix.lower()
+    if suffix in (".npy", ".npz", ".pt", ".safetensors", ".parquet", ".csv"):
+        advice = f"if it holds features, run featcache import {name} first"
+    elif suffix in (".zip", ".tar", ".tsv", ".jsonl", ".jpg", ".png"):
+        advice = f"if it holds images, run featcache extract {name} first"
     return CacheCorruptError(
-        f"{where}: expected a file that featcache extract wrote, found {error}; {AGAIN}"
+        f"{where}: expected a file that featcache extract wrote, found {error}; {advice}"
     )
 
 
-def checked_index(content: Mapping[str, Any], path: Path, form: str) -> Index:
-    """Turn an index's JSON into an `Index`; raise CacheCorruptError at anything unexpected."""
+def _checked_index(
+    content: Mapping[str, Any], path: Path, stamp: Stamp, folder: int | None = None
+) -> Index:
+    """Turn an index's JSON into an `Index`; raise CacheCorruptError at anything unexpected.
+
+    ``stamp`` is that of the file that holds it; ``folder`` is open, and given of shards alone.
+    """
+    form = "hdf5" if folder is None else "shards"
     try:
         index = Index(
             path=path,
             form=form,
-            meta=_meta(content),
+            meta=check_provenance(content["meta"]),
             arrays={
-                name: _array(name, spec, path, form) for name, spec in content["arrays"].items()
+                name: _stored(name, spec, path, stamp, folder)
+                for name, spec in content["arrays"].items()
             },
             structure_sha256=str(content.get("structure_sha256", "")),
-            stamp=file_stamp(path, form),
+            stamp=stamp,
         )
-        if form == "hdf5" and content["size_bytes"] != path.stat().st_size:
+        if form == "hdf5" and content["size_bytes"] != stamp.size_bytes:
             raise ValueError(
-                f"{content['size_bytes']:,} bytes in its index and {path.stat().st_size:,} on "
+                f"{content['size_bytes']:,} bytes in its index and {stamp.size_bytes:,} on "
                 "the disk: it was cut short or added to"
             )
         _belong_together(index)
         _lie_apart(index)
-    except (
-        AttributeError,
-        KeyError,
-        OSError,
-        OverflowError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (*NOT_MEANT, OSError) as error:
         why = f"none of {error}" if isinstance(error, KeyError) else str(error)
         raise CacheCorruptError(f"{path}: expected a whole cache, found {why}; {AGAIN}") from None
     return index
 
 
-def _meta(content: Mapping[str, Any]) -> dict[str, Any]:
-    meta = content["meta"]
-    if meta["format"] != FORMAT or meta["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"{meta['format']!r:.40} {meta['format_version']!r:.40} as its format")
-    for name, value in meta.items():
-        if name == "dataset_path" and not isinstance(value, (str, type(None))):
-            raise ValueError(f"{value!r:.100} as dataset_path")
-        if (value is None and name != "dataset_path") or not _is_plain(value, _MAX_LEVELS):
-            raise ValueError(f"{value!r:.100} in the field {name!r}")
-    for name in ("class_names", "fingerprint", *FINGERPRINT_FIELDS):
-        if name in OPTIONAL_FIELDS and name not in meta:
-            continue
-        kind = _KINDS.get(name, str)
-        if not isinstance(meta[name], kind):
-            raise ValueError(f"{meta[name]!r:.100} in the field {name!r}")
-        filled = meta[name] or name == "class_names"  # there are none where nothing is labelled
-        if kind is list and not (filled and all(isinstance(part, str) for part in meta[name])):
-            raise ValueError(f"{meta[name]!r:.100} as {name}")
-    if fingerprint(meta) != meta["fingerprint"]:
-        raise ValueError(
-            f"fields that do not hash to its fingerprint {str(meta['fingerprint'])[:8]}: someone "
-            "edited them"
-        )
-    return dict(meta)
+def _stored(
+    name: str, spec: Mapping[str, Any], path: Path, stamp: Stamp, folder: int | None
+) -> StoredArray:
+    """Return an array whose blocks are where the index says."""
+    array = _array(name, spec, path, "hdf5" if folder is None else "shards")
+    blocks = []
+    for block in array.blocks:
+        end = block.offset + block.n_rows * array.row_bytes
+        if folder is not None:
+            stamp = _shard_stamp(block.path.name, end, folder)
+        elif end > stamp.size_bytes:
+            raise ValueError(f"{end:,} bytes declared and {stamp.size_bytes:,} on the disk")
+        blocks.append(replace(block, stamp=stamp))
+    return replace(array, blocks=tuple(blocks))
 
 
-def _is_plain(value: Any, levels: int) -> bool:
-    """Tell whether a field is text, a finite number, null, or lists and objects of these."""
-    if isinstance(value, (list, dict)):
-        parts = value.values() if isinstance(value, dict) else value
-        return levels > 0 and all(_is_plain(part, levels - 1) for part in parts)
-    return value is None or isinstance(value, str) or math.isfinite(value)
+_COMMIT = {
+    "role": text,
+    "start": count(),
+    "stop": count(),
+    "fingerprint": text,
+    "arrays": object_of({}),
+    "facts": lambda value: isinstance(value, dict) and all(map(number(0), value.values())),
+}
+_COMMIT_MAY = {
+    "hashes": object_of({}),
+    "left_out": list_of(list_of(count(UNLABELLED), 2)),
+}
+
+
+def checked_commit(commit: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a shard's commit if all that it says may be; raise one of `NOT_MEANT` if not.
+
+    Its files are not looked at.
+    """
+    wrong = wrong_fields(commit, _COMMIT, _COMMIT_MAY)
+    if wrong:
+        raise ValueError(f"no usable {', '.join(wrong)}")
+    arrays, n_images = dict(commit["arrays"]), commit["stop"] - commit["start"]
+    if "hashes" in commit:
+        *place, file = commit["hashes"]["block"]
+        if not file.startswith(f"{COMMITS}/") or place[0] != n_images:
+            raise ValueError(f"hashes of {place[0]!r} images in {file!r:.80}")
+        block = [*place, file.removeprefix(f"{COMMITS}/")]
+        _array("train/content_hashes", {**commit["hashes"], "blocks": [block]}, folder, "shards")
+    n_rows = 0
+    for name, spec in arrays.items():
+        array = _array(name, {**spec, "blocks": [spec["block"]]}, folder, "shards")
+        role, _, kind = name.partition("/")
+        if kind in ("labels", "skipped"):
+            n_rows += array.shape[0]
+        elif array.shape[0] != arrays[f"{role}/labels"]["block"][0]:
+            raise ValueError(f"{array.shape[0]} rows in {name}")
+    rows = {row for row, _ in commit.get("left_out", ())}
+    if n_rows != n_images or not rows <= set(range(commit["start"], commit["stop"])):
+        raise ValueError(f"{n_rows} rows of {n_images} images")
+    return commit
 
 
 def _array(name: str, spec: Mapping[str, Any], path: Path, form: str) -> StoredArray:
@@ -210,17 +288,17 @@ def _array(name: str, spec: Mapping[str, Any], path: Path, form: str) -> StoredA
         type(length) is int and 0 < length <= _MAX_ROW_BYTES for length in row_shape
     ):
         raise ValueError(f"rows of shape {row_shape} in {name}")
-    text = spec["dtype"]
-    if not _may_be(name.rpartition("/")[2], text):
-        raise ValueError(f"{name} as {text}")
-    dtype = np.dtype(text)
+    said = spec["dtype"]
+    if not _may_be(name.rpartition("/")[2], said):
+        raise ValueError(f"{name} as {said}")
+    dtype = np.dtype(said)
     row_bytes = dtype.itemsize * math.prod(row_shape)
     if row_bytes > _MAX_ROW_BYTES:
         raise ValueError(f"rows of {row_bytes:,} bytes in {name}")
     blocks = []
     for n_rows, offset, sha256, xxh3, *rest in spec["blocks"]:
-        if not (type(n_rows) is int and type(offset) is int and n_rows >= 0 and offset >= 0):
-            raise ValueError(f"a block of {n_rows!r} rows at {offset!r} in {name}")
+        if not (_whole(n_rows) and _whole(offset)):
+            raise ValueError(f"a block of {one_line(n_rows)} rows at {one_line(offset)} in {name}")
         if not _SHA256.fullmatch(sha256) or not _XXH3.fullmatch(xxh3):
             raise ValueError(f"checksums {sha256!r:.80} and {xxh3!r:.80} in {name}")
         where = path
@@ -230,7 +308,6 @@ def _array(name: str, spec: Mapping[str, Any], path: Path, form: str) -> StoredA
                 raise ValueError(f"a shard named {file[:80]!r}")
             where = path / file
         blocks.append(Block(where, offset, n_rows, sha256, xxh3))
-        _inside(blocks[-1], n_rows * row_bytes, form)
     return StoredArray(name, dtype, row_shape, tuple(blocks))
 
 
@@ -245,24 +322,18 @@ def _may_be(kind: str, dtype: str) -> bool:
     return dtype in _FEATURES
 
 
-def _inside(block: Block, size_bytes: int, form: str) -> None:
-    if form == "shards":
-        try:
-            status = os.lstat(block.path)  # once per shard: there may be 100,000, on a network
-        except FileNotFoundError:
-            status = None
-        if status is None or not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"no shard {block.path.name}: it was removed or moved")
-        if status.st_size != block.offset + size_bytes:
-            raise ValueError(
-                f"a shard {block.path.name} of {status.st_size:,} bytes instead of "
-                f"{block.offset + size_bytes:,}"
-            )
-    elif block.offset + size_bytes > block.path.stat().st_size:
-        raise ValueError(
-            f"{block.offset + size_bytes:,} bytes declared and {block.path.stat().st_size:,} on "
-            "the disk"
-        )
+def _shard_stamp(file: str, size_bytes: int, folder: int) -> Stamp:
+    """Return the stamp of a shard in an open folder; refuse it unless it has just these bytes."""
+    try:
+        # Once per shard: there may be 100,000, on a network.
+        status = os.stat(file, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        status = None
+    if status is None or not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"no shard {file}: it was removed or moved")
+    if status.st_size != size_bytes:
+        raise ValueError(f"a shard {file} of {status.st_size:,} bytes instead of {size_bytes:,}")
+    return Stamp.of(status)
 
 
 def _belong_together(index: Index) -> None:

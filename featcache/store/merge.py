@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import CacheMismatchError, OutputError, RecipeError
 from ..files import check_writable, user_path
+from ..options import check_choice
 from ..progress import OnProgress, Progress, silent
 from ..tables.table import Column, Table
 from ..version import __version__
@@ -138,10 +139,7 @@ def merge(
         ``output`` exists, is one of the caches, or cannot be written.
     """
     started = time.perf_counter()
-    if on_conflict not in _ON_CONFLICT:
-        raise RecipeError(
-            f"on_conflict: expected one of {', '.join(_ON_CONFLICT)}, found {on_conflict!r}"
-        )
+    check_choice("on_conflict", on_conflict, _ON_CONFLICT)
     parts = [cache if isinstance(cache, Cache) else load(cache) for cache in caches]
     path = user_path(output)
     _check_output(path, parts, force)
@@ -389,10 +387,9 @@ def _meta(
     rule: str,
 ) -> dict[str, Any]:
     """Return the merged provenance; ``rule`` is how conflicts were resolved, "" without any."""
-    walls = [_number(part, "wall_s") for part in parts]
-    passes = sum(
-        _number(part, "images_per_s") * wall_s for part, wall_s in zip(parts, walls, strict=True)
-    )
+    walls = [part.meta.get("wall_s", 0.0) for part in parts]
+    rates = [part.meta.get("images_per_s", 0.0) for part in parts]
+    passes = sum(rate * wall_s for rate, wall_s in zip(rates, walls, strict=True))
     lines = [
         f"{part.meta['dataset_digest']} {prefix}\n"
         for part, prefix in zip(parts, prefixes, strict=True)
@@ -420,11 +417,6 @@ def _meta(
         ],
         "wall_s": sum(walls),
     }
-
-
-def _number(part: Cache, field: str) -> float:
-    value = part.meta.get(field)
-    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def _sources(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from io import FileIO
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ import xxhash
 
 from ..cores import usable_cores
 from ..errors import CacheCorruptError
-from .format import Block, Checksums, StoredArray
-from .index import AGAIN
+from ..files import open_file
+from .format import Block, Checksums, Stamp, StoredArray
+from .index import AGAIN, replaced
 
 _MAX_MAPS = 4096  # of one array at a time: Linux allows a process 65,530 in all
 _PIECE_BYTES = 512 << 10  # hashed while it is in the processor's cache
@@ -61,8 +65,7 @@ def _is_sound(block: Block, rows: np.ndarray) -> bool:
     """Read a block into ``rows``, and tell whether its XXH3-128 is right."""
     digest, target = xxhash.xxh3_128(), rows.reshape(-1).view(np.uint8).data
     try:
-        with open(block.path, "rb", buffering=0) as stream:
-            stream.seek(block.offset)
+        with _opened(block) as stream:
             for start in range(0, len(target), _PIECE_BYTES):
                 piece = target[start : start + _PIECE_BYTES]
                 read_into(piece, stream, block.path)
@@ -70,6 +73,33 @@ def _is_sound(block: Block, rows: np.ndarray) -> bool:
     except OSError as error:
         raise unreadable(block.path, error) from None
     return bool(digest.hexdigest() == block.xxh3)
+
+
+@contextmanager
+def _opened(block: Block) -> Iterator[FileIO]:
+    """Open the file of a block at its first byte; refuse one that replaced or changed it.
+
+    Everything is read through this descriptor. Damage is told from a change while it was read.
+    """
+    try:
+        stream = open_file(block.path)
+    except FileNotFoundError:
+        if block.stamp:
+            raise replaced(block.path) from None
+        raise
+    with stream:
+        _check_same(stream, block)
+        stream.seek(block.offset)
+        try:
+            yield stream
+        except CacheCorruptError:
+            _check_same(stream, block)
+            raise
+
+
+def _check_same(stream: FileIO, block: Block) -> None:
+    if block.stamp and Stamp.of(os.fstat(stream.fileno())) != block.stamp:
+        raise replaced(block.path)
 
 
 def read_into(target: memoryview, stream: FileIO, path: Path) -> None:
@@ -96,17 +126,36 @@ def map_array(array: StoredArray) -> Any:
     """Map an array into memory, unverified and read-only: a `ShardedArray` where it has shards."""
     if not array.size_bytes:
         return np.empty(array.shape, array.dtype)
-    files = {block.path for block in array.blocks}
-    if len(files) > 1:
+    if len({block.path for block in array.blocks}) > 1:
         return ShardedArray(array)
-    return _map(files.pop(), array, array.blocks[0].offset, array.shape)
+    return _map(array.blocks[0], array.dtype, array.shape)
 
 
-def _map(path: Path, array: StoredArray, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+def _map(block: Block, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        return np.memmap(path, array.dtype, "r", offset, shape)
-    except (OSError, ValueError) as error:  # gone, or cut short, since the index was read
-        raise unreadable(path, error) from None
+        with _opened(block) as stream:
+            return np.memmap(stream, dtype, "r", block.offset, shape)
+    except (OSError, ValueError) as error:
+        raise unreadable(block.path, error) from None
+
+
+def check_whole(rows: Any) -> None:
+    """Refuse mapped rows whose file was cut short since; reading them would end the process.
+
+    The system sends SIGBUS, which nobody can answer. Asked before every block, this leaves the
+    time that the reading of one block takes. Rows in memory are always whole.
+    """
+    while isinstance(rows, np.ndarray) and isinstance(rows.base, np.ndarray):
+        rows = rows.base
+    source: Any = getattr(rows, "base", None)
+    if not isinstance(rows, np.memmap) or not isinstance(source, mmap):
+        return
+    end, size = rows.offset + rows.nbytes, source.size()
+    if size < end:
+        raise CacheCorruptError(
+            f"{rows.filename}: expected the {end:,} bytes that were mapped, found that it was cut "
+            f"short to {size:,} since; {AGAIN}"
+        )
 
 
 class ShardedArray:
@@ -196,7 +245,7 @@ class ShardedArray:
         homes = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(homes):
             here = homes == number
-            taken[here] = self._part(int(number))[rows[here] - self._starts[number]]
+            taken[here] = self._whole_part(int(number))[rows[here] - self._starts[number]]
         return taken
 
     def _range(self, start: int, stop: int) -> np.ndarray:
@@ -206,17 +255,22 @@ class ShardedArray:
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         behind = int(np.searchsorted(self._starts, stop, side="left"))
         pieces = [
-            self._part(number)[max(0, start - begin) : stop - begin]
+            self._whole_part(number)[max(0, start - begin) : stop - begin]
             for number, begin in enumerate(self._starts[first:behind].tolist(), start=first)
         ]
         if len(pieces) == 1:
             return pieces[0]
         return np.concatenate(pieces)
 
+    def _whole_part(self, number: int) -> np.ndarray:
+        part = self._part(number)
+        check_whole(part)
+        return part
+
     def _map_part(self, number: int) -> np.ndarray:
         block = self._blocks[number]
         shape = (block.n_rows, *self._array.row_shape)
-        return _map(block.path, self._array, block.offset, shape)
+        return _map(block, self.dtype, shape)
 
 
 WALK_BYTES = 4 << 20
@@ -239,8 +293,7 @@ def iterate_block(
     piece_rows = max(1, piece_bytes // max(1, array.row_bytes))
     checksums = Checksums()
     try:
-        with open(block.path, "rb", buffering=0) as stream:
-            stream.seek(block.offset)
+        with _opened(block) as stream:
             for start in range(0, max(1, block.n_rows), piece_rows):
                 n_rows = min(piece_rows, block.n_rows - start)
                 rows = np.empty((n_rows, *array.row_shape), array.dtype)

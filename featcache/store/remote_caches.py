@@ -21,6 +21,7 @@ from typing import Any
 from ..errors import CacheCorruptError, CacheError, CacheMissError, OutputError, RemoteError
 from ..files import (
     check_writable,
+    refuse_links,
     remove_leftovers,
     replace_folder,
     replaced_file,
@@ -29,16 +30,18 @@ from ..files import (
 from ..process import Stop, work_ahead
 from ..progress import OnNote, OnProgress, Progress, silent
 from ..remote import Found, RemotePlace, located
-from .format import FORMAT, fingerprint, roles_of
+from .format import FORMAT, roles_of
 from .index import (
     AGAIN,
     COMMITS,
     HDF5_SIGNATURE,
     MANIFEST,
+    NOT_MEANT,
     default_folder,
     is_shards,
     sealed_content,
 )
+from .provenance import check_provenance
 from .shards import (
     INGREDIENTS,
     LISTED,
@@ -136,9 +139,7 @@ def find_remote_cache(place: RemotePlace) -> RemoteCache | None:
     described = place.within(MANIFEST) if is_folder else place
     content = sealed_content(described.read_range, found.size_bytes or 0, place)
     try:
-        meta, arrays = content["meta"], content["arrays"]
-        if fingerprint(meta) != meta["fingerprint"]:
-            raise ValueError("fields that do not hash to its fingerprint")
+        meta, arrays = check_provenance(content["meta"]), content["arrays"]
         if not is_folder and content["size_bytes"] != found.size_bytes:
             raise ValueError(
                 f"{content['size_bytes']:,} bytes in its index and {found.size_bytes:,} there"
@@ -155,7 +156,7 @@ def find_remote_cache(place: RemotePlace) -> RemoteCache | None:
             ),
             math.prod(arrays["train/features"]["row_shape"]),
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except NOT_MEANT as error:
         why = f"none of {error}" if isinstance(error, KeyError) else str(error)
         raise CacheCorruptError(f"{place}: expected a whole cache, found {why}; {AGAIN}") from None
 
@@ -329,6 +330,7 @@ class RemoteParts:
         ingredients = f"{COMMITS}/{INGREDIENTS}"
         if ingredients not in listed:
             return False
+        refuse_links(self.folder, self.folder / COMMITS)
         self._fetch(ingredients, listed)
         arrays: dict[_Key, list[str]] = {}
         for name in listed:

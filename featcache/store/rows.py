@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import CacheCorruptError, CacheError
 from .cache import Cache, cache_paths, load
 from .format import DTYPES, FINGERPRINT_FIELDS, StoredArray, array_name, differing
-from .reader import iterate_block, map_array, read_array
+from .reader import check_whole, iterate_block, map_array, read_array
 
 # Other images are the point. The views are looked at array by array: images without flips are
 # of use to test, and those with flips to a cache without.
@@ -39,7 +39,7 @@ class KnownRows:
     Attributes
     ----------
     notes : list of str
-        Which caches are damaged; nothing is taken from them.
+        Which caches are damaged or were replaced; nothing is taken from them.
     taken : Counter
         How many rows were taken from the cache at each path.
     """
@@ -91,7 +91,7 @@ class KnownRows:
         return self._under_lock(lambda: self._find(hashes, tuple(views)))
 
     def _under_lock(self, ask: Callable[[], T]) -> T:
-        """Ask again without each cache that turns out to be damaged."""
+        """Ask again without each cache that cannot be used."""
         with self._turn:
             while True:
                 try:
@@ -169,19 +169,19 @@ class KnownRows:
         return table
 
     def _leave_out(self, cache: Cache, error: Exception) -> None:
-        """Take nothing more from a damaged cache; others may have its images too."""
+        """Take nothing more from a cache; others may have its images too."""
         self._caches.remove(cache)
         self._tables.clear()
         self._tell(error)
 
     def _tell(self, error: Exception) -> None:
-        self.notes.append(f"no rows are taken from a damaged cache: {error}")
+        self.notes.append(f"no rows are taken from a cache: {error}")
 
 
 class _DamagedError(Exception):
     """A cache that cannot be used."""
 
-    def __init__(self, cache: Cache, error: CacheCorruptError) -> None:
+    def __init__(self, cache: Cache, error: CacheError) -> None:
         super().__init__(str(error))
         self.cache = cache
 
@@ -190,7 +190,7 @@ class _DamagedError(Exception):
 def _damage_of(cache: Cache) -> Iterator[None]:
     try:
         yield
-    except CacheCorruptError as error:
+    except CacheError as error:  # replaced, also
         raise _DamagedError(cache, error) from None
 
 
@@ -210,6 +210,7 @@ class _SoundArray:
                 for _ in iterate_block(self._stored, number):
                     pass
                 self._verified.add(number)
+        check_whole(self._mapped)
         taken: np.ndarray = self._mapped[rows]
         return taken
 

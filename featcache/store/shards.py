@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,10 +16,27 @@ from typing import Any
 import numpy as np
 
 from ..errors import CacheCorruptError, CacheError, CacheMismatchError, OutputError
-from ..files import remove_leftovers, replace_folder, write_atomically
+from ..files import (
+    discard,
+    own_folder,
+    refuse_links,
+    remove_leftovers,
+    replace_folder,
+    write_atomically,
+)
 from ..progress import OnProgress, Progress, silent
+from ..schema import count, flag, object_of, optional, text, wrong_fields
 from .format import ROLES, Block, Checksums, StoredArray, array_name, differences, seal
-from .index import COMMITS, MANIFEST, is_shards, open_index, read_sealed
+from .index import (
+    COMMITS,
+    MANIFEST,
+    NOT_MEANT,
+    checked_commit,
+    is_shards,
+    open_index,
+    read_sealed,
+)
+from .provenance import check_provenance
 from .reader import iterate_rows, read_array
 from .writer import Source, complete_meta, pack
 
@@ -34,10 +50,13 @@ def single_writer(path: Path) -> Iterator[None]:
     # next holder would not see that the name is free, and two processes would hold two locks.
     # The holder's name is in a file of its own: Windows does not let others read a locked one.
     lock, holder = (path.with_name(f".{path.name}.{end}") for end in ("lock", "holder"))
+    refuse_links(lock)
     held = FileLock(lock, timeout=0)
     try:
         held.acquire()
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
+        discard(holder)
+        with holder.open("x", encoding="utf-8") as stream:
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
     except Timeout:
         raise CacheError(
             f"{path}: is being written by {_named_in(holder)}; wait for it, or name another "
@@ -99,7 +118,7 @@ def unfinished_folder(path: Path) -> Path:
 def discard_unfinished(path: Path) -> None:
     """Delete the shards that a run left which was killed after it had completed the cache."""
     folder = unfinished_folder(path)
-    if folder.exists():
+    if folder.is_dir():
         # Another process may be writing the cache again: then the folder is in use.
         with suppress(CacheError), single_writer(path):
             remove_unfinished(folder)
@@ -107,19 +126,46 @@ def discard_unfinished(path: Path) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Delete a folder of shards, first the file without which nobody resumes from it."""
-    with suppress(OSError):
-        (folder / COMMITS / INGREDIENTS).unlink()
-    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError), own_folder(folder, COMMITS) as commits:
+        os.unlink(INGREDIENTS, dir_fd=commits)
+    discard(folder)
+
+
+# What jobs name a cache by.
+_NAMED = object_of({"weights": text, "preprocess": object_of({"size": count(1)})})
+_JOBS = object_of(
+    {
+        "agreed": object_of(
+            {"shard_rows": count(1)}, {f"n_{role}": count(0, 10**12) for role in LISTED}
+        ),
+        "command": text,
+        "n_jobs": count(1, 10**6),
+        "named": flag,
+        "pack": optional(flag),
+    }
+)
+_MOST_SHARDS = 10**6
+
+
+def _jobs(value: Any) -> bool:
+    """Check what jobs agreed on: the sizes of the splits and of a shard, and no more."""
+    if not _JOBS(value):
+        return False
+    sizes = dict(value["agreed"])
+    shard_rows = sizes.pop("shard_rows")
+    known = sizes.keys() <= {f"n_{role}" for role in LISTED}
+    return known and sum(sizes.values()) // shard_rows < _MOST_SHARDS
 
 
 def read_ingredients(folder: Path) -> dict[str, Any] | None:
     """Return the plan file of a folder (``meta``, ``forced``, maybe ``jobs``), None without one."""
     try:
         content = read_sealed(folder / COMMITS / INGREDIENTS)
-    except CacheError:
+        check_provenance(content["meta"])
+    except (CacheError, *NOT_MEANT):
         return None
-    meta = content.get("meta")
-    return content if isinstance(meta, dict) and "fingerprint" in meta else None
+    by_jobs = {"jobs": _jobs, "meta": _NAMED} if "jobs" in content else {}
+    return None if wrong_fields(content, by_jobs, {}) else content
 
 
 def claim(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,13 +233,11 @@ def committed(folder: Path) -> set[tuple[str, int]]:
 def read_commit(folder: Path, role: str, start: int, fingerprint: str) -> dict[str, Any] | None:
     """Return a shard's commit; None where there is no sound one with this fingerprint."""
     try:
-        commit = read_sealed(commit_path(folder, role, start))
-        named = (commit["role"], commit["start"], commit["fingerprint"])
-        same = named == (role, start, fingerprint)
-        same &= any(name.endswith("/labels") for name in commit["arrays"])
-    except (CacheError, KeyError):
+        commit = checked_commit(read_sealed(commit_path(folder, role, start)), folder)
+    except (CacheError, *NOT_MEANT):
         return None
-    return commit if same else None
+    named = (commit["role"], commit["start"], commit["fingerprint"])
+    return commit if named == (role, start, fingerprint) else None
 
 
 def first_harmed(folder: Path, commit: Mapping[str, Any]) -> str:
@@ -277,12 +321,10 @@ def finish(
         write_atomically(folder / MANIFEST, seal({"meta": meta, "arrays": described}))
         _replace_folder(folder, final)
         # Until here a killed run could resume from them.
-        shutil.rmtree(final / COMMITS, ignore_errors=True)
+        discard(final / COMMITS)
     # Only one of the two forms may stay; --force may have replaced the other.
-    if is_shards(other):
-        shutil.rmtree(other)
-    elif other.is_file():
-        other.unlink()
+    if is_shards(other) or other.is_file():
+        discard(other)
     return final
 
 
@@ -366,6 +408,7 @@ class ShardWriter:
         self.path = path
         self.folder = unfinished_folder(path)
         self._meta = complete_meta(meta)
+        refuse_links(self.folder, self.folder / COMMITS)
         self._share = None if share is None else {(one.role, one.start) for one in share}
         self._begin(jobs, force)
         self.damaged = ""
@@ -423,6 +466,7 @@ class ShardWriter:
         """
         if role != UNDIVIDED:
             arrays = {f"{role}/{name}": array for name, array in arrays.items()}
+        refuse_links(self.folder, self.folder / COMMITS)
         described = {name: self._write(_file(name, start), array) for name, array in arrays.items()}
         commit: dict[str, Any] = {
             "role": role,
@@ -458,6 +502,7 @@ class ShardWriter:
         ``facts`` are added to the provenance or replace its fields. Above ``pack_limit`` bytes
         the folder itself becomes the cache, with the suffix ``.shards``. ``path`` renames it.
         """
+        refuse_links(self.folder, self.folder / COMMITS)
         meta = complete_meta({**self._meta, **facts})
         return finish(self.folder, self.commits, meta, path or self.path, pack_limit)
 
@@ -492,8 +537,8 @@ class ShardWriter:
                 sound[role, start] = commit
             else:
                 self.damaged = harmed or self.damaged
-                with suppress(OSError):
-                    commit_path(self.folder, role, start).unlink()
+                with suppress(OSError), own_folder(self.folder, COMMITS) as commits:
+                    os.unlink(commit_path(self.folder, role, start).name, dir_fd=commits)
             on_progress(Progress("checking shards", number, len(keys), "shard"))
         return sound
 
@@ -524,10 +569,10 @@ class ShardWriter:
             remove_leftovers(self.path)
         specs = [spec for commit in self._commits.values() for spec in commit["arrays"].values()]
         named = {COMMITS, *(spec["block"][-1] for spec in specs)}
-        with suppress(OSError):
-            for file in self.folder.iterdir():
-                if file.name not in named and self._is_mine(file.name):
-                    file.unlink()
+        with suppress(OSError), own_folder(self.folder) as folder:
+            for name in os.listdir(folder):
+                if name not in named and self._is_mine(name):
+                    os.unlink(name, dir_fd=folder)
 
     def _is_mine(self, file: str) -> bool:
         """Tell whether no other writer can own a file of the folder."""

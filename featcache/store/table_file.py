@@ -14,26 +14,28 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CacheCorruptError, CacheMismatchError, TableError
+from ..errors import CacheCorruptError, CacheMismatchError, TableError, one_line
 from ..files import write_atomically
+from ..schema import count, text, words, wrong_fields
 from ..tables.table import Column, Table, objects
 from .format import seal, unseal
+from .index import NOT_MEANT
 
 SUFFIX = ".table"
 _VERSION = 1
 _MOST_BYTES = 1 << 29
 _CODES = ("|i1", "<i2", "<i4")  # what the numbers of values are stored as; -1 is missing
 _NUMBERS = "<f8"
-_FACTS: dict[str, type] = {
-    "source": str,
-    "sha256": str,
-    "created": str,
-    "key": str,
-    "n_rows": int,
-    "n_matched": int,
-    "n_missing": int,
-    "n_doubled": int,
-    "n_left_over": int,
+_FACTS = {
+    "source": text,
+    "sha256": text,
+    "created": text,
+    "key": text,
+    "n_rows": count(),
+    "n_matched": count(),
+    "n_missing": count(),
+    "n_doubled": count(),
+    "n_left_over": count(),
 }
 
 
@@ -124,13 +126,12 @@ def attached(cache: Path, fingerprint: str, n_rows: int) -> AttachedTable | None
         if content["n_rows"] != n_rows:
             raise ValueError(f"{content['n_rows']!r:.40} rows for {n_rows:,} images")
         facts = {name: content["facts"][name] for name in _FACTS}
-        for name, kind in _FACTS.items():
-            if type(facts[name]) is not kind:
-                raise ValueError(f"{facts[name]!r:.80} as {name}")
+        for name in wrong_fields(facts, _FACTS, {}):
+            raise ValueError(f"{one_line(facts[name])} as {name}")
         columns = {spec["name"]: _decoded(spec, n_rows) for spec in content["columns"]}
         if len(columns) != len(content["columns"]) or not columns:
             raise ValueError("no columns, or two of one name")
-    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+    except (*NOT_MEANT, OSError) as error:
         why = f"none of {error}" if isinstance(error, KeyError) else str(error)
         raise CacheCorruptError(
             f"{path}: expected a table that featcache label wrote, found {why}; {again}"
@@ -153,7 +154,7 @@ def column_facts(table: Table) -> list[dict[str, Any]]:
 
 def _encoded(name: str, column: Column) -> dict[str, Any]:
     if column.kind == "number":
-        return {"name": name, "kind": column.kind, "numbers": _text(column.values, _NUMBERS)}
+        return {"name": name, "kind": column.kind, "numbers": _packed(column.values, _NUMBERS)}
     number_of: dict[Any, int] = {}
     codes = [
         -1 if value is None else number_of.setdefault(value, len(number_of))
@@ -165,17 +166,17 @@ def _encoded(name: str, column: Column) -> dict[str, Any]:
         "kind": column.kind,
         "values": list(number_of),
         "dtype": dtype,
-        "codes": _text(np.array(codes, np.int64), dtype),
+        "codes": _packed(np.array(codes, np.int64), dtype),
     }
 
 
-def _text(values: np.ndarray, dtype: str) -> str:
+def _packed(values: np.ndarray, dtype: str) -> str:
     return base64.b64encode(values.astype(dtype).tobytes()).decode()
 
 
 def _decoded(spec: Mapping[str, Any], n_rows: int) -> Column:
     name, kind = spec["name"], spec["kind"]
-    if not isinstance(name, str) or not name or kind not in ("text", "number", "list"):
+    if not (name and words(name)) or kind not in ("text", "number", "list"):
         raise ValueError(f"a column {name!r:.80} of the kind {kind!r:.40}")
     if kind == "number":
         numbers = _array(spec["numbers"], _NUMBERS, n_rows, name)
@@ -185,15 +186,15 @@ def _decoded(spec: Mapping[str, Any], n_rows: int) -> Column:
     codes = _array(spec["codes"], spec["dtype"], n_rows, name)
     values = spec["values"] if kind == "text" else [tuple(value) for value in spec["values"]]
     parts = values if kind == "text" else (part for value in values for part in value)
-    if not all(type(part) is str for part in parts):
+    if not all(map(text, parts)):
         raise ValueError(f"values of {name!r:.80} that are no text")
     if n_rows and not -1 <= int(codes.min()) <= int(codes.max()) < len(values):
         raise ValueError(f"numbers beyond the {len(values):,} values of {name!r:.80}")
     return Column(kind, objects([*values, None], len(values) + 1)[codes])
 
 
-def _array(text: str, dtype: str, n_rows: int, name: str) -> np.ndarray:
-    data = base64.b64decode(text, validate=True)
+def _array(packed: str, dtype: str, n_rows: int, name: str) -> np.ndarray:
+    data = base64.b64decode(packed, validate=True)
     if len(data) != n_rows * np.dtype(dtype).itemsize:
         raise ValueError(f"{len(data):,} bytes of {name!r:.80} for {n_rows:,} rows")
     return np.frombuffer(data, dtype)

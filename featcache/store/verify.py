@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import CacheCorruptError, CacheError
 from ..progress import OnProgress, Progress, silent
 from .format import ROLES, UNLABELLED, Index, StoredArray, decode_id
-from .index import AGAIN, HDF5_SIGNATURE, MANIFEST, open_index
+from .index import AGAIN, HDF5_SIGNATURE, MANIFEST, check_unchanged, open_index
 from .reader import iterate_block, reading_threads, unreadable
 from .remote_caches import cache_file
 
@@ -96,7 +96,10 @@ def verify(path: str | Path, on_progress: OnProgress = silent) -> VerifyReport:
     index = open_index(cache_file(path))
     try:
         checks, notes = _check_around(index)
-    except OSError as error:
+    except (CacheError, OSError) as error:
+        check_unchanged(
+            index.path / MANIFEST if index.form == "shards" else index.path, index.stamp
+        )
         if isinstance(error, CacheError):
             raise
         raise unreadable(index.path, error) from None

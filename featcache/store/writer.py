@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ShapeMismatchError, text_of
+from ..errors import DatasetError, ShapeMismatchError, one_line, text_of
 from ..files import replaced_file
 from .format import (
     BLOCK_ROWS,
@@ -24,6 +24,7 @@ from .format import (
     fingerprint,
     seal,
 )
+from .provenance import check_provenance
 
 
 @dataclass(frozen=True)
@@ -334,7 +335,14 @@ def complete_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "fingerprint": fingerprint(meta),
     }
-    return {**own, **{name: value for name, value in meta.items() if name not in own}}
+    complete = {**own, **{name: value for name, value in meta.items() if name not in own}}
+    try:
+        return check_provenance(complete)
+    except ValueError as error:  # such as a NUL in a name
+        raise DatasetError(
+            f"{one_line(meta.get('dataset'))}: expected metadata that a cache can hold, found "
+            f"{error}; rename it"
+        ) from None
 
 
 def _write_array(descriptor: int, offset: int, source: Source) -> list[list[Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import TableError, one_line
 from ..remote import is_url
-from .table import Table
+from .table import Table, listed
 
 # Where images are named, the best first.
 KEYS = (
@@ -99,7 +99,7 @@ def join(
     if not columns:
         raise TableError(
             f"{table.source}: expected a column that names the images ({', '.join(KEYS)}), found "
-            f"{', '.join(map(repr, table.columns))}; name it with --by COLUMN"
+            f"{listed(table.columns)}; name it with --by COLUMN"
         )
     values = {name: table[name].texts().tolist() for name in columns}
     ways = (_strict_ways, _loose_ways)

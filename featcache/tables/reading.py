@@ -285,7 +285,7 @@ def _column(name: str, values: list[Any], place: Callable[[int], str]) -> Column
         texts = (seen.setdefault(it, it) if isinstance(it, str) else None for it in values)
         return Column("text", objects(texts, len(values)))
     if kinds.keys() == {"number"} and all(
-        _kind(it) == "missing" or not float(it).is_integer() or abs(it) <= _EXACT for it in values
+        _kind(it) == "missing" or _is_exact_as_float(it) for it in values
     ):
         plain = (np.nan if _kind(it) == "missing" else float(it) for it in values)
         return Column("number", np.fromiter(plain, np.float64, len(values)))
@@ -301,6 +301,13 @@ def _column(name: str, values: list[Any], place: Callable[[int], str]) -> Column
         return Column("list", objects(lists, len(values)))
     texts = (None if _kind(it) == "missing" else _text(it) for it in values)
     return Column("text", objects(texts, len(values)))
+
+
+def _is_exact_as_float(value: Any) -> bool:
+    """Tell whether a number is no whole number that float64 cannot hold."""
+    if isinstance(value, (int, np.integer)):
+        return abs(int(value)) <= _EXACT
+    return abs(value) <= _EXACT or not float(value).is_integer()
 
 
 def _kind(value: Any) -> str:

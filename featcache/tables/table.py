@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from ..errors import TableError
+from ..errors import QuestionError, TableError, one_line
+from ..options import did_you_mean
 
 Kind = Literal["text", "number", "list"]
 
@@ -99,6 +99,16 @@ def number_text(value: float) -> str | None:
     return str(int(value)) if value.is_integer() else repr(value)
 
 
+_LONGEST_NAME = 1_000  # of a column: a message names it
+
+
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """Return names for a message."""
+    names = list(names)
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(one_line(repr(name)) for name in names[:most]) + more
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """Columns by name.
@@ -126,19 +136,23 @@ class Table:
         if len(lengths) != 1:
             found = f"columns of {sorted(lengths)} rows" if lengths else "no column"
             raise TableError(f"{self.source}: expected columns of one length, found {found}")
+        long = next((name for name in self.columns if len(name) > _LONGEST_NAME), None)
+        if long is not None:
+            raise TableError(
+                f"{self.source}: expected names of at most {_LONGEST_NAME:,} characters, found "
+                f"{len(long):,}: {one_line(long)}; rename this column"
+            )
 
     def __len__(self) -> int:
         """Return N."""
         return len(next(iter(self.columns.values())))
 
     def __getitem__(self, name: str) -> Column:
-        """Return a column, or raise TableError with the names that there are."""
+        """Return a column, or raise QuestionError with the names that there are."""
         if name not in self.columns:
-            near = difflib.get_close_matches(name, self.columns, 1)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
-            raise TableError(
+            raise QuestionError(
                 f"{self.source}: expected a column {name!r}, found "
-                f"{', '.join(map(repr, self.columns))}{meant}"
+                f"{listed(self.columns)}{did_you_mean(name, self.columns)}"
             )
         return self.columns[name]
 

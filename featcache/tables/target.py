@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from ..errors import TableError, one_line
-from .table import Column, Table, number_text
+from ..errors import QuestionError, TableError, one_line
+from .table import Column, Table, listed, number_text
 
 Kind = Literal["classes", "labels", "numbers"]
 
@@ -84,12 +84,12 @@ def read_target(
         many classes as rows.
     """
     if task != "auto" and task not in TASKS:
-        raise TableError(f"expected a task auto, {', '.join(TASKS)}, found {task!r}")
+        raise QuestionError(f"expected a task auto, {', '.join(TASKS)}, found {task!r}")
     if not columns:
-        raise TableError(f"{table.source}: expected the name of a target column, found none")
+        raise QuestionError(f"{table.source}: expected the name of a target column, found none")
     for number, name in enumerate(columns):
         if name in columns[:number]:
-            raise TableError(f"{table.source}: expected different columns, found {name!r} twice")
+            raise QuestionError(f"{table.source}: expected different columns, found {name!r} twice")
         if table[name].missing.all():
             raise TableError(
                 f"{table.source}: expected values in the column {name!r}, found all "
@@ -97,18 +97,18 @@ def read_target(
             )
     wanted = TASKS.get(task)
     if separator == "":
-        raise TableError("separator: expected at least one character, found none")
+        raise QuestionError("separator: expected at least one character, found none")
     if len(columns) == 1:
         return _one_column(table, columns[0], wanted, separator)
     if separator is not None:
-        raise TableError(
+        raise QuestionError(
             f"{table.source}: expected one column with a separator, found {len(columns)}; leave "
             "one of the two out"
         )
     if wanted == "classes":
-        raise TableError(
+        raise QuestionError(
             f"{table.source}: expected one column of classes, found {len(columns)}: "
-            f"{_listed(columns)}; name one, or ask for multilabel"
+            f"{listed(columns)}; name one, or ask for multilabel"
         )
     flags = [_flags(table[name]) for name in columns]
     if wanted == "labels" or (wanted is None and not any(one is None for one in flags)):
@@ -141,7 +141,7 @@ def _one_column(table: Table, name: str, wanted: Kind | None, separator: str | N
         return _classes(table, name, numbers)
     known = numbers[~np.isnan(numbers)]
     different = np.unique(known)
-    fractions = different[different % 1 != 0]
+    fractions = different[different != np.floor(different)]
     if len(fractions) or len(different) > _MANY:
         why = (
             f"it has fractions such as {number_text(float(fractions[0]))}"
@@ -240,7 +240,7 @@ def _checked_labels(table: Table, name: str, values: np.ndarray, names: Sequence
             "found the same in every row; name another column"
         )
     same = [label for label, one in zip(names, varies, strict=True) if not one]
-    note = f"{name}: {len(same)} labels are the same in every row: {_listed(same)}" if same else ""
+    note = f"{name}: {len(same)} labels are the same in every row: {listed(same)}" if same else ""
     return Target(name, "labels", values, tuple(names), note)
 
 
@@ -291,8 +291,3 @@ def _example(column: Column, *, flags: bool = False) -> str:
         if (_flags(alone) if flags else alone.numbers()) is None:
             return one_line(repr(value))
     return one_line(repr(column.values[~column.missing][0]))
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more

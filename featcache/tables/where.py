@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..errors import TableError, one_line
+from ..errors import QuestionError, TableError, one_line
 from .table import Column, Table
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
@@ -196,7 +196,7 @@ class _Condition:
 
     def _refuse(self, expected: str, found: str, node: ast.expr | None, at: int = 1) -> NoReturn:
         character = at if node is None else self._at(node.col_offset) + 1
-        raise TableError(
+        raise QuestionError(
             f"the condition {one_line(repr(self._expression))}: expected {expected}, found {found} "
             f"at character {character}"
         )
