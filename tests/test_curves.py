@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -146,12 +147,12 @@ def test_the_penalty_of_one_shot_goes_with_the_variance(cache):
 
 @pytest.mark.parametrize("solver", ["lbfgs", "ridge"])
 def test_the_unit_of_the_features_changes_no_prediction(solver):
-    for n in (8, 40):
+    for n, unit in itertools.product((8, 40), (1024, 2.0**60)):
         features, labels = sample(n, 20)
-        heads = [_fits.fit(features * unit, labels, 4, solver) for unit in (1, 1024)]
+        heads = [_fits.fit(values, labels, 4, solver) for values in (features, features * unit)]
         (one, decay), (other, larger) = heads
-        assert larger == pytest.approx(decay * 1024**2, rel=1e-3)
-        scores = [features @ one.weight.T + one.bias, features * 1024 @ other.weight.T + other.bias]
+        assert larger == pytest.approx(decay * unit**2, rel=1e-3)
+        scores = [features @ one.weight.T + one.bias, features * unit @ other.weight.T + other.bias]
         assert np.allclose(*scores, atol=1e-2)
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from . import output as out
 from .help import RESULTS
-from .options import DataRootOption, JsonOption, RunsOption, app
+from .options import DataRootOption, JsonOption, PicturesOption, RunsOption, app
 from .output import counted
 from .output import name as name_of
 
@@ -39,13 +39,7 @@ def errors(
             help="Write a page with the images (.html).", metavar="PATH", rich_help_panel=RESULTS
         ),
     ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the images are, for thumbnails.",
-            show_default="known of cifar10 and digits alone",
-        ),
-    ] = None,
+    dataset: PicturesOption = None,
     data_root: DataRootOption = None,
     runs: RunsOption = None,
     json: JsonOption = False,

@@ -33,6 +33,19 @@ def cache_place(text: str) -> Path:
 
 
 # Every command, in the order in which a user needs them.
+def numbers(text: str, option: str, also: tuple[str, ...] = ()) -> list[int | str]:
+    """Read "1,2,full" as [1, 2, "full"]."""
+    values: list[int | str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if part not in also and not part.isdecimal():
+            expected = " or ".join(("numbers", *also))
+            raise typer.BadParameter(
+                f"expected {expected} with commas, found {part!r}", param_hint=option
+            )
+        values.append(part if part in also else int(part))
+    return values
+
+
 _CONTENTS = {
     "First run": ("demo",),
     "Features": ("extract", "import", "pack", "label", "info", "backbones"),
@@ -264,6 +277,14 @@ MmapOption = Annotated[
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print JSON on standard output.", rich_help_panel=RESULTS),
+]
+PicturesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        help="Where the images are, for thumbnails.",
+        show_default="known of cifar10 and digits alone",
+    ),
 ]
 RunsOption = Annotated[
     Path | None,

@@ -31,6 +31,7 @@ from .options import (
     TrainLimitOption,
     app,
     cache_place,
+    numbers,
     place,
 )
 from .output import counted, encoding, percent, shows, sparkline
@@ -62,19 +63,6 @@ _FORMS = {
     "shots": _CURVE,
     "learning_curve": _CURVE,
 }
-
-
-def _numbers(text: str, option: str, also: tuple[str, ...] = ()) -> list[int | str]:
-    """Read "1,2,full" as [1, 2, "full"]."""
-    values: list[int | str] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        if part not in also and not part.isdecimal():
-            expected = " or ".join(("numbers", *also))
-            raise typer.BadParameter(
-                f"expected {expected} with commas, found {part!r}", param_hint=option
-            )
-        values.append(part if part in also else int(part))
-    return values
 
 
 def _check_form(context: typer.Context) -> None:
@@ -293,14 +281,14 @@ def probe(
     elif knn is not None:
         from ..probes.knn import knn as run_knn
 
-        ks = [int(k) for k in _numbers(knn, "--knn")]
+        ks = [int(k) for k in numbers(knn, "--knn")]
         with out.progress() as report:
             votes = run_knn(
                 cache,
                 ks=ks,
                 temperature=temperature,
                 distance=distance,
-                shots=_numbers(shots or "full", "--shots", ("full",)),
+                shots=numbers(shots or "full", "--shots", ("full",)),
                 seeds=seeds,
                 cut=cut,
                 mmap=mmap,
@@ -320,7 +308,7 @@ def probe(
             more["recipe"] = ExactRecipe(weight_decay=weight_decay)
         with out.progress() as report:
             if shots is not None:
-                sizes = _numbers(shots, "--shots", ("full",))
+                sizes = numbers(shots, "--shots", ("full",))
                 points = few_shot(cache, shots=sizes, on_progress=report, **more)
             else:
                 points = run_curve(cache, on_progress=report, **more)

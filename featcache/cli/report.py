@@ -9,7 +9,7 @@ import typer
 
 from . import output as out
 from .help import RESULTS
-from .options import DataRootOption, JsonOption, app, cache_place
+from .options import DataRootOption, JsonOption, PicturesOption, app, cache_place
 
 if TYPE_CHECKING:
     from ..reporting.report import ReportResult
@@ -52,13 +52,7 @@ def report(
         Literal["auto", "all", "lists", "none"],
         typer.Option(help="Which images get one. auto: all of up to 20,000, else those in lists."),
     ] = "auto",
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the images are, for thumbnails.",
-            show_default="known of cifar10 and digits alone",
-        ),
-    ] = None,
+    dataset: PicturesOption = None,
     data_root: DataRootOption = None,
     health: Annotated[
         bool,

@@ -28,19 +28,13 @@ from .options import (
     TrainLimitOption,
     app,
     cache_place,
+    numbers,
     place,
 )
 from .output import name as name_of
 
 if TYPE_CHECKING:
     from ..surveying import Answer, Surveyed, SurveyResult
-
-
-def _numbers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() for part in parts):
-        raise typer.BadParameter(f"expected numbers with commas, found {text!r}")
-    return [int(part) for part in parts]
 
 
 @app.command()
@@ -147,7 +141,7 @@ def survey(
 
     Example: featcache survey digits --backbone resnet18 --backbone resnet50 --train-limit 500
     """
-    given: dict[str, Any] = {**locals(), "shots": _numbers(shots), "backbones": backbone}
+    given: dict[str, Any] = {**locals(), "shots": numbers(shots, "--shots"), "backbones": backbone}
     from ..surveying import SurveyOptions
     from ..surveying import survey as run
 

@@ -30,6 +30,7 @@ from .blocks import Features, Rows, each_block, loaded
 from .cross_check import UNDER_TRAINED
 from .head import Head
 from .multilabel import Side
+from .ridge import degrees_of_freedom, mean_squared_residual
 from .scaling import Scaling
 
 _GRID = np.logspace(-10, 4, 57)  # lambda, relative to the largest variance of the features
@@ -337,13 +338,13 @@ class Spectrum:
 
     def degrees_of_freedom(self, decay: float) -> float:
         """Return the trace of the map from targets to fitted values."""
-        return 1 + float((self._variances / (self._variances + decay)).sum())
+        return degrees_of_freedom(self._variances, decay)
 
     def residual(self, at: int, decay: float) -> float:
         """Return the mean squared residual at one lambda, as a sum without cancellation."""
         explained = self._along[:, at] ** 2 / self._variances
-        unexplained = max(0.0, float(self._sums.targets[at] - explained.sum()))
-        return unexplained + float(explained @ (decay / (self._variances + decay)) ** 2)
+        total = float(self._sums.targets[at])
+        return mean_squared_residual(total, explained, self._variances, decay)
 
     def gcv(self, at: int) -> Callable[[float], float]:
         """Return the GCV of a target as a function of lambda."""

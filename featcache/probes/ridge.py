@@ -124,7 +124,7 @@ class Ridge:
     @property
     def total_variance(self) -> float:
         """Sum of the features' variances."""
-        return float(self._variances.sum())
+        return float(self._variances.sum()) * self._unit**2
 
     def gcv(self, weight_decay: float) -> float:
         """Return the generalized cross-validation of the one-hot labels at one lambda.
@@ -134,11 +134,27 @@ class Ridge:
         varying = self._variances > _ROUNDING * self._variances[-1]
         variances = self._variances[varying]
         explained = np.square(self._along[:, varying]).sum(axis=0) / variances
-        left = weight_decay / (variances + weight_decay)
-        unexplained = (self._shares * (1 - self._shares)).sum() - explained.sum()
-        residual = max(0.0, float(unexplained)) + float(explained @ left**2)
-        freedom = 1 - (1 + float((1 - left).sum())) / self._n
-        return residual / freedom**2 if freedom > _ROUNDING else math.inf
+        left = 1 - degrees_of_freedom(variances, weight_decay / self._unit**2) / self._n
+        total = float((self._shares * (1 - self._shares)).sum())
+        loss = mean_squared_residual(total, explained, variances, weight_decay / self._unit**2)
+        return loss / left**2 if left > _ROUNDING else math.inf
+
+
+def degrees_of_freedom(variances: np.ndarray, decay: float) -> float:
+    """Return the trace of the map from targets to fitted values, with a bias, at one lambda."""
+    return 1 + float((variances / (variances + decay)).sum())
+
+
+def mean_squared_residual(
+    total: float, explained: np.ndarray, variances: np.ndarray, decay: float
+) -> float:
+    """Return it at one lambda as a sum without cancellation.
+
+    ``total`` is the targets' variance, and ``explained`` (D,) what each of the directions with
+    ``variances`` (D,) explains of it at lambda 0.
+    """
+    unexplained = max(0.0, total - float(explained.sum()))
+    return unexplained + float(explained @ (decay / (variances + decay)) ** 2)
 
 
 def ridge_objective(
