@@ -434,7 +434,7 @@ def _paired(rows: Sequence[tuple[Mapping[str, Any], str]]) -> list[Any]:
     shown = [name(f"against {best}, on the same {tested[0][1]['n']:,} test images (McNemar):")]
     for label, test in tested[:_MOST_PAIRED]:
         low, high = (f"{-100 * end:+.2f}" for end in reversed(test["interval"]))
-        difference = f"{-100 * test['difference']:+.2f} points ({low} to {high})"
+        difference = f"{0 - 100 * test['difference']:+.2f} points ({low} to {high})"
         shown.append(name(f"  {label}: {difference}, {out.p_value(test['p_value'])}"))
     left, apart = len(tested) - _MOST_PAIRED, len(others) - len(tested)
     words = [f"{out.counted(left, 'more run')}: see --json"] * (left > 0)
