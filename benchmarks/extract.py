@@ -3,6 +3,7 @@
     python benchmarks/extract.py CIFAR10.zip [--size 64] [--images 60000] [--rounds 1] \\
         [--other-python PYTHON …] [--json FILE]
     python benchmarks/extract.py CIFAR10.zip --memory
+    python benchmarks/extract.py CIFAR10.zip --outside
 
 CIFAR10.zip holds train/ and test/ with class folders. In turn, each in a process of its own:
 
@@ -16,8 +17,10 @@ CIFAR10.zip holds train/ and test/ with class folders. In turn, each in a proces
 
 Prints images per second, the fraction of the bare speed reached end to end, and the ratio to the
 tutorial. Slow contenders run on fewer images (the column n). --memory extracts the zip once and ten
-times over (600,000 images, at 32 pixels) and prints the peak resident memory. If a GPU can be used,
-the table includes it.
+times over (600,000 images, at 32 pixels) and prints the peak resident memory. --outside extracts
+with an engine that costs nothing, and then again with nothing to do; it prints processor
+milliseconds per image, all threads together, which other load on the machine changes less than the
+time on the wall. If a GPU can be used, the table includes it.
 """
 
 from __future__ import annotations
@@ -163,6 +166,33 @@ def memory(zip_path: str, times: int) -> dict:
         result = featcache.extract(data, weights=WEIGHTS, size=32, output=folder, reuse=False)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return {"n": result.n_rows, "peak_mib": peak, "images_per_s": result.images_per_s}
+
+
+def outside(zip_path: str, size: int, n_images: int) -> dict:
+    import numpy as np
+
+    import featcache
+    from featcache.extraction import extract
+
+    class Nothing:
+        batch_size = 512
+
+        def extract(self, images):
+            return {"avgpool": np.zeros((len(images), 512), np.float32)}
+
+    extract.build_engine = lambda *_, **__: Nothing()
+    data = zip_path if n_images >= 60_000 else subset(zip_path, n_images)
+    with tempfile.TemporaryDirectory() as folder:
+        found = {}
+        for name in ("cpu_ms", "again_cpu_ms"):
+            started = time.process_time()
+            result = featcache.extract(
+                data, weights=WEIGHTS, size=size, engine="openvino", output=folder, reuse=False
+            )
+            found[name] = 1e3 * (time.process_time() - started) / result.n_rows
+        found["decoding_cpu_ms"] = 1e3 * result.load().meta["stages_s"]["decoding_cpu_s"]
+    found["decoding_cpu_ms"] /= result.n_rows
+    return {"n": result.n_rows, **found}
 
 
 OTHER = """
@@ -326,6 +356,7 @@ def main() -> None:
     parser.add_argument("--other-python", nargs="*", default=[])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--outside", action="store_true")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -337,6 +368,14 @@ def main() -> None:
             print(
                 f"{found['n']:9,} images: peak {found['peak_mib']:.0f} MiB, "
                 f"{found['images_per_s']:.0f} img/s at 32 px"
+            )
+    elif options.outside:
+        for _ in range(options.rounds):
+            found = in_child("outside", options.data, options.size, options.images)
+            print(
+                f"{found['n']:,} images: {found['cpu_ms']:.3f} ms of a core each outside the "
+                f"engine (of these {found['decoding_cpu_ms']:.3f} to read and decode), "
+                f"{found['again_cpu_ms']:.4f} with nothing to do"
             )
     else:
         rows = compare(options)

@@ -36,7 +36,7 @@ from featcache.probes.lbfgs import train_lbfgs
 from featcache.probes.objective import objective
 from featcache.probes.recipes import ExactRecipe
 from featcache.probes.scaling import Scaling
-from featcache.probes.sweep import sweep_lbfgs
+from featcache.probes.sweep import divide, sweep
 
 
 def timed(work):
@@ -78,7 +78,7 @@ def compare(cache: featcache.Cache, rounds: int) -> None:
         for name, (_, _, work) in contenders.items():
             wall, heads[name] = timed(work)
             walls[name].append(wall)
-        sweeps.append(timed(lambda: sweep_lbfgs([x], y, n_classes, recipe))[0])
+        sweeps.append(timed(lambda: sweep(divide([x], y), n_classes, recipe))[0])
     values = {
         name: objective(*heads[name][:2], [data], y, recipe).value
         for name, (data, _, _) in contenders.items()

@@ -24,7 +24,7 @@ import numpy as np
 
 import featcache
 from featcache.preprocess import Preprocess
-from featcache.store.writer import SplitArrays, write_cache
+from featcache.store.writer import Source, encoded_ids, pack
 
 DIM, CLASSES = 512, 10
 FRAMES = """() => { window.frames_ms = []; let last = performance.now(); const next = () => {
@@ -35,12 +35,13 @@ window.frames_asked = requestAnimationFrame(next); }; requestAnimationFrame(next
 def made_cache(path: Path, n: int) -> Path:
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(CLASSES, DIM)).astype(np.float32)
-    splits = {}
+    sources = {}
     for role, count in (("train", n - n // 6), ("test", n // 6)):
         labels = np.arange(count) % CLASSES
         features = centres[labels] + generator.normal(size=(count, DIM)).astype(np.float32) * 2
-        ids = tuple(f"{role}/class/{row:06d}.jpg" for row in range(count))
-        splits[role] = SplitArrays(features.astype(np.float32), labels.astype(np.int64), ids, {})
+        ids = encoded_ids(f"{role}/class/{row:06d}.jpg" for row in range(count))
+        for kind, array in (("features", features), ("labels", labels), ("ids", ids)):
+            sources[f"{role}/{kind}"] = Source.of(array)
     meta = {
         "backbone": "resnet18",
         "class_names": [f"class {number}" for number in range(CLASSES)],
@@ -61,7 +62,7 @@ def made_cache(path: Path, n: int) -> Path:
         "weights_sha256": "0" * 64,
         "weights_source": "none",
     }
-    write_cache(path, splits, meta)
+    pack(path, sources, meta)
     return path
 
 

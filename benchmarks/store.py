@@ -28,7 +28,7 @@ import numpy as np
 
 import featcache
 from featcache.store.shards import SHARD_ROWS, ShardWriter
-from featcache.store.writer import SplitArrays, encoded_ids, write_cache
+from featcache.store.writer import Source, encoded_ids, pack
 
 DIM = 512
 META = {
@@ -142,13 +142,14 @@ def main() -> None:
         folder = Path(name)
         path, plain = folder / "cache.h5", folder / "features.npy"
         arrays = rows(60_000, 0)
-        ids = tuple(arrays["ids"].astype(str).tolist())
-        split = SplitArrays(arrays["features"], arrays["labels"], ids)
-        few = SplitArrays(split.features[:10], split.labels[:10], split.ids[:10])
-        write_cache(path, {"train": split, "test": few}, META)
-        np.save(plain, split.features)
+        sources = {}
+        for name in ("features", "labels", "ids"):
+            sources[f"train/{name}"] = Source.of(arrays[name])
+            sources[f"test/{name}"] = Source.of(arrays[name][:10])
+        pack(path, sources, META)
+        np.save(plain, arrays["features"])
         assert np.array_equal(featcache.load(path).train.features, np.load(plain))
-        del arrays, split
+        del arrays, sources
         opening(path, options.rounds)
         reading(path, plain, options.rounds)
         packing(folder / "large.h5", 600_000)

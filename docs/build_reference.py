@@ -37,13 +37,17 @@ GROUPS = {
         *("CrossValidationResult", "KnnResult"),
         *("LinearProbe", "ExactRecipe", "ProbeRecipe"),
     ),
-    "Saved heads": ("load_head", "predict", "evaluate_head", "Head"),
+    "Saved heads": (
+        *("load_head", "predict", "predict_stream", "evaluate_head", "ship"),
+        *("Head", "ShipOptions", "ShipResult"),
+    ),
     "Fine-tuning": (
         *("finetune", "fit", "FinetuneResult", "FitResult"),
         *("FinetuneOptions", "FinetuneRecipe", "FitOptions"),
     ),
     "Comparing and looking": (
         *("compare", "survey", "audit", "search", "select", "report", "worst_errors"),
+        "text_features",
         *("SurveyOptions", "SurveyResult", "AuditResult", "SearchResult", "SelectResult"),
         *("ReportResult", "ErrorsResult"),
     ),
@@ -63,7 +67,9 @@ PARTS = {
     "probes.regression": ("RegressionScores", "NumberScore", "NumbersCheck"),
     "probes.crossval": ("Fold",),
     "probes.curves": ("CurvePoint",),
+    "probes.zero_shot": ("ZeroShotResult",),
     "prediction": ("Prediction", "HeadResult"),
+    "shipping.check": ("Agreement",),
     "searching": ("Query", "Neighbour"),
     "finetuning.run": ("Epoch",),
     "finetuning.fit": ("Attempt",),

@@ -55,6 +55,8 @@ _HOME = {
     "SearchResult": "searching",
     "SelectResult": "auditing.selection",
     "ShareResult": "extraction.result",
+    "ShipOptions": "shipping.ship",
+    "ShipResult": "shipping.ship",
     "Split": "datasets.dataset",
     "SurveyOptions": "surveying",
     "SurveyResult": "surveying",
@@ -83,11 +85,14 @@ _HOME = {
     "newest_cache": "store.cache",
     "pack": "extraction.jobs",
     "predict": "prediction",
+    "predict_stream": "prediction",
     "probe": "probes.probe",
     "report": "reporting.report",
     "search": "searching",
     "select": "auditing.selection",
+    "ship": "shipping.ship",
     "survey": "surveying",
+    "text_features": "searching",
     "verify": "store.verify",
     "worst_errors": "reporting.mistakes",
 }
@@ -128,6 +133,8 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "SearchResult",
     "SelectResult",
     "ShareResult",
+    "ShipOptions",
+    "ShipResult",
     "Split",
     "SurveyOptions",
     "SurveyResult",
@@ -156,11 +163,14 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it equal 
     "newest_cache",
     "pack",
     "predict",
+    "predict_stream",
     "probe",
     "report",
     "search",
     "select",
+    "ship",
     "survey",
+    "text_features",
     "verify",
     "worst_errors",
 ]
@@ -186,7 +196,7 @@ if TYPE_CHECKING:
     from .finetuning.recipes import FinetuneOptions, FinetuneRecipe
     from .finetuning.run import FinetuneResult
     from .importing.features import ImportResult, import_features
-    from .prediction import evaluate_head, predict
+    from .prediction import evaluate_head, predict, predict_stream
     from .preprocess import Preprocess
     from .probes.curves import few_shot, learning_curve
     from .probes.estimator import LinearProbe
@@ -201,7 +211,8 @@ if TYPE_CHECKING:
     from .reporting.mistakes import ErrorsResult, worst_errors
     from .reporting.report import ReportResult, report
     from .runs import compare
-    from .searching import SearchResult, search
+    from .searching import SearchResult, search, text_features
+    from .shipping.ship import ShipOptions, ShipResult, ship
     from .store.cache import Cache, CachedSplit, load, newest_cache
     from .store.diff import DiffReport, diff
     from .store.export import ExportResult, export

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import sys
@@ -26,7 +25,7 @@ from .frameworks import (
     torch_precisions,
     torch_status,
 )
-from .process import last_words, old_openblas, openblas_core_type, run_in_child
+from .process import installed_version, last_words, old_openblas, openblas_core_type, run_in_child
 
 _PACKAGES = (
     "numpy",
@@ -166,13 +165,8 @@ def _cores() -> Finding:
 
 
 def _versions() -> list[str]:
-    versions = []
-    for package in _PACKAGES:
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            versions.append(f"no {package}")
-    return versions
+    found = ((package, installed_version(package)) for package in _PACKAGES)
+    return [f"{package} {version}" if version else f"no {package}" for package, version in found]
 
 
 def _oneflow() -> Finding:
@@ -282,9 +276,9 @@ def _blas() -> Finding:
 
 def _default_urls() -> list[str]:
     from .backbones.pretrained import source_urls
-    from .datasets.loading import named_urls
+    from .datasets.named import CIFAR10
 
-    urls = [*named_urls(), *source_urls()]
+    urls = [CIFAR10.url, *source_urls()]
     return list({urlsplit(url).netloc: url for url in reversed(urls)}.values())  # one a host
 
 

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def download(
         raise error(f"{url}: expected an http:// or https:// address; nothing was fetched")
     algorithm, expected = ("md5", md5) if md5 else ("sha256", sha256)
     expected = expected.lower() if expected else None
-    fetch = _Fetch(algorithm, expected is not None, max_bytes, on_progress, stage)
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    fetch = _Fetch(digest, expected is not None, max_bytes, on_progress, stage)
     try:
         existed = destination.exists()
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +68,7 @@ def download(
     except ValueError:  # pooch's, for a checksum that differs
         raise error(
             f"{destination}: {url} sent other bytes: expected {algorithm} {expected}, found "
-            f"{fetch.digest.hexdigest()}; nothing was kept; try again, or put the right file there "
+            f"{digest.hexdigest()}; nothing was kept; try again, or put the right file there "
             "by hand"
         ) from None
     except NetworkError as failure:
@@ -132,22 +134,15 @@ def _only_writer(
         lock.release()
 
 
+@dataclass(frozen=True, eq=False)
 class _Fetch:
     """A downloader for `pooch.retrieve`; everything that the network does wrong is one error."""
 
-    def __init__(
-        self,
-        algorithm: str,
-        has_checksum: bool,
-        max_bytes: int,
-        on_progress: OnProgress,
-        stage: str,
-    ) -> None:
-        self.digest = hashlib.new(algorithm, usedforsecurity=False)
-        self._has_checksum = has_checksum
-        self._max_bytes = max_bytes
-        self._on_progress = on_progress
-        self._stage = stage
+    digest: Any
+    has_checksum: bool
+    max_bytes: int
+    on_progress: OnProgress
+    stage: str
 
     def __call__(self, url: str, output_file: str, _pooch: object) -> None:
         """Write the body of the response to a file, and flush it to the disk."""
@@ -178,12 +173,12 @@ class _Fetch:
                 read = getattr(response.raw, "read1", response.raw.read)
                 while chunk := read(_CHUNK_BYTES):
                     done += len(chunk)
-                    if done > self._max_bytes:
-                        raise NetworkError(f"it sends more than {self._max_bytes:,} bytes")
+                    if done > self.max_bytes:
+                        raise NetworkError(f"it sends more than {self.max_bytes:,} bytes")
                     elapsed_s = time.monotonic() - began
                     if elapsed_s > _GRACE_S and done < elapsed_s * _SLOWEST_BYTES_PER_S:
                         raise NetworkError(f"it sent only {done:,} bytes in {elapsed_s:.0f} s")
-                    self._on_progress(Progress(self._stage, done, total, "B"))
+                    self.on_progress(Progress(self.stage, done, total, "B"))
                     yield chunk
                 if total is not None and done < total:
                     raise NetworkError(f"the connection closed after {done:,} of {total:,} bytes")
@@ -196,12 +191,12 @@ class _Fetch:
             raise NetworkError(f"the server answers {response.status_code} {response.reason}")
         length = response.headers.get("Content-Length", "")
         if length.isdecimal():
-            if int(length) > self._max_bytes:
+            if int(length) > self.max_bytes:
                 raise NetworkError(
-                    f"expected at most {self._max_bytes:,} bytes, found {int(length):,}"
+                    f"expected at most {self.max_bytes:,} bytes, found {int(length):,}"
                 )
             return int(length)
-        if not self._has_checksum and response.headers.get("Transfer-Encoding") != "chunked":
+        if not self.has_checksum and response.headers.get("Transfer-Encoding") != "chunked":
             raise NetworkError("the server does not say how long it is, and no checksum is known")
         return None
 

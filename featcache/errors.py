@@ -97,6 +97,16 @@ class OutputError(FeatcacheError, OSError):
     """A result cannot be written to the requested place."""
 
 
+def missing_package(
+    where: object, package: str, error: ImportError, extra: str = ""
+) -> EngineUnavailableError:
+    """Return the error for a package of one of our extras (by default of its name)."""
+    return EngineUnavailableError(
+        f"{where}: expected the package {package}, found: {error}; type: pip install "
+        f"'featcache[{extra or package}]'"
+    )
+
+
 def text_of(value: object) -> str:
     """Return valid text: bytes of a file name that are not UTF-8 are escaped."""
     return str(value).encode("utf-8", "backslashreplace").decode()

@@ -36,7 +36,15 @@ def did_you_mean_path(path: Path, otherwise: str, names: Iterable[str] = ()) -> 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file of these bytes, whole or not at all."""
     with replaced_file(path) as descriptor:
-        _write_all(descriptor, parts)
+        write_all(descriptor, *parts)
+
+
+def write_all(descriptor: int, *parts: bytes | memoryview) -> None:
+    """Write all these bytes where an open file stands."""
+    for part in parts:
+        view = memoryview(part).cast("B")
+        while view:
+            view = view[os.write(descriptor, view) :]
 
 
 @contextmanager
@@ -49,28 +57,36 @@ def replaced_file(path: Path) -> Iterator[int]:
     """
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
-        _refuse_other_than_files(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Not by tempfile, whose files are private to their owner: a result is like any new file.
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(temporary, flags, 0o666)
-        try:
-            yield descriptor
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        if isinstance(error, FeatcacheError):
-            raise
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror or error}; free space or name another "
-            "output"
-        ) from None
+        with told_if_unwritable(path):
+            _refuse_other_than_files(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not by tempfile, whose files are private to their owner: a result is a new file.
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+            descriptor = os.open(temporary, flags, 0o666)
+            try:
+                yield descriptor
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def told_if_unwritable(
+    path: Path, advice: str = "free space or name another output"
+) -> Iterator[None]:
+    """Turn an error of the system into an OutputError."""
+    try:
+        yield
+    except FeatcacheError:
+        raise
+    except OSError as error:
+        why = error.strerror or error
+        raise OutputError(f"{path}: cannot be written: {why}; {advice}") from None
 
 
 def replace_folder(new: Path, final: Path) -> None:
@@ -244,13 +260,6 @@ def _refuse_other_than_files(path: Path) -> None:
         raise IsADirectoryError(None, "a folder has that name")
     if path.exists() and not path.is_file():
         raise FileExistsError(None, "a device, a pipe or a socket has that name")
-
-
-def _write_all(descriptor: int, parts: Iterable[bytes | memoryview]) -> None:
-    for part in parts:
-        view = memoryview(part).cast("B")
-        while view:
-            view = view[os.write(descriptor, view) :]
 
 
 def _sync_folder(folder: Path) -> None:

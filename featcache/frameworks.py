@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import json
 import platform
 import re
@@ -18,6 +18,7 @@ from .errors import EngineUnavailableError
 from .process import (
     LAUNCH_VARIABLES,
     ctrl_c_later,
+    installed_version,
     last_words,
     openblas_core_type,
     process_environment,
@@ -50,19 +51,34 @@ def oneflow_status() -> tuple[str | None, str]:
             "install featcache with Python 3.10 (in a clone: make setup)"
         )
     for package in ("oneflow", "nvidia-cudnn-cu11", "nvidia-cublas-cu11"):
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+        if installed_version(package) is None:
             return None, f"the package {package} is not installed; run {INSTALL_ONEFLOW}"
-    return importlib.metadata.version("oneflow"), here
+    return installed_version("oneflow"), here
+
+
+def available(engine: str, status: tuple[str | None, str]) -> str:
+    """Return an engine's version from its status, or raise EngineUnavailableError."""
+    version, why = status
+    if version is None:
+        raise EngineUnavailableError(f"engine {engine}: not available: {why}")
+    return version
+
+
+def _imported(module: str, version: str, install: str) -> ModuleType:
+    try:
+        with ctrl_c_later():
+            return importlib.import_module(module)
+    except Exception as error:
+        raise EngineUnavailableError(
+            f"engine {module}: expected version {version} to import, found "
+            f"{type(error).__name__}: {error}; run {install}"
+        ) from error
 
 
 @cache
 def import_oneflow() -> ModuleType:
     """Import OneFlow and leave the process as it was."""
-    version, why = oneflow_status()
-    if version is None:
-        raise EngineUnavailableError(f"engine oneflow: not available: {why}")
+    version = available("oneflow", oneflow_status())
     variables = {"GLOG_minloglevel": "2"}
     core_type = openblas_core_type()
     if core_type:
@@ -127,9 +143,8 @@ _CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}  # our name: OpenVINO's
 
 def openvino_status() -> tuple[str | None, str]:
     """Return OpenVINO's version, or None, and why, without importing it."""
-    try:
-        version = importlib.metadata.version("openvino")
-    except importlib.metadata.PackageNotFoundError:
+    version = installed_version("openvino")
+    if version is None:
         return None, f"the package openvino is not installed; run {INSTALL_OPENVINO}"
     return version, f"version {version}"
 
@@ -137,27 +152,17 @@ def openvino_status() -> tuple[str | None, str]:
 @cache
 def import_openvino() -> ModuleType:
     """Import OpenVINO without its telemetry."""
-    version, why = openvino_status()
-    if version is None:
-        raise EngineUnavailableError(f"engine openvino: not available: {why}")
+    version = available("openvino", openvino_status())
     # What is None in sys.modules cannot be imported; OpenVINO then takes a stand-in that does
     # nothing. Otherwise its import sends an event and writes a file into the home folder.
     keep_out = _TELEMETRY not in sys.modules
     if keep_out:
         sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
     try:
-        with ctrl_c_later():
-            import openvino
-    except Exception as error:
-        raise EngineUnavailableError(
-            f"engine openvino: expected version {version} to import, found "
-            f"{type(error).__name__}: {error}; run {INSTALL_OPENVINO}"
-        ) from error
+        return _imported("openvino", version, INSTALL_OPENVINO)
     finally:
         if keep_out:
             del sys.modules[_TELEMETRY]
-    module: ModuleType = openvino
-    return module
 
 
 @cache
@@ -221,9 +226,8 @@ print("found", json.dumps(found))
 
 def torch_status() -> tuple[str | None, str]:
     """Return PyTorch's version, or None, and why, without importing it."""
-    try:
-        version = importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
+    version = installed_version("torch")
+    if version is None:
         return None, f"the package torch is not installed; run {INSTALL_TORCH}"
     numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
     if numbers < _OLDEST:
@@ -235,19 +239,7 @@ def torch_status() -> tuple[str | None, str]:
 @cache
 def import_torch() -> ModuleType:
     """Import PyTorch."""
-    version, why = torch_status()
-    if version is None:
-        raise EngineUnavailableError(f"engine torch: not available: {why}")
-    try:
-        with ctrl_c_later():
-            import torch
-    except Exception as error:
-        raise EngineUnavailableError(
-            f"engine torch: expected version {version} to import, found "
-            f"{type(error).__name__}: {error}; run {INSTALL_TORCH}"
-        ) from error
-    module: ModuleType = torch
-    return module
+    return _imported("torch", available("torch", torch_status()), INSTALL_TORCH)
 
 
 def may_have_gpu() -> bool:

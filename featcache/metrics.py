@@ -24,16 +24,9 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """The images whose confidence lies above ``low`` and at or below ``high``.
+    """The ``n`` images whose confidence lies above ``low`` and at or below ``high``, in [0, 1].
 
-    Parameters
-    ----------
-    low, high : float
-        Edges, in [0, 1].
-    n : int
-        Images.
-    confidence, accuracy : float or None
-        Mean confidence and fraction right; None in a bin without images.
+    ``confidence`` is their mean, ``accuracy`` the fraction right; None without images.
     """
 
     low: float
@@ -46,11 +39,6 @@ class ReliabilityBin:
 def top1(predicted: np.ndarray, labels: np.ndarray) -> float:
     """Return the fraction of rows whose predicted class is the label: in [0, 1]."""
     return float(np.mean(np.asarray(predicted) == np.asarray(labels)))
-
-
-def agreement(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the fraction of rows on which two classifiers predict the same class."""
-    return top1(one, other)
 
 
 def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
@@ -396,15 +384,8 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 class AveragePrecision:
     """Average precision over several labels, with 95 % intervals over draws of test images.
 
-    Parameters
-    ----------
-    macro, micro : float or None
-        The mean over labels with positives, and that of all pairs of image and label in one
-        ranking; None without positives.
-    macro_interval, micro_interval : tuple of 2 floats or None
-    per_label : tuple of float or None
-        None for a label without positives.
-    per_label_interval : tuple of (tuple of 2 floats or None)
+    ``macro`` is the mean over labels with positives, ``micro`` that of all pairs of image and
+    label in one ranking. None without positives.
     """
 
     macro: float | None

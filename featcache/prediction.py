@@ -7,29 +7,27 @@ and compared with the record before any image is read.
 
 from __future__ import annotations
 
-import io
+import csv
+import errno
+import json
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .backbones.architectures import BACKBONES, check_resnet_size
 from .backbones.choice import choose_engine
-from .backbones.engine import build_engine, computed_by, settled
+from .backbones.engine import Engine, build_engine, computed_by, settled
 from .backbones.loading import load_weights
 from .backbones.naming import WEIGHT_NAMES, parse_backbone, recorded_backbone, recorded_weights
 from .backbones.weights import Weights
 from .datasets.batches import decoded_batches
-from .datasets.decoding import decode_image, image_suffixes
-from .datasets.images import Files, Folder, OnError, images_among, reading_threads, shown_names
-from .datasets.named import default_data_root
-from .datasets.tar import TarShards
-from .datasets.urls import RemoteFolder, open_url
-from .datasets.zip import ZipArchive
+from .datasets.images import OnError, reading_threads
 from .errors import (
     CacheMismatchError,
     DatasetError,
@@ -38,10 +36,21 @@ from .errors import (
     OutputError,
     RecipeError,
     WeightsError,
+    one_line,
     text_of,
 )
-from .files import check_writable, csv_line, write_atomically
+from .files import check_writable, csv_line, replaced_file
 from .metrics import top1, wilson_interval
+from .new_images import (
+    ImageSet,
+    PlacedImages,
+    arrivals,
+    find_places,
+    named_sets,
+    step_of,
+    streamed_sets,
+    watch_folders,
+)
 from .options import MAX_PIXELS, check_choice, with_options
 from .preprocess import Preprocess
 from .probes.head import Head, load_head
@@ -53,13 +62,9 @@ from .probes.ingredients import (
 )
 from .probes.question import opened, own_test_images
 from .progress import OnNote, OnProgress, Progress, silent
-from .remote import RemotePlace, located
 from .store.cache import Cache
 from .store.format import FINGERPRINT_FIELDS, OPTIONAL_FIELDS, fingerprint
 from .store.provenance import IMPORTED
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,10 @@ class Prediction:
     Parameters
     ----------
     path : str
-        The image file; ``archive.zip!name`` inside an archive.
+        The image file; ``archive.zip!name`` inside an archive, ``video.mp4#t=12.0`` in a video,
+        12 seconds from its start.
     class_name : str or None
-        The class or label with the highest score; None for a head of numbers.
+        The class or label with the highest score; None for a head of numbers and of an error.
     probability : float or None
         Its probability, in [0, 1]: by softmax for classes, by a sigmoid for labels.
     top : tuple of (str, float)
@@ -80,6 +86,8 @@ class Prediction:
         Only for a head of labels: those at or above their thresholds, with their probabilities.
     values : tuple of (str, float) or None
         Only for a head of numbers: each target with its value.
+    error : str or None
+        Why the image could not be read; then there is nothing else.
     """
 
     path: str
@@ -88,6 +96,7 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
     labels: tuple[tuple[str, float], ...] | None = None
     values: tuple[tuple[str, float], ...] | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,7 @@ class PredictOptions:
     top: int = 1
     on_error: OnError = "fail"
     max_pixels: int = MAX_PIXELS
+    every: str = "1s"
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -111,6 +121,7 @@ class PredictOptions:
             if value < 1:
                 raise RecipeError(f"{name}: expected at least 1, found {value}")
         check_choice("on error", self.on_error, ("fail", "skip"))
+        step_of(self.every)
 
 
 @with_options(PredictOptions)
@@ -125,12 +136,12 @@ def predict(
     """Predict the classes, labels or numbers of images with a saved head.
 
     Threads decode the next images while a batch is computed. Memory does not grow with the number
-    of images.
+    of images, but for the predictions; `predict_stream` gives these one by one.
 
     Parameters
     ----------
     paths : str, Path or sequence of them
-        Image files, folders and ``.zip`` archives, or their URLs. Folders and archives are
+        Image files, videos, folders and ``.zip`` archives, or their URLs. Folders and archives are
         searched for image files at any depth, without hidden ones, in the order of names.
     head : str, Path or Head
         The head, or its file.
@@ -146,10 +157,12 @@ def predict(
     top : int
         Classes or labels per image in `Prediction.top`, at most K.
     on_error : str
-        ``"fail"`` raises at the first file that is not a readable image, ``"skip"`` leaves it
-        out and calls ``on_note``.
+        ``"fail"`` raises at the first file that is not a readable image, ``"skip"`` puts into its
+        `Prediction.error` what is wrong, and calls ``on_note``.
     max_pixels : int
         Images of more pixels are taken for ones that are not readable.
+    every : str
+        Which frames of a video: ``"1s"`` takes one a second, ``"10"`` every tenth.
     on_progress : callable
         Called with the progress of downloads and images.
     on_note : callable
@@ -168,29 +181,90 @@ def predict(
     DatasetError
         Nothing at a path, no image in it, an unreadable image, or no readable one at all.
     EngineUnavailableError
-        The engine or the device cannot run here.
+        The engine or the device cannot run here, or a video without PyAV.
     ShapeMismatchError
         A head for features of another length than the backbone's.
     RecipeError
         An option out of range.
     """
-    head, where = checked_head(head)
-    batches = new_features(
-        [paths] if isinstance(paths, (str, Path)) else paths,
-        head.ingredients,
-        where,
-        options,
-        mine="head",
-        again="train another head",
-        on_progress=on_progress,
-        on_note=on_note,
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    return list(
+        predict_stream(paths, head, options=options, on_progress=on_progress, on_note=on_note)
     )
-    with closing(batches):
-        return [
-            prediction
-            for names, features in batches
-            for prediction in _named(head, features, names, options.top)
-        ]
+
+
+@with_options(PredictOptions)
+def predict_stream(
+    paths: Iterable[str | Path],
+    head: str | Path | Head,
+    *,
+    options: PredictOptions,
+    watch: bool = False,
+    answered: Collection[str] = (),
+    on_progress: OnProgress = silent,
+    on_note: OnNote = silent,
+) -> Iterator[Prediction]:
+    """Predict as `predict` does, and yield each prediction as soon as it is there.
+
+    Parameters
+    ----------
+    paths : iterable of str or Path
+        A sequence is checked before any image is read. Another iterable, such as the lines of a
+        pipe, is a stream: a path that leads nowhere is an image that cannot be read, and whatever
+        has come is answered before the next path is waited for.
+    head : str, Path or Head
+        The head, or its file.
+    watch : bool
+        Take ``paths`` for folders, whose images are answered, and wait for new ones for ever. A
+        file is taken when its size and time stand still; one that changes later is new.
+    answered : collection of str
+        With ``watch``: paths that are not answered again.
+
+    Yields
+    ------
+    Prediction
+        One per image, in the order of ``paths``.
+
+    Raises
+    ------
+    FeatcacheError
+        As `predict` does.
+    """
+    head, where = checked_head(head)
+    total: int | None = None
+    if watch:
+        arriving: Iterable[Sequence[str | Path]] = watch_folders(list(paths), answered)
+        sets = streamed_sets(arriving, options.every, options.max_pixels)
+    elif isinstance(paths, (str, Path, Sequence)):
+        listed = [paths] if isinstance(paths, (str, Path)) else paths
+        sets, total = named_sets(listed, options.every, options.max_pixels)
+    else:
+        sets = streamed_sets(arrivals(paths), options.every, options.max_pixels)
+    return _predicted(head, where, sets, total, options, on_progress, on_note)
+
+
+def _predicted(
+    head: Head,
+    where: str,
+    sets: Iterator[ImageSet],
+    total: int | None,
+    options: PredictOptions,
+    on_progress: OnProgress,
+    on_note: OnNote,
+) -> Iterator[Prediction]:
+    extractor = load_extractor(
+        head.ingredients, where, options, on_progress=on_progress, on_note=on_note
+    )
+    with closing(_computed(extractor, sets, total, options, on_progress, on_note)) as computed:
+        for names, errors, features in computed:
+            good = [name for row, name in enumerate(names) if row not in errors]
+            made = predictions_of(head, features, good, options.top) if good else iter(())
+            for row, name in enumerate(names):
+                yield (
+                    Prediction(name, None, None, (), error=errors[row])
+                    if row in errors
+                    else next(made)
+                )
 
 
 def new_features(
@@ -210,7 +284,115 @@ def new_features(
     are of no use. All is checked before the first image is read.
     """
     images = PlacedImages(find_places(paths), options.max_pixels)
-    loaded = _load_weights(ingredients, where, again, options, on_progress)
+    extractor = load_extractor(
+        ingredients,
+        where,
+        options,
+        mine=mine,
+        again=again,
+        on_progress=on_progress,
+        on_note=on_note,
+    )
+    sets = iter((images,))
+    computing = _computed(extractor, sets, len(images), options, on_progress, on_note)
+    with closing(computing) as computed:
+        for names, errors, features in computed:
+            if len(features):
+                yield [name for row, name in enumerate(names) if row not in errors], features
+
+
+_FIRST_BATCH = 8  # images: the first answer does not wait for a whole batch
+
+
+def _computed(
+    extractor: Extractor,
+    sets: Iterator[ImageSet],
+    total: int | None,
+    options: PredictOptions,
+    on_progress: OnProgress,
+    on_note: OnNote,
+) -> Generator[tuple[list[str], dict[int, str], np.ndarray], None, None]:
+    """Yield names, what is wrong with which of them, and the features of the others, by batches."""
+    size, done, found = options.batch_size, 0, 0
+    on_progress(Progress("images", 0, total))
+    for images in sets:
+        n = len(images)
+        first = 0 if done else min(n, size, _FIRST_BATCH)
+        whole = (range(start, min(start + size, n)) for start in range(first, n, size))
+        batches = decoded_batches(
+            images,
+            chain([range(first)] * bool(first), whole),
+            extractor.preprocess,
+            workers=min(n, reading_threads(images)),
+            on_error=options.on_error,
+        )
+        with closing(batches):
+            for batch in batches:
+                for _, reason in batch.failures:
+                    on_note(f"skipped: {reason}")
+                wrong = dict(batch.failures)
+                rows = sorted([*batch.rows.tolist(), *wrong])
+                names = [images.where(row) for row in rows]
+                features = np.empty((0, 0), np.float32)
+                if batch.rows.size:
+                    good = [images.where(row) for row in batch.rows]
+                    features = extractor.features(batch.pixels, good)
+                errors = {place: wrong[row] for place, row in enumerate(rows) if row in wrong}
+                yield names, errors, features
+                found += len(features)
+                done += len(rows)
+                on_progress(Progress("images", done, total))
+    if not found:
+        raise DatasetError(
+            f"images: expected at least one that can be read, found none among {done}; "
+            "give other files"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Extractor:
+    """The backbone that a head or a cache records, checked against the record and ready."""
+
+    preprocess: Preprocess
+    cuts: tuple[str, ...]
+    engine: Engine
+
+    def features(self, pixels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Return float32 (B, D) of canonical or compact pixels, as `Engine.extract` takes them."""
+        by_cut = self.engine.extract(pixels)
+        features = np.concatenate([by_cut[cut] for cut in self.cuts], axis=1)
+        broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        if broken.size:
+            raise FeatcacheError(
+                f"{names[broken[0]]}: expected finite features, found NaN or infinity; the "
+                "weights do not suit these images"
+            )
+        return features
+
+    def for_few(self, n_images: int) -> Extractor:
+        """Return what is quicker for up to so many images, if its features have the same bytes."""
+        engine = getattr(self.engine, "for_few", lambda: None)()
+        if engine is None:
+            return self
+        few, side = replace(self, engine=engine), self.preprocess.size
+        pixels = np.random.default_rng(0).integers(0, 256, (n_images, side, side, 3), np.uint8)
+        names = ["noise"] * n_images
+        same = few.features(pixels, names).tobytes() == self.features(pixels, names).tobytes()
+        return few if same else self
+
+
+def load_extractor(
+    ingredients: Mapping[str, Any],
+    where: str,
+    options: PredictOptions,
+    *,
+    mine: str = "head",
+    again: str = "train another head",
+    on_progress: OnProgress,
+    on_note: OnNote,
+) -> Extractor:
+    """Load the backbone that made features, and refuse another; arguments as `new_features`."""
+    loaded = load_recorded(ingredients, where, again, options, on_progress)
     cuts = head_cuts(ingredients)
     choice = settled(choose_engine(device=options.device, runs_in=loaded.engines), loaded, cuts)
     here = {**computed_by(choice, loaded), "cuts": list(cuts), "dtype": "float32"}
@@ -229,40 +411,10 @@ def new_features(
     rounding = rounding_differences(ingredients, here, mine)
     if rounding:
         on_note(f"{where}: expect rounding differences: {'; '.join(rounding)}")
-    engine = build_engine(choice, loaded, cuts, on_note=on_note)
-
-    n, size, done, found = len(images), options.batch_size, 0, 0
-    batches = (range(start, min(start + size, n)) for start in range(0, n, size))
-    on_progress(Progress("images", 0, n))
-    with closing(
-        decoded_batches(
-            images,
-            batches,
-            loaded.preprocess,
-            workers=reading_threads(images),
-            on_error=options.on_error,
-        )
-    ) as decoded:
-        for batch in decoded:
-            for _, reason in batch.failures:
-                on_note(f"skipped: {reason}")
-            if batch.rows.size:
-                names = [images.where(row) for row in batch.rows]
-                by_cut = engine.extract(batch.pixels)
-                features = np.concatenate([by_cut[cut] for cut in cuts], axis=1)
-                _check_finite(features, names)
-                yield names, features
-            found += batch.rows.size
-            done += batch.rows.size + len(batch.failures)
-            on_progress(Progress("images", done, n))
-    if not found:
-        raise DatasetError(
-            f"images: expected at least one that can be read, found none among {n}; "
-            "give other files"
-        )
+    return Extractor(loaded.preprocess, cuts, build_engine(choice, loaded, cuts, on_note=on_note))
 
 
-def _load_weights(
+def load_recorded(
     ingredients: Mapping[str, Any],
     where: str,
     again: str,
@@ -304,18 +456,10 @@ def _load_weights(
     return loaded.prepared(preprocess)
 
 
-def _check_finite(features: np.ndarray, names: Sequence[str]) -> None:
-    broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if broken.size:
-        raise FeatcacheError(
-            f"{names[broken[0]]}: expected finite features, found NaN or infinity; the weights do "
-            "not suit these images"
-        )
-
-
-def _named(
+def predictions_of(
     head: Head, features: np.ndarray, names: Sequence[str], top: int
 ) -> Iterator[Prediction]:
+    """Yield what a head makes of features float32 (B, D), in their order."""
     scores, targets = head.scores(features), head.class_names
     if head.task == "numbers":
         for name, numbers in zip(names, scores.tolist(), strict=True):
@@ -335,83 +479,6 @@ def _named(
                 pair for pair, index in zip(pairs, classes, strict=True) if present[row, index]
             )
         yield Prediction(name, *pairs[0], tuple(pairs[:top]), labels)
-
-
-Place = tuple[Files, str]  # where an image file is, and its name there
-
-
-class PlacedImages:
-    """Image files that `find_places` found, as `decoded_batches` reads them."""
-
-    def __init__(self, places: Sequence[Place], max_pixels: int = MAX_PIXELS) -> None:
-        self._places = places
-        self._max_pixels = max_pixels
-        self.remote = any(files.remote for files, _ in places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def read(self, index: int, preprocess: Preprocess | None = None) -> Image.Image:
-        """Read and decode one image, as `decode_image` does; raises `DatasetError`."""
-        files, name = self._places[index]
-        return decode_image(files.read(name), files.where(name), preprocess, self._max_pixels)
-
-    def where(self, index: int) -> str:
-        """Return the path or URL of an image, for messages."""
-        files, name = self._places[index]
-        return files.where(name)
-
-
-def find_places(paths: Sequence[str | Path]) -> list[Place]:
-    """Find the image files at paths and URLs: in their order, and inside each in that of names.
-
-    A file is taken whatever its suffix. Folders, ``.zip`` and ``.tar`` archives are searched at any
-    depth for images, without hidden files.
-    """
-    places: list[Place] = []
-    for path in map(located, paths):
-        if not isinstance(path, Path):
-            places += _behind(path)
-            continue
-        # os.path returns False where pathlib raises: for a path without permission.
-        folder = os.path.isdir(path)
-        if not folder and not os.path.isfile(path):
-            kind = "something else" if os.path.exists(path) else "nothing"
-            raise DatasetError(
-                f"{path}: expected an image, a folder, or a .zip or .tar of images, found {kind}; "
-                "check the path"
-            )
-        if not folder and path.suffix.lower() not in (".zip", ".tar"):
-            places.append((Folder(path.parent), path.name))
-            continue
-        files: Files
-        if folder:
-            files = Folder(path)
-        elif path.suffix.lower() == ".tar":
-            files = TarShards([path], [""], default_data_root())
-        else:
-            files = ZipArchive(path)
-        places += _inside(files, path)
-    if not places:
-        raise DatasetError("images: expected the path of at least one, found none")
-    return places
-
-
-def _behind(place: RemotePlace) -> list[Place]:
-    """Return the image files behind a URL."""
-    if place.suffix in image_suffixes():
-        return [(RemoteFolder(place.parent), place.name)]
-    return _inside(open_url(place)[0], place)
-
-
-def _inside(files: Files, path: Path | RemotePlace) -> list[Place]:
-    inside = [(files, name) for name in images_among(files, shown_names(files, path)[0])[0]]
-    if not inside:
-        raise DatasetError(
-            f"{path}: expected images (names that end in {', '.join(sorted(image_suffixes()))}), "
-            "found none; give another folder, or the files themselves"
-        )
-    return inside
 
 
 _AGAIN = "train it again with featcache probe --save-head"
@@ -525,68 +592,190 @@ def checked_head(head: str | Path | Head, *, of_classes: bool = False) -> tuple[
     return head, where
 
 
-def as_csv(predictions: Sequence[Prediction]) -> str:
-    """Return a CSV table: ``path,class,probability``, then ``class_2`` and so on.
+Columns = list[tuple[str, type]]  # names, and whether they are of text or float
 
-    Of labels: ``path,labels,probabilities``, those at or above their thresholds with ``;`` between.
-    Of numbers: ``path`` and a column for each. A name that a spreadsheet takes for a formula is not
-    changed.
+
+def table_columns(head: Head, options: PredictOptions) -> Columns:
+    """Return the columns of a table of predictions.
+
+    Of classes ``path, class, probability``, then ``class_2`` and so on; of labels ``path, labels,
+    probabilities``, those at or above their thresholds with ``;`` between; of numbers ``path`` and
+    a column for each. With ``"skip"`` there is ``error`` too.
     """
-    first = predictions[0] if predictions else None
-    if first is not None and first.values is not None:
-        lines = [["path", *(name for name, _ in first.values)]]
-        for prediction in predictions:
-            lines.append(
-                [prediction.path, *(f"{value:.9g}" for _, value in prediction.values or ())]
-            )
-    elif first is not None and first.labels is not None:
-        lines = [["path", "labels", "probabilities"]]
-        for prediction in predictions:
-            found = prediction.labels or ()
-            shares = ";".join(f"{probability:.6g}" for _, probability in found)
-            lines.append([prediction.path, ";".join(name for name, _ in found), shares])
+    if head.task == "numbers":
+        columns: Columns = [(text_of(name), float) for name in head.class_names]
+    elif head.task == "labels":
+        columns = [("labels", str), ("probabilities", str)]
     else:
-        width = max((len(prediction.top) for prediction in predictions), default=1)
+        width = min(options.top, len(head.class_names))
         ends = ["", *(f"_{number}" for number in range(2, width + 1))]
-        columns = (f"{column}{end}" for end in ends for column in ("class", "probability"))
-        lines = [["path", *columns]]
-        for prediction in predictions:
-            pairs = ((name, f"{probability:.6g}") for name, probability in prediction.top)
-            lines.append([prediction.path, *(text for pair in pairs for text in pair)])
-    return "".join(csv_line(line) for line in lines)
+        columns = [(f"{name}{end}", kind) for end in ends for name, kind in _PAIR]
+    return [("path", str), *columns, *[("error", str)] * (options.on_error == "skip")]
 
 
-def check_table_path(path: Path) -> None:
-    """Refuse a name for `save_table` before the images are read."""
-    if path.suffix not in (".csv", ".parquet"):
-        raise OutputError(
-            f"{path}: expected a name that ends in .csv or .parquet, found "
-            f"{path.suffix or 'no suffix'}; rename it"
+_PAIR = (("class", str), ("probability", float))
+
+
+def table_row(prediction: Prediction, columns: Columns) -> list[str | float | None]:
+    """Return the cells of a prediction, in these columns."""
+    middle: list[str | float | None] = [None] * (len(columns) - 1)
+    if prediction.error is not None:
+        return [text_of(prediction.path), *middle[:-1], text_of(prediction.error)]
+    if prediction.values is not None:
+        middle[: len(prediction.values)] = [value for _, value in prediction.values]
+    elif prediction.labels is not None:
+        shares = ";".join(f"{probability:.6g}" for _, probability in prediction.labels)
+        middle[:2] = [";".join(name for name, _ in prediction.labels), shares]
+    else:
+        middle[: 2 * len(prediction.top)] = [cell for pair in prediction.top for cell in pair]
+    return [text_of(prediction.path), *middle]
+
+
+def csv_row(prediction: Prediction, columns: Columns) -> str:
+    """Return a line of CSV; a name that a spreadsheet takes for a formula is not changed."""
+    digits = ".6g" if prediction.values is None else ".9g"
+    cells = table_row(prediction, columns)
+    return csv_line([f"{one:{digits}}" if isinstance(one, float) else one or "" for one in cells])
+
+
+def csv_head(columns: Columns) -> str:
+    """Return the first line of CSV."""
+    return csv_line([name for name, _ in columns])
+
+
+def json_row(prediction: Prediction) -> str:
+    """Return a line of JSON: the fields of a prediction."""
+    return json.dumps(asdict(prediction), allow_nan=False) + "\n"
+
+
+_SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+
+class PredictionFile:
+    """A file of predictions, a row each.
+
+    CSV and JSON lines have each row as soon as it is there, and whole rows alone, whenever the
+    process ends. Parquet, which needs its end to be read, gets its name at the end. The suffix
+    says the format; OutputError for others, or where it cannot be written. A file that is there
+    is replaced when the first row comes.
+    """
+
+    def __init__(self, path: Path, columns: Columns) -> None:
+        if path.suffix not in _SUFFIXES:
+            raise OutputError(
+                f"{path}: expected a name that ends in {', '.join(_SUFFIXES)}, found "
+                f"{path.suffix or 'no suffix'}; rename it"
+            )
+        if path.suffix == ".parquet":
+            _pyarrow()
+        check_writable(path)
+        self.path = path
+        self.n_rows = 0
+        self._columns = columns
+        self._is_continued = False
+        self._closing = ExitStack()
+        self._write: Callable[[Prediction], None] | None = None
+
+    def answered(self) -> set[str]:
+        """Return the paths that the file has rows of, and add to it from here on."""
+        self._is_continued = self.path.suffix != ".parquet" and self.path.exists()
+        if not self._is_continued:
+            return set()
+        try:
+            with self.path.open(encoding="utf-8", errors="replace", newline="") as file:
+                if self.path.suffix == ".jsonl":
+                    return {text_of(json.loads(line)["path"]) for line in file}
+                rows = csv.reader(file, strict=True)
+                names = [name for name, _ in self._columns]
+                if next(rows, []) != names:
+                    raise ValueError(f"other columns than {', '.join(names)}")
+                return {row[0] for row in rows}
+        except (OSError, ValueError, TypeError, KeyError, IndexError, csv.Error) as error:
+            raise OutputError(
+                f"{self.path}: expected predictions of this head to add to, found: "
+                f"{one_line(error)}; move it away or name another output"
+            ) from None
+
+    def __enter__(self) -> PredictionFile:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._closing.__exit__(*error)
+
+    def write(self, prediction: Prediction) -> None:
+        """Add a row."""
+        if self._write is None:
+            opened_as = self._parquet if self.path.suffix == ".parquet" else self._lines
+            self._write = opened_as()
+        self._write(prediction)
+        self.n_rows += 1
+
+    def _lines(self) -> Callable[[Prediction], None]:
+        start = os.O_APPEND if self._is_continued else os.O_TRUNC
+        flags = os.O_WRONLY | os.O_CREAT | start | getattr(os, "O_BINARY", 0)
+        is_csv = self.path.suffix == ".csv"
+
+        def append(text: str) -> None:
+            data = text_of(text).encode()
+            end = os.fstat(descriptor).st_size
+            try:
+                if os.write(descriptor, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                with suppress(OSError):
+                    os.ftruncate(descriptor, end)
+                raise self._unwritable(error) from None
+
+        try:
+            descriptor = os.open(self.path, flags, 0o666)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        self._closing.callback(os.close, descriptor)
+        if is_csv and not self._is_continued:
+            append(csv_head(self._columns))
+        return lambda one: append(csv_row(one, self._columns) if is_csv else json_row(one))
+
+    def _unwritable(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"{self.path}: cannot be written: {error.strerror or error}; free space or name "
+            "another output"
         )
-    if path.suffix == ".parquet":
-        _pyarrow()
-    check_writable(path)
+
+    def _parquet(self) -> Callable[[Prediction], None]:
+        arrow, parquet = _pyarrow()
+        kinds = {str: arrow.string(), float: arrow.float64()}
+        schema = arrow.schema([(name, kinds[kind]) for name, kind in self._columns])
+        descriptor = self._closing.enter_context(replaced_file(self.path))
+        file = self._closing.enter_context(os.fdopen(os.dup(descriptor), "wb"))
+        writer = self._closing.enter_context(parquet.ParquetWriter(file, schema))
+        rows: list[list[Any]] = []
+
+        def flush() -> None:
+            if rows:
+                columns = zip(zip(*rows, strict=True), schema, strict=True)
+                arrays = [arrow.array(cells, field.type) for cells, field in columns]
+                writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
+                rows.clear()
+
+        def add(prediction: Prediction) -> None:
+            rows.append(table_row(prediction, self._columns))
+            if len(rows) >= _GROUP_ROWS:
+                flush()
+
+        self._closing.callback(flush)
+        return add
 
 
-def save_table(predictions: Sequence[Prediction], path: Path) -> None:
-    """Write the table of `as_csv` to a file that `check_table_path` let pass."""
-    data = text_of(as_csv(predictions)).encode()
-    if path.suffix == ".parquet":
-        reading, parquet = _pyarrow()
-        options = reading.ParseOptions(newlines_in_values=True)
-        buffer = io.BytesIO()
-        parquet.write_table(reading.read_csv(io.BytesIO(data), parse_options=options), buffer)
-        data = buffer.getvalue()
-    write_atomically(path, data)
+_GROUP_ROWS = 10_000  # in memory until they are written
 
 
 def _pyarrow() -> tuple[Any, Any]:
     try:
-        import pyarrow.csv as reading
+        import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise EngineUnavailableError(
             f"predictions: expected the package pyarrow for Parquet, found: {error}; type: pip "
-            "install 'featcache[parquet]', or name a .csv file"
+            "install 'featcache[parquet]', or name a .csv or .jsonl file"
         ) from None
-    return reading, parquet
+    return pyarrow, parquet

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import signal
@@ -12,10 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 
 @contextmanager
@@ -159,7 +161,7 @@ def last_words(child: subprocess.CompletedProcess[str]) -> str:
 # Address space that commands were measured to need on two cores (libraries are mapped whole, and
 # each thread has buffers); below it NumPy hangs, PyTorch does not load and OpenVINO aborts.
 _NEEDED_BYTES, _ENGINE_BYTES, _CORE_BYTES = 1 << 30, 2_000_000_000, 1 << 26
-_ENGINE_COMMANDS = ("extract", "finetune", "fit", "predict")
+_ENGINE_COMMANDS = ("extract", "finetune", "fit", "predict", "serve")
 _NO_MEMORY = re.compile(
     r"out of memory|bad_alloc|(failed|unable) to allocate|cannot allocate memory|start new thread"
     r"|failed to map segment",
@@ -243,12 +245,26 @@ def import_numpy() -> None:
         import numpy  # noqa: F401
 
 
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package without importing it; None where there is none."""
+    from importlib import metadata  # takes as long to import as NumPy
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def old_openblas() -> bool:
     """Return whether the installed NumPy's OpenBLAS is older than many processors."""
-    try:
-        return importlib.metadata.version("numpy").startswith("1.")
-    except importlib.metadata.PackageNotFoundError:  # not installed as a package
+    found = find_spec("numpy")  # `importlib.metadata` would take as long as NumPy itself
+    if found is None or found.origin is None:
         return False
+    try:
+        text = Path(found.origin).with_name("version.py").read_text("utf-8", "replace")
+    except OSError:  # not installed as files
+        return False
+    return re.search(r"""^version = ["']1\.""", text, re.MULTILINE) is not None
 
 
 T = TypeVar("T")
@@ -264,6 +280,8 @@ def work_ahead(
     Close the iterator when leaving early (``contextlib.closing``): that ends the threads, and
     waits until they have ended. An error, Ctrl-C or the last result does the same.
     """
+    from concurrent.futures import ThreadPoolExecutor  # a tenth of the time of a help page
+
     stop = Stop()
     pending: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="featcache")

@@ -10,13 +10,14 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from .errors import FeatcacheError, RemoteError, one_line
 from .files import user_path
-from .process import Stop, work_ahead
+from .process import Stop, new_threads_ignore_ctrl_c, work_ahead
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters at least: C: is a drive
 _CUT_SHORT = re.compile(r"[a-z][a-z0-9+.-]+:/[^/]")  # what pathlib makes of a URL
@@ -31,7 +32,7 @@ def is_url(text: object) -> bool:
 
 def located(text: str | Path) -> Path | RemotePlace:
     """Return a path, or the place behind a URL; ``file://`` is a path."""
-    if not is_url(text):
+    if isinstance(text, Path) or not is_url(text):
         path = user_path(text)
         if isinstance(text, Path) and _CUT_SHORT.match(str(text)) and not path.exists():
             raise RemoteError(
@@ -39,16 +40,13 @@ def located(text: str | Path) -> Path | RemotePlace:
                 "two; give it as a str"
             )
         return path
-    assert isinstance(text, str)
     parts = urlsplit(text)
     if parts.scheme.lower() == "file":
         return Path(unquote(parts.path))
-    check_no_secret(text)
-
     return RemotePlace(text)
 
 
-def check_no_secret(url: str) -> None:
+def _check_no_secret(url: str) -> None:
     """Refuse a URL with a password: it would stay in histories, records and logs."""
     protocol = url.partition("://")[0].lower()
     if _secret(url):
@@ -122,27 +120,21 @@ class Found:
     mark: str
 
 
+@dataclass(frozen=True, repr=False)
 class RemotePlace:
     """A file or a folder behind a URL. Safe to use from several threads."""
 
-    def __init__(self, url: str) -> None:
-        check_no_secret(url)
-        self.url = url
-        self.protocol = url.partition("://")[0].lower()
-        if self.protocol in AWS and not url.partition("://")[2].partition("/")[0]:
-            raise RemoteError(f"{url}: expected a bucket, found none; try s3://BUCKET/FOLDER")
+    url: str
+
+    def __post_init__(self) -> None:
+        """Refuse a URL with a password, or without a bucket."""
+        _check_no_secret(self.url)
+        if self.protocol in AWS and not self.url.partition("://")[2].partition("/")[0]:
+            raise RemoteError(f"{self.url}: expected a bucket, found none; try s3://BUCKET/FOLDER")
 
     def __reduce__(self) -> Any:
         """Pickle the URL alone: another machine has credentials of its own."""
         return RemotePlace, (self.url,)
-
-    def __eq__(self, other: object) -> bool:
-        """Compare the URLs."""
-        return isinstance(other, RemotePlace) and self.url == other.url
-
-    def __hash__(self) -> int:
-        """Hash the URL."""
-        return hash(self.url)
 
     def __str__(self) -> str:
         """Return the URL without its secrets."""
@@ -151,6 +143,11 @@ class RemotePlace:
     def __repr__(self) -> str:
         """Name it."""
         return f"<RemotePlace {self}>"
+
+    @property
+    def protocol(self) -> str:
+        """The part before ``://``, lower case."""
+        return self.url.partition("://")[0].lower()
 
     @property
     def name(self) -> str:
@@ -214,7 +211,7 @@ class RemotePlace:
         files: dict[str, int | None] = {}
         folders: list[str] = []
         with translated(str(self), self.protocol, "listed"):
-            for key, size, is_folder in below(self._system, self.protocol, root):
+            for key, size, is_folder in _below(self._system, self.protocol, root):
                 if key.rstrip("/") == root:
                     if not is_folder:
                         files[""] = size
@@ -237,7 +234,7 @@ class RemotePlace:
             try:
                 data: bytes = self._system.cat_file(path, start=0, end=most)
             except OSError as error:
-                if is_beyond_the_end(error):
+                if _codes(error) & _BEYOND_THE_END:  # of an empty file
                     return b""
                 raise
         return data[:most]
@@ -275,7 +272,9 @@ class RemotePlace:
     def send(self, path: Path, on_bytes: Callable[[int], None]) -> None:
         """Upload a file to this place; call ``on_bytes`` with the bytes so far."""
         with translated(str(self), self.protocol, "written"):
-            self._system.put_file(str(path), self._path, callback=_callback(on_bytes))
+            callbacks = importlib.import_module("fsspec.callbacks")
+            hooks = {"bytes": lambda size, value, **_: on_bytes(value or 0)}
+            self._system.put_file(str(path), self._path, callback=callbacks.Callback(hooks=hooks))
 
     def remove(self) -> None:
         """Remove this file, if it is there."""
@@ -314,8 +313,6 @@ class RemotePlace:
     @cached_property
     def _system(self) -> Any:
         """Fsspec's object for the store."""
-        from .process import new_threads_ignore_ctrl_c
-
         kind = system_class(self.protocol, str(self))
         with translated(str(self), self.protocol, "opened"):
             options = dict(kind._get_kwargs_from_urls(self.url))
@@ -326,7 +323,7 @@ class RemotePlace:
                     **given.get("config_kwargs", {}),
                 }
             if self.is_read_only:
-                options["client_kwargs"] = {"timeout": _timeout(), "response_class": _bounded()}
+                options["client_kwargs"] = _web_client()
             with new_threads_ignore_ctrl_c():
                 # A list that is kept would hide what is put there while this process lives.
                 return kind(use_listings_cache=False, **options)
@@ -337,13 +334,8 @@ class RemotePlace:
         return str(self._system._strip_protocol(self.url))
 
 
-def _timeout() -> Any:
-    aiohttp = importlib.import_module("aiohttp")
-    return aiohttp.ClientTimeout(None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
-
-
-def _bounded() -> Any:
-    """Return aiohttp's response, which ends where a server sends more than was asked for."""
+def _web_client() -> dict[str, Any]:
+    """Return limits for aiohttp: on silence, and to the bytes that were asked for."""
     aiohttp = importlib.import_module("aiohttp")
 
     class Bounded(aiohttp.ClientResponse):  # type: ignore[name-defined]
@@ -369,18 +361,14 @@ def _bounded() -> Any:
                 self._body = b"".join(parts)
             return self._body
 
-    return Bounded
-
-
-def _callback(on_bytes: Callable[[int], None]) -> Any:
-    callbacks = importlib.import_module("fsspec.callbacks")
-    return callbacks.Callback(hooks={"bytes": lambda size, value, **_: on_bytes(value or 0)})
+    timeout = aiohttp.ClientTimeout(None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
+    return {"timeout": timeout, "response_class": Bounded}
 
 
 AWS = ("s3", "s3a")
 
 
-def below(system: Any, protocol: str, root: str) -> Iterator[tuple[str, int | None, bool]]:
+def _below(system: Any, protocol: str, root: str) -> Iterator[tuple[str, int | None, bool]]:
     """Yield path, size and whether it is a folder of everything below a folder.
 
     fsspec returns a dict for each file, 1.7 kB of them together, so that a million would take 2
@@ -408,7 +396,6 @@ def below(system: Any, protocol: str, root: str) -> Iterator[tuple[str, int | No
             yield root, info["size"], False
 
 
-_EXTRA = {"s3": "'featcache[s3]'", "s3a": "'featcache[s3]'"}
 _PACKAGES = {
     "abfs": "adlfs",
     "abfss": "adlfs",
@@ -451,19 +438,21 @@ _REFUSED = frozenset(
     )
 )
 _ABSENT = {"404", "410"}
+_BEYOND_THE_END = {"416", "InvalidRange"}
 _MAX_REASON = 200
 _CONNECT_S, _SILENCE_S = 30, 60  # of a web server; fsspec's own limit is on a whole transfer
 
 
 def system_class(protocol: str, where: str) -> Any:
     """Return fsspec's class for a protocol."""
-    package = _EXTRA.get(protocol, _PACKAGES.get(protocol, ""))
+    is_aws = protocol in AWS
     try:
         fsspec = importlib.import_module("fsspec")
         return fsspec.get_filesystem_class(protocol)
     except ImportError as error:
-        missing = package or "the package that fsspec names for it"
-        also = "" if protocol in _EXTRA or not _is_missing("fsspec") else "fsspec "
+        otherwise = _PACKAGES.get(protocol, "the package that fsspec names for it")
+        missing = "'featcache[s3]'" if is_aws else otherwise
+        also = "" if is_aws or find_spec("fsspec") else "fsspec "
         raise RemoteError(
             f"{where}: cannot be opened: {_reason(error)}; run pip install {also}{missing}"
         ) from None
@@ -486,8 +475,7 @@ def translated(where: str, protocol: str, done: str) -> Iterator[None]:
     except FeatcacheError:
         raise
     except Exception as error:  # every package raises errors of its own
-        causes = _causes(error)
-        codes = {code for cause in causes for code in _codes(cause)}
+        causes, codes = _causes(error), _codes(error)
         if "NoSuchBucket" in codes or "bucket does not exist" in str(error):
             advice = f"check its name{_endpoint(protocol)}"
             raise RemoteError(
@@ -517,14 +505,8 @@ def translated(where: str, protocol: str, done: str) -> Iterator[None]:
         ) from None
 
 
-def is_beyond_the_end(error: BaseException) -> bool:
-    """Tell whether a range was refused since the file, an empty one, has none of it."""
-    codes = {code for cause in _causes(error) for code in _codes(cause)}
-    return bool(codes & {"416", "InvalidRange"})
-
-
 def _how_to_log_in(protocol: str) -> str:
-    if protocol in _EXTRA:
+    if protocol in AWS:
         return (
             "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (FSSPEC_S3_ANON=true "
             "for a public bucket), and AWS_ENDPOINT_URL for another store than Amazon's"
@@ -536,7 +518,7 @@ def _how_to_log_in(protocol: str) -> str:
 
 
 def _endpoint(protocol: str) -> str:
-    return ", or AWS_ENDPOINT_URL for another store than Amazon's" if protocol in _EXTRA else ""
+    return ", or AWS_ENDPOINT_URL for another store than Amazon's" if protocol in AWS else ""
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
@@ -547,12 +529,16 @@ def _causes(error: BaseException | None) -> list[BaseException]:
     return causes
 
 
-def _codes(error: BaseException) -> list[str]:
+def _codes(error: BaseException) -> set[str]:
     """Return what a server called it: botocore keeps it in a response, aiohttp in a status."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        return [str(response.get("Error", {}).get("Code", ""))]
-    return [str(getattr(error, "status", ""))]
+    codes = set()
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):
+            codes.add(str(response.get("Error", {}).get("Code", "")))
+        else:
+            codes.add(str(getattr(cause, "status", "")))
+    return codes
 
 
 def _reason(error: BaseException) -> str:
@@ -567,11 +553,3 @@ def _reason(error: BaseException) -> str:
     text = message if isinstance(error, (OSError, ImportError)) else ""
     text = text or f"{name}: {message}"
     return text[:_MAX_REASON].rstrip(" .:")
-
-
-def _is_missing(module: str) -> bool:
-    try:
-        importlib.import_module(module)
-    except ImportError:
-        return True
-    return False

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import FeatcacheError, one_line, text_of
+from .errors import FeatcacheError, missing_package, one_line, text_of
 from .files import check_writable, csv_line, write_atomically
 from .metrics import PairedTest, paired_test
 from .notebook import Rows
@@ -119,6 +119,7 @@ _MAYBE = {
     "epochs": lambda value: value in ([], None) or list_of(_EPOCH)(value) or number(0)(value),
     "features_wall_s": optional(number(0)),
     "fit_s": optional(number(0)),
+    "gap": optional(number(0)),
     "head": optional(text),
     "init_head": optional(text),
     "k": count(1),
@@ -180,7 +181,7 @@ def save_predictions(run: Path, columns: Mapping[str, Sequence[Any] | np.ndarray
         import pyarrow.parquet as pq
     except ImportError:
         lists = [
-            getattr(values, "tolist", lambda values=values: values)() for values in plain.values()
+            values.tolist() if hasattr(values, "tolist") else values for values in plain.values()
         ]
         lines = [csv_line(list(plain))]
         lines += (csv_line([_in_csv(value) for value in row]) for row in zip(*lists, strict=True))
@@ -203,17 +204,14 @@ def _in_csv(value: Any) -> str:
 def load_predictions(run: Path) -> dict[str, list[Any]]:
     """Read what a run predicted, as `save_predictions` was given it; nothing in it is trusted.
 
-    Raises
-    ------
-    FeatcacheError
-        The run kept none, or the file is damaged.
+    A run that kept none, or a damaged file, is a FeatcacheError.
     """
     for name in PREDICTIONS:
         path = run / name
         if not path.is_file():
             continue
         try:
-            columns = _read_parquet(path) if name == PREDICTIONS[0] else _read_csv(path)
+            columns = _read_columns(path)
             missing = [one for one in _IN_ALL if one not in columns]
             if missing:
                 raise ValueError(f"no column {missing[0]!r}")
@@ -221,10 +219,7 @@ def load_predictions(run: Path) -> dict[str, list[Any]]:
                 if not all(isinstance(value, kinds) for value in columns[one]):
                     raise ValueError(f"other values than {kinds.__name__} in {one!r}")
         except ImportError as error:
-            raise FeatcacheError(
-                f"{path}: expected the package pyarrow, found: {error}; type: pip install "
-                "'featcache[parquet]'"
-            ) from None
+            raise missing_package(path, "pyarrow", error, "parquet") from None
         # pyarrow's own errors are ValueError, OSError and others below Exception.
         except Exception as error:
             raise FeatcacheError(
@@ -236,20 +231,17 @@ def load_predictions(run: Path) -> dict[str, list[Any]]:
     )
 
 
-def _read_parquet(path: Path) -> dict[str, list[Any]]:
-    import pyarrow.parquet as pq
+def _read_columns(path: Path) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]]
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
 
-    columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
-    return columns
-
-
-def _read_csv(path: Path) -> dict[str, list[Any]]:
+        columns = pq.read_table(path).to_pydict()
+        return columns
     with path.open(encoding="utf-8", newline="") as stream:
         names, *rows = csv.reader(stream)
     texts = zip(*rows, strict=True) if rows else ([] for _ in names)
-    columns: dict[str, list[Any]] = {
-        name: list(own) for name, own in zip(names, texts, strict=True)
-    }
+    columns = {name: list(own) for name, own in zip(names, texts, strict=True)}
     for name in ("error", "probability", "label_probability"):
         if name in columns:
             columns[name] = [float(text) if text else math.nan for text in columns[name]]
@@ -258,13 +250,7 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
 
 
 def hits_of(run: Path) -> dict[tuple[str, str], bool]:
-    """Return whether a run was right about each test image, by its id and label.
-
-    Raises
-    ------
-    FeatcacheError
-        As `load_predictions`.
-    """
+    """Return whether a run was right about each test image, by its id and label."""
     kept = load_predictions(run)
     rows = zip(kept["split"], kept["id"], kept["label"], kept["correct"], strict=True)
     return {(id, str(label)): correct for split, id, label, correct in rows if split == "test"}
@@ -446,7 +432,7 @@ def price(record: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> fl
     gained = record["top1"] - max(probes, default=math.inf)
     if record["kind"] != "finetune" or gained <= 0:
         return None
-    wall_s: float = record["wall_s"] + _seconds(record.get("features_wall_s"))
+    wall_s: float = record["wall_s"] + (record.get("features_wall_s") or 0)
     return wall_s / (100 * gained)
 
 
@@ -476,10 +462,9 @@ def run_label(record: Mapping[str, Any]) -> str:
     """Return a run's method with the options that distinguish it from others of the method."""
     words = [str(record.get("method", ""))]
     if record.get("kind") == "finetune":
-        recipe = record.get("recipe")
-        until = recipe.get("freeze_until") if isinstance(recipe, Mapping) else None
-        words += [f"above {until}"] * bool(until)
-        words += ["LoRA"] * (isinstance(recipe, Mapping) and bool(recipe.get("lora")))
+        recipe = record.get("recipe") or {}
+        words += [f"above {recipe.get('freeze_until')}"] * bool(recipe.get("freeze_until"))
+        words += ["LoRA"] * bool(recipe.get("lora"))
         words += ["cached"] * bool(record.get("cache")) + ["LP-FT"] * bool(record.get("init_head"))
     words += [f"of {one_line(record.get('target'))}"] * bool(record.get("target"))
     cuts = record.get("cuts")
@@ -568,8 +553,3 @@ def _images(record: Mapping[str, Any]) -> tuple[Any, ...]:
     seen = record["n_train"] + (record.get("n_val") or 0)
     question = repr(record.get("question") or {})
     return record["dataset_digest"], seen, record["n_test"], record["size"], question
-
-
-def _seconds(value: Any) -> float:
-    """Return a duration, 0 where a record lacks it."""
-    return float(value) if isinstance(value, (int, float)) else 0.0

@@ -112,26 +112,13 @@ def folds(
 ) -> np.ndarray:
     """Divide rows into folds of about equal size and class proportions: int64 (N,), fold numbers.
 
-    Parameters
-    ----------
-    labels : numpy.ndarray
-        int64 (N,), the classes. Anything else, numbers float64 (N, T) or several labels int8
-        (N, L), is divided without regard to its values.
-    n_folds : int
-        2 or more.
-    seed : int
-        For the order of rows, or of groups.
-    groups : numpy.ndarray, optional
-        (N,): rows of the same group are in the same fold. Classes are then balanced as well as
-        the groups allow: from the group with the most uneven classes to the most even one, each
-        goes to the fold where it adds least to the variance of the class counts over the folds.
+    Labels that are no classes, int64 (N,), are divided without regard to their values. Rows of
+    the same one of ``groups``, (N,), are in the same fold. Classes are then balanced as well as
+    the groups allow: from the group with the most uneven classes to the most even one, each
+    goes to the fold where it adds least to the variance of the class counts over the folds.
 
-    Raises
-    ------
-    DatasetError
-        More folds than rows, than groups, or, without groups, than rows of a class.
-    RecipeError
-        Fewer than 2 folds.
+    Raises DatasetError for more folds than rows, than groups, or, without groups, than rows of
+    a class; RecipeError for fewer than 2 folds.
     """
     if n_folds < 2:
         raise RecipeError(f"folds: expected 2 or more, found {n_folds}")

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DatasetError, RecipeError, ShapeMismatchError, text_of
+from .backbones.text import encode_texts
+from .errors import DatasetError, RecipeError, text_of
 from .files import csv_line, user_path
 from .importing.tensors import read_npy
 from .notebook import ShownAsTable
@@ -21,10 +22,11 @@ from .prediction import PredictOptions, new_features
 from .probes.blocks import Rows, Stacked
 from .probes.ingredients import feature_ingredients
 from .probes.knn import nearest
-from .probes.question import check_finite, opened
+from .probes.question import check_finite
+from .probes.zero_shot import vectors_at
 from .progress import OnNote, OnProgress, silent
 from .remote import is_url
-from .store.cache import Cache
+from .store.cache import Cache, load
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ class Query:
     Parameters
     ----------
     name : str
-        The image file, the id, or the place in the vectors.
+        The image file, the id, the text, or the place in the vectors.
     kind : str
-        ``"image"``, ``"id"`` or ``"vector"``.
+        ``"image"``, ``"id"``, ``"text"`` or ``"vector"``.
     split, row : str and int, or None
         Of an id: where in the cache it is.
     neighbours : tuple of Neighbour
@@ -84,7 +86,7 @@ class SearchResult(ShownAsTable):
     n_images : int
         Images that were compared with each query: those of all splits.
     queries : tuple of Query
-        Ids first, then images, then vectors; each in the order in which they were given.
+        Ids first, then images, texts and vectors; each in the order in which they were given.
     wall_s : float
         Duration.
     """
@@ -100,6 +102,7 @@ class SearchOptions:
     """Options of `search`, which describes them."""
 
     k: int = 10
+    text: str | Sequence[str] = ()
     vectors: Any = None
     weights: str | Path | None = None
     backbone: str | Path | None = None
@@ -130,7 +133,7 @@ def search(
     on_progress: OnProgress = silent,
     on_note: OnNote = silent,
 ) -> SearchResult:
-    """Find the images of a cache that are most similar to images, ids or vectors.
+    """Find the images of a cache that are most similar to images, ids, texts or vectors.
 
     The search is exact and covers all splits, labelled or not. It needs memory for the features of
     the cache (with ``mmap`` none of them), for a block of 8 MB and the like per core, and for
@@ -146,9 +149,12 @@ def search(
         `featcache.predict`.
     k : int
         Neighbours of each query; fewer where the cache has fewer images.
+    text : str or sequence of str
+        More queries in words, such as ``"a red car"``, as `text_features` takes them.
     vectors : numpy.ndarray, str or Path, optional
         More queries: numbers (M, D) or (D,), or a ``.npy`` file of them, such as features of text
-        in the same space.
+        in the same space. With text or vectors, all is compared in the cut of D numbers:
+        ``projected``, else the first that fits.
     weights : str or Path, optional
         The backbone's checkpoint, where the cache does not name one that is here.
     backbone : str or Path, optional
@@ -171,26 +177,41 @@ def search(
     DatasetError
         A query is neither an id nor a path, or an image cannot be read.
     WeightsError
-        The backbone of the cache is not available, or it has none, since it was imported.
+        The backbone of the cache is not available, or it has none, since it was imported; or, for
+        text, it has no text tower.
     ShapeMismatchError
         Vectors of another length than the features.
     RecipeError
-        No query, or an option out of range.
+        No query, an option out of range, or text without the cut that it needs.
     """
     started = time.perf_counter()
-    cache = opened(cache, mmap=options.mmap)
+    if not isinstance(cache, Cache):
+        cache = load(cache, mmap=options.mmap)
     given = [queries] if isinstance(queries, (str, Path)) else list(queries)
-    if not given and options.vectors is None:
+    if not given and options.vectors is None and not options.text:
         raise RecipeError(
-            "queries: expected an image, a folder, an id of the cache, or vectors, found none"
+            "queries: expected an image, a folder, an id of the cache, a text or vectors, found "
+            "none"
         )
+    vectors, cut = _vectors(cache, options, on_progress)
+    cache.check_vectors((cut,))
     splits = cache.splits()
-    arrays = [split.features for _, split in splits]
+    arrays = [split.cut(cut) for _, split in splits]
     for (role, _), array in zip(splits, arrays, strict=True):
         check_finite(cache, role, [array])
     keys = Rows(Stacked(arrays))
     ids = [name for _, split in splits for name in split.ids]
-    wanted = _wanted(cache, given, ids, keys, options, on_progress, on_note)
+    rows_of: dict[str, list[int]] = {str(name): [] for name in given}
+    for row, name in enumerate(ids):
+        if name in rows_of:
+            rows_of[name].append(row)
+    wanted = [
+        _Wanted(name, "id", keys[np.array([row])][0], row)
+        for name, rows in rows_of.items()
+        for row in rows
+    ]
+    paths = [name for name in dict.fromkeys(given) if not rows_of[str(name)]]
+    wanted += _images(cache, paths, cut, options, on_progress, on_note) + vectors
     own = np.array([one.cache_row for one in wanted])
     # An id may be its own nearest neighbour, or have k copies that are as near: one more will do.
     k = min(options.k + bool((own >= 0).any()), len(keys))
@@ -206,84 +227,112 @@ def search(
     found = []
     for one, near, cosines in zip(wanted, rows.tolist(), similarity.tolist(), strict=True):
         pairs = [pair for pair in zip(near, cosines, strict=True) if pair[0] != one.cache_row]
-        place = places[one.cache_row] if one.cache_row >= 0 else None
+        split, at = places[one.cache_row] if one.cache_row >= 0 else (None, None)
         neighbours = tuple(neighbour(*pair) for pair in pairs[: options.k])
-        found.append(Query(one.name, one.kind, place and place[0], place and place[1], neighbours))
+        found.append(Query(one.name, one.kind, split, at, neighbours))
     return SearchResult(cache.path, len(keys), tuple(found), time.perf_counter() - started)
 
 
-def _wanted(
+def _images(
     cache: Cache,
-    given: Sequence[str | Path],
-    ids: Sequence[str],
-    keys: Rows,
+    paths: Sequence[str | Path],
+    cut: str,
     options: SearchOptions,
     on_progress: OnProgress,
     on_note: OnNote,
 ) -> list[_Wanted]:
-    """Return every query with its feature; those of images are computed together."""
-    rows_of: dict[str, list[int]] = {str(name): [] for name in given}
-    for row, name in enumerate(ids):
-        if name in rows_of:
-            rows_of[name].append(row)
-    paths = list(dict.fromkeys(name for name in given if not rows_of[str(name)]))
-    wanted = [
-        _Wanted(name, "id", keys[np.array([row])][0], row)
-        for name, rows in rows_of.items()
-        for row in rows
-    ]
+    """Return the images at paths, whose features are computed together."""
     for path in paths:
         if not is_url(path) and not os.path.exists(path):
             raise DatasetError(
                 f"{path}: expected an id of {cache.path}, or the path of an image, a folder or an "
                 "archive, found neither; featcache export lists the ids"
             )
-    if paths:
-        batches = new_features(
-            paths,
-            feature_ingredients(cache.meta),
-            str(cache.path),
-            PredictOptions(
-                weights=options.weights, backbone=options.backbone, device=options.device
-            ),
-            mine="cache",
-            again="give features with --vectors",
-            on_progress=on_progress,
-            on_note=on_note,
-        )
-        with closing(batches):
-            for names, features in batches:
-                pairs = zip(names, features, strict=True)
-                wanted += [_Wanted(name, "image", feature) for name, feature in pairs]
-    if options.vectors is not None:
-        where, vectors = _vectors(options.vectors, keys.shape[1])
-        wanted += [
-            _Wanted(f"{where}[{number}]", "vector", vector) for number, vector in enumerate(vectors)
+    if not paths:
+        return []
+    batches = new_features(
+        paths,
+        {**feature_ingredients(cache.meta), "head_cuts": [cut]},
+        str(cache.path),
+        PredictOptions(weights=options.weights, backbone=options.backbone, device=options.device),
+        mine="cache",
+        again="give features with --vectors",
+        on_progress=on_progress,
+        on_note=on_note,
+    )
+    with closing(batches):
+        return [
+            _Wanted(name, "image", feature)
+            for names, features in batches
+            for name, feature in zip(names, features, strict=True)
         ]
-    return wanted
 
 
-def _vectors(given: Any, dim: int) -> tuple[str, np.ndarray]:
-    """Return the name of given vectors, and these as float32 (M, D)."""
-    where = "vectors"
-    if isinstance(given, (str, Path)):
-        path = user_path(given)
-        where, given = path.name, read_npy(path)[""]
-    array = np.asarray(given)
-    array = array[None] if array.ndim == 1 else array
-    if array.ndim != 2 or not len(array) or array.shape[1] != dim or array.dtype.kind not in "fiu":
-        raise ShapeMismatchError(
-            f"{where}: expected numbers (M, {dim}) as the features of the cache, found "
-            f"{array.dtype} {array.shape}; give vectors of the same space"
-        )
-    with np.errstate(over="ignore"):
-        vectors = array.astype(np.float32)
-    if not np.isfinite(vectors).all():
-        raise ShapeMismatchError(
-            f"{where}: expected finite numbers, found NaN, infinity or a number beyond float32; "
-            "leave such vectors out"
-        )
-    return where, vectors
+def _vectors(
+    cache: Cache, options: SearchOptions, on_progress: OnProgress
+) -> tuple[list[_Wanted], str]:
+    """Return the queries that are texts or vectors, and the cut to compare."""
+    wanted: list[_Wanted] = []
+    cut = cache.cuts[0]
+    if options.text:
+        texts = [options.text] if isinstance(options.text, str) else options.text
+        made = text_features(cache, texts, backbone=options.backbone, on_progress=on_progress)
+        rows, cut = vectors_at(cache, made, "text")
+        wanted += [_Wanted(name, "text", one) for name, one in zip(texts, rows, strict=True)]
+    if options.vectors is not None:
+        where, given = "vectors", options.vectors
+        if isinstance(given, (str, Path)):
+            path = user_path(given)
+            where, given = path.name, read_npy(path)[""]
+        rows, cut = vectors_at(cache, given, where, [cut] if options.text else [])
+        wanted += [_Wanted(f"{where}[{row}]", "vector", one) for row, one in enumerate(rows)]
+    return wanted, cut
+
+
+def text_features(
+    cache: str | Path | Cache,
+    texts: Sequence[str],
+    *,
+    backbone: str | Path | None = None,
+    on_progress: OnProgress = silent,
+) -> np.ndarray:
+    """Return vectors of texts in the space of a cache's features.
+
+    They are made by the text tower of the model that made the features, with the same weights: a
+    CLIP or SigLIP model of open_clip or transformers. Its library is needed, with PyTorch.
+
+    Parameters
+    ----------
+    cache : str, Path or Cache
+        The features, among them those of the cut ``projected`` (``pooled`` of a model that pools
+        and projects in one layer, such as SigLIP).
+    texts : sequence of str
+        M of them; one that is longer than the tower takes is cut off.
+    backbone : str or Path, optional
+        The model that the cache records, where that is a folder.
+    on_progress : callable
+        Called with the number of texts so far.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 (M, D), not normalised.
+
+    Raises
+    ------
+    CacheError
+        No cache, or a damaged one.
+    WeightsError
+        A model without a text tower, other weights than made the features, or no tokenizer.
+    RecipeError
+        Another cut than that of the texts, or an empty text.
+    EngineUnavailableError
+        The library is not installed.
+    """
+    cache = cache if isinstance(cache, Cache) else load(cache)
+    return encode_texts(
+        cache.meta, texts, str(cache.path), backbone=backbone, on_progress=on_progress
+    )
 
 
 def as_csv(result: SearchResult) -> str:

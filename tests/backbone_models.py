@@ -189,3 +189,32 @@ def add_open_clip(folder):
     (folder / "featcache-tiny.json").write_text(json.dumps(_OPEN_CLIP))
     open_clip.add_model_config(folder)
     return "open_clip:featcache-tiny/none"
+
+
+def add_tokenizer(folder):
+    """Write a tokenizer of letters beside a tiny CLIP."""
+    import transformers
+
+    letters = [f"{letter}{end}" for letter in "abcdefghijklmnopqrst." for end in ("", "</w>")]
+    tokens = ["<|startoftext|>", *letters, "<|endoftext|>"]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    transformers.CLIPTokenizer(vocab=vocab, merges=[]).save_pretrained(folder)
+    return folder
+
+
+def add_pretrained_open_clip(folder):
+    """Teach open_clip a tiny architecture that reads words, with weights; return its name."""
+    import open_clip
+    import torch
+
+    folder.mkdir(exist_ok=True)
+    text = {**_OPEN_CLIP["text_cfg"], "vocab_size": 49408}
+    config = {**_OPEN_CLIP, "text_cfg": text}
+    (folder / "featcache-words.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    torch.manual_seed(0)
+    model = open_clip.create_model("featcache-words")
+    torch.save(model.state_dict(), folder / "words.pt")
+    tags = {"local": {"file": str(folder / "words.pt")}}
+    open_clip.pretrained._PRETRAINED["featcache-words"] = tags
+    return "open_clip:featcache-words/local"

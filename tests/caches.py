@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -80,6 +82,25 @@ def write_shards(
     commit_rows(writer, "train", n_train, shard_rows, meta=meta, skip=skip, **options)
     commit_rows(writer, "test", n_test, shard_rows, meta=meta, **options)
     return writer.finish(facts or {}, pack_limit=1 << 40 if pack else -1)
+
+
+class SplitArrays(NamedTuple):
+    """A split in memory: features (N, …), labels (N,), N ids, and features of further views."""
+
+    features: np.ndarray
+    labels: np.ndarray
+    ids: tuple[str, ...]
+    views: Mapping[str, np.ndarray] = {}
+
+
+def write_cache(path, splits, meta):
+    """Write a packed cache of splits in memory, by role."""
+    sources = {}
+    for role, split in splits.items():
+        arrays = {"features": split.features, "labels": split.labels, "ids": encoded_ids(split.ids)}
+        arrays |= {f"views/{view}": features for view, features in split.views.items()}
+        sources |= {f"{role}/{name}": Source.of(array) for name, array in arrays.items()}
+    pack(path, sources, meta)
 
 
 def write_roles(path, meta=None, *, seed=0, **counts):

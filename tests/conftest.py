@@ -159,8 +159,9 @@ def write_gaussian_cache(
 
     ``facts`` take the place of the provenance's.
     """
+    from caches import SplitArrays, write_cache
+
     from featcache.preprocess import FLIP_VIEWS, Preprocess
-    from featcache.store.writer import SplitArrays, write_cache
 
     generator = np.random.default_rng(seed)
     centres = generator.normal(size=(n_classes, dim)) * 1.5 + 2

@@ -125,7 +125,7 @@ def read(path):
     compared._repr_html_()
     run_labels(compared)
     runs = [path / record["run"] for record in records]
-    for group in select(runs, path, silent).groups:
+    for group in select(runs, path, silent)[0]:
         view = View("d1", group.dataset, lede(group), ())
         view.probe = probe = choose_probe(group)
         for draw in _drawers(view, group).values():

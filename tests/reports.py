@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from caches import SplitArrays, write_cache
 from PIL import Image
 
 from featcache import load, probe
@@ -10,7 +11,6 @@ from featcache.datasets.dataset import Dataset
 from featcache.datasets.loading import load_dataset
 from featcache.preprocess import Preprocess
 from featcache.runs import cache_facts, save_run
-from featcache.store.writer import SplitArrays, write_cache
 
 HOSTILE = (
     "</script><script>window.pwned = 1</script>",

@@ -42,7 +42,7 @@ def main(engine_s, disk_s, shard_rows, limit_bytes, *arguments):
     extraction.choose_engine = lambda *_: choice
     extraction.build_engine = build_engine
     extraction.SHARD_ROWS = int(shard_rows)
-    files._write_all = slowed(files._write_all, float(disk_s))
+    files.write_all = slowed(files.write_all, float(disk_s))
     _pack._write = slowed(_pack._write, float(disk_s))
     if int(limit_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit_bytes), int(limit_bytes)))

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from caches import RICH, ingredients, rows_of, write_shards
+from caches import RICH, SplitArrays, ingredients, rows_of, write_cache, write_shards
 from conftest import write_gaussian_cache
 
 import featcache
@@ -18,7 +18,7 @@ from featcache.auditing.findings import TABLES, as_csv
 from featcache.auditing.labels import doubts, fold_numbers, reference_of, with_neighbours
 from featcache.cli import main
 from featcache.errors import CacheCorruptError, CacheMismatchError, OutputError, RecipeError
-from featcache.store.writer import Source, SplitArrays, pack, write_cache
+from featcache.store.writer import Source, pack
 
 HOSTILE = (
     "=cmd|' /C calc'!A0",

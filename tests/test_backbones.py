@@ -30,7 +30,7 @@ from conftest import colour_image
 from engine_features import noise
 
 from featcache import evaluate_head, extract, load, load_dataset, load_weights, predict
-from featcache.backbones import conversion, graph_file, libraries, library_network, pretrained
+from featcache.backbones import conversion, graph_file, library_network, pretrained
 from featcache.backbones.choice import choose_engine
 from featcache.backbones.conversion import agreement, is_intact, kept_in
 from featcache.backbones.engine import build_engine, settled
@@ -489,7 +489,7 @@ def test_a_library_that_is_missing_is_named_with_its_extra(name, monkeypatch, ca
     def missing(package):
         raise importlib.metadata.PackageNotFoundError(package)
 
-    monkeypatch.setattr(libraries.importlib.metadata, "version", missing)
+    monkeypatch.setattr("importlib.metadata.version", missing)
     if name.startswith("hf"):
         said = "pip install 'featcache[hf]'"
     else:

@@ -14,13 +14,13 @@ import zipfile
 
 import numpy as np
 import pytest
+from caches import SplitArrays, write_cache
 
 import featcache
 from featcache.cli import main
 from featcache.cli.options import _ORDER
 from featcache.cli.output import show, sparkline
 from featcache.store.cache import load
-from featcache.store.writer import SplitArrays, write_cache
 
 STARTER = ("--weights", "tinyimagenet32")
 

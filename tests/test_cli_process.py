@@ -232,13 +232,13 @@ def test_a_failed_run_leaves_no_folder(capsys, small_cache, home):
 @pytest.mark.parametrize("form", [[], ["--knn", "3"], ["--shots", "1,5"]])
 def test_ctrl_c_in_a_probe_leaves_no_folder(capsys, small_cache, home, monkeypatch, form):
     from featcache.probes import curves as _fits
+    from featcache.probes import job as solving
     from featcache.probes import knn as neighbours
-    from featcache.probes import probe as solving
 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    for room, work in ((solving, "sweep_lbfgs"), (neighbours, "knn_probe"), (_fits, "train_lbfgs")):
+    for room, work in ((solving, "sweep"), (neighbours, "knn_probe"), (_fits, "train_lbfgs")):
         monkeypatch.setattr(room, work, interrupted)
     assert main(["probe", str(small_cache), *form]) == 130
     assert "again: featcache probe" in capsys.readouterr().err

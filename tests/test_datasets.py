@@ -277,16 +277,6 @@ def exif(orientation):
     return held
 
 
-def test_a_photo_is_turned_upright():
-    image = Image.new("RGB", (20, 10), (0, 0, 0))
-    image.paste((255, 255, 255), (0, 0, 10, 10))
-    # The camera was turned: show it rotated by 90 degrees clockwise.
-    upright = decode_image(encoded(image, "PNG", exif=exif(6)), "a photo")
-    assert upright.size == (10, 20)
-    assert upright.getpixel((5, 3)) == (255, 255, 255)
-    assert upright.getpixel((5, 16)) == (0, 0, 0)
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_is_pillows(orientation):
     data = encoded(colour_image(0, 0), "PNG", exif=exif(orientation))
@@ -323,7 +313,7 @@ def photos():
     ],
     ids=["plain", "progressive", "4:4:4", "cmyk", "gray", *map(str, range(2, 9))],
 )
-@pytest.mark.parametrize("name", ["china", "flower", "wall", "odd"])
+@pytest.mark.parametrize("name", ["china", "wall", "odd"])
 def test_a_photo_scaled_down_by_the_decoder_has_the_same_pixels(photos, name, options):
     # Measured over these: mean difference 0.2 to 0.5 of 255 levels, largest 12. Cut at whole
     # pixels of the scaled photo instead, the square would differ by 1.5 to 2.8 and up to 66.
@@ -392,15 +382,6 @@ def test_what_is_not_an_image_is_named(data, said):
         decode_image(data, "some/where.png")
     assert str(caught.value).startswith("some/where.png: ")
     assert "\n" not in str(caught.value)
-
-
-def test_an_unreadable_image_is_found_when_it_is_asked_for(image_folder, tmp_path):
-    copy = tmp_path / "colours"
-    shutil.copytree(image_folder, copy)
-    (copy / "train/green/05.png").write_bytes(b"oops")
-    data = load_dataset(copy)
-    with pytest.raises(DatasetError, match=r"green.05\.png: expected an image"):
-        data.train.images[17]
 
 
 def test_files_that_are_no_images_are_not_read(image_folder, tmp_path):

@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from featcache.datasets.batches import decoded_batches
-from featcache.datasets.decoding import original_size
+from featcache.datasets.decoding import _plain_jpeg, decode_image, original_size
 from featcache.datasets.images import ArrayImages
 from featcache.datasets.loading import load_dataset
 from featcache.errors import DatasetChangedError, DatasetError
@@ -362,3 +362,73 @@ def test_a_scaled_photo_is_resized_by_the_filter_that_was_asked_for(tmp_path):
             for name in ("bilinear", "bicubic", "lanczos")
         }
         assert min(differences, key=differences.get) == interpolation, differences
+
+
+def small_jpeg(size=(33, 31), mode="RGB", **options):
+    stream = io.BytesIO()
+    colour_image(2, 1).resize(size).convert(mode).save(stream, "JPEG", **options)
+    return stream.getvalue()
+
+
+PLAIN = {
+    "RGB": {},
+    "gray": {"mode": "L"},
+    "4:4:4": {"subsampling": 0, "quality": 97},
+    "4:2:2": {"subsampling": 1},
+    "restarts": {"restart_marker_blocks": 1},
+    "own tables": {"optimize": True},
+    "square": {"size": (32, 32)},
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_plain_jpeg_has_the_pixels_of_pillows_own_reader(kind):
+    data = small_jpeg(**PLAIN[kind])
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    for tail in (b"", b"appended"):
+        image = _plain_jpeg(data + tail, 1000)
+        assert image is not None and image.mode == "RGB"
+        assert np.array_equal(image, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"progressive": True},
+        {"mode": "CMYK"},
+        {"exif": Image.Exif()},
+        {"comment": b"text"},
+        {"icc_profile": b"profile"},
+        {"size": (300, 300)},
+        {"size": (128, 128)},
+    ],
+)
+def test_any_other_jpeg_is_left_to_pillows_own_reader(options):
+    if "exif" in options:
+        options["exif"][0x0112] = 6
+    data = small_jpeg(**options)
+    assert _plain_jpeg(data, 128) is None
+    upright = (31, 33) if "exif" in options else options.get("size", (33, 31))
+    assert original_size(decode_image(data, "x.jpg", Preprocess(size=32))) == upright
+
+
+def test_a_plain_jpeg_of_too_many_pixels_is_refused():
+    with pytest.raises(DatasetError, match="at most 1,000 pixels, found 33 x 31"):
+        decode_image(small_jpeg(), "x.jpg", max_pixels=1000)
+
+
+def test_of_a_damaged_jpeg_nothing_is_accepted_that_pillows_own_reader_refuses():
+    data = small_jpeg()
+    generator = np.random.default_rng(0)
+    damaged = [data[:end] for end in range(0, len(data), 5)]
+    for _ in range(600):
+        changed = bytearray(data)
+        changed[generator.integers(len(data))] = generator.integers(256)
+        damaged.append(bytes(changed))
+    n_accepted = 0
+    for one in damaged:
+        image = _plain_jpeg(one, 1000)
+        if image is not None:
+            n_accepted += 1
+            assert np.array_equal(image, Image.open(io.BytesIO(one)).convert("RGB"))
+    assert n_accepted > 100

@@ -7,14 +7,13 @@ import json
 
 import numpy as np
 import pytest
-from caches import RICH, ingredients, write_roles, write_shards
+from caches import RICH, SplitArrays, ingredients, write_cache, write_roles, write_shards
 from conftest import write_gaussian_cache
 
 from featcache import diff
 from featcache.cli import main
 from featcache.errors import CacheCorruptError, CacheMissError
 from featcache.store.cache import load
-from featcache.store.writer import SplitArrays, write_cache
 
 N, D = 50, 6
 

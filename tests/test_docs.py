@@ -47,6 +47,7 @@ EXTRAS = {  # what a block uses, and the package that it then needs
     r"--plot|featcache report": "bokeh",
     r"to_pandas": "pandas",
     r"--to parquet": "pyarrow",
+    r"featcache serve": "uvicorn",
 }
 COMMANDS = typer.main.get_command(app).commands
 

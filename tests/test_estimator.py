@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
 from sklearn.base import clone
-from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -176,26 +174,6 @@ def test_it_works_in_a_pipeline_a_cross_validation_and_a_search():
         result.append((search.best_params_[name], search.cv_results_["mean_test_score"]))
     assert result[0][0] == result[1][0]
     np.testing.assert_allclose(result[0][1], result[1][1], atol=1e-4)
-
-
-def test_a_clone_has_the_parameters_and_nothing_learned():
-    features, labels = clouds(3)
-    probe = LinearProbe(C=3.0, scale="l2", tolerance=1e-4, max_iterations=77)
-    parameters = {"C": 3.0, "scale": "l2", "tolerance": 1e-4, "max_iterations": 77}
-    parameters["class_weight"] = None
-    assert probe.fit(features, labels) is probe
-    copy = clone(probe)
-    assert copy.get_params() == probe.get_params() == parameters
-    assert copy.set_params(C=1).C == 1 and probe.C == 3
-    with pytest.raises(NotFittedError):
-        copy.predict(features)
-
-
-def test_pickled_it_predicts_the_same():
-    features, labels = clouds(3)
-    probe = LinearProbe(scale="l2").fit(features, labels)
-    again = pickle.loads(pickle.dumps(probe))
-    np.testing.assert_array_equal(again.predict_proba(features), probe.predict_proba(features))
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
 from featcache.errors import RecipeError
-from featcache.probes.lbfgs import train_lbfgs
+from featcache.probes.lbfgs import Shared, train_lbfgs
 from featcache.probes.objective import objective
 from featcache.probes.recipes import ExactRecipe
 from featcache.probes.ridge import Ridge, ridge_objective, train_ridge
 from featcache.probes.scaling import Scaling
-from featcache.probes.sweep import C_GRID, _fit_lbfgs, divide, grid_of, sweep_lbfgs, sweep_ridge
+from featcache.probes.sweep import C_GRID, _fit_lbfgs, divide, grid_of, sweep
 
 pytestmark = pytest.mark.numpy1  # its bytes or draws may depend on NumPy
 
@@ -149,7 +151,7 @@ def test_a_long_sweep_asks_every_fourth_value_and_those_around_the_best():
     generator = np.random.default_rng(0)
     labels = np.arange(1600) % 800
     x = generator.normal(size=(800, 512))[labels] + generator.normal(scale=3, size=(1600, 512))
-    swept = sweep_ridge([x.astype(np.float32)], labels, 800)
+    swept, _ = sweep(divide([x.astype(np.float32)], labels), 800, None)
     tried = [round(math.log(point.C / C_GRID[0], C_GRID[1] / C_GRID[0])) for point in swept.points]
     assert len(tried) < 12 and tried == sorted(tried) and set(range(2, 20, 4)) <= set(tried)
     best = tried[[point.C for point in swept.points].index(swept.C)]
@@ -238,7 +240,7 @@ def test_scaling_is_fitted_on_train_and_folded_into_the_head():
 def test_the_default_grid_goes_on_beyond_its_ends_while_the_score_rises():
     x, labels = clouds(400, dim=200, spread=8.0)
     for features, beyond in ((x / np.float32(1e4), "above"), (x, "below")):
-        swept = sweep_ridge([features], labels, 4)
+        swept, _ = sweep(divide([features], labels), 4, None)
         tried = [point.C for point in swept.points]
         assert C_GRID[-1] < swept.C if beyond == "above" else C_GRID[0] > swept.C
         assert tried[0] < swept.C < tried[-1] and swept.at_edge == ""
@@ -248,7 +250,7 @@ def test_the_default_grid_goes_on_beyond_its_ends_while_the_score_rises():
 def test_a_fit_of_a_sweep_does_not_start_from_a_larger_value():
     # Its large weights would remain where the objective hardly sees them, and change the ranking.
     x, labels = clouds(500, dim=60, spread=3.0)
-    parts = divide([x], labels)
+    (parts,) = divide([x], labels)
     fits = [_fit_lbfgs(parts, 4, ExactRecipe()) for _ in range(2)]
     fits[0](100.0)
     assert np.array_equal(fits[0](1e-4).weight, fits[1](1e-4).weight)
@@ -262,14 +264,12 @@ def test_a_grid_as_text():
             grid_of(wrong)
 
 
-@pytest.mark.parametrize("kind", ["lbfgs", "ridge"])
-def test_a_sweep_finds_the_better_penalty_and_names_an_edge(kind):
+@pytest.mark.parametrize("recipe", [ExactRecipe(), None])
+def test_a_sweep_finds_the_better_penalty_and_names_an_edge(recipe):
     x, labels = clouds(400, dim=200, spread=8.0)
 
     def run(grid):
-        if kind == "lbfgs":
-            return sweep_lbfgs([x], labels, 4, ExactRecipe(), grid=grid)
-        return sweep_ridge([x], labels, 4, grid=grid)
+        return sweep(divide([x], labels), 4, recipe, grid=grid)[0]
 
     swept = run(tuple(np.logspace(-8, 4, 9)))
     best = max(swept.points, key=lambda point: point.score)
@@ -290,7 +290,7 @@ def test_a_sweep_never_sees_the_test_split():
         seen.append(expected_labels)
         return float(np.mean(predicted == expected_labels))
 
-    sweep_ridge([x], labels, 4, grid=(1.0, 2.0), score=score)
+    sweep(divide([x], labels), 4, None, grid=(1.0, 2.0), score=score)
     shares = np.bincount(seen[0]) / len(seen[0])
     np.testing.assert_allclose(shares, np.bincount(labels) / len(labels), atol=0.01)
     assert np.array_equal(seen[0], seen[1])
@@ -309,3 +309,71 @@ def test_a_sweep_never_sees_the_test_split():
 def test_recipes_out_of_range(changes):
     with pytest.raises(RecipeError, match=next(iter(changes)).replace("_", " ")):
         ExactRecipe(**changes)
+
+
+@pytest.mark.parametrize(
+    ("n", "dim", "C"), [(24, 60, 1.0), (24, 60, 1e6), (90, 50, 1e-4), (90, 50, 1.0), (90, 50, 1e4)]
+)
+def test_few_rows_are_solved_from_their_inner_products_and_proven(n, dim, C):
+    generator = np.random.default_rng(1)
+    labels = np.arange(n) % 3
+    x = generator.normal(size=(3, dim))[labels] + generator.normal(0, 2, (n, dim)) + 3
+    x = x.astype(np.float32)
+    recipe = ExactRecipe(1 / (C * n))
+    shared = Shared([x])
+    assert shared.gram is not None
+    found = train_lbfgs([x], labels, 3, recipe, shared=shared)
+    # The optimum by passes over the features alone.
+    shared.gram = None
+    best = train_lbfgs([x], labels, 3, replace(recipe, tolerance=1e-9), shared=shared)
+    assert found.converged and found.gap <= 1e-6 * found.objective
+    assert found.objective - best.objective <= found.gap + 1e-9 * best.objective
+    assert np.abs(found.weight - best.weight).max() < 1e-2 * np.abs(best.weight).max()
+
+
+def test_weights_and_views_of_few_rows_count_as_repeated_rows():
+    generator = np.random.default_rng(2)
+    labels = np.arange(40) % 4
+    x = (generator.normal(size=(4, 90))[labels] + generator.normal(size=(40, 90))).astype(
+        np.float32
+    )
+    times = 1 + np.arange(40) % 3
+    recipe = ExactRecipe(1e-2, 1e-9)
+    weighted = train_lbfgs([x], labels, 4, recipe, weights=times.astype(float))
+    repeated = train_lbfgs([np.repeat(x, times, axis=0)], np.repeat(labels, times), 4, recipe)
+    np.testing.assert_allclose(weighted.weight, repeated.weight, atol=1e-4)
+    views = train_lbfgs([x, x + 1], labels, 4, recipe)
+    stacked = train_lbfgs([np.concatenate([x, x + 1])], np.tile(labels, 2), 4, recipe)
+    np.testing.assert_allclose(views.weight, stacked.weight, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [100, 3000])
+def test_the_gap_bounds_the_distance_to_the_optimum(n):
+    x, labels = clouds(n, dim=60, spread=4.0)
+    recipe = ExactRecipe(1e-2)
+    best = train_lbfgs([x], labels, 4, recipe)
+    for iterations in (1, 3, 6):
+        stopped = train_lbfgs([x], labels, 4, replace(recipe, max_iterations=iterations))
+        assert 0 <= stopped.objective - best.objective <= stopped.gap
+    assert best.gap <= 1e-6 * best.objective
+
+
+def test_a_search_ends_with_its_time_and_says_how_good_it_is():
+    x, labels = clouds(6000, dim=40, spread=4.0)
+    none = np.zeros((4, 40), np.float32), np.zeros(4, np.float32)
+    start = objective(*none, [x], labels, ExactRecipe(1e-3)).value
+    late = train_lbfgs([x], labels, 4, ExactRecipe(1e-3), until=0.0)
+    assert not late.converged and late.steps < 5 and late.objective <= start
+    best = train_lbfgs([x], labels, 4, ExactRecipe(1e-3), until=time.perf_counter() + 1e3)
+    assert best.converged and late.objective - best.objective <= late.gap <= late.objective
+
+
+def test_a_sweep_that_is_late_has_tried_the_middle_of_the_grid():
+    x, labels = clouds(3000, dim=40, spread=4.0)
+    messages = []
+    parts, report = divide([x], labels), messages.append
+    swept, _ = sweep(parts, 4, ExactRecipe(), until=0.0, on_progress=report)
+    assert [point.C for point in swept.points] == [C_GRID[10]] and swept.points[0].score > 0.5
+    assert swept.at_edge == ""  # nothing was tried beside it
+    sweep(parts, 4, ExactRecipe(), grid=(0.1, 1.0), on_progress=report)
+    assert any(message.note.endswith("% of held-out images so far") for message in messages)

@@ -25,7 +25,7 @@ from featcache.errors import (
     WeightsError,
 )
 from featcache.extraction import extract as extraction
-from featcache.extraction.pipeline import bottleneck
+from featcache.extraction.pipeline import _one_behind, bottleneck
 from featcache.preprocess import FLIP_VIEWS, Preprocess, apply_view
 from featcache.store.shards import single_writer
 
@@ -610,3 +610,24 @@ def test_dead_features_are_told(image_folder, fake_engine, tmp_path, monkeypatch
     for role, n in ("train", 36), ("test", 18):
         told = f"{role}: {dim} of {dim} features are the same in all images; all features of {n} of"
         assert any(told in note for note in notes), notes
+
+
+def test_a_batch_is_started_before_the_one_before_is_waited_for():
+    heard = []
+
+    def started(error=None):
+        for number in range(3):
+            heard.append(f"start {number}")
+            yield number
+        if error:
+            raise error
+
+    for number in _one_behind(started()):
+        heard.append(f"finish {number}")
+    assert heard == ["start 0", "start 1", "finish 0", "start 2", "finish 1", "finish 2"]
+    finished = []
+    batches = _one_behind(started(DatasetError("the fourth")))
+    with pytest.raises(DatasetError, match="the fourth"):
+        for number in batches:
+            finished.append(number)
+    assert finished == [0, 1, 2], "what was started before an error is finished"

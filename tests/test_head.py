@@ -111,15 +111,18 @@ def test_many_rows_and_half_precision_give_the_same(monkeypatch):
         ({"bias": np.zeros(4, np.float32)}, ShapeMismatchError, r"and float32 \(4,\)"),
         ({"class_names": ("a", "b")}, ShapeMismatchError, "expected 3 class names.*found 2"),
         ({"scaling": "L2"}, RecipeError, "expected the scaling none or l2, found 'L2'"),
+        ({"task": "colours"}, RecipeError, "the task classes, labels, numbers, found 'colours'"),
+        ({"thresholds": None}, ShapeMismatchError, "the task labels without thresholds"),
+        ({"task": "classes"}, ShapeMismatchError, "the task classes with thresholds"),
+        ({"thresholds": np.zeros(2, np.float32)}, ShapeMismatchError, r"float32 \(3,\) in \[0, 1"),
+        ({"thresholds": np.zeros(3)}, ShapeMismatchError, "found float64"),
+        ({"thresholds": np.full(3, np.nan, np.float32)}, ShapeMismatchError, "or others"),
+        ({"thresholds": np.full(3, 1.5, np.float32)}, ShapeMismatchError, "or others"),
     ],
 )
 def test_invalid_heads(changes, error, excerpt):
-    fields = {
-        "weight": drawn(3), "bias": drawn(1, 2, 3)[0], "class_names": ("a", "b", "c"),
-        "fingerprint": "",
-    }  # fmt: skip
     with pytest.raises(error, match=excerpt):
-        Head(**{**fields, **changes})
+        labels_head(**changes)
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (5,), (1, 5, 1)])
@@ -191,27 +194,6 @@ def test_numbers_are_the_scores(tmp_path):
         head.probabilities(features)
     save_head(tmp_path / "h", head, {})
     assert load_head(tmp_path / "h").task == "numbers"
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "excerpt"),
-    [
-        ({"task": "colours"}, RecipeError, "the task classes, labels, numbers, found 'colours'"),
-        ({"thresholds": None}, ShapeMismatchError, "the task labels without thresholds"),
-        ({"task": "classes"}, ShapeMismatchError, "the task classes with thresholds"),
-        (
-            {"thresholds": np.zeros(2, np.float32)},
-            ShapeMismatchError,
-            r"float32 \(3,\) in \[0, 1\]",
-        ),
-        ({"thresholds": np.zeros(3)}, ShapeMismatchError, "found float64"),
-        ({"thresholds": np.full(3, np.nan, np.float32)}, ShapeMismatchError, "or others"),
-        ({"thresholds": np.full(3, 1.5, np.float32)}, ShapeMismatchError, "or others"),
-    ],
-)
-def test_heads_whose_task_and_thresholds_do_not_fit(changes, error, excerpt):
-    with pytest.raises(error, match=excerpt):
-        labels_head(**changes)
 
 
 # What a head is used on.

@@ -96,8 +96,10 @@ def test_an_option_is_the_same_in_every_command():
     for spelling in ("data-root", "device", "json", "mmap", "plot", "seed", "train-limit"):
         kinds = {(tuple(it.opts), it.default, it.rich_help_panel) for _, it in seen[spelling]}
         assert len(kinds) == 1 < len(seen[spelling]), spelling
+    # These need it only where a record names none.
+    recorded = ("predict", "probe", "search", "serve", "ship")
     for spelling in ("backbone", "weights"):
-        shared = [option for name, option in seen[spelling] if name not in ("predict", "search")]
+        shared = [option for name, option in seen[spelling] if name not in recorded]
         assert len({(option.help, option.rich_help_panel) for option in shared}) == 1 < len(shared)
     for spelling in ("output", "runs", "force", "on-error"):
         assert len({tuple(option.opts) for _, option in seen[spelling]}) == 1, spelling
@@ -131,7 +133,7 @@ def test_runs_are_written_to_and_read_from_the_folder_given(capsys, small_cache,
     [
         # In the parser's own words, which differ between its versions.
         ("prob", "no such command 'prob'; try featcache probe (see featcache --help)"),
-        ("serve", "try featcache predict --head HEAD IMAGE"),
+        ("infer", "try featcache predict --head HEAD IMAGE"),
         ("knn", "try featcache probe --knn 10"),
         ("trian", "try featcache probe, or featcache finetune"),
         ("ls", "try featcache info"),
@@ -283,7 +285,7 @@ def test_choices_are_those_of_the_library():
     for command, name, known in (
         (extract, "engine", {"auto", *ENGINES}),
         (extract, "device", {"auto", *DEVICES}),
-        (extract, "precision", PRECISIONS),
+        (extract, "precision", {"auto", *PRECISIONS}),
         (finetune, "engine", {"auto", *TRAINERS}),
         (finetune, "method", METHODS),
         (finetune, "schedule", SCHEDULES),

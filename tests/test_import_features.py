@@ -164,6 +164,9 @@ def test_named_arrays(tmp_path):
     assert import_features(tmp_path / "two.npz", array="other").feature_dim == D
     with pytest.raises(DatasetError, match="expected an array 'third'"):
         import_features(tmp_path / "two.npz", array="third")
+    np.save(tmp_path / "scalar.npy", np.float32(3))
+    with pytest.raises(DatasetError, match="expected features of one or more images, found none"):
+        import_features(tmp_path / "scalar.npy")
 
 
 def test_thingsvision(tmp_path, features):

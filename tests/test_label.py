@@ -13,7 +13,6 @@ from featcache.errors import (
     CacheMismatchError,
     CacheMissError,
     FeatcacheError,
-    TableError,
 )
 from featcache.store.format import seal, unseal
 from featcache.store.label import detach
@@ -113,8 +112,6 @@ def test_any_number_of_values_is_kept(tmp_path, n_values):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("", "empty file"),
-        ("id,label\n", "expected rows"),
         ("id,label\nq,x\n", "'id' has 'q' where an id here is 'train/00000.png'"),
         ("name,label\ntrain/00000.png,x\n", "column that names the images"),
         ("id\ntrain/00000.png\n", "expected columns besides 'id'"),
@@ -275,8 +272,3 @@ def test_a_table_goes_with_a_cache_behind_a_url(packed, monkeypatch, tmp_path):
     detach(url)
     monkeypatch.setenv("FEATCACHE_DIR", str(tmp_path / "there"))
     assert featcache.load(url).table is None
-
-
-def test_only_the_key_is_no_table(packed):
-    with pytest.raises(TableError, match="besides 'id'"):
-        featcache.label(packed, {"id": ids_of(packed)})

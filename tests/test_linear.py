@@ -55,19 +55,6 @@ def test_the_gradient_is_the_slope_of_the_value(gaussian, recipe):
     assert at.bias_gradient[1] == pytest.approx((up - down) / (2 * step), abs=1e-7)
 
 
-def test_the_objective_is_the_textbooks(gaussian):
-    views, labels, _ = gaussian
-    weight, bias = random_head()
-    recipe = ProbeRecipe(weight_decay=0.1)
-    losses = []
-    for features in views:
-        for x, y in zip(features.astype(np.float64), labels, strict=True):
-            scores = np.exp(weight @ x + bias)
-            losses.append(-np.log(scores[y] / scores.sum()))
-    expected = np.mean(losses) + 0.05 * (weight**2).sum()
-    assert objective(weight, bias, views, labels, recipe).value == pytest.approx(expected)
-
-
 @pytest.mark.parametrize("recipe", RECIPES, ids=["free bias", "penalised bias"])
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_scikit_learn_minimises_this_very_objective(tmp_path, recipe, n_classes):

@@ -12,7 +12,7 @@ import sys
 import threading
 import zipfile
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -278,6 +278,26 @@ def test_what_is_no_data_set(memory, image_folder, tmp_path):
         with pytest.raises((DatasetError, RemoteError), match=said) as caught:
             load_dataset(url)
         assert "\n" not in str(caught.value)
+
+
+@contextmanager
+def serving(get=None, **attributes):
+    """Run a web server whose GET is answered by ``get``, by default with files; yield its URL."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    if get is not None:
+        Handler.do_GET = Handler.do_HEAD = get
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, **attributes)) as web:
+        thread = threading.Thread(target=web.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{web.server_port}"
+        finally:
+            web.shutdown()
+            thread.join()
 
 
 # A real S3 server on this machine, by s3fs.
@@ -671,22 +691,12 @@ class TestOnS3:
             extract(path, output=f"{s3.url}/bucket/x.h5", **STARTER)
 
     def test_a_server_that_knows_no_ranges(self, s3, image_folder, tmp_path):
-        class NoRanges(SimpleHTTPRequestHandler):
-            def log_message(self, *_):
-                pass
-
         path = zipped(image_folder, tmp_path / "colours.zip")
         with path.open("ab") as stream:
             stream.write(bytes(200_000))
-        with ThreadingHTTPServer(
-            ("127.0.0.1", 0), partial(NoRanges, directory=str(tmp_path))
-        ) as web:
-            thread = threading.Thread(target=web.serve_forever, daemon=True)
-            thread.start()
-            with pytest.raises(RemoteError, match=r"expected a server that sends parts of a file"):
-                load_dataset(f"http://127.0.0.1:{web.server_port}/colours.zip")
-            web.shutdown()
-            thread.join()
+        said = "expected a server that sends parts of a file"
+        with serving(directory=str(tmp_path)) as web, pytest.raises(RemoteError, match=said):
+            load_dataset(f"{web}/colours.zip")
 
     def test_what_is_no_cache_is_not_fetched(self, s3, photos):
         for name, data in {
@@ -874,26 +884,16 @@ def starter_words(*more):
 def test_what_a_web_server_answers_is_what_is_said(status, said):
     pytest.importorskip("aiohttp")
 
-    class Answers(SimpleHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(status, "why\x1b[2Jnot")
-            self.send_header("Location", self.path)  # to itself, for ever
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+    def answer(self):
+        self.send_response(status, "why\x1b[2Jnot")
+        self.send_header("Location", self.path)  # to itself, for ever
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
-        do_HEAD = do_GET
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as web:
-        thread = threading.Thread(target=web.serve_forever, daemon=True)
-        thread.start()
-        url = f"http://127.0.0.1:{web.server_port}/x.h5"
+    with serving(answer) as web:
+        url = f"{web}/x.h5"
         with pytest.raises((RemoteError, CacheMissError), match=said) as caught:
             load(url)
-        web.shutdown()
-        thread.join()
     assert "\x1b" not in str(caught.value)
     if status != 404:
         return
@@ -914,21 +914,15 @@ def test_a_server_that_falls_silent_is_given_up(monkeypatch):
 def test_a_server_that_sends_without_an_end_is_left():
     pytest.importorskip("aiohttp")
 
-    class Endless(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
+    def answer(self):
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b"<a href='x'>" * 10_000)
 
-        def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-            with suppress(OSError):
-                while True:
-                    self.wfile.write(b"<a href='x'>" * 10_000)
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as web:
-        thread = threading.Thread(target=web.serve_forever, daemon=True)
-        thread.start()
-        place = RemotePlace(f"http://127.0.0.1:{web.server_port}/photos")
+    with serving(answer) as web:
+        place = RemotePlace(f"{web}/photos")
         for use in (
             lambda: place.read("x.png", 10**6),
             lambda: place.read_range(5, 100),
@@ -936,5 +930,3 @@ def test_a_server_that_sends_without_an_end_is_left():
         ):
             with pytest.raises(RemoteError, match=r"photos.*: expected a server that sends parts"):
                 use()
-        web.shutdown()
-        thread.join()

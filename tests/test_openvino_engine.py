@@ -143,12 +143,21 @@ def test_the_graph_enlarges_exactly(side):
         assert np.array_equal(found, upscale(images, preprocess)), preprocess
 
 
+def test_batches_may_be_started_before_others_end(engine):
+    batches = [noise(70), noise(3, 20), noise(33), noise(40, 20)]
+    expected = [engine.extract(images)["avgpool"] for images in batches]
+    ends = [engine.start(images) for images in batches]
+    for end, features in reversed(list(zip(ends, expected, strict=True))):
+        assert np.array_equal(end()["avgpool"], features)
+    assert not engine._running
+
+
 def test_many_sides_take_few_graphs(engine):
     for side in range(26, 32):
         small = noise(2, side)
         features = engine.extract(small)["avgpool"]
         assert np.array_equal(features, engine.extract(upscale(small, Preprocess(64)))["avgpool"])
-    assert len(engine._queues) == 4
+    assert len(engine._free) == 4
 
 
 def test_a_failing_import_says_why(tmp_path):

@@ -31,6 +31,12 @@ DATA = {
     *(f"reporting/{name}.html.j2" for name in ("page", "sheet", "errors", "neighbours")),
     "reporting/page.css",
     "reporting/map.js",
+    *(
+        f"serving/{name}"
+        for name in ("page.html", "page.js", "page.css", "docs.html", "docs.js", "common.js")
+    ),
+    *(f"serving/label.{kind}" for kind in ("html", "js")),
+    "serving/openapi.json",
     "backbones/resnet18-tinyimagenet32.safetensors",
 }
 
@@ -116,7 +122,7 @@ def test_what_a_wheel_says_of_itself(built):
     assert set(facts["Requires-Python"].split(",")) == {">=3.10", "<3.14"}
     assert {*facts.get_all("Provides-Extra")} == {
         "oneflow", "torch", "ray", "s3", "parquet", "pandas", "report", "umap",
-        "timm", "torchvision", "hf", "open-clip", "starter", "lora",
+        "timm", "torchvision", "hf", "open-clip", "starter", "lora", "ship", "serve", "video",
     }  # fmt: skip
     base, extras = [], {}
     for line in facts.get_all("Requires-Dist"):

@@ -5,8 +5,15 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import json
 import os
 import shutil
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
 import zipfile
 from dataclasses import replace
 
@@ -23,11 +30,22 @@ from featcache.errors import (
     CacheMissError,
     DatasetError,
     FeatcacheError,
+    OutputError,
     RecipeError,
     ShapeMismatchError,
     WeightsError,
 )
-from featcache.prediction import Prediction, as_csv, evaluate_head, predict
+from featcache.prediction import (
+    Prediction,
+    PredictionFile,
+    PredictOptions,
+    csv_head,
+    csv_row,
+    evaluate_head,
+    predict,
+    predict_stream,
+    table_columns,
+)
 from featcache.preprocess import Preprocess
 from featcache.probes.head import Head, save_head
 from featcache.probes.ingredients import feature_ingredients
@@ -192,8 +210,11 @@ def test_an_unreadable_image_fails_or_is_skipped_with_a_note(head, torn):
     with pytest.raises(DatasetError, match=r"00\.png: expected an image .* --on-error skip"):
         predict(torn, head)
     notes = []
-    (outcome,) = predict(torn, head, on_error="skip", batch_size=2, on_note=notes.append)
-    assert outcome.path == str(torn / "02.png")
+    *bad, good = predict(torn, head, on_error="skip", batch_size=2, on_note=notes.append)
+    assert (good.path, good.error) == (str(torn / "02.png"), None)
+    for name, one in zip(("00.png", "01.png"), bad, strict=True):
+        assert (one.path, one.class_name, one.top) == (str(torn / name), None, ())
+        assert f"{name}: expected an image" in one.error
     assert [note.split(":")[0] for note in notes] == ["skipped", "skipped"]
     assert "01.png: expected an image" in notes[1]
     (torn / "02.png").write_bytes(b"")
@@ -448,23 +469,44 @@ def test_no_cache_and_no_test_images(small_cache, tmp_path):
     ],
 )  # fmt: skip
 def test_csv_gives_every_name_back(path):
-    predictions = [
+    columns = [("path", str), ("class", str), ("probability", float)]
+    rows = [
         Prediction(path, "cat, or =dog", 0.75, (("cat, or =dog", 0.75),)),
         Prediction("next.png", "dog", 1e-7, (("dog", 1e-7),)),
     ]
-    text = as_csv(predictions)
+    text = csv_head(columns) + "".join(csv_row(row, columns) for row in rows)
     assert text.startswith("path,class,probability\n") and text.endswith("next.png,dog,1e-07\n")
-    rows = list(csv.reader(io.StringIO(text, newline="")))
-    assert rows[1:] == [[path, "cat, or =dog", "0.75"], ["next.png", "dog", "1e-07"]]
+    read = list(csv.reader(io.StringIO(text, newline="")))
+    assert read[1:] == [[path, "cat, or =dog", "0.75"], ["next.png", "dog", "1e-07"]]
 
 
-def test_csv_has_columns_for_further_classes():
-    top = (("cat", 0.5), ("dog", 0.3), ("cow", 0.2))
-    assert as_csv([Prediction("a.png", "cat", 0.5, top)]) == (
-        "path,class,probability,class_2,probability_2,class_3,probability_3\n"
-        "a.png,cat,0.5,dog,0.3,cow,0.2\n"
-    )
-    assert as_csv([]) == "path,class,probability\n"
+def test_columns_follow_from_the_head_and_the_options(cache):
+    head = fitted(cache)
+
+    def names(head, **options):
+        return [name for name, _ in table_columns(head, PredictOptions(**options))]
+
+    assert names(head) == ["path", "class", "probability"]
+    assert names(head, top=2, on_error="skip") == [
+        *("path", "class", "probability", "class_2", "probability_2", "error")
+    ]
+    assert names(head, top=99)[-2:] == ["class_3", "probability_3"], "there are three classes"
+    labels = replace(head, task="labels", thresholds=np.zeros(3, np.float32))
+    assert names(labels) == ["path", "labels", "probabilities"]
+    numbers = replace(head, task="numbers", class_names=("class", "labels", "n"))
+    assert names(numbers) == ["path", "class", "labels", "n"]
+    columns = table_columns(head, PredictOptions(top=2, on_error="skip"))
+    top = (("cat", 0.5), ("dog", 0.3))
+    assert csv_row(Prediction("a.png", "cat", 0.5, top), columns) == "a.png,cat,0.5,dog,0.3,\n"
+    bad = Prediction("b.png", None, None, (), error="no image")
+    assert csv_row(bad, columns) == "b.png,,,,,no image\n"
+
+
+def as_table(outcome, head):
+    """Return the rows of a CSV table of predictions, the names of the columns first."""
+    columns = table_columns(head, PredictOptions())
+    text = csv_head(columns) + "".join(csv_row(one, columns) for one in outcome)
+    return list(csv.reader(io.StringIO(text, newline="")))
 
 
 # Labels and numbers.
@@ -482,7 +524,7 @@ def test_labels_above_their_thresholds(cache, image_folder):
         expected = [cache.class_names[label] for label in order if row[label] >= thresholds[label]]
         assert [name for name, _ in found.labels] == expected and found.values is None
     assert len({len(found.labels) for found in outcome}) > 1, "some have more than others"
-    rows = list(csv.reader(io.StringIO(as_csv(outcome), newline="")))
+    rows = as_table(outcome, head)
     assert rows[0] == ["path", "labels", "probabilities"]
     assert rows[1][1].split(";") == [name for name, _ in outcome[0].labels]
 
@@ -493,7 +535,7 @@ def test_numbers_of_images(cache, image_folder):
     values = [[value for _, value in found.values] for found in outcome]
     np.testing.assert_allclose(values, head.scores(cache.test.features), atol=1e-4)
     assert outcome[0].class_name is outcome[0].probability is outcome[0].labels is None
-    rows = list(csv.reader(io.StringIO(as_csv(outcome), newline="")))
+    rows = as_table(outcome, head)
     assert rows[0] == ["path", "age", "height", "=sum"]
     assert [float(cell) for cell in rows[1][1:]] == pytest.approx(values[0], rel=1e-6)
 
@@ -521,18 +563,388 @@ def test_a_probed_head_predicts_the_same_for_images_and_features(image_folder, t
     assert one[0].probability == pytest.approx(outcome[12].probability, abs=1e-3)
 
 
-def test_predictions_are_kept_in_a_file(cache, image_folder, engines, tmp_path, capsys):
-    head = tmp_path / "head.safetensors"
-    save_head(head, fitted(cache), {})
-    for name in ("found.csv", "found.parquet"):
-        path = tmp_path / name
-        assert main(["predict", str(image_folder), "--head", str(head), "-o", str(path)]) == 0
-    table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "found.parquet")
-    text = (tmp_path / "found.csv").read_text()
-    assert table.column_names == ["path", "class", "probability"]
-    assert table.num_rows == len(text.splitlines()) - 1 > 0
+# Streams.
+
+
+def test_a_stream_is_answered_before_it_goes_on(head, image_folder, tmp_path):
+    """Nobody waits for a batch to fill; a path that leads nowhere is a row like any other."""
+    first, second = (image_folder / "test" / name for name in ("red/00.png", "blue/01.png"))
+    go_on = threading.Event()
+
+    def paths():
+        yield str(first)
+        yield str(tmp_path / "nothing.png")
+        assert go_on.wait(20), "the first answers must not wait for the rest"
+        yield str(second)
+        yield str(image_folder / "test" / "green")
+
+    stream = predict_stream(paths(), head, on_error="skip")
+    found, missing = next(stream), next(stream)
+    assert (found.path, found.class_name) == (str(first), "red")
+    assert (missing.path, missing.class_name) == (str(tmp_path / "nothing.png"), None)
+    assert "found nothing" in missing.error
+    go_on.set()
+    assert [one.class_name for one in stream] == ["blue", *["green"] * 6]
+
+
+def test_a_stream_ends_with_the_error_of_its_source_or_of_a_path(head, image_folder):
+    image = str(image_folder / "test" / "red" / "00.png")
+
+    def broken():
+        yield image
+        raise DatasetError("the other end is gone")
+
+    stream = predict_stream(broken(), head)
+    assert next(stream).class_name == "red"
+    with pytest.raises(DatasetError, match="the other end is gone"):
+        next(stream)
+    with pytest.raises(DatasetError, match=r"nowhere: expected an image, .*, or use --on-error"):
+        list(predict_stream(iter([image, "nowhere"]), head))
+    with pytest.raises(DatasetError, match="at least one that can be read, found none among 0"):
+        list(predict_stream(iter([]), head))
+
+
+def test_a_stream_left_early_ends_its_thread(head, image_folder):
+    image = str(image_folder / "test" / "red" / "00.png")
+    stream = predict_stream(iter([image] * 2000), head)
+    next(stream)
+    stream.close()
+    end = time.monotonic() + 10
+    while any(thread.name == "featcache paths" for thread in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def piped(monkeypatch, data):
+    """Let standard input be these bytes."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def test_paths_on_standard_input(head, image_folder, tmp_path, capsys, monkeypatch):
+    shutil.copytree(image_folder / "test" / "red", tmp_path / "red")
+    monkeypatch.chdir(tmp_path / "red")
+    odd = os.fsdecode(b"\xff odd\x1b.png")
+    shutil.copy("00.png", odd)
+    piped(monkeypatch, b"00.png\r\n\n\xff odd\x1b.png\nnone.png\n01.png")
+    arguments = ["predict", "-", "--head", str(head), "--on-error", "skip"]
+    assert main(arguments) == 0
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert rows[0] == ["path", "class", "probability", "error"]
+    assert [row[:2] for row in rows[1:]] == [
+        *(["00.png", "red"], ["\\udcff odd\x1b.png", "red"], ["none.png", ""], ["01.png", "red"])
+    ], "paths are as they were given"
+    piped(monkeypatch, b"00.png\n")
+    assert main([*arguments, "--format", "jsonl"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["class_name"] == "red"
+    piped(monkeypatch, b"00.png\n01.png\n")
+    assert main([*arguments, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    piped(monkeypatch, b"x" * (1 << 17))
+    assert main(arguments) == 1
+    assert "expected a path a line" in capsys.readouterr().err
+    assert main([*arguments, "00.png"]) == 2
+    assert "expected - alone" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_wait_for_a_line():
+    """In a process: the interpreter must not abort because of the thread that waits."""
+    script = """
+import sys
+from featcache.cli.probe import _lines_of_stdin
+from featcache.new_images import arrivals
+try:
+    for some in arrivals(_lines_of_stdin()):
+        print(some, flush=True)
+except KeyboardInterrupt:
+    sys.exit(3)
+"""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", script], text=True, **pipes) as child:
+        child.stdin.write("a.png\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "['a.png']\n"
+        child.send_signal(signal.SIGINT)
+        assert (child.wait(60), child.stderr.read()) == (3, "")
+
+
+# Watched folders.
+
+
+@pytest.fixture
+def inbox(tmp_path, monkeypatch):
+    """A folder to watch, which is looked at every few milliseconds."""
+    monkeypatch.setattr("featcache.new_images.POLL_S", 0.02)
+    (tmp_path / "inbox").mkdir()
+    return tmp_path / "inbox"
+
+
+def test_a_watched_folder_is_answered_as_images_come(head, image_folder, inbox):
+    images = sorted((image_folder / "test" / "red").iterdir())
+    shutil.copy(images[0], inbox / "there.png")
+    (inbox / "empty.png").touch()
+    (inbox / "notes.txt").write_text("no image")
+    stream = predict_stream([inbox], head, watch=True)
+    assert next(stream).path == str(inbox / "there.png")
+    (inbox / "deep").mkdir()
+    shutil.copy(images[1], inbox / "deep" / "new.png")
+    assert next(stream).path == str(inbox / "deep" / "new.png")
+    shutil.copy(image_folder / "test" / "blue" / "00.png", inbox / "there.png")
+    changed = next(stream)
+    assert (changed.path, changed.class_name) == (str(inbox / "there.png"), "blue")
+    (inbox / "there.png").unlink()
+    shutil.copy(images[2], inbox / "last.png")
+    assert next(stream).path == str(inbox / "last.png"), "nothing else, and nothing twice"
+    stream.close()
+
+
+def test_a_file_is_taken_when_it_stands_still(head, image_folder, inbox, monkeypatch):
+    monkeypatch.setattr("featcache.new_images.POLL_S", 0.4)
+    data = (image_folder / "test" / "red" / "00.png").read_bytes()
+    done = threading.Event()
+
+    def write():
+        with (inbox / "slow.png").open("wb", buffering=0) as file:
+            for part in range(20):
+                file.write(data[part * len(data) // 20 : (part + 1) * len(data) // 20])
+                time.sleep(0.05)
+        done.set()
+
+    stream = predict_stream([inbox], head, watch=True)
+    thread = threading.Thread(target=write)
+    thread.start()
+    found = next(stream)
+    assert done.is_set() and found.class_name == "red"
+    thread.join()
+    stream.close()
+
+
+def test_watching_refuses_what_is_no_folder(head, image_folder, engines):
+    made = len(engines)
+    for path in (image_folder / "test" / "red" / "00.png", "https://example.com/images"):
+        with pytest.raises(RecipeError, match="watch: expected folders of this machine"):
+            predict_stream([path], head, watch=True)
+    assert len(engines) == made
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_watch_ends_with_ctrl_c_and_goes_on_where_it_was(
+    head, image_folder, inbox, capsys, monkeypatch, form
+):
+    for row in range(3):
+        shutil.copy(image_folder / "test" / "red" / f"0{row}.png", inbox)
+    output = inbox.parent / f"found.{form}"
+
+    def interrupted_after(n_rows):
+        def write(self, prediction, write=PredictionFile.write):
+            write(self, prediction)
+            if self.n_rows == n_rows:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PredictionFile, "write", write)
+            arguments = ["predict", str(inbox), "--watch", "--head", str(head), "-o", str(output)]
+            assert main(arguments) == 0
+        return capsys.readouterr()
+
+    first = interrupted_after(2)
+    assert "stopped watching" in first.err and "2 predictions" in first.err
+    interrupted_after(1)
+    lines = output.read_text().splitlines()
+    names = [
+        json.loads(line)["path"] if form == "jsonl" else line.split(",")[0]
+        for line in lines[form == "csv" :]
+    ]
+    assert names == [str(inbox / f"0{row}.png") for row in range(3)], "none twice, none missing"
+    output.write_text("something,else\n1,2\n")
+    arguments = ["predict", str(inbox), "--watch", "--head", str(head), "-o", str(output)]
+    assert main(arguments) == 1
+    assert "expected predictions of this head to add to" in capsys.readouterr().err
+    assert output.read_text() == "something,else\n1,2\n"
+    assert main([*arguments[:5], "--json"]) == 2
+
+
+# Where predictions are written as they come.
+
+
+def test_predictions_are_written_as_they_come(cache, head, image_folder, tmp_path, capsys, engines):
+    arguments = ["predict", str(image_folder / "test"), "--head", str(head), "--top", "2"]
+    assert main([*arguments, "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    tables = {}
+    for suffix in ("csv", "jsonl"):
+        path = tmp_path / f"found.{suffix}"
+        path.write_text("of an earlier run\n" * 100)
+        assert main([*arguments, "-o", str(path)]) == 0
+        tables[suffix] = path.read_text()
+        assert main([*arguments, "--format", suffix]) == 0
+        captured = capsys.readouterr().out
+        assert captured.endswith(tables[suffix])
+    assert [json.loads(line) for line in tables["jsonl"].splitlines()] == expected
+    rows = list(csv.reader(io.StringIO(tables["csv"])))
+    assert rows[0] == ["path", "class", "probability", "class_2", "probability_2"]
+    assert [row[0] for row in rows[1:]] == [one["path"] for one in expected]
     made = len(engines)
     capsys.readouterr()
-    assert main(["predict", str(image_folder), "--head", str(head), "-o", "found.docx"]) == 1
-    assert "expected a name that ends in .csv or .parquet" in capsys.readouterr().err
+    assert main([*arguments, "-o", "found.docx"]) == 1
+    assert "expected a name that ends in .csv, .jsonl, .parquet" in capsys.readouterr().err
     assert len(engines) == made, "said before any image is read"
+
+
+def test_parquet_has_types_and_its_name_only_when_it_is_whole(
+    head, image_folder, torn, tmp_path, capsys
+):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "found.parquet"
+    arguments = ["predict", str(torn), "--head", str(head), "-o", str(path)]
+    assert main(arguments) == 1 and not path.exists()
+    assert not list(tmp_path.glob(".*.part"))
+    assert main([*arguments, "--on-error", "skip"]) == 0
+    table = parquet.read_table(path)
+    assert [str(field.type) for field in table.schema] == ["string", "string", "double", "string"]
+    rows = table.to_pylist()
+    assert [row["class"] for row in rows] == [None, None, "red"]
+    assert "expected an image" in rows[0]["error"] and rows[2]["error"] is None
+
+
+def test_numbers_in_parquet_whatever_they_are_called(cache, image_folder, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    head = replace(fitted(cache), task="numbers", class_names=("class", "labels", "path of it"))
+    columns = table_columns(head, PredictOptions())
+    with PredictionFile(tmp_path / "n.parquet", columns) as file:
+        for one in predict(image_folder / "test" / "red", head):
+            file.write(one)
+    table = parquet.read_table(tmp_path / "n.parquet")
+    assert table.num_rows == 6 and str(table.schema.field("class").type) == "double"
+
+
+def test_a_killed_process_leaves_whole_rows(tmp_path):
+    path = tmp_path / "found.jsonl"
+    script = f"""
+from pathlib import Path
+from featcache.prediction import Prediction, PredictionFile
+with PredictionFile(Path({str(path)!r}), [("path", str)]) as file:
+    while True:
+        file.write(Prediction("image.png" * 50, "cat", 0.5, (("cat", 0.5),)))
+"""
+    with subprocess.Popen([sys.executable, "-c", script]) as child:
+        end = time.monotonic() + 60
+        while not (path.exists() and path.stat().st_size > 100_000):
+            assert child.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+        child.kill()
+    text = path.read_text()
+    assert text.endswith("}\n") and all(json.loads(line) for line in text.splitlines())
+
+
+def test_a_full_disk_leaves_whole_rows(tmp_path, monkeypatch):
+    columns = [("path", str), ("class", str), ("probability", float)]
+    honest = os.write
+
+    def full(descriptor, data):
+        return honest(descriptor, data[: len(data) // 2]) if b"second" in data else 0
+
+    path = tmp_path / "found.csv"
+    with PredictionFile(path, columns) as file:
+        file.write(Prediction("first.png", "cat", 0.5, (("cat", 0.5),)))
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(OutputError, match=r"found\.csv: cannot be written: No space left"):
+            file.write(Prediction("second.png", "cat", 0.5, (("cat", 0.5),)))
+        monkeypatch.setattr(os, "write", honest)
+    assert path.read_text() == "path,class,probability\nfirst.png,cat,0.5\n"
+
+
+# Videos.
+
+
+def write_video(path, colours, rate=10, size=(64, 48)):
+    """Write a video of one frame of each colour."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
+        for colour in colours:
+            pixels = np.full((size[1], size[0], 3), colour, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+# The names of `conftest.image_folder`, in which red and blue have changed places.
+BLUE, GREEN, RED = (200, 60, 60), (60, 200, 60), (60, 60, 200)
+
+
+def test_frames_of_a_video(head, image_folder, tmp_path, capsys):
+    video = tmp_path / "clip.mp4"
+    write_video(video, [RED] * 10 + [GREEN] * 10 + [BLUE] * 5)
+    found = predict(video, head)
+    assert [one.path for one in found] == [f"{video}#t={second}.0" for second in range(3)]
+    assert [one.class_name for one in found] == ["red", "green", "blue"]
+    half = predict(video, head, every="0.5s")
+    assert [one.path.rpartition("=")[2] for one in half] == ["0.0", "0.5", "1.0", "1.5", "2.0"]
+    tenth = predict([video, image_folder / "test" / "red" / "00.png"], head, every="8")
+    assert [one.path.rpartition("=")[2] for one in tenth[:4]] == ["0.0", "0.8", "1.6", "2.4"]
+    assert tenth[4].class_name == "red"
+    assert main(["predict", str(video), "--head", str(head), "--every", "x"]) == 2
+    assert "every: expected seconds such as 1s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("every", ["0", "0s", "-1s", "infs", "nans", "s", "", "1 m", "1.5"])
+def test_wrong_steps(every):
+    with pytest.raises(RecipeError, match="every: expected seconds"):
+        PredictOptions(every=every)
+
+
+def test_a_damaged_video_is_a_row_and_not_the_end(head, image_folder, tmp_path):
+    write_video(tmp_path / "whole.avi", [RED] * 30)
+    data = (tmp_path / "whole.avi").read_bytes()
+    image = image_folder / "test" / "blue" / "00.png"
+    (tmp_path / "cut.mp4").write_bytes(b"no video")
+    # A list of other files: FFmpeg would open them.
+    (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\nfile://{tmp_path}/whole.avi\n")
+    (tmp_path / "big.avi").write_bytes(data)
+    for name in ("cut.mp4", "list.mp4"):
+        with pytest.raises(DatasetError, match=rf"{name}: expected a video .* does not decode"):
+            predict([tmp_path / name, image], head)
+        bad, good = predict([tmp_path / name, image], head, on_error="skip")
+        assert (bad.path, good.class_name) == (str(tmp_path / name), "blue")
+        assert "does not decode after 0 frames" in bad.error
+    bad, good = predict(
+        [tmp_path / "big.avi", image], head, on_error="skip", max_pixels=64 * 48 - 1
+    )
+    assert "expected a video of at most 3,071 pixels" in bad.error and good.error is None
+    with pytest.raises(DatasetError, match=r"none\.mp4: expected an image, a folder"):
+        predict(tmp_path / "none.mp4", head)
+
+
+def test_a_video_is_turned_upright(head, tmp_path):
+    """As a telephone does: the frames are lying, and the header says how to turn them."""
+    av = pytest.importorskip("av")
+    from featcache.new_images import named_sets
+
+    path = tmp_path / "turned.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        pixels = np.full((32, 64, 3), 20, np.uint8)
+        pixels[:, :16] = 230  # left; on top once the frame is turned clockwise
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    one = 1 << 16
+    identity = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
+    clockwise = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 1 << 30)
+    place = data.index(identity, data.index(b"tkhd"))
+    path.write_bytes(data[:place] + clockwise + data[place + len(clockwise) :])
+    ((frames,), _) = (list(named_sets([path], "1", 10**6)[0]), None)
+    image = np.asarray(frames.read(0))
+    assert image.shape == (64, 32, 3)
+    assert image[:12].mean() > 180 and image[20:].mean() < 60
+
+
+def test_videos_need_pyav(head, tmp_path, monkeypatch, engines):
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "clip.mp4").write_bytes(b"whatever")
+    made = len(engines)
+    with pytest.raises(FeatcacheError, match=r"pip install 'featcache\[video\]'"):
+        predict(tmp_path / "clip.mp4", head)
+    assert len(engines) == made

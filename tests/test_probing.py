@@ -40,7 +40,7 @@ def test_the_newest_cache_is_the_default(home):
 def test_the_tutorials_recipe_is_reported_as_far_from_the_optimum(small_cache):
     result = probe(small_cache, recipe="tutorial")
     assert (result.epochs, result.steps) == (3, 6)
-    assert result.check.objective_gap > 0.1
+    assert result.check.objective_gap > 0.1 and result.check.under_trained
     assert result.top1 < result.check.top1
 
 
@@ -90,6 +90,14 @@ def test_named_values_replace_the_recipes(small_cache):
         ({"schedule": "step"}, "schedule: expected one of constant, cosine, found 'step'"),
         ({"epochs": 1, "device": "tpu"}, "device: expected one of auto, cpu, cuda, found 'tpu'"),
         ({"device": "cuda"}, "expected auto or cpu with lbfgs, found 'cuda'; use --solver sgd"),
+        ({"solver": "newton"}, "lbfgs, ridge, sgd, found 'newton'"),
+        ({"metric": "auc"}, "top1, balanced, f1, found 'auc'"),
+        ({"scale": "minmax"}, "none, standardize, l2"),
+        ({"solver": "ridge", "epochs": 3}, "no epochs, an option of SGD; leave it out"),
+        ({"C": 1.0, "weight_decay": 1.0}, "found both"),
+        ({"C": 1.0, "sweep": True}, "a given penalty"),
+        ({"solver": "sgd", "sweep": True}, "SGD"),
+        ({"C": 0.0}, "C: expected a positive number"),
     ],
 )
 def test_wrong_arguments(small_cache, arguments, excerpt):
@@ -97,14 +105,17 @@ def test_wrong_arguments(small_cache, arguments, excerpt):
         probe(small_cache, **arguments)
 
 
-def test_no_cache_and_one_class(tmp_path):
+@pytest.mark.parametrize("verb", [probe, few_shot, learning_curve])
+def test_no_cache_one_class_and_no_test_images(home, verb):
     with pytest.raises(CacheMissError, match="make one with featcache extract"):
-        probe()
-    path = write_gaussian_cache(tmp_path / "one.h5", n_classes=1)
-    for verb in (probe, few_shot, learning_curve):
-        expected = "one.h5: expected at least 2 classes with training images, found 1; extract a"
-        with pytest.raises(DatasetError, match=expected):
-            verb(path)
+        verb()
+    write_gaussian_cache(home / "cache" / "one.h5", n_classes=1)
+    expected = "one.h5: expected at least 2 classes with training images, found 1; extract a"
+    with pytest.raises(DatasetError, match=expected):
+        verb()
+    empty = write_gaussian_cache(home / "empty.h5", n_test=0)
+    with pytest.raises(DatasetError, match="expected labelled test images, found none"):
+        verb(empty)
 
 
 def test_the_default_is_the_exact_optimum_at_a_swept_penalty(small_cache):
@@ -130,34 +141,19 @@ def test_every_scaling_leaves_a_head_for_plain_features(small_cache, solver, sca
     assert (result.evaluation.calibration_error is None) == (solver == "ridge")
 
 
-@pytest.mark.oneflow
-def test_an_under_trained_head_is_marked(small_cache):
-    assert probe(small_cache, recipe="tutorial").check.under_trained
-
-
-@pytest.mark.parametrize(
-    ("arguments", "excerpt"),
-    [
-        ({"solver": "newton"}, "lbfgs, ridge, sgd, found 'newton'"),
-        ({"metric": "auc"}, "top1, balanced, f1, found 'auc'"),
-        ({"scale": "minmax"}, "none, standardize, l2"),
-        ({"solver": "ridge", "epochs": 3}, "no epochs, an option of SGD; leave it out"),
-        ({"C": 1.0, "weight_decay": 1.0}, "found both"),
-        ({"C": 1.0, "sweep": True}, "a given penalty"),
-        ({"solver": "sgd", "sweep": True}, "SGD"),
-        ({"C": 0.0}, "C: expected a positive number"),
-    ],
-)
-def test_arguments_that_contradict_each_other(small_cache, arguments, excerpt):
-    with pytest.raises(RecipeError, match=excerpt):
-        probe(small_cache, **arguments)
-
-
-def test_knn_reports_every_k_and_chooses_none(small_cache, home):
-    from featcache import knn
-
-    results = knn(small_cache, ks=(1, 5))
-    assert [item.k for item in results] == [1, 5]
-    assert all(item.top1 > 0.8 for item in results)
-    methods = {json.loads(path.read_text())["method"] for path in home.rglob("run.json")}
-    assert methods == {"knn, k = 1", "knn, k = 5"}
+def test_a_budget_ends_with_a_head_and_its_gap(tmp_path, home):
+    cache = write_gaussian_cache(tmp_path / "c.h5", n_train=3000, dim=12, spread=2.0)
+    hurried = probe(cache, budget_s=1e-3)
+    best = probe(cache, check=False, C=hurried.C)
+    assert hurried.converged is False and hurried.check is None
+    assert "not checked: scikit-learn has no budget" in hurried.notes
+    assert hurried.sweep is not None and hurried.sweep.n_fit + hurried.sweep.n_holdout == 240
+    assert 0 <= hurried.objective - best.objective <= hurried.gap <= hurried.objective
+    assert hurried.top1 > 0.5
+    record = json.loads((hurried.run / "run.json").read_text())
+    assert record["gap"] == hurried.gap and record["converged"] is False
+    patient = probe(cache, budget_s=100)
+    assert patient.converged and patient.gap <= 1e-6 * patient.objective
+    for wrong in ({"budget_s": 0}, {"budget_s": 1, "solver": "ridge"}, {"budget_s": 1, "cv": 3}):
+        with pytest.raises(RecipeError, match="budget"):
+            probe(cache, **wrong)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from caches import SplitArrays, write_cache
 from PIL import Image
 from reports import (
     HOSTILE,
@@ -42,7 +43,6 @@ from featcache.progress import silent
 from featcache.reporting.pictures import find_pictures
 from featcache.reporting.provenance import in_words
 from featcache.reporting.report import report
-from featcache.store.writer import SplitArrays, write_cache
 
 pytest.importorskip("bokeh")
 pytest.importorskip("jinja2")

@@ -13,12 +13,12 @@ from test_exact import clouds
 from featcache.errors import DatasetError, RecipeError
 from featcache.metrics import score, top1
 from featcache.probes.blocks import Rows
-from featcache.probes.cross_check import check_ridge, check_with_sklearn
+from featcache.probes.cross_check import check_with_sklearn
 from featcache.probes.lbfgs import train_lbfgs
 from featcache.probes.objective import objective
 from featcache.probes.recipes import PROBE_RECIPES, ExactRecipe
 from featcache.probes.ridge import Ridge, ridge_objective, train_ridge
-from featcache.probes.sweep import sweep_lbfgs, sweep_ridge
+from featcache.probes.sweep import divide, sweep
 from featcache.probes.weights import sample_weights, total_weight
 
 pytestmark = pytest.mark.numpy1  # its draws may depend on NumPy
@@ -87,18 +87,18 @@ def test_ridge_is_that_of_scikit_learn(decay):
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("check", [check_with_sklearn, check_ridge])
-def test_the_cross_check_takes_the_same_weights(check, weighted):
+@pytest.mark.parametrize("ridge", [False, True])
+def test_the_cross_check_takes_the_same_weights(ridge, weighted):
     x, labels = clouds(400)
     labels = labels % 2  # two classes: scikit-learn halves the penalty
     weights = np.where(np.arange(400) % 5, uneven(400), 0) if weighted else None
     recipe = ExactRecipe(1e-2)
-    if check is check_ridge:
+    if ridge:
         ours = train_ridge([x], labels, 2, 1e-2, weights)
     else:
         ours = train_lbfgs([x], labels, 2, recipe, weights=weights)
     predicted = (x @ ours.weight.T + ours.bias).argmax(axis=1)
-    found = check(
+    found = check_with_sklearn(
         [x],
         labels,
         2,
@@ -108,9 +108,10 @@ def test_the_cross_check_takes_the_same_weights(check, weighted):
         head_objective=ours.objective,
         head_predicted=predicted,
         weights=weights,
+        ridge=ridge,
     )
     assert abs(found.objective_gap) < 1e-4 and found.agreement > 0.99
-    half = 1 if check is check_ridge else 2
+    half = 1 if ridge else 2
     assert pytest.approx(half / (1e-2 * total_weight([x], weights))) == found.C
 
 
@@ -177,36 +178,33 @@ def test_weights_that_no_objective_can_use_are_refused(given, message):
         sample_weights(np.array([0, 1, 1]), 2, **given)
 
 
-@pytest.mark.parametrize("kind", ["lbfgs", "ridge"])
+@pytest.mark.parametrize("recipe", [ExactRecipe(), None], ids=["lbfgs", "ridge"])
 class TestSweep:
     GRID = tuple(np.logspace(-5, 3, 5))
 
-    def sweep(self, kind, views, labels, **given):
-        given = {"grid": self.GRID, **given}
-        if kind == "lbfgs":
-            return sweep_lbfgs(views, labels, 4, ExactRecipe(), **given)
-        return sweep_ridge(views, labels, 4, **given)
+    def sweep(self, recipe, views, labels, grid=GRID, score=top1, **given):
+        return sweep(divide(views, labels, **given), 4, recipe, grid=grid, score=score)[0]
 
-    def test_images_without_weight_are_as_if_absent(self, kind):
+    def test_images_without_weight_are_as_if_absent(self, recipe):
         x, labels = clouds(500, dim=60, spread=3.0)
         weights = np.where(np.random.default_rng(0).random(500) < 0.3, 0, uneven(500))
         kept = weights > 0
-        ours = self.sweep(kind, [x], labels, weights=weights)
-        assert ours == self.sweep(kind, [x[kept]], labels[kept], weights=weights[kept])
+        ours = self.sweep(recipe, [x], labels, weights=weights)
+        assert ours == self.sweep(recipe, [x[kept]], labels[kept], weights=weights[kept])
         assert ours.n_holdout == kept.sum()
 
-    def test_weights_count_in_the_fits_and_c_in_units_of_their_sum(self, kind):
+    def test_weights_count_in_the_fits_and_c_in_units_of_their_sum(self, recipe):
         x, labels = clouds(500, dim=60, spread=3.0)
-        plain = self.sweep(kind, [x], labels)
+        plain = self.sweep(recipe, [x], labels)
         tenfold = self.sweep(
-            kind, [x], labels, weights=np.full(500, 10.0), grid=[C / 10 for C in self.GRID]
+            recipe, [x], labels, weights=np.full(500, 10.0), grid=[C / 10 for C in self.GRID]
         )
         assert [p.score for p in tenfold.points] == [p.score for p in plain.points]
         assert pytest.approx(plain.C / 10) == tenfold.C
-        favoured = self.sweep(kind, [x], labels, weights=np.where(labels == 0, 1e6, 1.0))
+        favoured = self.sweep(recipe, [x], labels, weights=np.where(labels == 0, 1e6, 1.0))
         assert [p.score for p in favoured.points] != [p.score for p in plain.points]
 
-    def test_a_given_holdout_chooses_and_all_images_are_fitted(self, kind):
+    def test_a_given_holdout_chooses_and_all_images_are_fitted(self, recipe):
         x, labels = clouds(500, dim=60, spread=3.0)
         fitted, val = np.arange(500) % 3 > 0, np.arange(500) % 3 == 0
         seen = []
@@ -216,34 +214,34 @@ class TestSweep:
             return top1(predicted, expected)
 
         ours = self.sweep(
-            kind, [x[fitted]], labels[fitted], holdout=(x[val], labels[val]), score=listen
+            recipe, [x[fitted]], labels[fitted], holdout=(x[val], labels[val]), score=listen
         )
         assert (ours.n_fit, ours.n_holdout) == (333, 167)
         assert all(np.array_equal(labels[val], expected) for expected in seen)
         rows = Rows(x, np.flatnonzero(val))
-        assert ours == self.sweep(kind, [x[fitted]], labels[fitted], holdout=(rows, labels[val]))
+        assert ours == self.sweep(recipe, [x[fitted]], labels[fitted], holdout=(rows, labels[val]))
 
-    def test_a_class_that_only_the_holdout_has_is_an_error_of_the_score(self, kind):
+    def test_a_class_that_only_the_holdout_has_is_an_error_of_the_score(self, recipe):
         x, labels = clouds(500)
         fitted = (labels != 3) & (np.arange(500) % 2 == 0)
         val = np.arange(500) % 2 == 1
-        swept = self.sweep(kind, [x[fitted]], labels[fitted], holdout=(x[val], labels[val]))
+        swept = self.sweep(recipe, [x[fitted]], labels[fitted], holdout=(x[val], labels[val]))
         assert max(point.score for point in swept.points) <= np.mean(labels[val] != 3)
         with pytest.raises(DatasetError, match="expected labelled images in the holdout"):
-            self.sweep(kind, [x], labels, holdout=(x[:0], labels[:0]))
+            self.sweep(recipe, [x], labels, holdout=(x[:0], labels[:0]))
 
-    def test_a_group_is_fitted_or_held_out_as_a_whole(self, kind):
+    def test_a_group_is_fitted_or_held_out_as_a_whole(self, recipe):
         x, labels = clouds(400)
         groups = np.arange(400) // 4
         # The label of a group is a coin: only an image of the same group tells it.
         coin = np.random.default_rng(0).integers(2, size=100)[groups]
         told = np.eye(100, dtype=np.float32)[groups] * 20
-        apart = self.sweep(kind, [told], coin, groups=groups)
-        mixed = self.sweep(kind, [told], coin)
+        apart = self.sweep(recipe, [told], coin, groups=groups)
+        mixed = self.sweep(recipe, [told], coin)
         assert max(p.score for p in mixed.points) > 0.95 > 0.7 > max(p.score for p in apart.points)
         assert apart.n_holdout == 400 and apart.n_folds == 5
         with pytest.raises(DatasetError, match="training images of 2 groups or more"):
-            self.sweep(kind, [x], labels, groups=np.zeros(400))
+            self.sweep(recipe, [x], labels, groups=np.zeros(400))
 
 
 def test_weights_turn_the_head_to_the_rare_class():

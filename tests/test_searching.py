@@ -99,7 +99,12 @@ def test_images_get_the_features_of_the_cache(image_folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("queries", "options", "error", "message"),
     [
-        ((), {}, RecipeError, "expected an image, a folder, an id of the cache, or vectors, found"),
+        (
+            (),
+            {},
+            RecipeError,
+            "expected an image, a folder, an id of the cache, a text or vectors, found",
+        ),
         ("nobody", {}, DatasetError, "nobody: expected an id of .*a.h5, or the path"),
         ("i1", {"k": 0}, RecipeError, "k: expected at least 1, found 0"),
         (

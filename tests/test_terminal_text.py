@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from caches import SplitArrays, write_cache
 
 from featcache.cli import main
 from featcache.errors import visible
 from featcache.store.cache import load
-from featcache.store.writer import SplitArrays, write_cache
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202eevil\r"
 

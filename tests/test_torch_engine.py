@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -179,45 +180,33 @@ def test_the_joined_convolution_is_tried_before_it_is_trusted(monkeypatch, preci
 
 
 @needs_torch
-def test_a_gpus_passes_give_a_processors_features(engine, starter):
-    """All of their code but the streams, on the CPU."""
-    from featcache.backbones.torch_engine import Forward, GpuPasses
+def test_an_interrupted_call_leaves_nothing_behind(starter, monkeypatch):
+    engine = made(starter, ("avgpool",))
+    expected = engine.extract(noise(100))["avgpool"]
+    network, calls = engine._passes._network, []
 
-    shapes = {cut: get_backbone("resnet18").cut_shape(cut, 64) for cut in CUTS}
-    forward = Forward(starter, CUTS, "cpu", "f32", compiled=False)
-    passes = GpuPasses(forward, 32, 64, shapes, "cpu")
-    for images in (noise(70), noise(1, 32), apply_view(noise(33), "hflip")):
-        features = {
-            cut: np.empty((len(images), *shape), np.float32) for cut, shape in shapes.items()
-        }
-        passes.run(images, features)
-        expected = engine.extract(images)
-        assert all(np.array_equal(features[cut], expected[cut]) for cut in CUTS)
+    def interrupted(pixels):
+        calls.append(len(pixels))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return network(pixels)
+
+    monkeypatch.setattr(engine._passes, "_network", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.extract(noise(100))
+    assert np.array_equal(engine.extract(noise(100))["avgpool"], expected)
 
 
 @needs_torch
-def test_an_interrupted_call_leaves_nothing_behind(starter, monkeypatch):
-    """On a GPU as on the CPU."""
-    from featcache.backbones.torch_engine import GpuPasses
-
-    engine = made(starter, ("avgpool",))
-    expected = engine.extract(noise(100))["avgpool"]
-    processor = engine._passes
-    gpu = GpuPasses(processor._network, 32, 64, {"avgpool": (512,)}, "cpu")
-    for passes, place in ((processor, processor), (gpu, gpu._lanes[0])):
-        engine._passes = passes
-        network, calls = place._network, []
-
-        def interrupted(pixels, network=network, calls=calls):
-            calls.append(len(pixels))
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-            return network(pixels)
-
-        monkeypatch.setattr(place, "_network", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            engine.extract(noise(100))
-        assert np.array_equal(engine.extract(noise(100))["avgpool"], expected)
+def test_passes_one_after_the_other_give_the_same_bytes(engine, starter):
+    """As on a GPU, which has no thread for each core."""
+    passes = made(starter)._passes
+    passes._threads = None
+    images = noise(70)
+    expected = engine.extract(images)
+    features = {cut: np.empty_like(array) for cut, array in expected.items()}
+    passes.run(images, features)
+    assert all(np.array_equal(features[cut], expected[cut]) for cut in CUTS)
 
 
 @pytest.fixture
@@ -476,7 +465,7 @@ def test_the_processor_says_what_it_computes_in(monkeypatch, flags, expected):
     [("2.13.0+cu128", True), ("2.4.0", True), ("2.3.1", False), ("1.13.1", False)],
 )
 def test_a_release_that_is_too_old_is_refused(monkeypatch, version, usable):
-    monkeypatch.setattr(probe.importlib.metadata, "version", lambda name: version)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
     found, why = torch_status()
     assert found == (version if usable else None)
     assert usable or why == (
@@ -486,9 +475,9 @@ def test_a_release_that_is_too_old_is_refused(monkeypatch, version, usable):
 
 def test_a_machine_without_torch_names_the_extra(monkeypatch):
     def missing(name):
-        raise probe.importlib.metadata.PackageNotFoundError
+        raise importlib.metadata.PackageNotFoundError
 
-    monkeypatch.setattr(probe.importlib.metadata, "version", missing)
+    monkeypatch.setattr("importlib.metadata.version", missing)
     with pytest.raises(EngineUnavailableError, match=r"run pip install 'featcache\[torch\]'"):
         probe.import_torch.__wrapped__()
     with pytest.raises(EngineUnavailableError, match=r"run pip install 'featcache\[torch\]'"):

@@ -17,14 +17,7 @@ from featcache.backbones.architectures import draw_state, get_backbone
 from featcache.datasets.dataset import Split
 from featcache.datasets.images import ArrayImages
 from featcache.errors import RecipeError
-from featcache.finetuning.batches import (
-    AUGMENT_VIEWS,
-    CachedSource,
-    Draw,
-    ImageSource,
-    move,
-    movement_of,
-)
+from featcache.finetuning.batches import CachedSource, Draw, ImageSource
 from featcache.finetuning.framework import get_framework
 from featcache.finetuning.recipes import (
     AUGMENTATIONS,
@@ -35,7 +28,7 @@ from featcache.finetuning.recipes import (
     group_rates,
     rate_factor,
 )
-from featcache.finetuning.trainer import LossScale, Trainer
+from featcache.finetuning.trainer import Trainer
 
 STARTER = "tinyimagenet32"
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
@@ -398,74 +391,6 @@ def test_a_trainer_without_momentum_has_no_state_of_its_optimizer(trainer_of, co
     trainer.load_arrays(trainer.arrays())
 
 
-# --- what a GPU is given to do, each on the CPU
-
-
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
-def test_moving_on_the_device_gives_the_bytes_of_numpy(framework, starter, augment):
-    pixels, split = numbered_images(n=24, side=16)
-    rows, generator = np.arange(24), np.random.default_rng(3)
-    names = AUGMENT_VIEWS[augment]
-    draw = Draw(
-        rows,
-        generator.integers(len(names), size=24),
-        generator.uniform(-1, 1, (24, 2)) if augment == "crop-flip" else None,
-    )
-    (wanted,) = ImageSource(split, starter.preprocess).batches([draw], augment)
-    movement = movement_of(draw, names, 16)
-    assert (movement is None) == (augment == "none")
-    tensors = [
-        framework.to_device(array, "cpu")
-        for array in (pixels.transpose(0, 3, 1, 2), *(movement or ()))
-    ]
-    found = move(framework.module, *tensors) if movement else tensors[0]
-    assert found.numpy().dtype == np.uint8
-    np.testing.assert_array_equal(found.numpy().transpose(0, 2, 3, 1), wanted)
-
-
-def test_a_step_is_the_same_wherever_images_are_moved(trainer_of, colours):
-    found = []
-    for there in (False, True):
-        trainer = trainer_of("frozen", augment="crop-flip")
-        trainer._moves_on_device = there
-        found.append([step.loss for step in train(trainer, colours)])
-    assert found[0] == found[1]
-
-
-def test_losses_that_are_read_late_are_the_same(trainer_of, colours):
-    found = []
-    for behind in (0, 2):
-        trainer = trainer_of("frozen", batch_size=6)
-        trainer.behind = behind
-        found.append([step.loss for step in train(trainer, colours)])
-    assert found[0] == found[1]
-    trainer = trainer_of("frozen", lr=3e38)
-    trainer.behind = 2
-    steps = train(trainer, colours)
-    assert math.isfinite(steps[0].loss)
-    with pytest.raises(RecipeError, match=r"found (nan|inf) at step 2 of 6"):
-        _ = steps[1].loss
-
-
-def test_a_scaled_loss_gives_the_same_step_and_an_overflow_none(trainer_of, colours):
-    plain, scaled = (trainer_of("full", freeze_until="layer3", bn="eval") for _ in range(2))
-    scaled._scale = LossScale(scaled._flow)
-    for trainer in (plain, scaled):
-        train(trainer, colours, n_steps=1)
-    before = scaled.arrays()
-    for name, array in plain.arrays().items():
-        np.testing.assert_array_equal(before[name], array, err_msg=name)
-    assert before["scale.factor"] == [2.0**16] and before["scale.since"] == [1]
-    scaled._scale.factor = 2.0**127
-    train(scaled, colours, 1, n_steps=1)
-    after = scaled.arrays()
-    assert changed(before, after) == {"scale.factor", "scale.since"}
-    assert after["scale.factor"] == [2.0**126] and after["scale.since"] == [0]
-    scaled._scale.factor = 1.0
-    scaled.load_arrays(before)
-    assert not changed(before, scaled.arrays())
-
-
 @pytest.mark.torch
 def test_bfloat16_trains_close_to_float32_and_keeps_float32(starter, colours):
     framework = get_framework("torch")
@@ -477,20 +402,6 @@ def test_bfloat16_trains_close_to_float32_and_keeps_float32(starter, colours):
         assert {array.dtype.name for array in trainer.arrays().values()} == {"float32", "int64"}
     assert losses[0] != losses[1]
     np.testing.assert_allclose(losses[0], losses[1], atol=0.05)
-
-
-@pytest.mark.slow
-@pytest.mark.torch
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # its own, in torch 2.13
-def test_a_compiled_network_takes_the_same_steps(starter, colours):
-    found = []
-    for compiled in (False, True):
-        recipe = finetune_recipe("full", freeze_until="layer3", batch_size=9)
-        trainer = Trainer(get_framework("torch"), starter, 3, recipe, compiled=compiled)
-        losses = [step.loss for epoch in range(2) for step in train(trainer, colours, epoch)]
-        found.append((losses, trainer.predict(colours)))
-    np.testing.assert_allclose(found[1][0], found[0][0], atol=1e-4)
-    np.testing.assert_array_equal(found[1][1], found[0][1])
 
 
 def test_compact_pixels_stand_for_canonical_ones(starter):

@@ -202,23 +202,20 @@ class _Catalogue:
     """The images of a cache by split and row."""
 
     def __init__(self, cache: Cache) -> None:
-        self._names = cache.class_names
+        self.names = cache.class_names
         self._splits = {role: (split.ids, split.labels.tolist()) for role, split in cache.splits()}
         self.n_train = len(cache.train)
 
     def image(self, role: str, row: int) -> Image:
         ids, labels = self._splits[role]
         label = labels[row]
-        return Image(ids[row], role, row, self._names[label] if label >= 0 else None)
+        return Image(ids[row], role, row, self.names[label] if label >= 0 else None)
 
     def node(self, node: int) -> Image:
         """Return an image by its node number: training images first, then test images."""
         if node < self.n_train:
             return self.image("train", node)
         return self.image("test", node - self.n_train)
-
-    def class_name(self, label: int) -> str:
-        return self._names[label]
 
 
 def _same(labels: Sequence[str | None]) -> bool | None:
@@ -280,7 +277,7 @@ def _suspects(judgement: Judgement, catalogue: _Catalogue) -> tuple[Suspect, ...
             suspects.append(
                 Suspect(
                     **vars(catalogue.image(role, row)),
-                    suggested=catalogue.class_name(label),
+                    suggested=catalogue.names[label],
                     self_confidence=own,
                     confidence=other,
                     score=score,

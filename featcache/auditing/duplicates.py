@@ -7,7 +7,7 @@ Imaging 6 (2020), find candidates by the cosine of a network's features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,12 +19,14 @@ from ..progress import OnProgress, Progress
 _COPY_SHARE = 0.065  # a cosine of 0.95 on CIFAR-10, where docs/audit.md has the measurement
 _ROUNDING = 1e-5  # between the cosine of equal images and 1, float16 features included
 
+_Edge = tuple[int, int, float]  # two nodes and their cosine
+
 
 @dataclass(frozen=True)
 class Copies:
     """Near-duplicates by node number: training rows first, test rows from n_train on."""
 
-    pairs: list[tuple[int, int, float]]  # nodes and cosine, in the order of the listing
+    pairs: list[_Edge]  # in the order of the listing
     groups: list[list[int]]  # nodes, ascending, in the order of group numbers
     n_crossing: int  # the first n_crossing pairs are test images with a near-duplicate in train
 
@@ -47,37 +49,6 @@ def copy_threshold(features: Features) -> float:
     return 1 - max(_COPY_SHARE * (1 - mean), _ROUNDING)
 
 
-class _Sets:
-    """Disjoint sets of integers; each integer starts as a set of its own."""
-
-    def __init__(self) -> None:
-        self._parents: dict[int, int] = {}
-
-    def find(self, node: int) -> int:
-        """Return the number that represents the set of a node."""
-        root = node
-        while (above := self._parents.get(root, root)) != root:
-            root = above
-        while (above := self._parents.get(node, root)) != root:
-            self._parents[node] = root
-            node = above
-        return root
-
-    def join(self, first: int, second: int) -> bool:
-        """Join two sets; return whether they were separate."""
-        first, second = self.find(first), self.find(second)
-        self._parents[max(first, second)] = min(first, second)
-        self._parents.setdefault(min(first, second), min(first, second))
-        return first != second
-
-    def all(self) -> list[list[int]]:
-        """Return the members of every joined set."""
-        members: dict[int, list[int]] = {}
-        for node in sorted(self._parents):
-            members.setdefault(self.find(node), []).append(node)
-        return list(members.values())
-
-
 def find_copies(
     crossing: Neighbours, train: Neighbours, test: Neighbours, threshold: float
 ) -> Copies:
@@ -85,26 +56,27 @@ def find_copies(
     n_train = len(train.similarity)
     near = crossing.similarity >= threshold
     rows, places = np.nonzero(near)
-    nodes = rows + n_train, crossing.rows[rows, places]
-    across = list(zip(*(part.tolist() for part in nodes), strict=True))
+    across = (rows + n_train, crossing.rows[rows, places], crossing.similarity[rows, places])
+    edges: list[_Edge] = list(zip(*(part.tolist() for part in across), strict=True))
     nearest = np.flatnonzero(near[:, :1].any(axis=1))
     order = nearest[np.argsort(-crossing.similarity[nearest, :1].ravel(), kind="stable")]
     pairs = [
         (row + n_train, int(crossing.rows[row, 0]), float(crossing.similarity[row, 0]))
         for row in order.tolist()
     ]
-    together = _Sets()
-    for first, second in across:
-        together.join(first, second)
     for within, offset in ((train, 0), (test, n_train)):
-        tree = _tree(_edges(within, threshold, offset))
-        for first, second, _ in tree:
-            together.join(first, second)
+        tree, _ = _forest(_edges(within, threshold, offset))
+        edges += tree
         pairs += tree
-    return Copies(pairs, _in_order(together.all(), n_train), len(order))
+
+    def rank(group: list[int]) -> tuple[bool, int, int]:
+        both = group[0] < n_train <= group[-1]
+        return not both, -len(group), group[0]
+
+    return Copies(pairs, sorted(_forest(edges)[1], key=rank), len(order))
 
 
-def _edges(within: Neighbours, threshold: float, offset: int) -> list[tuple[int, int, float]]:
+def _edges(within: Neighbours, threshold: float, offset: int) -> list[_Edge]:
     """Return each pair of one split once, the lower row first, the closest pairs first."""
     rows, places = np.nonzero(within.similarity >= threshold)
     others, values = within.rows[rows, places], within.similarity[rows, places]
@@ -118,18 +90,13 @@ def _edges(within: Neighbours, threshold: float, offset: int) -> list[tuple[int,
     return [(low, high, value) for (low, high), value in listed.items()]
 
 
-def _tree(edges: Iterable[tuple[int, int, float]]) -> list[tuple[int, int, float]]:
-    """Return the spanning forest of the closest pairs: n - 1 for n copies (Kruskal 1956)."""
-    sets = _Sets()
-    return [edge for edge in edges if sets.join(edge[0], edge[1])]
+def _forest(edges: Sequence[_Edge]) -> tuple[list[_Edge], list[list[int]]]:
+    """Return the edges that connect all nodes first, n - 1 of n (Kruskal 1956), and its trees."""
+    from scipy.cluster.hierarchy import DisjointSet
 
-
-def _in_order(groups: Sequence[list[int]], n_train: int) -> list[list[int]]:
-    def rank(group: list[int]) -> tuple[bool, int, int]:
-        both = group[0] < n_train <= group[-1]
-        return not both, -len(group), group[0]
-
-    return sorted(groups, key=rank)
+    sets = DisjointSet(node for edge in edges for node in edge[:2])
+    tree = [edge for edge in edges if sets.merge(edge[0], edge[1])]
+    return tree, [sorted(nodes) for nodes in sets.subsets()]
 
 
 @dataclass(frozen=True)

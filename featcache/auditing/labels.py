@@ -23,6 +23,7 @@ the authors' library, is under the AGPL-3.0, which this Apache-2.0 project canno
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,7 @@ from ..probes.sweep import C_GRID
 from ..progress import OnProgress, Progress
 
 _GRID = C_GRID[::3]
+_STEPS = (0.5, 1.0, 2.0, 4.0, 8.0)  # around the C of earlier heads
 _TOLERANCE = 1e-3  # of the objective: enough to compare probabilities
 _TINY = 1e-12
 _TEMPERATURE = 0.07  # of the neighbours' cosines, as in DINO's k-NN
@@ -48,12 +50,15 @@ _POWER = 3.0  # of the ratio of the two directions
 class Heads:
     """Probabilities float64 (N, K) of training images and (M, K) of test images, and the penalty.
 
-    Rows of training images are NaN where no head can judge: the only image of a class.
+    Rows of training images are NaN where no head can judge: the only image of a class. The
+    solutions are by fold; ``whole`` is that of all training images.
     """
 
     train: np.ndarray
     test: np.ndarray
     C: float  # chosen by the log-loss on one fold
+    solutions: Mapping[int, Solution]
+    whole: Solution
 
 
 @dataclass(frozen=True)
@@ -106,32 +111,47 @@ def fit_heads(
     folds: int,
     seed: int,
     on_progress: OnProgress,
+    *,
+    numbers: np.ndarray | None = None,
+    start: Heads | None = None,
 ) -> Heads:
-    """Fit one head per fold and one on all; labels int64 (N,) are 0 to K - 1, each present."""
+    """Fit one head per fold and one on all; labels int64 (N,) are 0 to K - 1, each present.
+
+    ``numbers`` int64 (N,) are the folds of the images, by default `fold_numbers`. ``start`` are
+    heads on other labels of these K classes: solutions to start from, and a C near by.
+    """
     counts = np.bincount(labels)
     # The only image of a class cannot be held out: every head trains on it, and none judges it.
     single = counts[labels] == 1
-    numbers = np.where(single, -1, fold_numbers(labels, folds, seed))
+    if numbers is None:
+        numbers = fold_numbers(labels, folds, seed)
+    numbers = np.where(single, -1, numbers)
     probabilities = np.full((len(labels), len(counts)), np.nan)
     fold_sizes = np.bincount(numbers[~single], minlength=folds)
     used = [int(fold) for fold in np.argsort(-fold_sizes, kind="stable") if fold_sizes[fold]]
     total = len(used) + 1
     on_progress(Progress("heads", 0, total, "fit"))
-    C = 1.0  # where no image can be held out to choose it
+    C = start.C if start else 1.0  # where no image can be held out to choose it
+    grid = [C * step for step in _STEPS] if start else _GRID
+    solutions: dict[int, Solution] = {}
     solution: Solution | None = None
     for done, fold in enumerate(used):
         held, kept = np.flatnonzero(numbers == fold), np.flatnonzero(numbers != fold)
         features = loaded(Rows(train, kept))
         unseen = Rows(train, held)
+        near = solution if start is None else start.solutions.get(fold, solution)
         if not done:
-            C, solution = _choose(features, labels[kept], unseen, labels[held], len(counts))
+            C, solution = _choose(
+                features, labels[kept], unseen, labels[held], len(counts), grid, near
+            )
         else:
-            solution = _fit(features, labels[kept], len(counts), C, solution)
-        probabilities[held] = _probabilities(solution, unseen)
+            solution = _fit(features, labels[kept], len(counts), C, near)
+        solutions[fold] = solution
+        probabilities[held] = probabilities_of(solution, unseen)
         on_progress(Progress("heads", done + 1, total, "fit"))
-    solution = _fit(train, labels, len(counts), C, solution)
+    whole = _fit(train, labels, len(counts), C, solution if start is None else start.whole)
     on_progress(Progress("heads", total, total, "fit"))
-    return Heads(probabilities, _probabilities(solution, test), C)
+    return Heads(probabilities, probabilities_of(whole, test), C, solutions, whole)
 
 
 def _choose(
@@ -140,16 +160,17 @@ def _choose(
     held: Features,
     held_labels: np.ndarray,
     n_classes: int,
+    grid: Sequence[float],
+    solution: Solution | None,
 ) -> tuple[float, Solution]:
     """Return the C with the lowest log-loss on the held-out fold, and its solution.
 
     The log-loss falls and then rises with C: the search stops where it rises.
     """
     best: tuple[float, float, Solution] | None = None
-    solution: Solution | None = None
-    for C in _GRID:
+    for C in grid:
         solution = _fit(features, labels, n_classes, C, solution)
-        own = _probabilities(solution, held)[np.arange(len(held_labels)), held_labels]
+        own = probabilities_of(solution, held)[np.arange(len(held_labels)), held_labels]
         loss = float(-np.log(np.maximum(own, _TINY)).mean())
         if best is not None and loss >= best[0]:
             break
@@ -165,7 +186,8 @@ def _fit(
     return train_lbfgs([features], labels, n_classes, recipe, start=start)
 
 
-def _probabilities(solution: Solution, features: Features) -> np.ndarray:
+def probabilities_of(solution: Solution, features: Features) -> np.ndarray:
+    """Return the probability of each class for features (N, D): float64 (N, K)."""
     transposed = solution.weight.T.astype(np.float32)
 
     def of_block(features: Features, rows: slice) -> np.ndarray:

@@ -211,6 +211,12 @@ def select(
     )
 
 
+def margins_of(probabilities: np.ndarray) -> np.ndarray:
+    """Return the largest of probabilities (N, K) minus the next one: float64 (N,)."""
+    second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
+    return np.asarray(first - second, np.float64)
+
+
 def _margins(
     features: Features, train: np.ndarray, labels: np.ndarray, n_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -220,8 +226,7 @@ def _margins(
     def of_block(features: Features, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         scores = np.asarray(features[rows], np.float32) @ solution.weight.T + solution.bias
         likely = softmax(scores)
-        second, first = np.partition(likely, -2, axis=1)[:, -2:].T
-        return first - second, likely.argmax(axis=1)
+        return margins_of(likely), likely.argmax(axis=1)
 
     blocks = each_block([features], of_block, features.shape[1] + 4 * n_classes)
     margins, guesses = zip(*blocks, strict=True)

@@ -7,6 +7,7 @@ a checkpoint is judged by its shapes before any engine is loaded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,6 +44,11 @@ class Backbone:
     def feature_dim(self) -> int:
         """Length D of the features after global average pooling."""
         return STAGE_WIDTHS[-1] * (4 if self.bottleneck else 1)
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers the tensors of `shapes` have."""
+        return sum(math.prod(shape) for shape in self.shapes().values())
 
     def cut_shape(self, cut: str, size: int) -> Shape:
         """Return the shape of one image's features at a cut."""

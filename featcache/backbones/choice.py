@@ -10,6 +10,7 @@ from ..frameworks import (
     INSTALL_ONEFLOW,
     INSTALL_OPENVINO,
     INSTALL_TORCH,
+    available,
     cuda_status,
     may_have_gpu,
     oneflow_status,
@@ -21,8 +22,8 @@ from ..frameworks import (
 )
 from ..options import check_choice
 
-ENGINES = ("auto", "oneflow", "openvino", "torch")
-_EVERY = ENGINES[1:]
+RESNET_ENGINES = ("oneflow", "openvino", "torch")
+ENGINES = ("auto", *RESNET_ENGINES)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("f32", "bf16", "f16")
 _NAMES = {"openvino": "OpenVINO", "torch": "PyTorch", "oneflow": "OneFlow"}
@@ -35,39 +36,26 @@ _INSTALL = {
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """Which engine will run, decided without loading it.
-
-    Parameters
-    ----------
-    name, version : str
-        ``"oneflow"``, ``"0.9.0"``.
-    device : str
-        ``"cpu"``, ``"cuda"`` or ``"mps"``.
-    precision : str
-        ``"f32"``, ``"bf16"`` or ``"f16"``: what the convolutions compute in.
-        Features are float32 in any case.
-    why : str
-        What was chosen and for which reason: one sentence for a person.
-    automatic : bool
-        Whether the choice was left to featcache.
-    """
+    """Which engine will run, decided without loading it."""
 
     name: str
     version: str
-    device: str
-    precision: str
-    why: str
-    automatic: bool = False
+    device: str  # ``"cpu"``, ``"cuda"`` or ``"mps"``
+    precision: str  # of the convolutions; features are float32 in any case
+    why: str  # what was chosen and for which reason: one sentence for a person
+    automatic: bool = False  # whether the choice was left to featcache
 
 
 def choose_engine(
     engine: str = "auto",
     device: str = "auto",
     precision: str = "f32",
-    runs_in: Sequence[str] = _EVERY,
+    runs_in: Sequence[str] = RESNET_ENGINES,
 ) -> EngineChoice:
     """Choose the engine, its device and its precision; ``runs_in`` says what runs the backbone."""
-    _check_values(engine, device, precision)
+    check_choice("engine", engine, ENGINES)
+    check_choice("device", device, DEVICES)
+    check_choice("precision", precision, PRECISIONS)
     if engine == "auto":
         return replace(_automatic(device, precision, runs_in), automatic=True)
     if engine not in runs_in:
@@ -80,15 +68,6 @@ def choose_engine(
     if engine == "oneflow":
         return _oneflow(device, precision)
     return _torch(device, precision, "as asked for")
-
-
-def _check_values(engine: str, device: str, precision: str) -> None:
-    for what, value, known in (
-        ("engine", engine, ENGINES),
-        ("device", device, DEVICES),
-        ("precision", precision, PRECISIONS),
-    ):
-        check_choice(what, value, known)
 
 
 def _automatic(device: str, precision: str, runs_in: Sequence[str]) -> EngineChoice:
@@ -142,9 +121,7 @@ def _openvino(device: str, precision: str, reason: str) -> EngineChoice:
             f"device {device}: expected the CPU with engine openvino, found {device}; "
             f"use --engine auto --device {device}, or --device cpu"
         )
-    version, why = openvino_status()
-    if version is None:
-        raise EngineUnavailableError(f"engine openvino: not available: {why}")
+    version = available("openvino", openvino_status())
     if precision != "f32":  # to ask the processor takes the import, a third of a second
         _check_precision(precision, openvino_precisions(), f"OpenVINO {version}")
     return EngineChoice(
@@ -153,9 +130,7 @@ def _openvino(device: str, precision: str, reason: str) -> EngineChoice:
 
 
 def _torch(device: str, precision: str, reason: str) -> EngineChoice:
-    version, why = torch_status()
-    if version is None:
-        raise EngineUnavailableError(f"engine torch: not available: {why}")
+    version = available("torch", torch_status())
     found, gpus = (None, "") if device == "cpu" else torch_gpu_status()
     if device not in ("auto", "cpu", found):
         raise EngineUnavailableError(
@@ -178,10 +153,17 @@ def _check_precision(precision: str, native: tuple[str, ...], engine: str) -> No
         )
 
 
+def native_precisions(choice: EngineChoice) -> tuple[str, ...]:
+    """Return the precisions that the engine computes natively on its device, ``"f32"`` first."""
+    if choice.name == "openvino":
+        return openvino_precisions()
+    if choice.name == "torch":
+        return torch_precisions(choice.device)
+    return ("f32", "f16") if (choice.name, choice.device) == ("oneflow", "cuda") else ("f32",)
+
+
 def _oneflow(device: str, precision: str) -> EngineChoice:
-    version, why = oneflow_status()
-    if version is None:
-        raise EngineUnavailableError(f"engine oneflow: not available: {why}")
+    version = available("oneflow", oneflow_status())
     if device == "mps":
         raise EngineUnavailableError(
             "device mps: expected cpu or cuda with engine oneflow, found mps; use --engine torch"
@@ -196,7 +178,7 @@ def _oneflow(device: str, precision: str) -> EngineChoice:
             "or --device cpu"
         )
     here = "cuda" if usable else "cpu"
-    native = ("f32", "f16") if usable else ("f32",)
+    native = native_precisions(EngineChoice("oneflow", version, here, precision, ""))
     if precision not in native:
         raise EngineUnavailableError(
             f"precision {precision}: expected {' or '.join(native)} with OneFlow {version} on "

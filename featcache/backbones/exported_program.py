@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -66,6 +67,16 @@ print("found", worst)
 """
 _LEAST_COSINE = 0.99999
 
+_TO_ONNX = """
+import os, sys, warnings
+os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+warnings.simplefilter("ignore")
+import torch
+program = torch.export.load(sys.argv[1])
+torch.onnx.export(program, dynamo=True, opset_version=int(sys.argv[3]), verbose=False,
+                  external_data=False).save(sys.argv[2])
+"""
+
 
 def exported_graph(path: Path) -> GraphFile:
     """Return an exported program as a graph, converted the first time and kept."""
@@ -105,6 +116,22 @@ def _convert(path: Path, new: Path) -> None:
             f"{path}: expected OpenVINO's results to be PyTorch's, found a cosine of "
             f"{float(answer):.6f}; export it to ONNX instead"
         )
+
+
+def exported_onnx(path: Path, opset: int) -> bytes:
+    """Return an exported program as an ONNX model, made by PyTorch in a child."""
+    with tempfile.TemporaryDirectory(prefix="featcache-") as folder:
+        copy, model = Path(folder, "program.pt2"), Path(folder, "model.onnx")
+        _copy_plainly(path, copy)
+        check_exported(copy, shown=path)
+        child = run_in_child(_TO_ONNX, str(copy), str(model), str(opset), timeout_s=_TIMEOUT_S)
+        if child is None or child.returncode:
+            found = "no end" if child is None else one_line(last_line(child))
+            raise WeightsError(
+                f"{path}: expected a program that PyTorch can write as ONNX, found: {found}; "
+                "export it to ONNX yourself, and make the features with that file"
+            )
+        return model.read_bytes()
 
 
 def _copy_plainly(path: Path, copy: Path) -> None:

@@ -23,12 +23,12 @@ from ..errors import EngineUnavailableError, RecipeError, WeightsError, one_line
 from ..files import user_path
 from ..frameworks import import_oneflow
 from ..preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from ..process import run_in_child
+from ..process import last_line, run_in_child
 from ..progress import OnProgress
 from .architectures import RANDOM, random_seed
 from .checkpoints import parse_checkpoint, read_checkpoint, read_file
 from .naming import did_you_mean_model
-from .network import POOLED, Shape, arrays_digest, check_tensors, drawn, unknown_cut
+from .network import POOLED, Network, Shape, arrays_digest, check_tensors, drawn, unknown_cut
 from .pretrained import Source, cache_folder, check_digest, find, pin_digest
 
 _BLOCK = re.compile(r"[A-Za-z_]\w*(\.\d+)?")
@@ -102,7 +102,7 @@ def flowvision_network(
             for path, module in model.named_modules()
             if hasattr(module, "groups") and hasattr(module, "kernel_size")
         }
-        _copy(model, drawn(arrays, groups, random_seed(weights)))
+        model.load_state_dict(drawn(arrays, groups, random_seed(weights)), strict=False)
         origin = f"random weights, seed {random_seed(weights)}"
     else:
         _load(model, read_checkpoint(user_path(weights)).state, weights)
@@ -117,7 +117,7 @@ def _trial(name: str, side: int) -> str:
     child = run_in_child(_TRIAL, name, str(side), timeout_s=_TRIAL_TIMEOUT_S)
     if child is not None and not child.returncode and "found" in child.stdout:
         return ""
-    return (child.stderr.strip().splitlines() or ["no message"])[-1] if child else "no answer"
+    return last_line(child) if child else "no answer"
 
 
 def library() -> str:
@@ -150,19 +150,14 @@ def _load(model: Any, state: Any, where: str) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     counters = [name for name in shapes if name.endswith("num_batches_tracked")]
     check_tensors(shapes, state, where, optional=counters)
-    _copy(model, {name: np.asarray(state[name]) for name in expected if name in state})
-
-
-def _copy(model: Any, arrays: dict[str, np.ndarray]) -> None:
+    arrays = {name: np.asarray(state[name]) for name in expected if name in state}
     model.load_state_dict(arrays, strict=False)
 
 
-class FlowvisionNetwork:
+class FlowvisionNetwork(Network):
     """A classifier of flowvision; ``pooled`` is what its last linear layer reads."""
 
-    engines: tuple[str, ...] = ("oneflow",)
-    fixed_batch: int | None = None
-    preprocess: Preprocess | None = None
+    engines = ("oneflow",)
 
     def __init__(self, name: str, model: Any, size: int) -> None:
         self._name = f"flowvision:{name}"
@@ -227,18 +222,6 @@ class FlowvisionNetwork:
             return results
 
         return forward
-
-    def graph(self, cuts: Sequence[str], batch: int) -> Any:
-        """Raise EngineUnavailableError: OneFlow alone runs it."""
-        raise EngineUnavailableError(f"{self._name}: runs in OneFlow alone; use --engine oneflow")
-
-    def graph_problem(self, cuts: Sequence[str], batch: int) -> str:
-        """Return that OneFlow alone runs it."""
-        return "it runs in OneFlow alone"
-
-    def reference(self, cuts: Sequence[str], batch: int) -> dict[str, np.ndarray]:
-        """Return nothing: OneFlow is the reference."""
-        return {}
 
     def _hook(self, cut: str) -> None:
         """Keep what a module returns, or what the head reads, in every pass from now on.

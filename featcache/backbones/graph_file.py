@@ -12,13 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import EngineUnavailableError, RecipeError, WeightsError, one_line
 from ..frameworks import import_openvino, openvino_core, openvino_status
-from ..preprocess import Preprocess
 from ..process import last_line, run_in_child
-from .network import POOLED, Shape, unknown_cut
+from .network import POOLED, Network, Shape, unknown_cut
 
 _TIMEOUT_S = 600
 _MAX_CUTS = 10_000
@@ -61,14 +58,13 @@ print("found", json.dumps({
 """
 
 
-class GraphFile:
+class GraphFile(Network):
     """A graph with one input, float32 (N, 3, s, s).
 
     Its cuts are the names of tensors; ``pooled`` is the first output of shape (N, D).
     """
 
-    engines: tuple[str, ...] = ("openvino",)
-    preprocess: Preprocess | None = None
+    engines = ("openvino",)
 
     def __init__(self, path: Path, shown: Path | None = None) -> None:
         self._file = path
@@ -80,23 +76,18 @@ class GraphFile:
             raise EngineUnavailableError(f"{path}: needs OpenVINO: {why}")
         self._parsed = self._parse()
         self.sha256: str = self._parsed["sha256"]
-        self._side = self._checked_side()
-        self._size = self._side or 0
+        self.fixed_size = self._checked_side()  # in pixels, if the file fixes it
+        self._size = self.fixed_size or 0
         self._shapes: dict[str, Shape] = {}  # at this size: the file is read to learn them
         length = self._parsed["inputs"][0][1][0]
-        self.fixed_batch: int | None = length if length > 0 else None
-
-    @property
-    def fixed_size(self) -> int | None:
-        """The side of the input that the file fixes, if it does."""
-        return self._side
+        self.fixed_batch = length if length > 0 else None
 
     def sized(self, size: int) -> GraphFile:
         """Take images of this side; RecipeError where the file fixes another."""
-        if self._side not in (None, size):
+        if self.fixed_size not in (None, size):
             raise RecipeError(
-                f"{self.path}: expected images of {self._side} pixels, which the file fixes, found "
-                f"{size}; leave out --size"
+                f"{self.path}: expected images of {self.fixed_size} pixels, which the file fixes, "
+                f"found {size}; leave out --size"
             )
         self._size = size
         self._shapes.clear()
@@ -107,7 +98,7 @@ class GraphFile:
         if all(cut in self._shapes for cut in cuts):
             return {cut: self._shapes[cut] for cut in cuts}
         batch = self.fixed_batch or 1
-        outputs = self._tapped(cuts, batch).outputs
+        outputs = self.graph(cuts, batch).outputs
         found = {}
         for cut, output in zip(cuts, outputs, strict=True):
             shape = output.get_partial_shape()
@@ -133,6 +124,15 @@ class GraphFile:
                 continue  # a tensor that is no feature of an image
         return found
 
+    def tensor(self, cut: str) -> str:
+        """Return the name of a cut's tensor in the file."""
+        return self._pooled if cut == POOLED else cut
+
+    @property
+    def pooled_index(self) -> int:
+        """Which of the outputs is the pooled one."""
+        return [names[0] for names, _, _ in self._parsed["outputs"]].index(self._pooled)
+
     def n_parameters(self) -> int:
         """Return how many numbers the weights have."""
         return int(self._parsed["n_parameters"])
@@ -146,17 +146,6 @@ class GraphFile:
 
     def graph(self, cuts: Sequence[str], batch: int) -> Any:
         """Return an OpenVINO model: float32 (batch, 3, s, s) -> one output per cut."""
-        return self._tapped(cuts, batch)
-
-    def graph_problem(self, cuts: Sequence[str], batch: int) -> str:
-        """Return nothing: the file is a graph."""
-        return ""
-
-    def reference(self, cuts: Sequence[str], batch: int) -> dict[str, np.ndarray]:
-        """Return nothing: the file is its own reference."""
-        return {}
-
-    def _tapped(self, cuts: Sequence[str], batch: int) -> Any:
         ov = import_openvino()
         model = openvino_core().read_model(str(self._file))
         places: dict[str, Any] = {}

@@ -7,14 +7,14 @@ own cache; weights that carry code are refused (PyTorch's ``weights_only``, safe
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
+import inspect
 import io
 import logging
 import os
 import re
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,9 @@ from ..errors import EngineUnavailableError, FeatcacheError, RecipeError, Weight
 from ..files import user_path
 from ..options import did_you_mean
 from ..preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from ..process import ctrl_c_later
+from ..process import ctrl_c_later, installed_version
 from .naming import did_you_mean_model
+from .pretrained import torch_hub_folder, user_cache
 
 if TYPE_CHECKING:
     from .torch_network import Outputs
@@ -45,42 +46,27 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model of a library.
+    """A model of a library."""
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Without its classifier, so that its own output is what it pools.
-    outputs : callable
-        The model's own outputs by name.
-    preprocess : Preprocess
-        As the library prepares images for these weights.
-    head : tuple of str
-        How the names of the classifier's tensors begin, in a checkpoint that has one.
-    source : str
-        Where the weights come from, for a person.
-    notes : tuple of str
-        What the user should know.
-    """
-
-    model: Any
-    outputs: Outputs
-    preprocess: Preprocess
-    head: tuple[str, ...]
-    source: str
-    notes: tuple[str, ...] = ()
+    model: Any  # without its classifier, so that its own output is what it pools
+    outputs: Outputs  # the model's own outputs by name
+    preprocess: Preprocess  # as the library prepares images for these weights
+    head: tuple[str, ...]  # how the names of a classifier's tensors begin, in a checkpoint with one
+    source: str  # where the weights come from, for a person
+    notes: tuple[str, ...] = ()  # what the user should know
+    whole: Any = None  # the model with its text tower, where it has one
 
 
 def library_version(kind: str) -> str:
     """Return ``"timm 1.0.31"`` without importing it, or raise EngineUnavailableError."""
     _, package, extra = PACKAGES[kind]
-    try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
+    version = installed_version(package)
+    if version is None:
         raise EngineUnavailableError(
             f"backbone {kind}: expected the package {package}, found that it is not installed; run "
             f"pip install 'featcache[{extra}]'"
-        ) from None
+        )
+    return f"{package} {version}"
 
 
 def import_library(kind: str) -> Any:
@@ -110,9 +96,16 @@ def load_model(kind: str, rest: str, *, pretrained: bool, size: int | None) -> L
     """
     import_library(kind)
     load = {"timm": _timm, "torchvision": _torchvision, "hf": _hf, "open_clip": _open_clip}[kind]
+    with library_call(kind, rest, pretrained=pretrained):
+        return load(rest, pretrained, size)
+
+
+@contextmanager
+def library_call(kind: str, rest: str, *, pretrained: bool) -> Iterator[None]:
+    """Let a library work quietly, with the hub where it is needed; its errors become ours."""
     with _quietly(), _hub_access(pretrained):
         try:
-            return load(rest, pretrained, size)
+            yield
         except FeatcacheError:
             raise
         except Exception as error:  # whatever a library and a hub may raise
@@ -148,7 +141,7 @@ def _is_network(error: BaseException | None) -> bool:
 
 def _by_hand(kind: str, rest: str) -> str:
     if kind == "torchvision":
-        return f"put {_torchvision_url(rest)} into {_torch_checkpoints()}"
+        return f"put {_torchvision_url(rest)} into {torch_hub_folder()}"
     return (
         "on a machine with a network run the same command (or hf download), and copy "
         f"{_hub_cache()} here"
@@ -159,14 +152,6 @@ def _torchvision_url(rest: str) -> str:
     name, _, tag = rest.partition("/")
     url: str = import_library("torchvision").models.get_model_weights(name)[tag or "DEFAULT"].url
     return url
-
-
-def _caches() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-
-
-def _torch_checkpoints() -> Path:
-    return Path(os.environ.get("TORCH_HOME") or _caches() / "torch") / "hub" / "checkpoints"
 
 
 @contextmanager
@@ -367,7 +352,7 @@ def _open_clip(rest: str, pretrained: bool, size: int | None) -> Loaded:
         {"shortest": "crop", "squash": "squash", "longest": "pad"}[config["resize_mode"]],
         fill=(int(config["fill_color"]),) * 3,
     )
-    return Loaded(visual, outputs, preprocess, (), f"open_clip's {rest}", notes)
+    return Loaded(visual, outputs, preprocess, (), f"open_clip's {rest}", notes, model)
 
 
 def _visual_outputs(visual: Any) -> tuple[Outputs, tuple[str, ...]]:
@@ -417,10 +402,14 @@ def _hf(rest: str, pretrained: bool, size: int | None) -> Loaded:
     config = transformers.AutoConfig.from_pretrained(place, **common)
     if getattr(config, "is_encoder_decoder", False):
         raise RecipeError(f"hf:{rest}: expected a vision model, found an encoder-decoder")
+    missing: list[str] = []
     if pretrained:
-        model, missing = _hf_pretrained(transformers, place, common)
+        model, info = transformers.AutoModel.from_pretrained(
+            place, output_loading_info=True, use_safetensors=True, **common
+        )
+        missing = sorted(info["missing_keys"])
     else:
-        model, missing = transformers.AutoModel.from_config(config, **common), []
+        model = transformers.AutoModel.from_config(config, **common)
     vision = getattr(config, "vision_config", config)
     tower = model.vision_model if hasattr(model, "vision_model") else model
     own_pooler = not any("pooler" in name for name in missing)
@@ -436,7 +425,7 @@ def _hf(rest: str, pretrained: bool, size: int | None) -> Loaded:
     projection = getattr(model, "visual_projection", None)
     if projection is not None:
         tower.add_module("featcache_projection", projection)
-    interpolates = _takes(tower.forward, "interpolate_pos_encoding")
+    interpolates = "interpolate_pos_encoding" in inspect.signature(tower.forward).parameters
 
     def outputs(tower: Any, x: Any) -> Mapping[str, Any]:
         resized = interpolates and x.shape[-1] != getattr(vision, "image_size", x.shape[-1])
@@ -458,7 +447,8 @@ def _hf(rest: str, pretrained: bool, size: int | None) -> Loaded:
     preprocess, notes = _hf_preprocess(transformers, place, vision)
     if not own_pooler:
         notes = (*notes, "its weights have no pooler: pooled is the class token")
-    return Loaded(tower, outputs, preprocess, _HF_HEADS, f"Hugging Face's {rest}", notes)
+    whole = model if hasattr(model, "get_text_features") else None
+    return Loaded(tower, outputs, preprocess, _HF_HEADS, f"Hugging Face's {rest}", notes, whole)
 
 
 def drop_pooler(tower: Any) -> None:
@@ -468,20 +458,6 @@ def drop_pooler(tower: Any) -> None:
 
 
 _HF_HEADS = ("classifier.", "head.", "decoder.", "lm_head.", "text_model.", "text_projection.")
-
-
-def _hf_pretrained(transformers: Any, place: str, common: dict[str, Any]) -> tuple[Any, list[str]]:
-    """Load a model and the names of the tensors that its files lack."""
-    model, info = transformers.AutoModel.from_pretrained(
-        place, output_loading_info=True, use_safetensors=True, **common
-    )
-    return model, sorted(info["missing_keys"])
-
-
-def _takes(function: Callable[..., Any], name: str) -> bool:
-    import inspect
-
-    return name in inspect.signature(function).parameters
 
 
 def _hf_preprocess(
@@ -553,12 +529,14 @@ def processor_preprocess(fields: Mapping[str, Any], where: str) -> Preprocess:
 
 def weights_files(kind: str, rest: str) -> list[Path]:
     """Return the files of a Hugging Face model's own weights on this machine."""
-    if kind == "hf":
-        folder = user_path(rest)
-        if folder.is_dir():
-            return sorted(one for one in folder.iterdir() if one.is_file())
-        return _in_hub(rest)
-    return []
+    if kind != "hf":
+        return []
+    folder = user_path(rest)
+    return _files_in(folder) if folder.is_dir() else _in_hub(rest)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(one for one in folder.iterdir() if one.is_file())
 
 
 def _in_hub(repository: str) -> list[Path]:
@@ -566,8 +544,7 @@ def _in_hub(repository: str) -> list[Path]:
     folder = Path(_hub_cache()) / f"models--{repository.replace('/', '--')}"
     try:
         commit = (folder / "refs" / "main").read_text("ascii").strip()
-        snapshot = folder / "snapshots" / commit
-        return sorted(one for one in snapshot.iterdir() if one.is_file())
+        return _files_in(folder / "snapshots" / commit)
     except (OSError, ValueError):
         return []
 
@@ -579,15 +556,13 @@ def names_of(kind: str) -> Sequence[str]:
 
         return sorted(registry().model_list())
     library = import_library(kind)
+    if kind == "open_clip":
+        return [f"{name}/{tag}" for name, tag in library.list_pretrained()]
+    if kind == "hf":
+        return _hub_models()
     if kind == "timm":
-        names: Sequence[str] = library.list_models()
-    elif kind == "torchvision":
-        names = library.models.list_models(module=library.models)
-    elif kind == "open_clip":
-        names = [f"{name}/{tag}" for name, tag in library.list_pretrained()]
-    else:
-        names = _hub_models()
-    return names
+        return list(library.list_models())
+    return list(library.models.list_models(module=library.models))
 
 
 def catalogue_facts(
@@ -598,13 +573,8 @@ def catalogue_facts(
     With ``build`` the network is laid out without its numbers, which takes a moment each.
     """
     if kind == "torchvision":
-        models = import_library(kind).models
-        meta = models.get_model_weights(name).DEFAULT.meta
-        return (
-            None,
-            models.get_model_weights(name).DEFAULT.transforms().crop_size[0],
-            int(meta["num_params"]),
-        )
+        weights = import_library(kind).models.get_model_weights(name).DEFAULT
+        return None, weights.transforms().crop_size[0], int(weights.meta["num_params"])
     if kind == "timm":
         library = import_library(kind)
         config = library.get_pretrained_cfg(name)
@@ -631,19 +601,16 @@ def weights_are_here(kind: str, rest: str) -> bool:
         return False
     library = import_library(kind)
     if kind == "torchvision":
-        return (_torch_checkpoints() / _torchvision_url(rest).rpartition("/")[2]).is_file()
+        return (torch_hub_folder() / _torchvision_url(rest).rpartition("/")[2]).is_file()
     if kind == "timm":
         config = library.get_pretrained_cfg(rest)
-        repository = getattr(config, "hf_hub_id", None) if config else None
-        return bool(repository and _in_hub(_completed(repository, rest)))
+        repository = getattr(config, "hf_hub_id", None) or ""
+        if repository.endswith("/"):  # in timm's table the model's name follows
+            repository += rest
+        return bool(repository and _in_hub(repository))
     name, _, tag = rest.partition("/")
     repository = library.get_pretrained_cfg(name, tag).get("hf_hub", "").rstrip("/")
     return bool(repository and _in_hub(repository))
-
-
-def _completed(repository: str, rest: str) -> str:
-    """Return a repository of timm's, whose table ends in a slash where the name follows."""
-    return f"{repository}{rest}" if repository.endswith("/") else repository
 
 
 def _hub_models() -> list[str]:
@@ -660,5 +627,5 @@ def _hub_models() -> list[str]:
 
 
 def _hub_cache() -> str:
-    home = os.environ.get("HF_HOME") or _caches() / "huggingface"
+    home = os.environ.get("HF_HOME") or user_cache() / "huggingface"
     return os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from .checkpoints import read_checkpoint
 from .conversion import Conversion
 from .libraries import Loaded, drop_pooler, library_version, load_model, weights_files
 from .naming import LIBRARIES, BackboneName
-from .network import Shape, unknown_cut
+from .network import Network, Shape, unknown_cut
 from .pretrained import cache_folder
 
 
@@ -64,24 +65,13 @@ class Facts:
 
 
 @dataclass(eq=False)
-class LibraryNetwork:
-    """A model that PyTorch runs, and OpenVINO by conversion.
+class LibraryNetwork(Network):
+    """A model that PyTorch runs, and OpenVINO by conversion."""
 
-    Parameters
-    ----------
-    name : BackboneName
-        What was asked for.
-    weights : str or None
-        A path, ``"random:SEED"``, or None for the library's own.
-    size : int, optional
-        Side of the input in pixels; the model's own by default.
-    """
-
-    name: BackboneName
-    weights: str | None
-    size: int | None
+    name: BackboneName  # what was asked for
+    weights: str | None  # a path, ``"random:SEED"``, or None for the library's own
+    size: int | None  # side of the input in pixels; None for the model's own
     engines: tuple[str, ...] = ("torch", "openvino")
-    fixed_batch: int | None = None
     preprocess: Preprocess | None = None  # what overrides the model's own
     built: Any = field(default=None, repr=False)  # what a function returned, if it was called
     _loaded: Any = field(default=None, repr=False)
@@ -173,12 +163,14 @@ class LibraryNetwork:
         return Conversion(key, lambda: self.module(cuts), cuts, batch, preprocess)
 
     def _build(self) -> Loaded:
-        pretrained = self.weights is None
         if self.name.kind == "function":
             # Used once: weights that are drawn or loaded into it are this network's alone.
             built, self.built = self.built, None
-            loaded = _of_function(self.name.rest, built)
+            built = build_function(self.name.rest) if built is None else built
+            preprocess, notes = function_preprocess(built, self.name.rest)
+            loaded = Loaded(built, function_outputs, preprocess, (), self.name.rest, notes)
         else:
+            pretrained = self.weights is None
             loaded = load_model(
                 self.name.kind, self.name.rest, pretrained=pretrained, size=self.size
             )
@@ -226,10 +218,8 @@ class LibraryNetwork:
     def _remember(self, facts: Facts) -> None:
         if self.name.kind == "function":
             return
-        try:
+        with suppress(OSError):  # it is computed again the next time
             write_atomically(self._memo(), json.dumps(facts.as_dict()).encode())
-        except OSError:
-            return  # it is computed again the next time
 
 
 def resolve_function(name: str) -> Callable[[], Any]:
@@ -299,14 +289,6 @@ def function_preprocess(built: Any, name: str) -> tuple[Preprocess, tuple[str, .
         ) from None
 
 
-def _of_function(name: str, built: Any = None) -> Loaded:
-    """Return the module that a function builds, or has built."""
-    if built is None:
-        built = build_function(name)
-    preprocess, notes = function_preprocess(built, name)
-    return Loaded(built, function_outputs, preprocess, (), name, notes)
-
-
 def function_outputs(model: Any, x: Any) -> Mapping[str, Any]:
     """Name the outputs of a module: a mapping's own, (N, D) pooled, (N, T, D) tokens, else map."""
     result = model(x)
@@ -333,12 +315,10 @@ def _source_digest(name: str) -> str:
         return hashlib.sha256(name.encode()).hexdigest()
 
 
-class FunctionNetwork:
+class FunctionNetwork(Network):
     """A callable from normalised float32 (N, 3, s, s) to an array, or to a mapping of arrays."""
 
-    engines: tuple[str, ...] = ("function",)
-    preprocess: Preprocess | None = None
-    fixed_batch: int | None = None
+    engines = ("function",)
 
     def __init__(self, name: str, built: Callable[[np.ndarray], Any], size: int) -> None:
         self._name = name
@@ -389,15 +369,3 @@ class FunctionNetwork:
         raise RecipeError(
             f"backbone {self._name}: expected a torch.nn.Module for this, found a callable"
         )
-
-    def graph(self, cuts: Sequence[str], batch: int) -> Any:
-        """Raise RecipeError: a function is not a graph."""
-        return self.module(cuts)
-
-    def graph_problem(self, cuts: Sequence[str], batch: int) -> str:
-        """Return that a function is not a graph."""
-        return "a callable"
-
-    def reference(self, cuts: Sequence[str], batch: int) -> dict[str, np.ndarray]:
-        """Return nothing: the function is its own reference."""
-        return {}

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-import importlib.metadata
 from dataclasses import dataclass
 from typing import Any
 
 from ..frameworks import oneflow_status, torch_status
+from ..process import installed_version
 from .architectures import BACKBONES, CUTS
-from .libraries import (
-    PACKAGES,
-    catalogue_facts,
-    library_version,
-    names_of,
-    weights_are_here,
-)
+from .choice import RESNET_ENGINES
+from .libraries import PACKAGES, catalogue_facts, library_version, names_of, weights_are_here
 from .loading import load_weights
 from .naming import LIBRARIES, parse_backbone
 from .pretrained import imagenet_is_here
@@ -48,7 +43,7 @@ def list_backbones(pattern: str | None = None) -> list[ListedBackbone]:
             name,
             backbone.feature_dim,
             224,
-            sum(_count(shape) for shape in backbone.shapes().values()),
+            backbone.n_parameters,
             imagenet_is_here(name),
         )
         for name, backbone in BACKBONES.items()
@@ -84,9 +79,9 @@ def describe_backbone(
         cuts = {cut: backbone.cut_shape(cut, side) for cut in reversed(CUTS)}
         return {
             "backbone": name,
-            "engines": ["oneflow", "openvino", "torch"],
+            "engines": list(RESNET_ENGINES),
             "weights": "imagenet, tinyimagenet32, random:SEED or a path",
-            "n_parameters": sum(_count(shape) for shape in backbone.shapes().values()),
+            "n_parameters": backbone.n_parameters,
             "size": side,
             "cuts": cuts,
         }
@@ -109,27 +104,12 @@ def describe_backbone(
 
 
 def _listed(kind: str, name: str, *, build: bool) -> ListedBackbone:
-    facts = catalogue_facts(kind, name.partition(":")[2], build=build)
-    here = weights_are_here(kind, name.partition(":")[2])
-    return ListedBackbone(name, *facts, here)
+    own = name.partition(":")[2]
+    facts = catalogue_facts(kind, own, build=build)
+    return ListedBackbone(name, *facts, weights_are_here(kind, own))
 
 
 def _installed(kind: str) -> bool:
     if kind == "flowvision":
-        return oneflow_status()[0] is not None and _has("flowvision")
-    return torch_status()[0] is not None and _has(PACKAGES[kind][1])
-
-
-def _has(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count
+        return oneflow_status()[0] is not None and installed_version("flowvision") is not None
+    return torch_status()[0] is not None and installed_version(PACKAGES[kind][1]) is not None

@@ -127,18 +127,9 @@ def _load_network(
     network = LibraryNetwork(parsed, asked, size or (own.size if own else None), built=built)
     facts = network.facts()
     preprocess = (own or facts.preprocess).overridden(**overrides)
-    weights = Weights(
-        _weights_name(asked),
-        parsed.stored,
-        {},
-        facts.sha256,
-        preprocess,
-        facts.source,
-        facts.library,
-        network,
-        facts.notes,
-    )
-    return weights.prepared(preprocess)
+    network.preprocess = preprocess
+    made = facts.sha256, preprocess, facts.source, facts.library, network, facts.notes
+    return Weights(_weights_name(asked), parsed.stored, {}, *made)
 
 
 def _load_flowvision(
@@ -149,10 +140,9 @@ def _load_flowvision(
 ) -> Weights:
     from .flowvision import flowvision_network, library
 
-    found = flowvision_network(parsed.rest, asked, overrides["size"], on_progress)
-    network, own, source = found
-    facts = network.sha256(), own.overridden(**overrides), source, library()
-    return Weights(_weights_name(asked), parsed.stored, {}, *facts, network)
+    network, own, source = flowvision_network(parsed.rest, asked, overrides["size"], on_progress)
+    made = network.sha256(), own.overridden(**overrides), source, library(), network
+    return Weights(_weights_name(asked), parsed.stored, {}, *made)
 
 
 def _saved_preprocess(parsed: BackboneName, asked: str | None) -> Preprocess | None:
@@ -167,25 +157,12 @@ def _saved_preprocess(parsed: BackboneName, asked: str | None) -> Preprocess | N
 def _load_file(parsed: BackboneName, asked: str | None, overrides: Mapping[str, Any]) -> Weights:
     _refuse_weights(parsed, asked)
     path = user_path(parsed.rest)
-    graph: GraphFile
-    if path.suffix.lower() == ".pt2":
-        from .exported_program import exported_graph
+    from .exported_program import exported_graph
 
-        graph = exported_graph(path)
-    else:
-        graph = GraphFile(path)
+    graph = exported_graph(path) if path.suffix.lower() == ".pt2" else GraphFile(path)
     preprocess, notes = file_preprocess(path, graph.fixed_size, overrides)
-    return Weights(
-        file_stem(path.stem),
-        parsed.stored,
-        {},
-        graph.sha256,
-        preprocess,
-        str(path),
-        "",
-        graph.sized(preprocess.size),
-        notes,
-    )
+    made = graph.sha256, preprocess, str(path), "", graph.sized(preprocess.size), notes
+    return Weights(file_stem(path.stem), parsed.stored, {}, *made)
 
 
 def _load_callable(
@@ -197,17 +174,8 @@ def _load_callable(
     own, notes = function_preprocess(built, parsed.rest)
     preprocess = own.overridden(**overrides)
     network = FunctionNetwork(parsed.rest, built, preprocess.size)
-    return Weights(
-        "function",
-        parsed.stored,
-        {},
-        network.sha256,
-        preprocess,
-        parsed.rest,
-        "",
-        network,
-        notes,
-    )
+    made = network.sha256, preprocess, parsed.rest, "", network, notes
+    return Weights("function", parsed.stored, {}, *made)
 
 
 def _refuse_weights(parsed: BackboneName, asked: str | None) -> None:

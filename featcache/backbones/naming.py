@@ -33,19 +33,10 @@ _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 @dataclass(frozen=True)
 class BackboneName:
-    """A backbone as it was asked for.
+    """A backbone as it was asked for."""
 
-    Parameters
-    ----------
-    kind : str
-        ``"resnet"``, one of `LIBRARIES`, ``"file"`` or ``"function"``.
-    rest : str
-        The name within its kind: ``"resnet18"``, ``"vit_small_patch16_224"``, a path,
-        ``"package.module:function"``.
-    """
-
-    kind: str
-    rest: str
+    kind: str  # ``"resnet"``, one of `LIBRARIES`, ``"file"`` or ``"function"``
+    rest: str  # within its kind: ``"resnet18"``, a path, ``"package.module:function"``
 
     @property
     def is_local(self) -> bool:

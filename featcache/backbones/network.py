@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -18,37 +18,44 @@ POOLED = "pooled"
 _STD = 0.02  # of random matrices and embeddings
 
 
-class Network(Protocol):
+class Network:
     """A network with its weights, loaded when it is first needed.
 
-    Its input is normalised float32 (N, 3, s, s). What an engine does not know how to ask for is
-    None: a graph from a file has no PyTorch module.
+    Its input is normalised float32 (N, 3, s, s). `module` or `graph` is there for each of
+    ``engines``.
     """
 
     engines: tuple[str, ...]  # those that can run it, the one of its library first
-    preprocess: Preprocess | None  # how its images are prepared, in place of its own way
-    fixed_batch: int | None  # images per pass, where the network takes no other number
+    preprocess: Preprocess | None = None  # how its images are prepared, in place of its own way
+    fixed_batch: int | None = None  # images per pass, where the network takes no other number
 
     def shapes(self, cuts: Sequence[str]) -> dict[str, Shape]:
         """Return the shape of one image's features at each cut; RecipeError where there is none."""
+        raise NotImplementedError
 
     def cut_shapes(self) -> dict[str, Shape]:
         """Return every cut worth listing, with the shape of one image's features."""
+        raise NotImplementedError
 
     def n_parameters(self) -> int:
         """Return how many numbers the weights have."""
+        raise NotImplementedError
 
     def module(self, cuts: Sequence[str]) -> Any:
         """Return a module in eval mode of the network's library: input -> float32 per cut."""
+        raise NotImplementedError
 
     def graph(self, cuts: Sequence[str], batch: int) -> Any:
         """Return an OpenVINO model: float32 (batch, 3, s, s) -> one output per cut, in order."""
+        raise NotImplementedError
 
     def graph_problem(self, cuts: Sequence[str], batch: int) -> str:
         """Return why there is no such model, or nothing; may convert it."""
+        return ""
 
     def reference(self, cuts: Sequence[str], batch: int) -> dict[str, np.ndarray]:
         """Return the library's features of the canonical images; empty where there are none."""
+        return {}
 
 
 def unknown_cut(cut: str, known: Sequence[str], backbone: str) -> RecipeError:
@@ -137,19 +144,8 @@ def drawn(
     (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, as timm draws them), and other
     vectors, which are biases, 0.
 
-    Parameters
-    ----------
-    arrays : mapping of str to numpy.ndarray
-        Every parameter as its library initialised it. Draws go in the order of the names.
-    groups : mapping of str to int
-        The groups of each convolution's weight, by name.
-    seed : int
-        Of NumPy's generator.
-
-    Returns
-    -------
-    dict
-        Name -> float32 array, of those that change.
+    ``arrays`` are the parameters as their library initialised them, ``groups`` the groups of each
+    convolution's weight, by name. Returns name -> float32 array, of those that change.
     """
     generator = np.random.default_rng(seed)
     changed = {}

@@ -23,7 +23,6 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -64,19 +63,6 @@ _DTYPES = {
 _META = re.compile(r"\s*shape\s*\{((?:\s*dim:\s*\d{1,10})*)\s*\}\s*data_type:\s*(\w+)\s*")
 # One plain folder name: no separator, no "..", nothing that a path could hide in.
 _FOLDER_NAME = re.compile(r"(?!\.)[\w.\-]{1,200}", re.ASCII)
-
-
-class _Files(Protocol):
-    """The files of a checkpoint, on disk or in an archive, by their relative names."""
-
-    def folders(self) -> list[str]:
-        """Return the names of the folders that hold a tensor."""
-
-    def has(self, name: str) -> bool:
-        """Return whether there is such a file."""
-
-    def read(self, name: str, limit: int) -> bytes:
-        """Return the bytes of a file of at most ``limit`` bytes."""
 
 
 class _Folder:
@@ -156,7 +142,7 @@ def read_oneflow_zip(data: bytes, source: str) -> dict[str, np.ndarray]:
     return _read(_Zipped(archive, prefixes.pop()), source)
 
 
-def _read(files: _Files, source: str) -> dict[str, np.ndarray]:
+def _read(files: _Folder | _Zipped, source: str) -> dict[str, np.ndarray]:
     if files.has(_TABLE):
         places = _places(files.read(_TABLE, MAX_PICKLE_BYTES), source)
     elif files.has(_LEGACY_MARK):
@@ -188,7 +174,7 @@ def _places(pickled: bytes, source: str) -> dict[str, str]:
     return places
 
 
-def _array(files: _Files, place: str, source: str) -> np.ndarray:
+def _array(files: _Folder | _Zipped, place: str, source: str) -> np.ndarray:
     if not _FOLDER_NAME.fullmatch(place):
         raise WeightsError(
             f"{source}: expected the name of a folder inside the checkpoint, found "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class OneFlowEngine:
         self._flow = import_oneflow()
         self._preprocess = weights.preprocess
         self._device = device
+        self._half = precision == "f16"
         self._cuts = cuts
         self._per_pass: int | None = None
         if weights.network is not None:
@@ -35,8 +36,6 @@ class OneFlowEngine:
         load_backbone(model, weights.state)
         model.to(device).eval()
         self._forward = forward_cuts(model, cuts)
-        if precision == "f16":
-            self._forward = StaticForward(self._forward, mixed=True)
 
     @property
     def batch_size(self) -> int:
@@ -48,7 +47,10 @@ class OneFlowEngine:
         with self._flow.no_grad():
             if self._per_pass is not None:
                 return self._in_passes(images, self._per_pass)
-            results = self._forward(to_input(images, self._preprocess, self._device))
+            x = to_input(images, self._preprocess, self._device)
+            half = self._flow.autocast("cuda", dtype=self._flow.float16)
+            with half if self._half else nullcontext():
+                results = self._forward(x)
         return {
             cut: result.to(self._flow.float32).numpy()
             for cut, result in zip(self._cuts, results, strict=True)
@@ -140,9 +142,6 @@ def _upscaled(planes: Any, preprocess: Preprocess) -> Any:
     return pixels
 
 
-_MAX_BATCH = 256
-
-
 def forward_cuts(model: Any, cuts: tuple[str, ...]) -> Any:
     """Wrap a ResNet as a module that returns the features at every cut."""
     flow = import_oneflow()
@@ -166,52 +165,3 @@ def forward_cuts(model: Any, cuts: tuple[str, ...]) -> Any:
             return [taken[cut] for cut in cuts]
 
     return ForwardCuts()
-
-
-class StaticForward:
-    """A module compiled by nn.Graph, for any number of images.
-
-    A graph knows one shape alone. It is compiled for as many images as the largest call so far
-    had, up to 256; a call is cut into pieces of that many, the last filled up with zeros.
-    """
-
-    def __init__(self, module: Any, *, mixed: bool) -> None:
-        self._flow = import_oneflow()
-        self._module = module
-        self._mixed = mixed
-        self._graph: Any = None
-        self._batch = 0
-
-    def __call__(self, x: Any) -> list[Any]:
-        """Return the module's results for x."""
-        if min(len(x), _MAX_BATCH) > self._batch:
-            self._batch = min(len(x), _MAX_BATCH)
-            self._graph = _compiled(self._module, self._mixed)
-        pieces = []
-        for start in range(0, len(x), self._batch):
-            piece = x[start : start + self._batch]
-            count = len(piece)
-            if count < self._batch:
-                shape = (self._batch - count, *piece.shape[1:])
-                filling = self._flow.zeros(*shape, dtype=piece.dtype, device=piece.device)
-                piece = self._flow.cat([piece, filling], dim=0)
-            pieces.append([result[:count] for result in self._graph(piece)])
-        return [self._flow.cat(list(parts), dim=0) for parts in zip(*pieces, strict=True)]
-
-
-def _compiled(module: Any, mixed: bool) -> Any:
-    flow = import_oneflow()
-    graph: Any = flow.nn.Graph
-
-    class Forward(graph):
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module
-            if mixed:
-                self.config.enable_amp(True, dtype=flow.float16)
-
-        def build(self, x: Any) -> list[Any]:
-            result: list[Any] = self.module(x)
-            return result
-
-    return Forward()

@@ -12,10 +12,15 @@ How the work is laid out was measured on two Zen 4 cores, with ResNet-18 at 64 a
   beside it, and so are its features.
 - Enlarging inside the graph costs next to nothing (17 us from 32 to 64 pixels, where
   Pillow takes 44), since the normalisation has to touch every pixel anyway.
+- Two passes per core are under way, of one batch or of two (`OpenVinoEngine.start`): a core that
+  ends its pass has the next one ready, and waits neither for Python nor for the other cores.
 """
 
 from __future__ import annotations
 
+import copy
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,7 +32,11 @@ from .architectures import CUTS, get_backbone
 from .openvino_input import pixels_to_input
 from .weights import Weights, images_per_pass
 
-_PASSES_PER_CALL = 4  # per core, so that one that is slowed down holds the others up less
+# Per core: enough that one core that is slowed down holds the others up less.
+_PASSES_PER_CALL = 4
+_PASSES_UNDER_WAY = 2
+# A pass of one ResNet image then costs less than half of a filled-up one.
+_MANY_PER_PASS = 16
 # Each side of small images takes a graph of its own: 0.2 s to compile, and a copy of the weights.
 _MAX_GRAPHS = 4
 
@@ -44,7 +53,10 @@ class OpenVinoEngine:
         self._precision = precision
         self._threads = usable_cores()
         self._per_pass = images_per_pass(weights)
-        self._queues: dict[int, Any] = {}
+        # By the side of the images: requests that are free, one per pass under way at most.
+        self._free: dict[int, list[Any]] = {}
+        # What is under way, the oldest first: a request, its side, and the rows that it is for.
+        self._running: deque[tuple[Any, int, dict[str, np.ndarray], slice]] = deque()
 
     @property
     def batch_size(self) -> int:
@@ -53,23 +65,44 @@ class OpenVinoEngine:
 
     def extract(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Return the features of uint8 pixels (N, s, s, 3), as `Engine.extract` does."""
+        return self.start(images)()
+
+    def for_few(self) -> OpenVinoEngine | None:
+        """Return an engine whose passes are of one image, where that is much quicker for a few."""
+        if self._weights.network is not None or self._per_pass < _MANY_PER_PASS:
+            return None
+        engine = copy.copy(self)
+        engine._per_pass, engine._free, engine._running = 1, {}, deque()
+        return engine
+
+    def start(self, images: np.ndarray) -> Callable[[], dict[str, np.ndarray]]:
+        """Start what `extract` does; the function that is returned waits for the features.
+
+        Batches end in the order in which they were started.
+        """
         check_pixels(images, self._weights.preprocess)
         if self._is_one_too_many(images.shape[1]):
             images = upscale(images, self._weights.preprocess)
-        queue = self._queue(images.shape[1])
+        side = images.shape[1]
         features = {
             cut: np.empty((len(images), *shape), np.float32) for cut, shape in self._shapes.items()
         }
-        try:
-            for start in range(0, len(images), self._per_pass):
-                chunk = images[start : start + self._per_pass]
-                queue.start_async({0: self._filled_up(chunk)}, (features, start, len(chunk)))
-        finally:
-            queue.wait_all()  # after Ctrl-C too: nothing may be under way when this returns
-        return features
+
+        def finish() -> dict[str, np.ndarray]:
+            while any(passed is features for _, _, passed, _ in self._running):
+                self._end_one()
+            return features
+
+        for start in range(0, len(images), self._per_pass):
+            chunk = images[start : start + self._per_pass]
+            rows, pixels = slice(start, start + len(chunk)), self._filled_up(chunk)
+            request = self._request(side)
+            request.start_async({0: pixels})  # which copies them
+            self._running.append((request, side, features, rows))
+        return finish
 
     def _is_one_too_many(self, side: int) -> bool:
-        known = self._queues.keys() | {self._size}
+        known = self._free.keys() | {self._size}
         return side not in known and len(known) >= _MAX_GRAPHS
 
     def _filled_up(self, chunk: np.ndarray) -> np.ndarray:
@@ -78,9 +111,9 @@ class OpenVinoEngine:
             chunk = np.concatenate([chunk, np.zeros((missing, *chunk.shape[1:]), np.uint8)])
         return np.ascontiguousarray(chunk)  # flip views arrive with negative strides
 
-    def _queue(self, side: int) -> Any:
-        """Return the requests, one per core, for images of this side."""
-        if side not in self._queues:
+    def _request(self, side: int) -> Any:
+        """Return a free request for images of this side; wait for the oldest if there is none."""
+        if side not in self._free:
             model = build_graph(self._weights, tuple(self._shapes), side, self._per_pass)
             compiled = self._core.compile_model(
                 model,
@@ -93,17 +126,19 @@ class OpenVinoEngine:
                     "ENABLE_CPU_PINNING": False,
                 },
             )
-            queue = self._ov.AsyncInferQueue(compiled, self._threads)
-            queue.set_callback(_collect)
-            self._queues[side] = queue
-        return self._queues[side]
+            n = _PASSES_UNDER_WAY * self._threads
+            self._free[side] = [compiled.create_infer_request() for _ in range(n)]
+        while not self._free[side]:
+            self._end_one()
+        return self._free[side].pop()
 
-
-def _collect(request: Any, place: tuple[dict[str, np.ndarray], int, int]) -> None:
-    """Copy a finished pass to its rows."""
-    features, start, count = place
-    for index, array in enumerate(features.values()):
-        array[start : start + count] = request.get_output_tensor(index).data[:count]
+    def _end_one(self) -> None:
+        """Wait for the oldest pass, and copy its features to their rows."""
+        request, side, features, rows = self._running[0]
+        request.wait()
+        for index, array in enumerate(features.values()):
+            array[rows] = request.get_output_tensor(index).data[: rows.stop - rows.start]
+        self._free[side].append(self._running.popleft()[0])
 
 
 _NORM_EPSILON = 1e-5  # torchvision's BatchNorm2d
@@ -115,7 +150,7 @@ def build_graph(weights: Weights, cuts: tuple[str, ...], side: int, batch: int) 
     images = ov.opset8.parameter([batch, side, side, 3], np.uint8, name="images")
     x = pixels_to_input(ov.opset8, images, side, batch, weights.preprocess)
     if weights.network is None:
-        taken = _Graph(weights, ov.opset8).stages(x, cuts)
+        taken = ResnetGraph(weights, ov.opset8).stages(x, cuts)
         results = [ov.opset8.result(taken[cut]) for cut in cuts]
         return ov.Model(results, [images], weights.backbone)
     graph = weights.network.graph(cuts, batch)
@@ -124,8 +159,11 @@ def build_graph(weights: Weights, cuts: tuple[str, ...], side: int, batch: int) 
     return ov.Model(graph.get_results(), [images], "converted")
 
 
-class _Graph:
-    """The parts of the network, as functions from node to node."""
+class ResnetGraph:
+    """A ResNet with its BatchNorm folded, as functions from node to node.
+
+    ``ops`` has OpenVINO's operators, or others by their names.
+    """
 
     def __init__(self, weights: Weights, ops: Any) -> None:
         self._state = weights.state
@@ -164,17 +202,20 @@ class _Graph:
 
     def _conv(self, x: Any, conv: str, norm: str, *, stride: int = 1, pad: int = 0) -> Any:
         ops = self._ops
+        # The operators themselves would make a list of Python numbers of an array: a second.
+        constant = import_openvino().op.Constant
         kernel, bias = self._folded(conv, norm)
-        x = ops.convolution(x, kernel, [stride] * 2, [pad] * 2, [pad] * 2, [1, 1])
-        return ops.add(x, bias.reshape(1, -1, 1, 1))
+        x = ops.convolution(x, constant(kernel), [stride] * 2, [pad] * 2, [pad] * 2, [1, 1])
+        return ops.add(x, constant(bias.reshape(1, -1, 1, 1)))
 
     def _folded(self, conv: str, norm: str) -> tuple[np.ndarray, np.ndarray]:
         """Return a convolution's kernel and bias with its BatchNorm in them, as float32."""
-        kernel = self._state[f"{conv}.weight"].astype(np.float64)
+        kernel = self._state[f"{conv}.weight"]
         weight, bias, mean, variance = (
             self._state[f"{norm}.{key}"].astype(np.float64)
             for key in ("weight", "bias", "running_mean", "running_var")
         )
         gain = weight / np.sqrt(variance + _NORM_EPSILON)
-        folded = kernel * gain[:, None, None, None]
-        return folded.astype(np.float32), (bias - mean * gain).astype(np.float32)
+        folded = np.empty(kernel.shape, np.float32)  # multiplied as float64, block by block
+        np.multiply(kernel, gain[:, None, None, None], out=folded, casting="same_kind")
+        return folded, (bias - mean * gain).astype(np.float32)

@@ -19,26 +19,15 @@ def pixels_to_input(ops: Any, images: Any, side: int, batch: int, preprocess: Pr
     Rows of pixels stay in one piece, (N, H, W * 3), until the last step: that is the
     layout that the first convolution wants, and vectors of 3 would waste the processor.
 
-    Parameters
-    ----------
-    ops : module
-        OpenVINO's operators, such as ``openvino.opset8``.
-    images : node
-        uint8 (N, s, s, 3).
-    side, batch : int
-        s, in pixels, and N.
-    preprocess : Preprocess
-        What the input's size, enlarging and normalisation follow from.
-
-    Returns
-    -------
-    node
-        float32 (N, 3, size, size).
+    ``ops`` are OpenVINO's operators, such as ``openvino.opset8``; ``images`` is uint8
+    (batch, side, side, 3), the result float32 (batch, 3, size, size).
     """
     size = preprocess.size
     rows = ops.reshape(images, np.array([batch, side, side * 3]), False)
     pixels = _upscaled(ops, rows, side, preprocess) if side < size else _as_float(ops, rows)
-    scale, shift = _affine(preprocess)
+    # (p / 255 - mean) / std = (p - shift) * scale
+    mean, std = np.array(preprocess.mean), np.array(preprocess.std)
+    scale, shift = (1 / (std * 255)).astype(np.float32), (mean * 255).astype(np.float32)
     pixels = ops.subtract(pixels, np.tile(shift, size).reshape(1, 1, -1))
     pixels = ops.multiply(pixels, np.tile(scale, size).reshape(1, 1, -1))
     square = ops.reshape(pixels, np.array([batch, size, size, 3]), False)
@@ -94,9 +83,3 @@ def _filtered(ops: Any, rows: Any, axis: int, index: np.ndarray, weights: np.nda
     total = ops.minimum(ops.maximum(total, np.int32(0)), most)
     whole = import_openvino().opset13.bitwise_and(total, most)
     return ops.divide(whole, np.int32(1 << WEIGHT_BITS))
-
-
-def _affine(preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
-    """Return scale and shift with (p / 255 - mean) / std = (p - shift) * scale, float32 (3,)."""
-    mean, std = np.array(preprocess.mean), np.array(preprocess.std)
-    return (1 / (std * 255)).astype(np.float32), (mean * 255).astype(np.float32)

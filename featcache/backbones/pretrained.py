@@ -77,7 +77,7 @@ def cache_folder() -> Path:
     ``~/.cache``.
     """
     chosen = os.environ.get("FEATCACHE_WEIGHTS")
-    return Path(chosen).expanduser() if chosen else _user_cache() / "featcache" / "weights"
+    return Path(chosen).expanduser() if chosen else user_cache() / "featcache" / "weights"
 
 
 def source_urls() -> list[str]:
@@ -87,7 +87,7 @@ def source_urls() -> list[str]:
 
 def imagenet_is_here(backbone: str) -> bool:
     """Tell whether a ResNet's ImageNet weights need no download."""
-    folders = (cache_folder(), _torch_hub_folder())
+    folders = (cache_folder(), torch_hub_folder())
     return any(
         _is_file(folder / source.file_name) for source in IMAGENET[backbone] for folder in folders
     )
@@ -110,7 +110,7 @@ def find(
     for source in candidates:
         if _is_file(folder / source.file_name):
             return folder / source.file_name, source
-        shared = _torch_hub_folder() / source.file_name
+        shared = torch_hub_folder() / source.file_name
         if source.sha256 and _is_file(shared) and file_digest(shared) == source.sha256:
             return shared, source
     unreachable = []
@@ -213,10 +213,12 @@ def _pinned(pin: Path) -> str | None:
     return digest[0]
 
 
-def _user_cache() -> Path:
+def user_cache() -> Path:
+    """Return the folder of what programs can make or fetch again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 
-def _torch_hub_folder() -> Path:
+def torch_hub_folder() -> Path:
+    """Return where PyTorch Hub and torchvision keep their downloads."""
     home = os.environ.get("TORCH_HOME")
-    return (Path(home).expanduser() if home else _user_cache() / "torch") / "hub" / "checkpoints"
+    return (Path(home).expanduser() if home else user_cache() / "torch") / "hub" / "checkpoints"

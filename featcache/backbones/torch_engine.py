@@ -2,7 +2,7 @@
 
 On a CPU everything here was measured and is tested. On a GPU it was never run: what is
 written for CUDA, for ROCm (which calls itself CUDA) and for Apple's MPS follows PyTorch's
-documentation, and the CPU runs the same code but for streams, pinned memory and compiling.
+documentation, and the CPU runs the same code but for compiling.
 
 Weights are cast once, rather than by autocast in every pass: 10 % faster on two Zen 4 cores.
 """
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from threading import Barrier
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -88,12 +88,7 @@ class TorchEngine:
     def _ready(self) -> Passes:
         """Return what runs the network; load it, and compile it if it is to be."""
         if self._passes is None:
-            forward = self._forward()
-            if self._device == "cpu":
-                self._passes = ProcessorPasses(forward, self._per_pass)
-            else:
-                size = self._weights.preprocess.size
-                self._passes = GpuPasses(forward, self._per_pass, size, self._shapes, self._device)
+            self._passes = Passes(self._forward(), self._per_pass, self._device)
         return self._passes
 
     def _forward(self) -> Forward:
@@ -340,32 +335,28 @@ def _joined(x: Any, conv: Any, relu: bool, shortcut: Any) -> Any:
     return torch.ops.mkldnn._convolution_pointwise_.binary(shortcut, x, *where, *add_and_relu)
 
 
-Shape = tuple[int, ...]
 Arrays = dict[str, np.ndarray]
-Network = Callable[[Any], list[Any]]
 
 
-class Passes(Protocol):
-    """Runs a network over any number of images."""
+class Passes:
+    """Runs a network over any number of images: a pass per core at a time, or one on a GPU."""
 
-    def run(self, images: np.ndarray, features: Arrays) -> None:
-        """Fill features (N, ...) by cut from uint8 images (N, s, s, 3)."""
-
-
-class ProcessorPasses:
-    """A pass at a time on each core, each by a thread of its own."""
-
-    def __init__(self, network: Network, per_pass: int) -> None:
+    def __init__(self, network: Forward, per_pass: int, device: str) -> None:
         self._network = network
         self._per_pass = per_pass
-        self._threads = _single_threads(usable_cores())
+        self._device = device
+        self._threads = _single_threads(usable_cores()) if device == "cpu" else None
 
     def run(self, images: np.ndarray, features: Arrays) -> None:
         """Fill features (N, ...) by cut from uint8 images (N, s, s, 3)."""
-        passes = [
-            self._threads.submit(self._pass, images, features, start)
-            for start in range(0, len(images), self._per_pass)
-        ]
+        starts = range(0, len(images), self._per_pass)
+        if self._threads is None:
+            # TensorFloat-32 would be a fourth precision; timing kernels, a draw of lots.
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                for start in starts:
+                    self._pass(images, features, start)
+            return
+        passes = [self._threads.submit(self._pass, images, features, start) for start in starts]
         try:
             for done in passes:
                 done.result()
@@ -378,9 +369,9 @@ class ProcessorPasses:
         chunk = images[start : start + self._per_pass]
         filled = filled_up(chunk, self._per_pass)
         with torch.inference_mode():
-            results = self._network(torch.from_numpy(filled))
+            results = self._network(torch.from_numpy(filled).to(self._device))
         for array, result in zip(features.values(), results, strict=True):
-            array[start : start + len(chunk)] = result[: len(chunk)].numpy()
+            array[start : start + len(chunk)] = result[: len(chunk)].cpu().numpy()
 
 
 def _single_threads(count: int) -> ThreadPoolExecutor:
@@ -403,89 +394,6 @@ def _single_threads(count: int) -> ThreadPoolExecutor:
         raise
     torch.set_num_threads(before)  # it is the number of threads to come as well
     return threads
-
-
-class GpuPasses:
-    """Two passes under way: one computes while the other's pixels travel."""
-
-    def __init__(
-        self, network: Network, per_pass: int, size: int, shapes: Mapping[str, Shape], device: str
-    ) -> None:
-        lanes = 2 if device == "cuda" else 1
-        self._per_pass = per_pass
-        self._lanes = [_Lane(network, per_pass, size, shapes, device) for _ in range(lanes)]
-
-    def run(self, images: np.ndarray, features: Arrays) -> None:
-        """Fill features (N, ...) by cut from uint8 images (N, s, s, 3)."""
-        backends = torch.backends.cudnn
-        try:
-            # TensorFloat-32 would be a fourth precision; timing kernels, a draw of lots.
-            with torch.inference_mode(), backends.flags(enabled=True, allow_tf32=False):
-                for number, start in enumerate(range(0, len(images), self._per_pass)):
-                    lane = self._lanes[number % len(self._lanes)]
-                    lane.collect()
-                    lane.launch(images[start : start + self._per_pass], features, start)
-                for lane in self._lanes:
-                    lane.collect()
-        finally:
-            for lane in self._lanes:
-                lane.give_up()
-
-
-class _Lane:
-    """One pass on its way: pixels to the GPU, through the network, features back."""
-
-    def __init__(
-        self, network: Network, per_pass: int, size: int, shapes: Mapping[str, Shape], device: str
-    ) -> None:
-        self._network = network
-        self._device = device
-        self._cuda = cuda = device == "cuda"
-        if cuda:
-            torch.cuda.synchronize()  # the weights are there before another stream reads them
-        self._stream = torch.cuda.Stream() if cuda else None
-        # Memory that the system cannot move, so that copies need no processor.
-        self._pixels = torch.empty(per_pass * size * size * 3, dtype=torch.uint8, pin_memory=cuda)
-        self._results = [
-            torch.empty((per_pass, *shape), dtype=torch.float32, pin_memory=cuda)
-            for shape in shapes.values()
-        ]
-        self._per_pass = per_pass
-        self._rows: list[np.ndarray] | None = None
-
-    def launch(self, chunk: np.ndarray, features: Arrays, start: int) -> None:
-        """Send a pass on its way; its rows are filled by `collect`."""
-        shape = (self._per_pass, *chunk.shape[1:])
-        pixels = self._pixels[: int(np.prod(shape))].view(shape)
-        pixels.numpy()[: len(chunk)] = chunk
-        pixels[len(chunk) :] = 0
-        with self._in_stream():
-            results = self._network(pixels.to(self._device, non_blocking=self._cuda))
-            for kept, result in zip(self._results, results, strict=True):
-                kept.copy_(result, non_blocking=self._cuda)
-        self._rows = [array[start : start + len(chunk)] for array in features.values()]
-
-    def collect(self) -> None:
-        """Wait for the pass under way, if any, and fill its rows."""
-        if self._rows is None:
-            return
-        if self._stream is not None:
-            self._stream.synchronize()
-        for rows, result in zip(self._rows, self._results, strict=True):
-            rows[...] = result[: len(rows)].numpy()
-        self._rows = None
-
-    def give_up(self) -> None:
-        """Let the pass under way, if any, end for nothing."""
-        if self._rows is not None and self._stream is not None:
-            self._stream.synchronize()
-        self._rows = None
-
-    def _in_stream(self) -> AbstractContextManager[Any]:
-        if self._stream is None:
-            return nullcontext()
-        context: AbstractContextManager[Any] = torch.cuda.stream(self._stream)
-        return context
 
 
 def build_backbone(backbone: Backbone) -> Any:

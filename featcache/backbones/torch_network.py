@@ -27,18 +27,9 @@ _BLOCK = re.compile(r"[A-Za-z_]\w*(\.\d+|\.[A-Za-z_]\w*\.\d+)?")  # what a listi
 
 
 class TorchNetwork:
-    """A model of one of PyTorch's libraries in eval mode.
+    """A model of one of PyTorch's libraries in eval mode, in float32 on the CPU.
 
-    Parameters
-    ----------
-    name : str
-        What the backbone is called, for messages.
-    model : torch.nn.Module
-        With its weights, in float32, on the CPU.
-    outputs : callable
-        The model's own outputs by name.
-    size : int
-        Side of the input in pixels.
+    ``name`` is for messages, ``size`` the side of the input in pixels.
     """
 
     def __init__(self, name: str, model: Any, outputs: Outputs, size: int) -> None:
@@ -165,8 +156,12 @@ class Features(nn.Module):
         if missing:
             raise RuntimeError(f"{missing[0]} gave no tensor in this pass")
         for cut in self._cuts:
-            if len(values[cut]) != len(x):
-                raise RuntimeError(f"{cut} has {len(values[cut])} rows for {len(x)} images")
+            rows, n = (
+                values[cut].shape[0],
+                x.shape[0],
+            )  # an export to ONNX fixes what len is asked of
+            if rows != n:
+                raise RuntimeError(f"{cut} has {rows} rows for {n} images")
         return [values[cut].to(torch.float32) for cut in self._cuts]
 
     def close(self) -> None:
@@ -202,14 +197,10 @@ def model_digest(model: Any) -> str:
 
 def first_broken(model: Any) -> str:
     """Return the name of the first tensor that holds NaN or infinity; empty if none does."""
-    return next(
-        (
-            name
-            for name, value in model.state_dict().items()
-            if value.is_floating_point() and not bool(torch.isfinite(value).all())
-        ),
-        "",
-    )
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            return str(name)
+    return ""
 
 
 def load_strictly(

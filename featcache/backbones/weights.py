@@ -45,6 +45,7 @@ from .checkpoints import (
     read_file,
     write_safetensors,
 )
+from .choice import RESNET_ENGINES
 from .naming import WEIGHT_NAMES
 from .network import Network, Shape, arrays_digest
 from .pretrained import IMAGENET, Source, check_digest, find, pin_digest
@@ -98,7 +99,7 @@ class Weights:
     @property
     def engines(self) -> tuple[str, ...]:
         """The engines that can run it, its own library's first."""
-        return self.network.engines if self.network else ("oneflow", "openvino", "torch")
+        return self.network.engines if self.network else RESNET_ENGINES
 
     def prepared(self, preprocess: Preprocess) -> Weights:
         """Return the same weights for images that are prepared in another way."""

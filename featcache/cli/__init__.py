@@ -98,11 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _smaller(name: str) -> str:
     """Return the options of a command that make it need less memory, as advice."""
-    import typer
+    from .options import parser
 
-    from .commands import app
-
-    command = getattr(typer.main.get_command(app), "commands", {}).get(name)
+    command = getattr(parser(name), "commands", {}).get(name)
     has = {option for one in getattr(command, "params", ()) for option in one.opts}
     less = [f"a smaller {one}" for one in ("--batch-size", "--size") if one in has]
     less += ["--mmap"] * ("--mmap" in has)
@@ -114,10 +112,11 @@ def _run(arguments: list[str], rank: int | None) -> int:
 
     from ..errors import DivergedError, FeatcacheError, RecipeError
     from ..process import had_ctrl_c
-    from .commands import app
+    from .commands import app  # noqa: F401
+    from .options import parser
     from .usage import unknown_command, usage_message
 
-    command = typer.main.get_command(app)
+    command = parser(arguments[0])
     if "_FEATCACHE_COMPLETE" in os.environ:
         command.main(prog_name=_NAME)
     # Typer does not export the base class of its usage errors.

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from . import output as out
-from .options import CacheArgument, JsonOption, MmapOption, SeedOption, app
+from .options import CacheArgument, JsonOption, MmapOption, SeedOption, app, column, without
 from .output import counted
 from .output import name as name_of
 
 if TYPE_CHECKING:
-    from ..auditing.findings import AuditResult, DuplicateGroup
+    from ..auditing.findings import AuditResult, DuplicateGroup, StraddlingCopy
 
 
 @app.command()
@@ -51,10 +50,7 @@ def audit(
     ] = None,
     group: Annotated[
         str | None,
-        typer.Option(
-            help="Column of the attached table, such as patient: name groups in several splits.",
-            metavar="COLUMN",
-        ),
+        column("Column of the attached table, such as patient: name groups in several splits."),
     ] = None,
     seed: SeedOption = 0,
     mmap: MmapOption = False,
@@ -64,6 +60,7 @@ def audit(
 
     Example: featcache audit --csv health
     """
+    given = without(locals(), "cache", "top", "csv", "json")
     from ..auditing.audit import audit as run
     from ..auditing.findings import table_paths, write_tables
     from ..files import check_writable, user_path
@@ -73,17 +70,7 @@ def audit(
         for path in table_paths(folder).values():
             check_writable(path)
     with out.progress() as report:
-        result = run(
-            cache,
-            duplicates=duplicates,
-            folds=folds,
-            neighbours=neighbours,
-            outliers=outliers,
-            seed=seed,
-            mmap=mmap,
-            group=group,
-            on_progress=report,
-        )
+        result = run(cache, **given, on_progress=report)
     if folder is not None:
         write_tables(result, folder)
     out.show(result, json, lambda item: audit_summary(item, top, folder))
@@ -147,17 +134,18 @@ def _straddling(result: AuditResult, top: int) -> list[Any]:
             f"Exact copies: {counted(len(result.straddling_copies), 'image')} in several splits, "
             f"{relabelled:,} with different labels: a head is tested on what it learnt."
         )
-        table = _table((), ("copies",), ("label", "images"))
-        for copy in result.straddling_copies[:top]:
-            labels = list(dict.fromkeys(image.label or "none" for image in copy.images))
-            images = (copy.images[0], copy.images[-1])
-            named = ", ".join(f"{image.split}: {_cut(image.id)}" for image in images)
-            table.add_row(
+        copies = [
+            (
                 str(len(copy.images)),
-                name_of(" / ".join(map(_cut, labels[:_LABELS]))),
-                name_of(named),
+                _labels_of(copy),
+                ", ".join(
+                    f"{one.split}: {_cut(one.id)}" for one in copy.images[:: len(copy.images) - 1]
+                ),
             )
-        shown += [table] * bool(top)
+            for copy in result.straddling_copies[:top]
+        ]
+        if top:
+            shown.append(out.table(copies, (), ("copies",), ("label", "images")))
     if result.group is not None:
         shown.append(
             name_of(
@@ -165,11 +153,12 @@ def _straddling(result: AuditResult, top: int) -> list[Any]:
                 f"{result.group} stand in several splits."
             )
         )
-        table = _table((result.group,), ("train", "val", "test"))
-        for group in result.straddling_groups[:top]:
-            counts = (group.n_train, group.n_val, group.n_test)
-            table.add_row(name_of(_cut(group.name)), *(f"{count:,}" for count in counts))
-        shown += [table] * bool(top and result.straddling_groups)
+        groups = [
+            (_cut(one.name), f"{one.n_train:,}", f"{one.n_val:,}", f"{one.n_test:,}")
+            for one in result.straddling_groups[:top]
+        ]
+        if groups:
+            shown.append(out.table(groups, (result.group,), ("train", "val", "test")))
     return shown
 
 
@@ -196,20 +185,21 @@ def _groups_table(result: AuditResult, top: int) -> Table:
     closest: dict[int, float] = {}
     for pair in result.duplicates:
         closest[pair.group] = max(pair.similarity, closest.get(pair.group, -1.0))
-    table = _table(("group",), ("train", "test", "cosine"), ("label", "images"))
-    for group in result.groups[:top]:
-        table.add_row(
+    rows = [
+        (
             str(group.number),
             f"{group.n_train:,}",
             f"{group.n_test:,}",
             f"{closest[group.number]:.3f}",
-            name_of(_labels_of(group)),
-            name_of(_images_of(group)),
+            _labels_of(group),
+            _images_of(group),
         )
-    return table
+        for group in result.groups[:top]
+    ]
+    return out.table(rows, ("group",), ("train", "test", "cosine"), ("label", "images"))
 
 
-def _labels_of(group: DuplicateGroup) -> str:
+def _labels_of(group: DuplicateGroup | StraddlingCopy) -> str:
     labels = list(dict.fromkeys(image.label or "none" for image in group.images))
     more = len(labels) - _LABELS
     shown = " / ".join(map(_cut, labels[:_LABELS]))
@@ -224,38 +214,28 @@ def _images_of(group: DuplicateGroup) -> str:
 
 
 def _suspects_table(result: AuditResult, top: int) -> Table:
-    columns = ("p(label)", "p(suggested)")
-    table = _table(("split", "image", "label", "suggested"), columns)
-    for suspect in result.mislabelled[:top]:
-        table.add_row(
-            suspect.split,
-            name_of(_cut(suspect.id)),
-            name_of(_cut(suspect.label or "")),
-            name_of(_cut(suspect.suggested)),
-            f"{suspect.self_confidence:.4f}",
-            f"{suspect.confidence:.4f}",
+    rows = [
+        (
+            one.split,
+            _cut(one.id),
+            _cut(one.label or ""),
+            _cut(one.suggested),
+            f"{one.self_confidence:.4f}",
+            f"{one.confidence:.4f}",
         )
-    return table
+        for one in result.mislabelled[:top]
+    ]
+    return out.table(rows, ("split", "image", "label", "suggested"), ("p(label)", "p(suggested)"))
 
 
 def _outliers_table(result: AuditResult, top: int) -> Table:
-    table = _table(("split", "image", "label"), ("distance",))
-    for outlier in result.outliers[:top]:
-        label = name_of(_cut(outlier.label or "none"))
-        table.add_row(outlier.split, name_of(_cut(outlier.id)), label, f"{outlier.score:.3f}")
-    return table
+    rows = [
+        (one.split, _cut(one.id), _cut(one.label or "none"), f"{one.score:.3f}")
+        for one in result.outliers[:top]
+    ]
+    return out.table(rows, ("split", "image", "label"), ("distance",))
 
 
 def _cut(name: str) -> str:
     """Shorten a name in the middle, keeping most of its end."""
     return name if len(name) <= _LONG else f"{name[: _LONG // 3]}…{name[1 + _LONG // 3 - _LONG :]}"
-
-
-def _table(*columns: tuple[str, ...]) -> Table:
-    """Return an empty table: columns of text, then of numbers, then of text."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for number, names in enumerate(columns):
-        for column in names:
-            numeric = number == 1
-            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    return table

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from rich.text import Text
 
 from ..options import MAX_PIXELS
@@ -23,6 +21,8 @@ from . import output as out
 from . import plot as _plot
 from . import report as _report  # noqa: F401
 from . import search as _search  # noqa: F401
+from . import serve as _serve  # noqa: F401
+from . import ship as _ship  # noqa: F401
 from . import store as _store  # noqa: F401
 from . import survey as _survey  # noqa: F401
 from .finetune import finetune
@@ -35,6 +35,7 @@ from .options import (
     DatasetArgument,
     DeviceOption,
     EngineOption,
+    ExtractPrecisionOption,
     GeometryOption,
     InterpolationOption,
     JsonOption,
@@ -42,20 +43,28 @@ from .options import (
     MeanOption,
     OnErrorOption,
     PlotOption,
-    PrecisionOption,
     RunsOption,
     SizeOption,
     StdOption,
     TestLimitOption,
     TrainLimitOption,
     WeightsOption,
+    column,
     place,
 )
 from .options import (
     app as app,
 )
 from .output import encoding, name, sparkline, width
-from .pack import AddressOption, ExecutorOption, ShardOption, WorkersOption, share_of, share_summary
+from .pack import (
+    AddressOption,
+    ExecutorOption,
+    ShardOption,
+    ShardsOption,
+    WorkersOption,
+    share_of,
+    share_summary,
+)
 from .probe import probe
 
 DEMO_WEIGHTS = "tinyimagenet32"
@@ -92,7 +101,7 @@ def extract(
     crop_pct: CropPctOption = None,
     engine: EngineOption = "auto",
     device: DeviceOption = "auto",
-    precision: PrecisionOption = "f32",
+    precision: ExtractPrecisionOption = "f32",
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Images per forward pass.", show_default="what suits the engine"),
@@ -127,10 +136,7 @@ def extract(
             parser=place,
         ),
     ] = None,
-    shards: Annotated[
-        bool,
-        typer.Option("--shards", help="Leave a folder of shards, whatever the size."),
-    ] = False,
+    shards: ShardsOption = False,
     force: Annotated[
         bool, typer.Option("--force", help="Make it again if it is there, and compute every image.")
     ] = False,
@@ -162,38 +168,19 @@ def extract(
     ] = None,
     path_column: Annotated[
         str | None,
-        typer.Option(
-            help="Its column that names the images.",
-            show_default="path, file_name or alike",
-            metavar="COLUMN",
-            rich_help_panel=IMAGES,
-        ),
+        column("Its column that names the images.", "path, file_name or alike", IMAGES),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(
-            help="Its column of the classes.",
-            show_default="label, class or alike",
-            metavar="COLUMN",
-            rich_help_panel=IMAGES,
-        ),
+        column("Its column of the classes.", "label, class or alike", IMAGES),
     ] = None,
     split_column: Annotated[
         str | None,
-        typer.Option(
-            help="Its column of train, val and test.",
-            show_default="split, or drawn from the images",
-            metavar="COLUMN",
-            rich_help_panel=IMAGES,
-        ),
+        column("Its column of train, val and test.", "split, or drawn from the images", IMAGES),
     ] = None,
     group: Annotated[
         str | None,
-        typer.Option(
-            help="Its column whose values stay on one side: the patient.",
-            metavar="COLUMN",
-            rich_help_panel=IMAGES,
-        ),
+        column("Its column whose values stay on one side: the patient.", panel=IMAGES),
     ] = None,
     json: JsonOption = False,
 ) -> Path | str:
@@ -403,18 +390,13 @@ def comparison_tables(records: list[dict[str, Any]]) -> list[Any]:
         columns = [
             column for column in cells[0] if any(row[column] not in ("", "-") for row in cells)
         ]
-        table = Table(
-            "method",
-            title=Text(", ".join(said)),
-            title_justify="left",
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-        )
-        for column in columns:
-            words = column in ("curve", "run")
-            table.add_column(column, justify="left" if words else "right", no_wrap=not words)
-        for (_, label), row in zip(rows, cells, strict=True):
-            table.add_row(*(name(cell) for cell in (label, *(row[column] for column in columns))))
+        wordy = [column for column in columns if column in ("curve", "run")]
+        lines = [
+            (label, *(row[column] for column in columns))
+            for (_, label), row in zip(rows, cells, strict=True)
+        ]
+        numbers = columns[: len(columns) - len(wordy)]  # the others come last
+        table = out.table(lines, ("method",), numbers, wordy, title=", ".join(said))
         tables += [table, *_paired(rows)]
         explained |= set(columns)
     legend = "; ".join(f"{column}: {_LEGEND[column]}" for column in _LEGEND if column in explained)

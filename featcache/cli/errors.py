@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from . import output as out
 from .help import RESULTS
-from .options import DataRootOption, JsonOption, PicturesOption, RunsOption, app
+from .options import DataRootOption, JsonOption, PicturesOption, RunsOption, app, without
 from .output import counted
 from .output import name as name_of
 
@@ -48,41 +47,31 @@ def errors(
 
     Example: featcache errors --html errors.html
     """
+    given = without(locals(), "run", "json")
     from ..reporting.mistakes import worst_errors
 
     with out.progress() as report:
-        result = worst_errors(
-            run,
-            top=top,
-            label=label,
-            prediction=prediction,
-            html=html,
-            dataset=dataset,
-            data_root=data_root,
-            runs=runs,
-            on_progress=report,
-            on_note=out.note,
-        )
+        result = worst_errors(run, **given, on_progress=report, on_note=out.note)
     out.show(result, json, errors_summary)
 
 
 def errors_summary(result: ErrorsResult) -> list[Any]:
     """Return the worst predictions, and where all of them are."""
-    table = Table(title=f"the worst of {counted(result.n_wrong, 'error')} in {result.n:,} images")
-    for column in ("image", "label", "prediction"):
-        table.add_column(column, overflow="fold")
-    table.add_column("probability", justify="right")
-    table.add_column("of the label", justify="right")
-    for one in result.worst:
-        share = one.probability
-        table.add_row(
-            name_of(one.id),
-            name_of(one.label or ""),
-            name_of(one.prediction or ""),
-            f"error {one.error:.3g}" if share is None else f"{share:.3f}",
+    rows = [
+        (
+            one.id,
+            one.label or "",
+            one.prediction or "",
+            f"error {one.error:.3g}" if one.probability is None else f"{one.probability:.3f}",
             "" if one.label_probability is None else f"{one.label_probability:.3f}",
         )
-    shown: list[Any] = [table if result.worst else "No prediction is wrong."]
+        for one in result.worst
+    ]
+    shown: list[Any] = ["No prediction is wrong."]
+    if rows:
+        title = f"the worst of {counted(result.n_wrong, 'error')} in {result.n:,} images"
+        columns = (("image", "label", "prediction"), ("probability", "of the label"))
+        shown = [out.table(rows, *columns, title=title)]
     if result.confused:
         words = (f"{label} as {prediction} {n:,}" for label, prediction, n in result.confused[:5])
         shown.append(name_of(f"most frequent: {'; '.join(words)}"))

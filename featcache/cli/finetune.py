@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -39,6 +38,8 @@ from .options import (
     WeightsOption,
     app,
     cache_place,
+    seconds,
+    without,
 )
 from .output import counted, encoding, percent, sparkline
 
@@ -63,7 +64,7 @@ def finetune(
     precision: Annotated[
         Precision,
         typer.Option(
-            help="What convolutions compute in; bf16 with PyTorch, f16 on a GPU.",
+            help="What convolutions compute in; bf16 with PyTorch.",
             rich_help_panel=ENGINE,
         ),
     ] = "f32",
@@ -175,7 +176,7 @@ def finetune(
 
     Example: featcache finetune digits --method split --weights tinyimagenet32
     """
-    given = {name: value for name, value in locals().items() if name not in ("plot", "json")}
+    given = without(locals(), "plot", "json")
     _plot.checked(plot)
     from ..finetuning.finetune import finetune as run
 
@@ -242,19 +243,6 @@ def _curves(result: FinetuneResult) -> list[str]:
     ]
 
 
-_UNITS = {"s": 1, "m": 60, "h": 3600}
-
-
-def _seconds(text: str) -> float:
-    """Return the seconds of ``90``, ``90s``, ``10m`` or ``1.5h``."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    if not match or not float(match[1]):
-        raise typer.BadParameter(
-            f"expected a duration such as 90s, 10m or 2h, found {text!r}", param_hint="--budget"
-        )
-    return float(match[1]) * _UNITS[match[2] or "s"]
-
-
 @app.command()
 def fit(
     dataset: DatasetArgument = "cifar10",
@@ -284,10 +272,10 @@ def fit(
 
     Example: featcache fit digits --target 0.99 --weights tinyimagenet32
     """
-    given = {name: value for name, value in locals().items() if name not in ("budget", "json")}
+    given = without(locals(), "budget", "json")
     from ..finetuning.fit import fit as run
 
-    budget_s = None if budget is None else _seconds(budget)
+    budget_s = None if budget is None else seconds(budget)
     with out.progress() as report:
         result = run(**given, budget_s=budget_s, on_progress=report, on_note=out.note)
     out.show(result, json, out.fit_summary)

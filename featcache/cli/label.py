@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import output as out
-from .options import JsonOption, app, place
+from .options import JsonOption, app, column, place
 from .output import columns_in_words, counted
 from .output import name as name_of
 
@@ -30,10 +30,9 @@ def label(
     ] = None,
     by: Annotated[
         str | None,
-        typer.Option(
-            help="The column that names the images: by id, path or content hash.",
-            metavar="COLUMN",
-            show_default="id, path, file_name or the like",
+        column(
+            "The column that names the images: by id, path or content hash.",
+            "id, path, file_name or the like",
         ),
     ] = None,
     detach: Annotated[

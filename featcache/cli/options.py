@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import os
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -32,7 +35,16 @@ def cache_place(text: str) -> Path:
         return cache_file(text, report, out.note)
 
 
-# Every command, in the order in which a user needs them.
+def without(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return the options of a command that are those of its function: all but these."""
+    return {name: value for name, value in given.items() if name not in names}
+
+
+def column(help: str, default: bool | str = True, panel: str | None = None) -> Any:
+    """Return an option that names a column of a table."""
+    return typer.Option(help=help, metavar="COLUMN", show_default=default, rich_help_panel=panel)
+
+
 def numbers(text: str, option: str, also: tuple[str, ...] = ()) -> list[int | str]:
     """Read "1,2,full" as [1, 2, "full"]."""
     values: list[int | str] = []
@@ -46,13 +58,28 @@ def numbers(text: str, option: str, also: tuple[str, ...] = ()) -> list[int | st
     return values
 
 
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def seconds(text: str) -> float:
+    """Return the seconds of a budget: ``90``, ``90s``, ``10m`` or ``1.5h``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not match or not float(match[1]):
+        raise typer.BadParameter(
+            f"expected a duration such as 90s, 10m or 2h, found {text!r}", param_hint="--budget"
+        )
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+# Every command, in the order in which a user needs them.
 _CONTENTS = {
     "First run": ("demo",),
     "Features": ("extract", "import", "pack", "label", "info", "backbones"),
     "Questions": (
-        *("probe", "predict", "search", "select", "errors", "audit", "survey", "compare"),
-        "report",
+        *("probe", "predict", "serve", "search", "select", "errors", "audit", "survey"),
+        *("compare", "report"),
     ),
+    "In use": ("ship",),
     "Training": ("finetune", "fit"),
     "Cache maintenance": ("verify", "diff", "merge", "export"),
     "This machine": ("doctor",),
@@ -81,6 +108,23 @@ class _App(typer.Typer):
     def command(self, *words: Any, **options: Any) -> Callable[[_Function], _Function]:
         """Register a command."""
         return super().command(*words, **{"cls": _Command, **options})
+
+
+def parser(first: str) -> Any:
+    """Return what parses a command line that begins with this word.
+
+    It knows the one command that it names, or all: to build all takes as long as to import NumPy.
+    """
+    named = [info for info in app.registered_commands if _name_of(info) == first]
+    if not named or "_FEATCACHE_COMPLETE" in os.environ:
+        return typer.main.get_command(app)
+    alone = copy.copy(app)
+    alone.registered_commands = named
+    return typer.main.get_command(alone)
+
+
+def _name_of(info: Any) -> str:
+    return info.name or info.callback.__name__.replace("_", "-")
 
 
 _console = Console()  # knows NO_COLOR and TERM=dumb
@@ -153,6 +197,14 @@ PrecisionOption = Annotated[
     Precision,
     typer.Option(
         help="Number format of the engine; bf16 and f16 are faster on hardware that has them.",
+        rich_help_panel=ENGINE,
+    ),
+]
+ExtractPrecisionOption = Annotated[
+    Literal["f32", "bf16", "f16", "auto"],
+    typer.Option(
+        help="Number format of the engine; bf16 and f16 are faster on hardware that has them. "
+        "auto: the fastest that leaves the features of 256 of the images as in f32.",
         rich_help_panel=ENGINE,
     ),
 ]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.segment import Segment
 from rich.table import Table
@@ -117,6 +118,28 @@ def counted(n: int, noun: str) -> str:
 def name(text: str) -> Text:
     """Return a name from a data set as cell text, with control characters escaped."""
     return Text(visible_line(text))
+
+
+def table(
+    rows: Iterable[Sequence[str | Text]], *columns: Iterable[str], title: str | None = None
+) -> Table:
+    """Return a table with columns of text, then of numbers, then of text; text may be foreign.
+
+    Where there is little room, text is folded; numbers stay whole.
+    """
+    made = Table(
+        title=name(title) if title else None,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for number, names in enumerate(columns):
+        looks: Any = {"justify": "right", "no_wrap": True} if number == 1 else {"overflow": "fold"}
+        for column in names:
+            made.add_column(visible_line(column), **looks)
+    for row in rows:
+        made.add_row(*(name(cell) if isinstance(cell, str) else cell for cell in row))
+    return made
 
 
 def note(text: str) -> None:
@@ -295,14 +318,10 @@ def fit_summary(result: FitResult) -> list[Any]:
 
 def cache_facts(cache: Cache) -> dict[str, Any]:
     """Return a cache's sizes, skipped images and provenance."""
+    from ..reporting.provenance import sizes
+
     return {
-        "cache": cache.path,
-        "n_train": len(cache.train),
-        **({} if cache.val is None else {"n_val": len(cache.val)}),
-        "n_test": len(cache.test),
-        "feature_dim": cache.feature_dim,
-        "size_bytes": cache.size_bytes,
-        "skipped": [name for _, split in cache.splits() for name in split.skipped],
+        **sizes(cache),
         "in_words": in_words(cache.meta),
         **cache.meta,
         **_table_facts(cache),

@@ -23,6 +23,9 @@ ShardOption = Annotated[
         metavar="I/N",
     ),
 ]
+ShardsOption = Annotated[
+    bool, typer.Option("--shards", help="Leave a folder of shards, whatever the size.")
+]
 ExecutorOption = Annotated[
     Literal["local", "ray"],
     typer.Option(help="ray: on the workers of a Ray cluster, which see the images as we do."),
@@ -81,10 +84,7 @@ def pack(
             parser=place,
         ),
     ] = None,
-    shards: Annotated[
-        bool,
-        typer.Option("--shards", help="Leave a folder of shards, whatever the size."),
-    ] = False,
+    shards: ShardsOption = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace another cache of that name.")
     ] = False,

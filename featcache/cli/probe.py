@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -12,8 +15,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import text_of, visible
+from ..errors import visible
 from ..options import MAX_PIXELS
+from ..process import had_ctrl_c
 from . import output as out
 from . import plot as _plot
 from .help import IMAGES, RESULTS
@@ -23,7 +27,6 @@ from .options import (
     JsonOption,
     MaxPixelsOption,
     MmapOption,
-    OnErrorOption,
     PlotOption,
     RunsOption,
     SeedOption,
@@ -33,10 +36,11 @@ from .options import (
     cache_place,
     numbers,
     place,
+    seconds,
 )
 from .output import counted, encoding, percent, shows, sparkline
 from .output import name as name_of
-from .targets import folds_summary, labels_summary, numbers_summary
+from .targets import folds_summary, labels_summary, numbers_summary, summary_table
 
 if TYPE_CHECKING:
     from ..prediction import HeadResult, Prediction
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from ..probes.curves import CurvePoint
     from ..probes.knn import KnnResult
     from ..probes.probe import ProbeResult
+    from ..probes.zero_shot import ZeroShotResult
 
 
 _question = partial(typer.Option, rich_help_panel="Question")
@@ -83,6 +88,7 @@ def _check_form(context: typer.Context) -> None:
         ("seeds", ("shots", "learning_curve")),
         ("temperature", ("knn",)),
         ("distance", ("knn",)),
+        ("backbone", ("zero_shot",)),
     ):
         if name in given and not given & set(needed):
             message = f"has no effect without {' or '.join(spelled[one] for one in needed)}"
@@ -196,6 +202,10 @@ def probe(
             show_default="1e-6",
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        _head(help="Take the best head after this time, and say how good it is: 30s, 10m."),
+    ] = None,
     cut: Annotated[
         str | None,
         _head(
@@ -261,6 +271,23 @@ def probe(
     save_head_to: Annotated[
         Path | None, _result("--save-head", help="Save the head to this .safetensors file.")
     ] = None,
+    zero_shot: Annotated[
+        Path | None,
+        _result(
+            "--zero-shot",
+            "--zero-shot-vectors",
+            help="Beside it a head without training: a text file of classes or prompts, or .npy "
+            "or .npz vectors of the classes.",
+            metavar="FILE",
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        _result(
+            help="Of --zero-shot: the model, where it is a folder.",
+            show_default="the one that the cache records",
+        ),
+    ] = None,
     plot: PlotOption = None,
     runs: RunsOption = None,
     json: JsonOption = False,
@@ -270,7 +297,6 @@ def probe(
     Example: featcache probe --scale standardize --per-class
     """
     given = dict(locals())
-    asked = {name: given[name] for name in _QUESTION}
     _check_form(context)
     _plot.checked(plot)
     if head is not None:
@@ -279,49 +305,43 @@ def probe(
 
         out.show(evaluate_head(head, cache or newest_cache()), json, head_summary, head_facts)
     elif knn is not None:
+        from ..probes.knn import KnnOptions
         from ..probes.knn import knn as run_knn
 
-        ks = [int(k) for k in numbers(knn, "--knn")]
+        given["ks"] = [int(k) for k in numbers(knn, "--knn")]
+        given["shots"] = numbers(shots or "full", "--shots", ("full",))
         with out.progress() as report:
-            votes = run_knn(
-                cache,
-                ks=ks,
-                temperature=temperature,
-                distance=distance,
-                shots=numbers(shots or "full", "--shots", ("full",)),
-                seeds=seeds,
-                cut=cut,
-                mmap=mmap,
-                runs=runs,
-                on_progress=report,
-                **asked,
-            )
+            votes = run_knn(cache, options=_options(KnnOptions, given), on_progress=report)
         out.show(votes, json, knn_table, _as_dicts)
     elif shots is not None or learning_curve:
-        from ..probes.curves import few_shot
+        from ..probes.curves import FewShotOptions, LearningCurveOptions, few_shot
         from ..probes.curves import learning_curve as run_curve
         from ..probes.recipes import ExactRecipe
 
-        more: dict[str, Any] = {"seeds": seeds, "metric": metric, "runs": runs, **asked}
-        more |= {"weight_column": weight_column, "solver": solver or "lbfgs"}
-        if weight_decay is not None:
-            more["recipe"] = ExactRecipe(weight_decay=weight_decay)
+        given["solver"] = solver or "lbfgs"
+        given["recipe"] = None if weight_decay is None else ExactRecipe(weight_decay=weight_decay)
         with out.progress() as report:
             if shots is not None:
-                sizes = numbers(shots, "--shots", ("full",))
-                points = few_shot(cache, shots=sizes, on_progress=report, **more)
+                given["shots"] = numbers(shots, "--shots", ("full",))
+                few = _options(FewShotOptions, given)
+                points = few_shot(cache, options=few, on_progress=report)
             else:
-                points = run_curve(cache, on_progress=report, **more)
+                parts = _options(LearningCurveOptions, given)
+                points = run_curve(cache, options=parts, on_progress=report)
         out.show(points, json, lambda items: curve_table(items, metric), _as_dicts)
         _plot.save(plot, lambda: _curve_figure(points, metric))
     else:
         from ..probes.probe import ProbeOptions
         from ..probes.probe import probe as run
 
-        given["check"] = check or strict
-        options = ProbeOptions(**{field.name: given[field.name] for field in fields(ProbeOptions)})
+        given |= {"check": check or strict, "encode": None}
+        given["budget_s"] = None if budget is None else seconds(budget)
         with out.progress() as report:
-            result = run(cache, options=options, on_progress=report)
+            if zero_shot is not None:
+                from ..searching import text_features
+
+                given["encode"] = partial(text_features, backbone=backbone, on_progress=report)
+            result = run(cache, options=_options(ProbeOptions, given), on_progress=report)
         if cv is not None:
             out.show(result, json, folds_summary)
             short = not all(fold.converged for fold in result.folds)
@@ -337,6 +357,12 @@ def probe(
             out.note(f"{plot}: not written; only a head of classes has a figure")
         if strict and short:
             raise typer.Exit(1)
+
+
+def _options(kind: Any, given: dict[str, Any]) -> Any:
+    """Return the options of a verb, of which each that the command has is given."""
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in given.items() if name in names})
 
 
 def _as_dicts(items: list[Any]) -> list[dict[str, Any]]:
@@ -359,11 +385,11 @@ def _probe_figure(result: ProbeResult) -> Any:
 @app.command()
 def predict(
     images: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            help="Images, folders and .zip archives, or their URLs.",
+            help="Images, videos, folders and .zip archives, or their URLs; - reads paths from "
+            "standard input, one a line.",
             metavar="IMAGE...",
-            parser=place,
         ),
     ],
     head: Annotated[Path, typer.Option(help="A head that featcache probe saved.")],
@@ -382,68 +408,136 @@ def predict(
     ] = None,
     device: DeviceOption = "auto",
     top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 1,
-    on_error: OnErrorOption = "fail",
+    on_error: Annotated[
+        Literal["fail", "skip"],
+        typer.Option(help="For images that do not decode: stop, or write a row that says why."),
+    ] = "fail",
     max_pixels: MaxPixelsOption = MAX_PIXELS,
+    every: Annotated[
+        str,
+        typer.Option(
+            help="Frames of a video: 1s takes one a second, 10 every tenth.", metavar="STEP"
+        ),
+    ] = "1s",
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="Answer the images of folders, and new ones as they come, to Ctrl-C."
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="Write them to a .csv or .parquet file too.",
+            help="Write them to a .csv, .jsonl or .parquet file too.",
             metavar="PATH",
             rich_help_panel=RESULTS,
         ),
     ] = None,
     form: Annotated[
-        Literal["table", "csv"],
+        Literal["table", "csv", "jsonl"] | None,
         typer.Option(
-            "--format", help="Output format; --json prints JSON.", rich_help_panel=RESULTS
+            "--format",
+            help="csv and jsonl print each row as it comes; --json prints JSON.",
+            show_default="table; csv with - and --watch",
+            rich_help_panel=RESULTS,
         ),
-    ] = "table",
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Classify images with a saved head.
 
     Example: featcache predict photos --head cats.safetensors --format csv
     """
-    from ..prediction import as_csv, check_table_path, save_table
-    from ..prediction import predict as run
+    from ..prediction import PredictionFile, PredictOptions, predict_stream, table_columns
+    from ..probes.head import load_head
 
-    if json and form == "csv":
+    streams = images == ["-"]
+    if "-" in images and (watch or not streams):
+        raise typer.BadParameter("expected - alone, found more", param_hint="IMAGE...")
+    if json and form:
         raise typer.BadParameter("has no effect with --json", param_hint="--format")
-    if output is not None:
-        check_table_path(output)
-    with out.progress() as report:
-        predictions = run(
-            list(images),
-            head,
-            weights=weights,
-            backbone=backbone,
-            device=device,
-            top=top,
-            on_error=on_error,
-            max_pixels=max_pixels,
-            on_progress=report,
-            on_note=out.note,
+    if watch and (json or form == "table"):
+        raise typer.BadParameter(
+            "prints rows, since it does not end: use --format csv or jsonl", param_hint="--watch"
         )
-    if output is not None:
-        save_table(predictions, output)
-        out.note(f"{output}: {out.counted(len(predictions), 'prediction')}")
-    if form == "csv":
-        text = text_of(as_csv(predictions))
-        print(visible(text) if sys.stdout.isatty() else text, end="")
-        return
-    out.show(predictions, json, prediction_table, _as_dicts)
+    options = PredictOptions(
+        weights=weights,
+        backbone=backbone,
+        device=device,
+        top=top,
+        on_error=on_error,
+        max_pixels=max_pixels,
+        every=every,
+    )
+    columns = table_columns(load_head(head), options)
+    file = PredictionFile(output, columns) if output is not None else None
+    answered = file.answered() if file and watch else set()
+    form = form or ("csv" if (streams or watch) and not json else "table")
+    row = _row_printer(form, columns)
+    shown: list[Prediction] = []
+    with file or nullcontext():
+        try:
+            with out.progress() as report:
+                for prediction in predict_stream(
+                    _lines_of_stdin() if streams else images,
+                    head,
+                    options=options,
+                    watch=watch,
+                    answered=answered,
+                    on_progress=report,
+                    on_note=out.note,
+                ):
+                    if file:
+                        file.write(prediction)
+                    if row:
+                        row(prediction)
+                    else:
+                        shown.append(prediction)
+        except (KeyboardInterrupt, Exception) as error:
+            # C++ code may have made another error of Ctrl-C.
+            if not watch or not (isinstance(error, KeyboardInterrupt) or had_ctrl_c()):
+                raise
+            out.note("stopped watching")
+    if file and file.n_rows:
+        out.note(f"{output}: {out.counted(file.n_rows, 'prediction')}")
+    if form == "table":
+        out.show(shown, json, prediction_table, _as_dicts)
+
+
+def _lines_of_stdin() -> Iterator[str]:
+    from ..new_images import read_paths
+
+    # Of a stream of its own: at the end the interpreter closes standard input, and aborts where a
+    # thread still waits for a line of it.
+    lines = sys.stdin.buffer
+    with suppress(OSError, ValueError):
+        lines = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    return read_paths(lines)
+
+
+def _row_printer(form: str, columns: Any) -> Callable[[Prediction], None] | None:
+    """Return what prints a prediction as soon as it is there; None for a table."""
+    from ..prediction import csv_head, csv_row, json_row
+
+    if form == "table":
+        return None
+    # On a terminal, progress bars let what is printed pass; a pipe is not theirs.
+    pipe = None if sys.stdout.isatty() else sys.stdout
+
+    head = csv_head(columns) if form == "csv" else ""
+
+    def write(one: Prediction) -> None:
+        nonlocal head
+        text = head + (csv_row(one, columns) if form == "csv" else json_row(one))
+        print(text if pipe else visible(text), end="", file=pipe, flush=True)
+        head = ""
+
+    return write
 
 
 _CONFUSION_CLASSES = 20
-
-
-def _table(title: str, *columns: str | Text) -> Table:
-    table = Table(title=Text(title), title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
-    return table
 
 
 def _solver(result: ProbeResult) -> str:
@@ -459,7 +553,7 @@ def probe_summary(result: ProbeResult, per_class: bool, confusion: bool) -> list
     from ..metrics import wilson_interval
 
     asked = f", target {result.target}" if result.target else ""
-    table = _table(
+    table = summary_table(
         f"linear probe of {result.cache.name}{asked}",
         "solver",
         "top-1 (95 %)",
@@ -483,9 +577,13 @@ def probe_summary(result: ProbeResult, per_class: bool, confusion: bool) -> list
         )
         shown += _comparison(result, check)
     if result.converged is False:
-        shown.append(
-            f"The solver stopped before its tolerance, after {counted(result.steps, 'step')}."
-        )
+        bound = ""
+        if result.gap is not None and result.gap < result.objective:
+            bound = f"; the objective is at most {result.gap:.2g} above its optimum"
+        steps = counted(result.steps, "step")
+        shown.append(f"The solver stopped before its tolerance, after {steps}{bound}.")
+    if result.zero_shot:
+        shown.append(_zero_shot(result.zero_shot, table))
     shown.append(_measures(result))
     if result.n_unlabelled:
         shown.append(f"left out without a label: {counted(result.n_unlabelled, 'image')}")
@@ -498,7 +596,21 @@ def probe_summary(result: ProbeResult, per_class: bool, confusion: bool) -> list
     if confusion:
         shown.append(_confusion(result, names))
     shown.append(f"head: {result.head}")
+    if result.zero_shot:
+        shown.append(f"zero-shot head: {result.zero_shot.head}")
     return shown
+
+
+def _zero_shot(result: ZeroShotResult, table: Table) -> str:
+    """Add a head without training to the table, and return how the probe compares with it."""
+    vectors = f"zero-shot, {counted(result.n_vectors, 'vector')}"
+    table.add_row(vectors, percent(result.top1, result.top1_interval), "", "")
+    test = result.versus
+    low, high = (f"{100 * end:+.2f}" for end in test.interval)
+    return (
+        f"the probe against zero-shot: {100 * test.difference + 0:+.2f} points ({low} to {high}), "
+        f"{out.p_value(test.p_value)} (McNemar)"
+    )
 
 
 def _choice(result: ProbeResult) -> str:
@@ -562,7 +674,7 @@ def _class_names(result: ProbeResult) -> tuple[str, ...]:
 def _per_class(result: ProbeResult, names: tuple[str, ...]) -> Any:
     measured = result.evaluation
     if measured.per_class_accuracy:
-        table = _table("accuracy per class", "class", "accuracy")
+        table = summary_table("accuracy per class", "class", "accuracy")
         for name, recall in zip(names, measured.per_class_accuracy, strict=True):
             shown = "no test image" if recall is None else f"{100 * recall:.1f} %"
             table.add_row(name_of(name), shown)
@@ -571,7 +683,7 @@ def _per_class(result: ProbeResult, names: tuple[str, ...]) -> Any:
         f"lowest accuracies of {len(names):,} classes; {measured.n_classes_missed:,} classes have "
         "no image right"
     )
-    table = _table(title, "class", "accuracy", "correct")
+    table = summary_table(title, "class", "accuracy", "correct")
     for one in measured.worst_classes:
         share = f"{100 * one.n_right / one.n:.1f} %"
         table.add_row(name_of(names[one.label]), share, f"{one.n_right:,} of {one.n:,}")
@@ -591,7 +703,7 @@ def _confusion(result: ProbeResult, names: tuple[str, ...]) -> Any:
             table.add_row(*shown, f"{pair.n:,} of {pair.n_label:,}")
         return table
     none = "·" if shows("·", encoding()) else "."
-    table = _table(
+    table = summary_table(
         "confusion matrix: label by prediction", "", *(name_of(name[:8]) for name in names)
     )
     for name, row in zip(names, measured.confusion, strict=True):
@@ -618,7 +730,7 @@ def knn_table(results: list[KnnResult]) -> list[Any]:
     few = any(item.shots is not None for item in results)
     top5 = results[0].top5 is not None
     columns = ["shots"] * few + ["k", "top-1 (95 %)"] + ["top-5"] * top5
-    table = _table("k-nearest-neighbour vote", *columns, "balanced", "macro F1")
+    table = summary_table("k-nearest-neighbour vote", *columns, "balanced", "macro F1")
     for item in results:
         table.add_row(
             *["full" if item.shots is None else str(item.shots)] * few,
@@ -638,7 +750,7 @@ def curve_table(points: list[CurvePoint], metric: str) -> list[Any]:
     """Return one line per training-set size, and the curve."""
     shots = any(point.shots is not None for point in points)  # a learning curve has none
     columns = ["shots"] * shots + ["n train", f"{metric} (95 %)", "draws", "wall"]
-    table = _table("by training-set size", *columns)
+    table = summary_table("by training-set size", *columns)
     for point in points:
         table.add_row(
             *["full" if point.shots is None else str(point.shots)] * shots,
@@ -656,13 +768,16 @@ def curve_table(points: list[CurvePoint], metric: str) -> list[Any]:
 
 def prediction_table(predictions: list[Prediction]) -> Any:
     """Return one line per image."""
-    numbers = predictions[0].values is not None
+    numbers = any(item.values is not None for item in predictions)
     table = Table()
     for column in ("image", "target", "value") if numbers else ("image", "class", "probability"):
         table.add_column(column, overflow="fold")
     for item in predictions:
+        if item.error is not None:
+            table.add_row(name_of(item.path), Text("not read", style="dim"), "")
+            continue
         pairs = item.values or (item.top if item.labels is None else item.labels)
         names = Text("\n").join(name_of(name) for name, _ in pairs)
         shares = "\n".join(f"{share:.6g}" if numbers else f"{share:.3f}" for _, share in pairs)
-        table.add_row(name_of(str(item.path)), names, shares)
+        table.add_row(name_of(item.path), names, shares)
     return table

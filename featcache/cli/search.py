@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from . import output as out
 from .help import RESULTS
@@ -20,9 +18,10 @@ from .options import (
     SeedOption,
     app,
     cache_place,
+    column,
+    without,
 )
 from .output import counted
-from .output import name as name_of
 
 if TYPE_CHECKING:
     from ..auditing.selection import SelectResult
@@ -52,6 +51,14 @@ def search(
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Neighbours of each query.")] = 10,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A query in words, of a CLIP or SigLIP model; may be given again.",
+            metavar="TEXT",
+            show_default=False,
+        ),
+    ] = None,
     vectors: Annotated[
         Path | None,
         typer.Option(
@@ -91,7 +98,7 @@ def search(
     data_root: DataRootOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Find the images of a cache that are most similar to images, ids or vectors.
+    """Find the images of a cache that are most similar to images, ids, texts or vectors.
 
     Example: featcache search digits.h5 photo.png -k 5
     """
@@ -112,6 +119,7 @@ def search(
             cache,
             queries or (),
             k=k,
+            text=text or (),
             vectors=vectors,
             weights=weights,
             backbone=backbone,
@@ -140,11 +148,12 @@ def search_summary(result: SearchResult) -> list[Any]:
     """Return a table for each of the first queries."""
     shown: list[Any] = []
     for query in result.queries[:_SHOWN]:
-        table = _table(name_of(query.name), "cosine", "split", "label", "image")
-        for one in query.neighbours:
-            label = name_of(one.label or "")
-            table.add_row(f"{one.similarity:.4f}", one.split, label, name_of(one.id))
-        shown.append(table)
+        rows = [
+            (f"{one.similarity:.4f}", one.split, one.label or "", one.id)
+            for one in query.neighbours
+        ]
+        columns = ("split", "label", "image")
+        shown.append(out.table(rows, (), ("cosine",), columns, title=query.name))
     if len(result.queries) > _SHOWN:
         left = counted(len(result.queries) - _SHOWN, "query").replace("querys", "queries")
         shown.append(f"{left} more: --csv PATH, --html PATH or --json")
@@ -165,11 +174,7 @@ def select(
     ] = "both",
     target: Annotated[
         str | None,
-        typer.Option(
-            help="Column of the attached table that has the labels.",
-            metavar="COLUMN",
-            show_default="the cache's own labels",
-        ),
+        column("Column of the attached table that has the labels.", "the cache's own labels"),
     ] = None,
     where: Annotated[
         str | None,
@@ -184,20 +189,11 @@ def select(
 
     Example: featcache select digits.h5 -n 200 --csv next.csv
     """
+    given = without(locals(), "cache", "json")
     from ..auditing.selection import select as run
 
     with out.progress() as report:
-        result = run(
-            cache,
-            n=n,
-            by=by,
-            target=target,
-            where=where,
-            seed=seed,
-            csv=csv,
-            mmap=mmap,
-            on_progress=report,
-        )
+        result = run(cache, **given, on_progress=report)
     out.show(result, json, select_summary)
 
 
@@ -207,26 +203,15 @@ def select_summary(result: SelectResult) -> list[Any]:
         f"{counted(len(result.selected), 'image')} of {result.n_unlabelled:,} without a label, "
         f"by {result.by}; {result.n_labelled:,} have one"
     )
-    table = _table(None, "margin", "suggested", "image")
-    for one in result.selected[:_ROWS]:
-        margin = "" if one.margin is None else f"{one.margin:.4f}"
-        table.add_row(margin, name_of(one.suggested or ""), name_of(one.id))
-    left = len(result.selected) - _ROWS
-    shown: list[Any] = [
-        said,
-        table,
-        *([f"{left:,} more: --csv PATH or --json"] if left > 0 else []),
+    rows = [
+        ("" if one.margin is None else f"{one.margin:.4f}", one.suggested or "", one.id)
+        for one in result.selected[:_ROWS]
     ]
+    shown: list[Any] = [said, out.table(rows, (), ("margin",), ("suggested", "image"))]
+    if len(result.selected) > _ROWS:
+        shown.append(f"{len(result.selected) - _ROWS:,} more: --csv PATH or --json")
     shown += [f"note: {note}" for note in result.notes]
     if result.csv is not None:
         again = shlex.join(["featcache", "label", str(result.cache), str(result.csv)])
         shown.append(f"fill in {result.csv}, then: {again}")
     return [*shown, f"{result.wall_s:.2f} s"]
-
-
-def _table(title: Any, number: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(number, justify="right")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from . import output as out
-from .options import CacheArgument, JsonOption, app, cache_place
+from .options import CacheArgument, JsonOption, app, cache_place, column, without
 from .output import counted
 from .output import name as name_of
 
@@ -97,6 +96,7 @@ def merge(
 
     Example: featcache merge a.h5 b.h5 -o both.h5
     """
+    given = without(locals(), "caches", "output", "json")
     from ..store.merge import merge as run
 
     if len(caches) < 2:
@@ -104,15 +104,7 @@ def merge(
             f"expected two or more caches, found {len(caches)}", param_hint="CACHE"
         )
     with out.progress() as report:
-        result = run(
-            caches,
-            output,
-            name=name,
-            prefix=prefix,
-            on_conflict=on_conflict,
-            force=force,
-            on_progress=report,
-        )
+        result = run(caches, output, **given, on_progress=report)
     for note in result.notes:
         out.note(note)
     out.show(result, json, merge_summary)
@@ -186,20 +178,9 @@ def import_(
         str | None,
         typer.Option(help="A table of the images: .csv, .tsv, .parquet, .jsonl.", metavar="TABLE"),
     ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of the table with the ids.", metavar="COLUMN", show_default="id or path"
-        ),
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(help="Column that becomes the cache's labels.", metavar="COLUMN"),
-    ] = None,
-    split_column: Annotated[
-        str | None,
-        typer.Option(help="Column that says train, val or test.", metavar="COLUMN"),
-    ] = None,
+    by: Annotated[str | None, column("Column of the table with the ids.", "id or path")] = None,
+    target: Annotated[str | None, column("Column that becomes the cache's labels.")] = None,
+    split_column: Annotated[str | None, column("Column that says train, val or test.")] = None,
     ids: Annotated[
         Path | None,
         typer.Option(
@@ -235,27 +216,14 @@ def import_(
 
     Example: featcache import features.npz --labels labels.csv --target species
     """
+    given = without(locals(), "source", "output", "json")
     from ..importing.features import import_features as run
 
     for option, value in (("--by", by), ("--target", target), ("--split-column", split_column)):
         if value is not None and labels is None:
             raise typer.BadParameter("has no effect without --labels", param_hint=option)
     with out.progress() as report:
-        result = run(
-            source,
-            output,
-            labels=labels,
-            by=by,
-            target=target,
-            split_column=split_column,
-            ids=ids,
-            array=array,
-            made_by=made_by,
-            name=name,
-            force=force,
-            on_progress=report,
-            on_note=out.note,
-        )
+        result = run(source, output, **given, on_progress=report, on_note=out.note)
     out.show(result, json, import_summary)
 
 
@@ -342,10 +310,8 @@ def diff_summary(report: DiffReport) -> list[Any]:
 
 
 def _fields(title: str, fields: Iterable[FieldDiff]) -> Table:
-    table = _table(title, ("field", "a", "b"))
-    for field in fields:
-        table.add_row(field.name, *(name_of(_value(value)) for value in (field.a, field.b)))
-    return table
+    rows = [(field.name, _value(field.a), _value(field.b)) for field in fields]
+    return out.table(rows, ("field", "a", "b"), title=title)
 
 
 def _value(value: Any) -> str:
@@ -356,25 +322,20 @@ def _value(value: Any) -> str:
 
 
 def _images(splits: Iterable[SplitDiff]) -> Table:
-    table = _table("images", ("split",), ("in a", "in b", "in both", "relabelled", "order"))
-    for split in splits:
-        table.add_row(
+    rows = [
+        (
             split.role,
-            f"{split.n_a:,}",
-            f"{split.n_b:,}",
-            f"{split.n_both:,}",
-            f"{split.n_relabelled:,}",
+            *(f"{n:,}" for n in (split.n_a, split.n_b, split.n_both, split.n_relabelled)),
             "same" if split.same_order else "different",
         )
-    return table
+        for split in splits
+    ]
+    columns = ("in a", "in b", "in both", "relabelled", "order")
+    return out.table(rows, ("split",), columns, title="images")
 
 
 def _features(splits: Iterable[SplitDiff]) -> Table:
-    table = _table(
-        "features of the same images",
-        ("split", "cut", "view"),
-        ("differ", "max |a - b|", "mean cosine", "min cosine"),
-    )
+    rows = []
     for split in splits:
         for features in split.features:
             cells = [f"{features.n_different:,}", "", "", ""]
@@ -387,8 +348,13 @@ def _features(splits: Iterable[SplitDiff]) -> Table:
                     f"{features.mean_cosine:.8f}",
                     f"{features.min_cosine:.8f}",
                 ]
-            table.add_row(split.role, features.cut, features.view, *cells)
-    return table
+            rows.append((split.role, features.cut, features.view, *cells))
+    return out.table(
+        rows,
+        ("split", "cut", "view"),
+        ("differ", "max |a - b|", "mean cosine", "min cosine"),
+        title="features of the same images",
+    )
 
 
 def _named(split: SplitDiff) -> list[Text]:
@@ -407,16 +373,6 @@ def _named(split: SplitDiff) -> list[Text]:
 
 def _more(count: int, shown: int) -> str:
     return f" and {count - shown:,} more" if count > shown else ""
-
-
-def _table(title: str, left: Iterable[str], right: Iterable[str] = ()) -> Table:
-    """Return an empty table: columns of text, then columns of numbers."""
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in left:
-        table.add_column(column)
-    for column in right:
-        table.add_column(column, justify="right")
-    return table
 
 
 def _size(size_bytes: int) -> str:

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
 
 from . import output as out
 from . import plot as _plot
@@ -28,6 +25,7 @@ from .options import (
     TrainLimitOption,
     app,
     cache_place,
+    column,
     numbers,
     place,
 )
@@ -78,12 +76,7 @@ def survey(
         ),
     ] = False,
     target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="The column to predict.",
-            metavar="COLUMN",
-            show_default="the data set's own labels",
-        ),
+        list[str] | None, column("The column to predict.", "the data set's own labels")
     ] = None,
     labels: Annotated[
         Path | None,
@@ -94,13 +87,8 @@ def survey(
             parser=place,
         ),
     ] = None,
-    split_column: Annotated[
-        str | None, typer.Option(help="The column with train, val or test.", metavar="COLUMN")
-    ] = None,
-    group: Annotated[
-        str | None,
-        typer.Option(help="The column whose images stay on one side.", metavar="COLUMN"),
-    ] = None,
+    split_column: Annotated[str | None, column("The column with train, val or test.")] = None,
+    group: Annotated[str | None, column("The column whose images stay on one side.")] = None,
     where: Annotated[
         str | None, typer.Option(help="Only these images: 'age >= 40'.", metavar="EXPRESSION")
     ] = None,
@@ -169,43 +157,36 @@ def survey_tables(result: SurveyResult) -> list[Any]:
     title += f": {result.n_train:,} to train, {result.n_test:,} to test"
     k = rows[0].knn.k
     shots = sorted({one.shots or 0 for row in rows for one in row.few_shot})
-    answers = _table(
-        name_of(title),
-        *("backbone", "top-1 % (95 %)", "to best", "p", f"{k}-NN"),
-        *(f"{count}-shot" for count in shots),
-    )
-    costs = _table("", "backbone", "features", "B/image", "img/s", "head", "k-NN", "few-shot")
-    for row in rows:
-        few = {one.shots: one for one in row.few_shot}
-        answers.add_row(
-            name_of(row.name),
+    few = [{one.shots: f"{100 * one.top1:.1f}" for one in row.few_shot} for row in rows]
+    answers = [
+        (
+            row.name,
             _accuracy(row.probe),
             *_difference(row),
             f"{100 * row.knn.top1:.2f}",
-            *(f"{100 * few[count].top1:.1f}" if count in few else "-" for count in shots),
+            *(own.get(count, "-") for count in shots),
         )
-        costs.add_row(
-            name_of(row.name),
+        for row, own in zip(rows, few, strict=True)
+    ]
+    costs = [
+        (
+            row.name,
             f"{row.feature_dim:,}",
             f"{row.bytes_per_image:,}",
             f"{row.images_per_s:,.0f}" if row.images_per_s else "?",
             *(f"{one:.1f} s" for one in (row.probe.wall_s, row.knn.wall_s)),
             f"{sum(one.wall_s for one in row.few_shot):.1f} s",
         )
-    return [answers, costs, name_of(_verdict(result)), f"record: {result.run}"]
-
-
-def _table(title: str | Text, *columns: str) -> Table:
-    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for number, column in enumerate(columns):
-        # A long name of a backbone is folded; numbers stay whole.
-        table.add_column(
-            column,
-            justify="right" if number else "left",
-            no_wrap=bool(number),
-            overflow="ellipsis" if number else "fold",
-        )
-    return table
+        for row in rows
+    ]
+    scores = ("top-1 % (95 %)", "to best", "p", f"{k}-NN", *(f"{count}-shot" for count in shots))
+    prices = ("features", "B/image", "img/s", "head", "k-NN", "few-shot")
+    return [
+        out.table(answers, ("backbone",), scores, title=title),
+        out.table(costs, ("backbone",), prices),
+        name_of(_verdict(result)),
+        f"record: {result.run}",
+    ]
 
 
 def _accuracy(answer: Answer) -> str:

@@ -21,7 +21,7 @@ _LISTED = 100  # labels, numbers or folds in a table
 def labels_summary(result: MultilabelResult) -> list[Any]:
     """Return the average precision of all labels, and a table of each."""
     title = f"multi-label probe of {result.cache.name}, target {result.target}"
-    table = _table(title, "label", "train", "test", "AP (95 %)", "F1", "C")
+    table = summary_table(title, "label", "train", "test", "AP (95 %)", "F1", "C")
     for one in result.labels[:_LISTED]:
         table.add_row(
             name_of(one.name),
@@ -48,7 +48,7 @@ def labels_summary(result: MultilabelResult) -> list[Any]:
 def numbers_summary(result: RegressionResult) -> list[Any]:
     """Return the scores of each number."""
     title = f"ridge regression of {result.cache.name}, target {result.target}"
-    table = _table(title, "number", "R2 (95 %)", "MAE", "RMSE", "Spearman", "lambda")
+    table = summary_table(title, "number", "R2 (95 %)", "MAE", "RMSE", "Spearman", "lambda")
     for one in result.targets[:_LISTED]:
         table.add_row(
             name_of(one.name),
@@ -74,7 +74,7 @@ def numbers_summary(result: RegressionResult) -> list[Any]:
 def folds_summary(result: CrossValidationResult) -> list[Any]:
     """Return the mean over folds, and a table of each."""
     title = f"{result.n_folds} folds of {result.cache.name}"
-    table = _table(title, "fold", "train", "test", result.metric, "C")
+    table = summary_table(title, "fold", "train", "test", result.metric, "C")
     for one in result.folds[:_LISTED]:
         draw = f"{one.repeat + 1}." if result.repeats > 1 else ""
         edge = f" ({one.at_edge} of the grid)" if one.at_edge else ""
@@ -99,10 +99,11 @@ def folds_summary(result: CrossValidationResult) -> list[Any]:
     return [*shown, *(f"note: {note}" for note in result.notes)]
 
 
-def _table(title: str, *columns: str) -> Table:
+def summary_table(title: str, *columns: str | Text) -> Table:
+    """Return an empty table: a column of text, then columns of numbers."""
     table = Table(title=name_of(title), title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(Text(column), justify="right" if number else "left")
+        table.add_column(column, justify="right" if number else "left")
     return table
 
 

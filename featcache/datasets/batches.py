@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -37,8 +37,7 @@ Find = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, Found]]
 
 # Images per task: enough that handing a task to a thread costs nothing beside it, few
 # enough that all threads share a batch and that Ctrl-C is answered soon.
-_TASK_IMAGES = 8
-_TASK_FOUND = 32  # where looking for features is most of the work
+_TASK_IMAGES = 32
 # Seconds per image below which threads gain nothing: some 128 x 128 pixels.
 _TINY_S = 0.4e-3
 # Pixels that may lie ready while the engine is busy: some 200 images of 224 pixels.
@@ -87,18 +86,16 @@ def decoded_batches(
     """Yield the pixels of each batch of rows, while threads decode the next ones.
 
     ``hashed`` is for `FileImages`: each file is hashed as it is read. With ``find``, those are
-    not decoded whose features it knows, nor read where their hashes are remembered. Wrap the call
-    in ``contextlib.closing``: leaving it ends the threads, whatever the reason for leaving.
+    not decoded whose features it knows, nor read where their hashes are remembered. Wrap the
+    call in ``contextlib.closing``: leaving it ends the threads, whatever the reason for
+    leaving.
 
-    Raises
-    ------
-    DatasetError
-        With ``"fail"``, for the first image that cannot be read or decoded. It counts and names
-        others, which are looked for in the next batches for a few seconds.
+    With ``"fail"``, the first image that cannot be read or decoded is a DatasetError. It counts
+    and names others, which are looked for in the next batches for a few seconds.
     """
     image_bytes = 3 * preprocess.size**2
     ahead = max(1 + workers, _AHEAD_BYTES // image_bytes)
-    step = min(_TASK_FOUND if find else _TASK_IMAGES, max(1, ahead // (2 * workers)))
+    step = min(_TASK_IMAGES, max(1, ahead // (2 * workers)))
     opened: deque[int] = deque()  # tasks of each batch that is under way
 
     def tasks() -> Iterator[np.ndarray]:
@@ -108,13 +105,18 @@ def decoded_batches(
             opened.append(len(parts))
             yield from parts
 
-    turns = _Turns()
+    turn, is_tiny = threading.Lock(), False
 
     def decode(rows: np.ndarray, stop: Stop) -> DecodedBatch:
-        with turns.turn():
+        # The decoder of a photo leaves Python's lock free. An image of a kilobyte is mostly
+        # Python: threads that decode such images at once pass the lock around, and together take
+        # longer than one (on 2 cores, 144 us per image of CIFAR-10 instead of 95). The time has
+        # the wait for the file in it: a slow disk is best asked for several at once.
+        nonlocal is_tiny
+        with turn if is_tiny else nullcontext():
             began = time.perf_counter()
             part = _decode(images, rows, preprocess, max_pixels, hashed, find, stop)
-            turns.took((time.perf_counter() - began) / max(1, len(rows)))
+            is_tiny = time.perf_counter() - began < _TINY_S * max(1, len(rows))
         return part
 
     parts: list[DecodedBatch] = []
@@ -155,31 +157,6 @@ def _all_failures(
             f"{', …' * (len(more) > _NAMED)}"
         )
     return DatasetError(f"{text}, or use --on-error skip")
-
-
-class _Turns:
-    """Lets one thread decode at a time while images are tiny.
-
-    The decoder of a photo leaves Python's lock free. An image of a kilobyte is mostly Python:
-    threads that decode such images at once pass the lock around several times per image, and
-    together take longer than one thread (on 2 cores, 144 us per image of
-    CIFAR-10 and 168 us of processor time instead of 95 and 94).
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._tiny = False
-
-    def turn(self) -> AbstractContextManager[object]:
-        """Return the lock if the last images were tiny."""
-        return self._lock if self._tiny else nullcontext()
-
-    def took(self, image_s: float) -> None:
-        """Record how long an image took, the wait for its file included.
-
-        A slow disk or network is best asked for several files at once, however small.
-        """
-        self._tiny = image_s < _TINY_S
 
 
 def _decode(
@@ -241,7 +218,8 @@ def _decode(
             used = used_range(image)
             if used is not None:
                 dim.append((row, used))
-            decoded.append(_small(image, preprocess))
+            is_small = image.width * image.height <= preprocess.size**2
+            decoded.append(image if is_small else preprocess.pixels(image))
             del image  # a full photo: gone before the next is decoded
     return DecodedBatch(
         np.array(kept, np.int64),
@@ -268,12 +246,6 @@ def _hashed_content(images: FileImages, row: int, hashes: dict[int, bytes]) -> b
 
 def _as_array(hashes: Iterable[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, HASH_BYTES)
-
-
-def _small(image: Image.Image, preprocess: Preprocess) -> Image.Image | np.ndarray:
-    """Return the pixels alone of a photo, so that it is gone before the next is decoded."""
-    small = image.width * image.height <= preprocess.size**2
-    return image if small else preprocess.pixels(image)
 
 
 def _pixels(decoded: Sequence[Image.Image | np.ndarray], preprocess: Preprocess) -> np.ndarray:

@@ -35,13 +35,8 @@ _IDS_AT_ONCE = 4096
 def check_labels(labels: np.ndarray, n_classes: int, where: str) -> None:
     """Refuse labels outside [0, n_classes), but for -1: an image without a label.
 
-    OneFlow's cross-entropy does not: it returns a loss of 0 for them, and the
-    head learns nonsense in silence.
-
-    Raises
-    ------
-    DatasetError
-        With the first row, its label and the range.
+    OneFlow's cross-entropy does not: it returns a loss of 0 for them, and the head learns
+    nonsense in silence.
     """
     bad = np.flatnonzero((labels < UNLABELLED) | (labels >= n_classes))
     if bad.size:
@@ -82,7 +77,6 @@ class Split:
     ids: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Check what every user of a split relies on."""
         n = len(self.images)
         if not isinstance(self.labels, np.ndarray) or self.labels.dtype.kind not in "iu":
             found = getattr(self.labels, "dtype", type(self.labels).__name__)
@@ -104,7 +98,6 @@ class Split:
             )
 
     def __len__(self) -> int:
-        """Return N."""
         return len(self.images)
 
     def take(self, rows: np.ndarray) -> Split:
@@ -116,37 +109,27 @@ class Split:
             tuple(self.ids[row] for row in rows),
         )
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 (hex) of the images' bytes, labels, ids and class names, in order."""
-        return self._digest(silent, "fail")
+        return self.digest_with(silent)
 
     def digest_with(self, on_hashed: OnHashed, on_error: OnError = "fail") -> str:
         """Return `digest`; where it has yet to be made, ``on_hashed`` hears how many are.
 
         With ``"skip"``, a file that cannot be read counts by its name.
         """
-        if "digest" not in self.__dict__:
-            # where cached_property looks
-            self.__dict__["digest"] = self._digest(on_hashed, on_error)
-        return self.digest
-
-    def _digest(self, on_hashed: OnHashed, on_error: OnError) -> str:
-        digest = hashlib.sha256()
-        digest.update(json.dumps([list(self.class_names), list(self.ids)]).encode())
-        digest.update(self.labels.astype("<i8").tobytes())
-        self.images.update_digest(digest, on_hashed, on_error)
-        return digest.hexdigest()
+        if "_digest" not in self.__dict__:
+            digest = hashlib.sha256()
+            digest.update(json.dumps([list(self.class_names), list(self.ids)]).encode())
+            digest.update(self.labels.astype("<i8").tobytes())
+            self.images.update_digest(digest, on_hashed, on_error)
+            self.__dict__["_digest"] = digest.hexdigest()
+        return str(self.__dict__["_digest"])
 
 
 class Division:
-    """An undivided data set: its images, which are hashed when a side is asked for.
-
-    Parameters
-    ----------
-    whole : Split
-        All images, which are files.
-    """
+    """An undivided data set of files, which are hashed when a side is asked for."""
 
     def __init__(self, whole: Split) -> None:
         self.whole = whole
@@ -237,7 +220,6 @@ class Dataset:
     table_ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a name that would not be a file's, and a data set without images."""
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", self.name):
             raise DatasetError(
                 f"data set name: expected 1 to 100 letters, digits, '.', '_', '-', found "
@@ -290,12 +272,8 @@ class Dataset:
     def limited(self, train: int | None, test: int | None) -> Dataset:
         """Return a stratified part: so many images of each split, all where None.
 
-        The draw is the one that `featcache.probe` and `featcache.finetune` limit themselves by.
-
-        Raises
-        ------
-        DatasetError
-            A number that leaves a class without an image.
+        The draw is the one that `featcache.probe` and `featcache.finetune` limit themselves
+        by. A number that leaves a class without an image is a DatasetError.
         """
 
         def part(role: str, split: Split, limit: int | None) -> Split:
@@ -339,16 +317,7 @@ def split_digest(
 ) -> str:
     """Return `Split.digest` of a split of files, made of its parts one after the other.
 
-    Parameters
-    ----------
-    class_names : sequence of str
-        In label order.
-    ids : iterable of str
-        Of all its images.
-    labels : iterable of numpy.ndarray
-        Integers, in the same order.
-    hashes : iterable of numpy.ndarray
-        uint8 (any, 32), SHA-256 of the files, in the same order.
+    Labels are arrays of integers, hashes are uint8 (any, 32), all in the order of the ids.
     """
     digest = hashlib.sha256()
     # The JSON of [class names, ids], without the list of all ids in memory.

@@ -6,8 +6,10 @@ import io
 import logging
 import math
 import re
+import struct
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -73,6 +75,16 @@ _BLOCK_PIXELS = 1 << 22  # that are converted at a time where that needs many by
 _SIZE, _RANGE = "featcache.size", "featcache.range"
 
 
+def file_error(where: str, problem: str) -> DatasetError:
+    """Return the error of a file of a data set."""
+    return DatasetError(f"{shown_place(where)}: {problem}")
+
+
+def not_read(where: str, why: object) -> DatasetError:
+    """Return the error of a file that cannot be read."""
+    return file_error(where, f"cannot be read: {why}")
+
+
 @lru_cache(maxsize=1)
 def image_suffixes() -> frozenset[str]:
     """Return how the names of images end, lower case, that the decoders here can read."""
@@ -101,11 +113,14 @@ def decode_image(
     """
     from PIL import Image
 
+    drafts = preprocess is not None and preprocess.geometry == "square"
+    plain = _plain_jpeg(data, _drafted_from(preprocess.size) if preprocess and drafts else math.inf)
+    if plain is not None and plain.width * plain.height <= max_pixels:
+        return plain
     where = shown_place(where)
     try:
         image = _open(data)
         size = image.size
-        drafts = preprocess is not None and preprocess.geometry == "square"
         factor = _draft(image, preprocess.size, max_pixels) if preprocess and drafts else 1
         fits = image.width * image.height <= max_pixels
         if fits:
@@ -131,6 +146,57 @@ def decode_image(
     # What the file said of itself has been heeded.
     rgb.info = {_SIZE: size[::-1] if turn in _SIDEWAYS else size, _RANGE: dim}
     return rgb
+
+
+# Of a JPEG's segments, those that a plain one has: JFIF, tables, restart intervals, the frame.
+_SEGMENT, _FRAME = struct.Struct(">BBH"), struct.Struct(">BHHB")
+_JFIF, _QUANTIZATION, _BASELINE, _SCAN = 0xE0, 0xDB, 0xC0, 0xDA
+_PASSED_OVER = (0xC4, 0xDD)
+_QUANTIZATION_BYTES = 65
+# Beyond these the header hardly counts, and Pillow's reader decodes block by block.
+_MAX_PLAIN_BYTES, _MAX_PLAIN_PIXELS = 1 << 16, 1 << 16
+
+
+def _plain_jpeg(data: bytes, drafted_from: float) -> Image.Image | None:
+    """Decode a small baseline JPEG that holds pixels alone; None for any other, or a damaged one.
+
+    Pillow's decoder does it, without Pillow's reader: of such an image, the reader takes as long
+    for the header as the decoder for the pixels.
+    """
+    if len(data) > _MAX_PLAIN_BYTES or data[:3] != b"\xff\xd8\xff":
+        return None
+    from PIL import Image
+
+    at, width, height, bands = 2, 0, 0, 0
+    try:
+        while True:
+            mark, kind, length = _SEGMENT.unpack_from(data, at)
+            if mark != 0xFF or length < 2:
+                return None
+            if kind == _BASELINE and not bands:
+                depth, height, width, bands = _FRAME.unpack_from(data, at + 4)
+                if depth != 8 or length != 8 + 3 * bands:
+                    return None
+            elif kind == _SCAN:
+                break
+            elif kind == _QUANTIZATION:
+                if (length - 2) % _QUANTIZATION_BYTES:
+                    return None
+            elif kind == _JFIF:
+                if data[at + 4 : at + 9] != b"JFIF\0":
+                    return None
+            elif kind not in _PASSED_OVER:
+                return None
+            at += 2 + length
+        if bands not in (1, 3) or not 0 < width * height <= _MAX_PLAIN_PIXELS:
+            return None
+        if min(width, height) >= drafted_from:
+            return None
+        mode = "RGB" if bands == 3 else "L"
+        image = Image.frombytes(mode, (width, height), data, "jpeg", mode, "")
+    except Exception:  # what is wrong with it, Pillow's reader says
+        return None
+    return image if bands == 3 else image.convert("RGB")
 
 
 def _not_decoded(where: str, data: bytes, error: Exception) -> DatasetError:
@@ -188,9 +254,10 @@ def _openers(head: bytes) -> Iterator[tuple[str, Callable[[IO[bytes], str], Imag
 @lru_cache(maxsize=1)
 def _prepare() -> None:
     """Load Pillow's formats, and HEIF where its package is installed."""
-    from PIL import Image
-
-    Image.init()
+    # `Image.init` would import all fifty. An MPO of Pillow is a JPEG that goes on.
+    for name in ("Avif", "Bmp", "Gif", "Jpeg", "Mpo", "Png", "Ppm", "Tiff", "WebP"):
+        with suppress(ImportError):  # Pillow before 11.3 has no AVIF
+            import_module(f"PIL.{name}ImagePlugin")
     # What it says of odd tags would appear on the terminal, again for each image.
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -205,11 +272,16 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _drafted_from(side: int) -> int:
+    """Return from how many pixels on, along its shorter side, a JPEG is scaled down."""
+    return 2 * math.ceil(REDUCING_GAP * side)
+
+
 def _draft(image: Image.Image, side: int, max_pixels: int) -> float:
     """Let the decoder scale a large JPEG down; return by how much."""
     least = math.ceil(REDUCING_GAP * side)
     most = max(MAX_SCALED_PIXELS, max_pixels)
-    if min(image.size) < 2 * least or image.width * image.height > most:
+    if min(image.size) < _drafted_from(side) or image.width * image.height > most:
         return 1
     width = image.width
     drafted = image.draft(None, (least, least))  # None: a format that cannot do it

@@ -7,9 +7,8 @@ No code of a data set is ever run.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from ..tables.table import Table
 from .dataset import UNLABELLED
 from .decoding import MAX_FILE_BYTES
 from .folders import ROLE_OF
-from .images import FileImages
+from .images import FileImages, Files
 from .sources import LABELS, Asked, Source, known_roles
+from .zip import opened_once
 
 _MARKS = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes
 Parts = Mapping[str, Sequence[Path]]  # split -> its Arrow files, in order
@@ -51,20 +51,10 @@ def saved_source(path: Path, asked: Asked) -> tuple[Source, Asked]:
 
 
 def hub_source(text: str, asked: Asked) -> tuple[Source, Asked]:
-    """Download a data set from the hub, or take it from the cache of ``datasets``.
+    """Download ``NAME``, ``ORG/NAME`` or ``ORG/NAME:CONFIG``, if ``datasets`` has not yet.
 
-    Parameters
-    ----------
-    text : str
-        ``NAME``, ``ORG/NAME`` or ``ORG/NAME:CONFIG``.
-    asked : Asked
-        Which column has the images (``path_column``), and the others.
-
-    Returns
-    -------
-    Source, Asked
-        For `dataset_of`; the names of columns that say what is in the source already are taken
-        out of ``asked``.
+    Returned are the arguments of `dataset_of`: columns that say what is in the source already
+    are taken out of ``asked``.
     """
     name, _, config = text.partition(":")
     where = f"hf:{text}"
@@ -90,23 +80,21 @@ def hub_source(text: str, asked: Asked) -> tuple[Source, Asked]:
     return _source(name.rpartition("/")[2], where, parts, asked, may_have_paths=True)
 
 
-class ArrowImages:
+class ArrowImages(Files):
     """Files in a column of Arrow files, known by ``split/000042``."""
 
-    remote = False
-    notes: tuple[str, ...] = ()
-
-    def __init__(self, parts: Parts, column: str, may_have_paths: bool) -> None:
-        self._given = parts, column, may_have_paths
-        self.tables = {name: _read(files) for name, files in parts.items()}
+    def __init__(
+        self, parts: Iterable[tuple[str, Sequence[Path]]], column: str, may_have_paths: bool
+    ) -> None:
+        self._given = tuple(parts), column, may_have_paths
+        self.tables = {name: _read(files) for name, files in self._given[0]}
         self._column = column
         self._may_have_paths = may_have_paths
 
     def __reduce__(self) -> Any:
-        """Pickle where the files are; another process opens them once."""
-        parts, column, may_have_paths = self._given
-        files = tuple((name, tuple(paths)) for name, paths in parts.items())
-        return _opened, (files, column, may_have_paths)
+        parts, *others = self._given
+        files = tuple((name, tuple(paths)) for name, paths in parts)
+        return opened_once, (ArrowImages, files, *others)
 
     def names(self) -> list[str]:
         """List every image."""
@@ -119,10 +107,6 @@ class ArrowImages:
     def folders(self) -> list[str]:
         """List the splits."""
         return list(self.tables)
-
-    def head(self, name: str) -> bytes:
-        """Return a file's bytes."""
-        return self.read(name)
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes. Safe from several threads."""
@@ -145,17 +129,6 @@ class ArrowImages:
             "data set with its images embedded"
         )
 
-    def where(self, name: str) -> str:
-        """Say where a file is, for a message."""
-        return name
-
-
-@lru_cache(maxsize=4)
-def _opened(
-    files: tuple[tuple[str, tuple[Path, ...]], ...], column: str, may_have_paths: bool
-) -> ArrowImages:
-    return ArrowImages(dict(files), column, may_have_paths)
-
 
 def _source(
     name: str, where: str, parts: Parts, asked: Asked, *, may_have_paths: bool
@@ -171,7 +144,7 @@ def _source(
         raise DatasetError(f"{where}: expected a split with images, found none")
     features = _features(next(iter(kept.values())))
     column = asked.path_column or _image_column(where, features)
-    files = ArrowImages(kept, column, may_have_paths)
+    files = ArrowImages(kept.items(), column, may_have_paths)
     for split, table in files.tables.items():
         if column not in table.column_names:
             raise DatasetError(
@@ -193,10 +166,17 @@ def _source(
         labels[(labels < 0) | (labels >= len(names))] = UNLABELLED
         asked = replace(asked, target=None)
     roles: list[str | None] = [ROLE_OF.get(split.lower()) for split in splits]
-    if labels is not None:
-        roles, files, ids, table, labels = _without_hidden_test(
-            roles, ids, files, table, labels, where, notes
-        )
+    is_test = np.array([role == "test" for role in roles])
+    if (
+        labels is not None
+        and is_test.any()
+        and "val" in roles
+        and (labels[is_test] == UNLABELLED).all()
+    ):  # as competitions have it
+        notes.append(f"{where}: the test split has no labels and is left out")
+        rows = np.flatnonzero(~is_test)
+        roles, ids = [roles[row] for row in rows], tuple(ids[row] for row in rows)
+        labels, table = labels[rows], None if table is None else table.take(rows)
     given, note = known_roles(roles, where)
     notes += [note] if note else []
     source = Source(
@@ -211,25 +191,6 @@ def _source(
         notes=tuple(notes),
     )
     return source, replace(asked, path_column=None)
-
-
-def _without_hidden_test(
-    roles: list[str | None],
-    ids: tuple[str, ...],
-    files: ArrowImages,
-    table: Table | None,
-    labels: np.ndarray,
-    where: str,
-    notes: list[str],
-) -> tuple[list[str | None], ArrowImages, tuple[str, ...], Table | None, np.ndarray]:
-    """Leave out a test split without labels, as competitions have, where there is a val."""
-    is_test = np.array([role == "test" for role in roles])
-    if not is_test.any() or "val" not in roles or (labels[is_test] != UNLABELLED).any():
-        return roles, files, ids, table, labels
-    notes.append(f"{where}: the test split has no labels and is left out")
-    rows = np.flatnonzero(~is_test)
-    table = None if table is None else table.take(rows)
-    return [roles[row] for row in rows], files, tuple(ids[row] for row in rows), table, labels[rows]
 
 
 def _image_column(where: str, features: Mapping[str, Any]) -> str:
@@ -271,10 +232,8 @@ def _table(
             continue
         kind = tables[0].schema.field(name).type
         plain = kind.value_type if pa.types.is_list(kind) else kind
-        if pa.types.is_nested(plain) or pa.types.is_binary(plain) or pa.types.is_null(plain):
-            dropped.append(name)
-            continue
-        if any(name not in one.column_names for one in tables):
+        unfit = pa.types.is_nested(plain) or pa.types.is_binary(plain) or pa.types.is_null(plain)
+        if unfit or any(name not in one.column_names for one in tables):
             dropped.append(name)
             continue
         values = pa.chunked_array([chunk for one in tables for chunk in one[name].chunks], kind)

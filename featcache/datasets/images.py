@@ -30,8 +30,9 @@ from .decoding import (
     decode_image,
     image_suffixes,
     is_image,
+    not_read,
 )
-from .stat_cache import RememberedHashes, known_hashes, read_and_hash
+from .stat_cache import RememberedHashes, read_and_hash
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -79,7 +80,6 @@ class ArrayImages:
     array: np.ndarray  # uint8 (N, H, W, 3)
 
     def __post_init__(self) -> None:
-        """Check dtype and shape."""
         if self.array.dtype != np.uint8 or self.array.ndim != 4 or self.array.shape[3] != 3:
             raise DatasetError(
                 "images: expected an array of uint8 (N, H, W, 3), found "
@@ -87,11 +87,9 @@ class ArrayImages:
             )
 
     def __len__(self) -> int:
-        """Return N."""
         return len(self.array)
 
     def __getitem__(self, index: int) -> Image.Image:
-        """Return one image."""
         return self.read(index)
 
     def read(self, index: int, preprocess: Preprocess | None = None) -> Image.Image:
@@ -105,10 +103,7 @@ class ArrayImages:
         return ArrayImages(self.array[rows])
 
     def update_digest(
-        self,
-        digest: hashlib._Hash,
-        on_hashed: OnHashed = silent,
-        on_error: OnError = "fail",
+        self, digest: hashlib._Hash, on_hashed: OnHashed = silent, on_error: OnError = "fail"
     ) -> None:
         """Feed shape and pixels."""
         digest.update(str(self.array.shape).encode())
@@ -135,11 +130,9 @@ class FileImages:
         return self.files.remote
 
     def __len__(self) -> int:
-        """Return N."""
         return len(self.names)
 
     def __getitem__(self, index: int) -> Image.Image:
-        """Read and decode one image."""
         return self.read(index)
 
     def read(self, index: int, preprocess: Preprocess | None = None) -> Image.Image:
@@ -168,10 +161,7 @@ class FileImages:
         return FileImages(self.files, [self.names[row] for row in rows], hashes)
 
     def update_digest(
-        self,
-        digest: hashlib._Hash,
-        on_hashed: OnHashed = silent,
-        on_error: OnError = "fail",
+        self, digest: hashlib._Hash, on_hashed: OnHashed = silent, on_error: OnError = "fail"
     ) -> None:
         """Feed every file's own SHA-256, so that the same files count the same anywhere.
 
@@ -197,7 +187,7 @@ class FileImages:
                     made.append(unreadable_hash(name))
             return made
 
-        hashes = known_hashes(self.files, self.names)
+        hashes = self.known_hashes(range(len(self)))
         unknown = [row for row, known in enumerate(hashes) if known is None]
         done = len(hashes) - len(unknown)
         if done:
@@ -229,9 +219,8 @@ class FileImages:
             raise DatasetChangedError(f"{error}; it was readable a moment ago") from None
         if expected not in (None, sha256):
             raise DatasetChangedError(
-                f"{shown_place(self.where(index))}: "
-                f"expected the file as it was when the data set was "
-                "hashed, found that it changed while it was being read; run it again"
+                f"{shown_place(self.where(index))}: expected the file as it was when the data set "
+                "was hashed, found that it changed while it was being read; run it again"
             )
         return data, sha256
 
@@ -244,7 +233,8 @@ class FileImages:
         """Return the SHA-256 of files as far as they are known without reading one."""
         if self.hashes:
             return [self.hash_of(row) for row in rows]
-        return known_hashes(self.files, [self.names[row] for row in rows])
+        names, memory = [self.names[row] for row in rows], self.files.memory
+        return memory.known(self.files, names) if memory else [None] * len(names)
 
 
 def is_remote(images: ReadableImages) -> bool:
@@ -314,31 +304,43 @@ def shown_names(files: Files, where: object) -> tuple[list[str], list[str], tupl
     return names, folders, (*files.notes, note)
 
 
-class Files(Protocol):
+class Files:
     """Files that are known by paths with ``/``; reading is safe from several threads."""
 
-    @property
-    def remote(self) -> bool:
-        """Whether every read waits for a network, and is paid for."""
-
-    def names(self) -> list[str]:
-        """List every file, in order of the names."""
-
-    def folders(self) -> list[str]:
-        """List the folders, so that an empty one can be reported."""
+    remote = False  # whether every read waits for a network, and is paid for
+    memory: RememberedHashes | None = None  # of a folder or an archive on this machine
 
     @property
     def notes(self) -> tuple[str, ...]:
         """One sentence each on what is not listed."""
+        return ()
+
+    def names(self) -> list[str]:
+        """List every file, in order of the names."""
+        raise NotImplementedError
+
+    def folders(self) -> list[str]:
+        """List the folders, so that an empty one can be reported."""
+        return []
 
     def head(self, name: str) -> bytes:
         """Return at least the first `HEAD_BYTES` of a file; nothing where it cannot be read."""
+        try:
+            return self.read(name)
+        except DatasetError:
+            return b""
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes, or raise `DatasetError`."""
+        raise NotImplementedError
+
+    def status(self, name: str) -> os.stat_result:
+        """Return the size and times that change when a file's bytes do, or raise OSError."""
+        raise OSError
 
     def where(self, name: str) -> str:
         """Say where a file is, for a message."""
+        return name
 
 
 def images_among(files: Files, names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -372,18 +374,14 @@ _OPEN_AT_ONCE = reduce(
 )
 
 
-class Folder:
+class Folder(Files):
     """Files below a folder, which is listed when the names are first asked for."""
-
-    remote = False
-    memory: RememberedHashes | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._prefix = os.path.join(path, "")
 
     def __reduce__(self) -> Any:
-        """Pickle the path alone."""
         return Folder, (self.path.absolute(),)
 
     def names(self) -> list[str]:
@@ -449,10 +447,7 @@ class Folder:
         try:
             return self._read(name, None)
         except OSError as error:
-            raise DatasetError(
-                f"{shown_place(self.where(name))}: "
-                f"cannot be read: {error.strerror}; restore or remove it"
-            ) from None
+            raise not_read(self.where(name), f"{error.strerror}; restore or remove it") from None
 
     def _read(self, name: str, most: int | None) -> bytes:
         """Read a file up to the size that it says it has: a device or /proc has no end."""

@@ -29,23 +29,8 @@ def load_labelled(
 ) -> Dataset:
     """Return the data set of the images that a table names, with all of its columns.
 
-    Parameters
-    ----------
-    files : Files, optional
-        The images; None: those in the folder of the table, or behind its URLs.
-    path : Path or RemotePlace, optional
-        Where they are.
-    name : str
-        Of the data set.
-    labels : str, Path, frame or Table
-        As `read_table` takes it: a row per image.
-    asked : Asked
-        Its columns.
-
-    Raises
-    ------
-    TableError
-        As `read_table` and `dataset_of`, and for a row without its image.
+    Without ``files``, they are in the folder of the table, or behind its URLs. TableError as of
+    `read_table` and `dataset_of`, and for a row without its image.
     """
     table = read_table(labels)
     if files is None:
@@ -190,27 +175,21 @@ def _with_shown_urls(table: Table, column: str) -> Table:
     )
 
 
-class UrlFiles:
+class UrlFiles(Files):
     """Files that are each behind a URL of its own; one request each."""
 
     remote = True
-    notes: tuple[str, ...] = ()
 
     def __init__(self, urls: dict[str, str]) -> None:
         self._urls = urls
         self._folders: dict[str, RemotePlace] = {}
 
     def __reduce__(self) -> Any:
-        """Pickle the URLs alone."""
         return UrlFiles, (self._urls,)
 
     def names(self) -> list[str]:
         """List every URL."""
         return sorted(self._urls)
-
-    def folders(self) -> list[str]:
-        """Return none."""
-        return []
 
     def head(self, name: str) -> bytes:
         """Return the first bytes of a file."""
@@ -232,7 +211,3 @@ class UrlFiles:
             raise DatasetError(
                 f"{name}: cannot be read: nothing is there; restore it or remove its row"
             ) from None
-
-    def where(self, name: str) -> str:
-        """Say where a file is, for a message."""
-        return name

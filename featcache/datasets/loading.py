@@ -19,7 +19,7 @@ from .folders import load_files
 from .hub import hub_source, is_saved, saved_source
 from .images import Files, Folder, OnError
 from .labelled import load_labelled
-from .named import CIFAR10, default_data_root, load_cifar10, load_digits
+from .named import default_data_root, load_cifar10, load_digits
 from .sources import Asked, Source, dataset_of
 from .tar import find_shards, is_tar_pattern, open_shards, webdataset
 from .torchvision_sets import load_torchvision
@@ -161,9 +161,28 @@ def _load(
         files = ZipArchive(path)
     if tars:
         return _shards(tars, text, labels, asked, root, on_error, on_progress)
+    return _in_files(files, path, stem, labels, asked, on_error, is_folder=is_folder)
+
+
+def _in_files(
+    files: Files,
+    path: Path | RemotePlace,
+    stem: str,
+    labels: Any,
+    asked: Asked,
+    on_error: OnError,
+    *,
+    is_folder: bool,
+) -> Dataset:
+    """Take the labels of files from a table, or from their folders."""
     if labels is not None:
         return load_labelled(files, path, stem, labels, asked)
-    _check_no_columns(text, asked)
+    for option, value in vars(asked).items():
+        if value is not None:
+            raise DatasetError(
+                f"{path}: expected a table for --{option.replace('_', '-')} {value}, found "
+                "images alone; name it with --labels"
+            )
     return load_files(files, path, stem, is_folder=is_folder, on_error=on_error)
 
 
@@ -184,16 +203,14 @@ def _shards(
 ) -> Dataset:
     """Open ``.tar`` files: samples, or class folders."""
     files, are_folders = open_shards(shards, root / "shards", on_progress)
-    shared, path = shown(text), located(text)
+    path = located(text)
     stem = re.sub(r"\.tar$", "", re.sub(r"[{*?\[].*", "", path.name), flags=re.IGNORECASE)
     stem = stem.strip("-_.") or "shards"
-    if labels is not None:
-        return load_labelled(files, path, stem, labels, asked)
-    source = webdataset(files, shared, stem, are_folders=are_folders)
-    if source is not None:
-        return dataset_of(source, asked)
-    _check_no_columns(text, asked)
-    return load_files(files, path, stem, is_folder=False, on_error=on_error)
+    if labels is None:
+        source = webdataset(files, shown(text), stem, are_folders=are_folders)
+        if source is not None:
+            return dataset_of(source, asked)
+    return _in_files(files, path, stem, labels, asked, on_error, is_folder=False)
 
 
 def _sampled(asked_source: tuple[Source, Asked], labels: Any) -> Dataset:
@@ -204,16 +221,6 @@ def _sampled(asked_source: tuple[Source, Asked], labels: Any) -> Dataset:
             "and featcache label CACHE TABLE replaces them"
         )
     return dataset_of(source, asked)
-
-
-def _check_no_columns(text: str, asked: Asked) -> None:
-    """Refuse columns where there is no table."""
-    for option, value in vars(asked).items():
-        if value is not None:
-            raise DatasetError(
-                f"{shown(text)}: expected a table for --{option.replace('_', '-')} {value}, found "
-                "images alone; name it with --labels"
-            )
 
 
 def _kind_of(path: Path) -> str:
@@ -227,8 +234,3 @@ def _kind_of(path: Path) -> str:
         return f"a path that cannot be followed ({getattr(error, 'strerror', error)})"
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFREG: "a file", stat.S_IFIFO: "a pipe"}
     return kinds.get(stat.S_IFMT(mode), "a device or a socket")
-
-
-def named_urls() -> list[str]:
-    """Return where the named data sets that are not shipped come from."""
-    return [CIFAR10.url]

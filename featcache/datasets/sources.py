@@ -23,76 +23,36 @@ _SHOWN = 3  # rows that a message names
 
 @dataclass(frozen=True)
 class Asked:
-    """Which columns of a table are what; None where their names tell.
+    """Which columns of a table are what; None where their names tell."""
 
-    Parameters
-    ----------
-    path_column : str, optional
-        Names the images, or has them.
-    target : str, optional
-        Their classes.
-    split_column : str, optional
-        ``train``, ``val`` or ``test``.
-    group : str, optional
-        What must not be on both sides, such as the patient.
-    """
-
-    path_column: str | None = None
-    target: str | None = None
-    split_column: str | None = None
-    group: str | None = None
+    path_column: str | None = None  # names the images, or has them
+    target: str | None = None  # their classes
+    split_column: str | None = None  # ``train``, ``val`` or ``test``
+    group: str | None = None  # what must not be on both sides, such as the patient
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """N images, and what their source says about them.
+    """N images, and what their source says about them."""
 
-    Parameters
-    ----------
-    name : str
-        As `Dataset` has it; characters that it cannot have are replaced.
-    images : Images
-        All of them.
-    ids : tuple of str
-        One per image.
-    source : str
-        Where they came from, for a person.
-    table : Table, optional
-        N rows.
-    roles : sequence of str, optional
-        ``train``, ``val`` or ``test`` of each image.
-    labels : numpy.ndarray, optional
-        int64 (N,), -1 where missing, with their ``class_names``.
-    class_names : tuple of str
-        In label order.
-    notes : tuple of str
-        One sentence each.
-    key : str, optional
-        The column of the table that names the images, which the ids do as well.
-    """
-
-    name: str
+    name: str  # characters that a `Dataset` cannot have in its name are replaced
     images: Images
     ids: tuple[str, ...]
-    source: str
-    table: Table | None = None
-    roles: Sequence[str] | None = None
-    labels: np.ndarray | None = None
+    source: str  # for a person
+    table: Table | None = None  # N rows
+    roles: Sequence[str] | None = None  # ``train``, ``val`` or ``test``
+    labels: np.ndarray | None = None  # int64 (N,), -1 where missing
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    key: str | None = None
+    key: str | None = None  # the column of the table that names the images, as the ids do
 
 
 def dataset_of(source: Source, asked: Asked) -> Dataset:
     """Return the data set of a source: its labels, and its sides.
 
-    The sides are those of the split column, else of the source, else drawn from the groups, else
-    from the content of the images.
-
-    Raises
-    ------
-    TableError
-        No such column, a split that is none of the three, a group in two splits.
+    The sides are those of the split column, else of the source, else drawn from the groups,
+    else from the content of the images. TableError where a column is missing, a split is none
+    of the three, or a group is in two.
     """
     table = source.table
     labels, class_names, notes = _labels(source, asked)

@@ -11,13 +11,16 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING
 
 from ..errors import OutputError
 from ..files import refuse_links, write_atomically
+
+if TYPE_CHECKING:
+    from .images import Files
 
 FOLDER = ".hashes"
 _MAGIC = b"featcache hashes 1\n"
@@ -33,22 +36,6 @@ _MAX_BYTES = 1 << 30  # some ten million files
 _RACY_NS = 2_000_000_000
 
 
-class LocalFiles(Protocol):
-    """Files on this machine: a folder or an archive."""
-
-    path: Path
-    memory: RememberedHashes | None
-
-    def names(self) -> list[str]:
-        """List every file."""
-
-    def read(self, name: str) -> bytes:
-        """Return a file's bytes."""
-
-    def status(self, name: str) -> os.stat_result:
-        """Return the size and times that change when a file's bytes do, or raise OSError."""
-
-
 class RememberedHashes:
     """What is remembered of one data set; `put` may be called from several threads."""
 
@@ -58,7 +45,7 @@ class RememberedHashes:
         self._records = {} if verify else _read(path)
         self._changed = False
 
-    def known(self, files: LocalFiles, names: Iterable[str]) -> list[bytes | None]:
+    def known(self, files: Files, names: Iterable[str]) -> list[bytes | None]:
         """Return the hash of each file, None where it is not known to be the same as then."""
         hashes: list[bytes | None] = []
         get, status = self._records.get, files.status
@@ -129,39 +116,27 @@ def _stamp(status: os.stat_result) -> bytes:
     )
 
 
-def known_hashes(files: object, names: Sequence[str]) -> list[bytes | None]:
-    """Return the remembered SHA-256 of each file, None where there is none."""
-    memory: RememberedHashes | None = getattr(files, "memory", None)
-    return memory.known(cast(LocalFiles, files), names) if memory else [None] * len(names)
-
-
-def read_and_hash(files: object, name: str) -> tuple[bytes, bytes]:
+def read_and_hash(files: Files, name: str) -> tuple[bytes, bytes]:
     """Return a file's bytes and their SHA-256, which is remembered where files are local."""
-    local = cast(LocalFiles, files)
-    memory: RememberedHashes | None = getattr(files, "memory", None)
     status, at_ns = None, time.time_ns()
-    if memory:
+    if files.memory:
         with suppress(OSError):  # reading it says what is wrong
-            status = local.status(name)
-    data = local.read(name)
+            status = files.status(name)
+    data = files.read(name)
     sha256 = hashlib.sha256(data).digest()
-    if memory and status:
-        memory.put(name, status, at_ns, sha256)
+    if files.memory and status:
+        files.memory.put(name, status, at_ns, sha256)
     return data, sha256
 
 
 @contextmanager
-def remembering(everything: Iterable[object], folder: Path, *, verify: bool) -> Iterator[None]:
+def remembering(everything: Iterable[Files], folder: Path, *, verify: bool) -> Iterator[None]:
     """Use and complete what ``folder`` remembers of files, those of them that are local.
 
     With ``verify``, every file is hashed again.
     """
     distinct = {id(files): files for files in everything}.values()
-    local = [
-        cast(LocalFiles, files)
-        for files in distinct
-        if hasattr(files, "memory") and not getattr(files, "remote", False)
-    ]
+    local = [files for files in distinct if hasattr(files, "path") and not files.remote]
     for files in local:
         place = hashlib.sha256(os.fsencode(os.path.realpath(files.path))).hexdigest()[:32]
         files.memory = RememberedHashes(folder / FOLDER / place, verify=verify)

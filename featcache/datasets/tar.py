@@ -17,20 +17,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import DatasetError, OutputError, RemoteError, TableError, one_line, shown_place
+from ..errors import DatasetError, OutputError, TableError, one_line
 from ..files import replaced_file
 from ..progress import OnProgress, Progress, silent
 from ..remote import RemotePlace, located
 from ..tables.reading import read_table
 from ..tables.target import read_target
-from .decoding import MAX_FILE_BYTES
+from .decoding import MAX_FILE_BYTES, file_error, not_read
 from .folders import ROLE_OF
-from .images import FileImages, images_among, is_hidden, shown_names
+from .images import FileImages, Files, images_among, is_hidden, shown_names
 from .sources import Source, known_roles
+from .urls import archive_bytes
+from .zip import opened_once
 
 _BLOCK = 512
 _PACKED = {
@@ -48,20 +49,14 @@ _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _MAX_SHARDS = 1 << 20
 
 
-class TarShards:
-    """Files inside one or several ``.tar``.
+class TarShards(Files):
+    """Files inside one or several ``.tar``; those behind URLs are fetched whole, once.
 
-    Parameters
-    ----------
-    shards : sequence of Path or RemotePlace
-        The archives; those behind URLs are fetched whole, once.
-    tops : sequence of str
-        What stands in front of the names of each: ``""``, or a folder.
-    folder : Path
-        Where fetched archives are kept.
+    They are kept in ``folder``. ``tops`` stand in front of the names of each: ``""``, or a
+    folder.
     """
 
-    remote = False
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -85,7 +80,6 @@ class TarShards:
                     )
                 self._places[whole] = number, start, size
                 self._order.append(whole)
-        self.notes: tuple[str, ...] = ()
         if skipped:
             self.notes = (
                 f"{self._paths[0].parent}: {len(skipped):,} links and special files in archives "
@@ -93,9 +87,9 @@ class TarShards:
             )
 
     def __reduce__(self) -> Any:
-        """Pickle where the archives are; another process opens them once."""
         shards, tops, folder = self._given
-        return _opened, (tuple(_absolute(one) for one in shards), tops, folder)
+        shards = tuple(one.absolute() if isinstance(one, Path) else one for one in shards)
+        return opened_once, (TarShards, shards, tops, folder)
 
     def names(self) -> list[str]:
         """List every file."""
@@ -104,10 +98,6 @@ class TarShards:
     def in_order(self) -> list[str]:
         """List every file as they follow each other."""
         return self._order
-
-    def folders(self) -> list[str]:
-        """Return none: an empty folder holds nothing."""
-        return []
 
     def size_bytes(self, name: str) -> int:
         """Return how long a file is."""
@@ -123,11 +113,8 @@ class TarShards:
     def read(self, name: str) -> bytes:
         """Return a file's bytes. Safe from several threads."""
         if self.size_bytes(name) > MAX_FILE_BYTES:
-            raise DatasetError(
-                f"{shown_place(self.where(name))}: "
-                f"cannot be read: {self.size_bytes(name)} bytes are more than "
-                "an image has; remove it"
-            )
+            why = f"{self.size_bytes(name)} bytes are more than an image has; remove it"
+            raise not_read(self.where(name), why)
         return self._read(name, MAX_FILE_BYTES)
 
     def _read(self, name: str, most: int) -> bytes:
@@ -138,29 +125,15 @@ class TarShards:
                 stream.seek(start)
                 data = stream.read(length)
         except OSError as error:
-            raise DatasetError(
-                f"{shown_place(self.where(name))}: "
-                f"cannot be read: {error.strerror}; restore the archive"
-            ) from None
+            raise not_read(self.where(name), f"{error.strerror}; restore the archive") from None
         if len(data) != length:
-            raise DatasetError(
-                f"{shown_place(self.where(name))}: cannot be read: it ends early; {_DAMAGED}"
-            )
+            raise not_read(self.where(name), f"it ends early; {_DAMAGED}")
         return data
 
     def where(self, name: str) -> str:
         """Say where a file is, for a message."""
         number = self._places[name][0]
         return f"{self._paths[number]}!{name.removeprefix(self._given[1][number])}"
-
-
-@lru_cache(maxsize=4)
-def _opened(shards: Sequence[Path | RemotePlace], tops: Sequence[str], folder: Path) -> TarShards:
-    return TarShards(shards, tops, folder)
-
-
-def _absolute(shard: Path | RemotePlace) -> Path | RemotePlace:
-    return shard.absolute() if isinstance(shard, Path) else shard
 
 
 class _Bounded:
@@ -231,13 +204,8 @@ def _walk(
                 f"{where}: expected {member.size:,} bytes, found that the file ends before; "
                 f"{_DAMAGED}"
             )
-        yield (
-            "/".join(part for part in parts if part not in ("", ".")),
-            *(
-                member.offset_data,
-                member.size,
-            ),
-        )
+        name = "/".join(part for part in parts if part not in ("", "."))
+        yield name, member.offset_data, member.size
     stream.seek(opened.offset)
     end = stream.read(_BLOCK)
     if len(end) < _BLOCK or end.count(0) != _BLOCK:
@@ -358,27 +326,22 @@ def webdataset(files: TarShards, path: str, name: str, *, are_folders: bool) -> 
     keys = sorted(pictures, key=pictures.__getitem__)
     ids = tuple(pictures[key] for key in keys)
     columns = _columns(files, [samples[key] for key in keys], path, notes)
-    source = Source(name, FileImages(files, ids), ids, path, notes=tuple(notes))
     roles, note = shard_roles([id_.rpartition("/")[0] for id_ in ids], path)
-    if note:
-        source = replace(source, notes=(*source.notes, note))
-    source = replace(source, roles=roles)
-    if not columns:
-        return source
-    table = replace(read_table(columns), source=path)
-    source = replace(source, table=table)
-    if "cls" not in columns:
-        return source
-    n_missing = sum(value is None for value in columns["cls"])
-    if n_missing:
-        first = one_line(ids[columns["cls"].index(None)])
-        notes = [*source.notes, f"{path}: {n_missing:,} samples without .cls, {first} the first"]
-        source = replace(source, notes=tuple(notes))
-    try:
-        target = read_target(table, ("cls",), task="classification")
-    except TableError as error:
-        return replace(source, notes=(*source.notes, f"{error}; so the images have no labels"))
-    return replace(source, labels=target.values, class_names=target.names)
+    notes += [note] if note else []
+    table = replace(read_table(columns), source=path) if columns else None
+    labelled: dict[str, Any] = {}
+    if table is not None and "cls" in columns:
+        n_missing = sum(value is None for value in columns["cls"])
+        if n_missing:
+            first = one_line(ids[columns["cls"].index(None)])
+            notes.append(f"{path}: {n_missing:,} samples without .cls, {first} the first")
+        try:
+            target = read_target(table, ("cls",), task="classification")
+            labelled = {"labels": target.values, "class_names": target.names}
+        except TableError as error:
+            notes.append(f"{error}; so the images have no labels")
+    more = {"notes": tuple(notes), "roles": roles, "table": table, **labelled}
+    return Source(name, FileImages(files, ids), ids, path, **more)
 
 
 def shard_roles(folders: Iterable[str], path: str) -> tuple[list[str] | None, str]:
@@ -417,11 +380,9 @@ def _columns(
                 if not isinstance(content, dict):
                     raise ValueError("it is no object")
             except (ValueError, RecursionError) as error:
-                raise DatasetError(
-                    f"{shown_place(files.where(sample[end]))}: "
-                    f"expected a JSON object, found another text "
-                    f"({one_line(error)}); correct or remove it"
-                ) from None
+                problem = f"expected a JSON object, found another text ({one_line(error)})"
+                where = files.where(sample[end])
+                raise file_error(where, f"{problem}; correct or remove it") from None
             for name, value in content.items():
                 if isinstance(value, (dict, list)):
                     nested.add(name)
@@ -439,18 +400,16 @@ def _columns(
 
 def _text(files: TarShards, name: str) -> str:
     if files.size_bytes(name) > _MOST_TEXT:
-        raise DatasetError(
-            f"{shown_place(files.where(name))}: "
+        raise file_error(
+            files.where(name),
             f"expected at most {_MOST_TEXT:,} bytes beside an image, found "
-            f"{files.size_bytes(name):,}; remove it"
+            f"{files.size_bytes(name):,}; remove it",
         )
     try:
         return files.read(name).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise DatasetError(
-            f"{shown_place(files.where(name))}: "
-            f"expected UTF-8, found other bytes; convert or remove it"
-        ) from None
+        problem = "expected UTF-8, found other bytes; convert or remove it"
+        raise file_error(files.where(name), problem) from None
 
 
 def _fetched(
@@ -470,15 +429,11 @@ def _fetched(
         found = shard.find()
         if found is None or found.is_folder:
             raise DatasetError(f"{shard}: expected a .tar, found nothing there; check the URL")
-        if found.size_bytes is None:
-            raise RemoteError(
-                f"{shard}: expected a server that says how long the archive is, found one that "
-                "does not; download it first and name the file"
-            )
-        version = hashlib.sha256(f"{found.size_bytes} {found.mark}".encode()).hexdigest()[:12]
+        size = archive_bytes(shard, found)
+        version = hashlib.sha256(f"{size} {found.mark}".encode()).hexdigest()[:12]
         paths.append(folder / f"{shard.as_file_name()}-{version}.tar")
         if not paths[-1].exists():
-            missing.append((shard, paths[-1], found.size_bytes))
+            missing.append((shard, paths[-1], size))
     total, done = sum(size for *_, size in missing), 0
     try:
         if missing:

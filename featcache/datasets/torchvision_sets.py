@@ -56,13 +56,7 @@ _SETS: dict[str, tuple[Mapping[str, Mapping[str, object]], str, str]] = {
 
 
 def load_torchvision(name: str, root: Path) -> Dataset:
-    """Return one of torchvision's data sets; it is downloaded unless it is below ``root``.
-
-    Raises
-    ------
-    DatasetError
-        No such data set, no torchvision, or files that are missing or damaged.
-    """
+    """Return one of torchvision's data sets; it is downloaded unless it is below ``root``."""
     where = f"torchvision:{one_line(name)}"
     if name not in _SETS:
         meant = did_you_mean(name, _SETS, "unpack it and name its folder", prefix="torchvision:")

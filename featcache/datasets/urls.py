@@ -7,14 +7,14 @@ first, and then each image by its own range. Nothing is kept on this machine.
 from __future__ import annotations
 
 import io
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import IO, Any, cast
 
-from ..errors import DatasetError, RemoteError, one_line, shown_place
-from ..remote import RemotePlace
-from .decoding import HEAD_BYTES, MAX_FILE_BYTES
+from ..errors import DatasetError, RemoteError, one_line
+from ..remote import Found, RemotePlace
+from .decoding import HEAD_BYTES, MAX_FILE_BYTES, not_read
 from .images import Files
-from .zip import ZipArchive
+from .zip import ZipArchive, opened_once
 
 # The end of an archive: its directory's own end, of up to 65,557 bytes with a comment, what
 # ZIP64 has in front of it, and of a small archive the whole directory.
@@ -22,18 +22,18 @@ _TAIL_BYTES = 1 << 17
 _LAYOUT = "expected a folder of class folders or a .zip of one"
 
 
-class RemoteFolder:
+class RemoteFolder(Files):
     """Files below a folder of an object store."""
 
     remote = True
-    notes: tuple[str, ...] = ()
 
-    def __init__(self, place: RemotePlace) -> None:
+    def __init__(self, place: RemotePlace, too_large: dict[str, int] | None = None) -> None:
         self.place = place
+        self._too_large = too_large or {}  # than an image is; nothing is known before the listing
 
     def __reduce__(self) -> Any:
         """Pickle the URL and the files that are too large, not the listing."""
-        return _folder, (self.place, self._too_large if "_listing" in self.__dict__ else None)
+        return RemoteFolder, (self.place, self._too_large)
 
     def names(self) -> list[str]:
         """List every file below."""
@@ -76,28 +76,17 @@ class RemoteFolder:
         """Return a file's bytes, in one request."""
         size = self._too_large.get(name)
         if size:
-            raise DatasetError(
-                f"{shown_place(self.where(name))}: "
-                f"cannot be read: {size} bytes are more than an image has; "
-                "remove it"
-            )
+            why = f"{size} bytes are more than an image has; remove it"
+            raise not_read(self.where(name), why)
         try:
             return self.place.read(name, MAX_FILE_BYTES)
         except FileNotFoundError:
-            raise DatasetError(
-                f"{shown_place(self.where(name))}: "
-                f"cannot be read: it is not there any more; restore it, or "
-                "run it again"
-            ) from None
+            why = "it is not there any more; restore it, or run it again"
+            raise not_read(self.where(name), why) from None
 
     def where(self, name: str) -> str:
         """Return where a file is, for a message."""
         return f"{str(self.place).rstrip('/')}/{name}"
-
-    @cached_property
-    def _too_large(self) -> dict[str, int]:
-        """What is larger than an image is; nothing is known before the folder is listed."""
-        return {}
 
 
 class RemoteZip(ZipArchive):
@@ -110,17 +99,11 @@ class RemoteZip(ZipArchive):
         file = place.find()
         if file is None:
             raise DatasetError(f"{place}: {_LAYOUT}, found nothing there; check the URL")
-        if file.size_bytes is None:
-            raise RemoteError(
-                f"{place}: expected a server that says how long the archive is, found one that "
-                "does not; download it first and name the file"
-            )
-        self._size = file.size_bytes
+        self._size = archive_bytes(place, file)
         self._look_through(cast(IO[bytes], _Ranges(place, self._size)))
 
     def __reduce__(self) -> Any:
-        """Pickle the URL alone; another process opens it once."""
-        return _opened, (self._place,)
+        return opened_once, (RemoteZip, self._place)
 
     def _read_at(self, length: int, start: int) -> bytes:
         length = min(length, self._size - start)
@@ -130,6 +113,16 @@ class RemoteZip(ZipArchive):
             raise DatasetError(
                 f"{self._place}: cannot be read: it is not there any more; restore it"
             ) from None
+
+
+def archive_bytes(place: RemotePlace, file: Found) -> int:
+    """Return how long an archive behind a URL is."""
+    if file.size_bytes is None:
+        raise RemoteError(
+            f"{place}: expected a server that says how long the archive is, found one that does "
+            "not; download it first and name the file"
+        )
+    return file.size_bytes
 
 
 class _Ranges(io.RawIOBase):
@@ -144,15 +137,12 @@ class _Ranges(io.RawIOBase):
         self._tail = place.read_range(self._tail_start, size - self._tail_start) if size else b""
 
     def readable(self) -> bool:
-        """Say yes."""
         return True
 
     def seekable(self) -> bool:
-        """Say yes."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place; before the beginning there is none."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         if base + offset < 0:
             raise OSError(None, "it is too short")
@@ -160,11 +150,9 @@ class _Ranges(io.RawIOBase):
         return self._at
 
     def tell(self) -> int:
-        """Return the place."""
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        """Return so many bytes, in one request at most."""
         left = max(0, self._size - self._at)
         length = left if size is None or size < 0 else min(size, left)
         if self._at >= self._tail_start:
@@ -186,15 +174,3 @@ def open_url(place: RemotePlace) -> tuple[Files, bool]:
     if folder.names() == [""]:  # a file, whatever it is called
         return RemoteZip(place), False
     return folder, True
-
-
-def _folder(place: RemotePlace, too_large: dict[str, int] | None) -> RemoteFolder:
-    folder = RemoteFolder(place)
-    if too_large is not None:
-        folder._too_large = too_large
-    return folder
-
-
-@lru_cache(maxsize=4)
-def _opened(place: RemotePlace) -> RemoteZip:
-    return RemoteZip(place)

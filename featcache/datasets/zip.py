@@ -17,16 +17,18 @@ import threading
 import weakref
 import zipfile
 import zlib
+from collections.abc import Callable
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from ..errors import DatasetError, shown_place
+from ..errors import DatasetError
 from ..remote import RemotePlace
-from .decoding import HEAD_BYTES, MAX_FILE_BYTES, is_image
-from .stat_cache import RememberedHashes
+from .decoding import HEAD_BYTES, MAX_FILE_BYTES, is_image, not_read
+from .images import Files
 
 # Before a file's data stands its local header: a signature, version, flags, method, time,
 # date, CRC, two sizes, the lengths of name and extra field; then these two.
@@ -40,18 +42,11 @@ _UTF8 = 0x800
 
 # What the directory says of a file; "room" is how far it is to whatever comes next.
 _MEMBER = np.dtype(
-    [
-        ("start", np.int64),
-        ("room", np.int64),
-        ("packed", np.int64),
-        ("size", np.int64),
-        ("crc", np.uint32),
-        ("flags", np.uint16),
-        ("method", np.uint16),
-    ]
+    [(name, np.int64) for name in ("start", "packed", "size", "crc", "flags", "method", "room")]
 )
-
-
+_FIELDS = attrgetter(
+    "header_offset", "compress_size", "file_size", "CRC", "flag_bits", "compress_type"
+)
 # What a damaged directory makes zipfile and this module raise.
 _DAMAGE_ERRORS = (
     zipfile.BadZipFile,
@@ -81,12 +76,8 @@ class _UnfitError(Exception):
     """Why a file cannot be read, and what to do."""
 
 
-class ZipArchive:
+class ZipArchive(Files):
     """Files inside a ``.zip``."""
-
-    remote = False
-    notes: tuple[str, ...] = ()
-    memory: RememberedHashes | None = None
 
     def __init__(self, path: Path) -> None:
         self.path: Path | RemotePlace = path
@@ -115,9 +106,8 @@ class ZipArchive:
         self._folders = sorted(name.rstrip("/") for name in names if name.endswith("/"))
 
     def __reduce__(self) -> Any:
-        """Pickle the path alone; another process opens it once."""
         assert isinstance(self.path, Path)
-        return _opened, (self.path.absolute(),)
+        return opened_once, (ZipArchive, self.path.absolute())
 
     def names(self) -> list[str]:
         """List every file inside; one that is there twice, twice."""
@@ -127,13 +117,6 @@ class ZipArchive:
         """List the folders that have an entry of their own."""
         return self._folders
 
-    def head(self, name: str) -> bytes:
-        """Return a file's bytes; nothing where it cannot be read."""
-        try:
-            return self.read(name)
-        except DatasetError:
-            return b""
-
     def read(self, name: str) -> bytes:
         """Return a file's bytes; its CRC is checked.
 
@@ -142,13 +125,9 @@ class ZipArchive:
         try:
             return self._read(name)
         except _UnfitError as error:
-            raise DatasetError(
-                f"{shown_place(self.where(name))}: cannot be read: {error}"
-            ) from None
+            raise not_read(self.where(name), error) from None
         except (OSError, zlib.error) as error:
-            raise DatasetError(
-                f"{shown_place(self.where(name))}: cannot be read: {error}; {_DAMAGED}"
-            ) from None
+            raise not_read(self.where(name), f"{error}; {_DAMAGED}") from None
 
     def status(self, name: str) -> os.stat_result:
         """Return the size and times of the whole archive: no file in it changes without it."""
@@ -162,7 +141,7 @@ class ZipArchive:
         return _read_at(self._file, length, start)
 
     def _read(self, name: str) -> bytes:
-        start, room, packed, size, crc, flags, method = self._members[self._rows[name]].item()
+        start, packed, size, crc, flags, method, room = self._members[self._rows[name]].item()
         if flags & _ENCRYPTED:
             raise _UnfitError("it is encrypted; pack the archive again without a password")
         if method not in (_STORED, _DEFLATED):
@@ -201,8 +180,9 @@ class ZipArchive:
 
 
 @lru_cache(maxsize=4)
-def _opened(path: Path) -> ZipArchive:
-    return ZipArchive(path)
+def opened_once(kind: Callable[..., Any], *given: Any) -> Any:
+    """Open in another process what a pickle names; several pickles share the same one."""
+    return kind(*given)
 
 
 def _directory(stream: IO[bytes]) -> tuple[list[str], dict[str, str], np.ndarray]:
@@ -227,18 +207,7 @@ def _table(members: list[zipfile.ZipInfo], end: int) -> np.ndarray:
     Entries may not overlap: two that share their data would each look whole, and a few million
     of them make an archive of petabytes (https://www.bamsoftware.com/hacks/zipbomb/).
     """
-    rows = (
-        (
-            member.header_offset,
-            0,
-            member.compress_size,
-            member.file_size,
-            member.CRC,
-            member.flag_bits,
-            member.compress_type,
-        )
-        for member in members
-    )
+    rows = ((*_FIELDS(member), 0) for member in members)
     table = np.fromiter(rows, _MEMBER, len(members))
     order = np.argsort(table["start"], kind="stable")
     starts = np.append(table["start"][order], end)

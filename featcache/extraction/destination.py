@@ -56,40 +56,26 @@ class Destination:
     def may_be_there(self, plan: Plan) -> bool:
         """Tell whether there is a cache that differs in nothing but perhaps its images."""
         if self._named:
-            return any(self._named_as(name).find() for name in self._forms(self.place.name))
+            return any(self.of(name).find() for name in self._forms(self.place.name))
         meta = plan.meta("")
         names = [name for name in self.place.names() if name.startswith(f"{name_stem(meta)}-")]
-        caches = (self._existing(Path(name)) for name in names if name.endswith(SUFFIXES))
+        caches = (self.existing(Path(name)) for name in names if name.endswith(SUFFIXES))
         return any(same_but_images(one.meta, meta) for one in caches if one)
-
-    def any_form(self, path: Path, why: str, started: float) -> ExtractResult | None:
-        """Describe the cache in either form, whatever its ingredients."""
-        existing = self._existing(path)
-        return None if existing is None else _result(existing, why, started)
 
     def matching(
         self, path: Path, expected: Mapping[str, Any], plan: Plan, started: float
     ) -> ExtractResult | None:
         """Describe the cache of these ingredients without fetching it; refuse one of others."""
-        existing = self._existing(path)
+        existing = self.existing(path)
         if existing is None:
             return None
         check_ingredients(existing.place, existing.meta, expected)
         check_none_skipped(existing.place, existing.skipped, plan.options.on_error)
-        return _result(existing, plan.work.choice.why, started)
+        return result_of_remote(existing, plan.work.choice.why, started)
 
     def check_writable(self) -> None:
         """Try with an empty object, before hours of work, that the place can be written."""
         (self.place if self._named else self.place.within("cache.h5")).check_writable()
-
-    def check_free(self, path: Path) -> None:
-        """Refuse a name that a cache has already."""
-        existing = self._existing(path)
-        if existing is not None:
-            raise OutputError(
-                f"{existing.place}: expected a name for a new cache, found that it is there "
-                "already; remove it to make it again, or name another --output"
-            )
 
     def parts(self, path: Path) -> RemoteParts:
         """Return where jobs keep the shards of the cache that is made in ``path``."""
@@ -115,7 +101,7 @@ class Destination:
         path = Path(result.cache)
         target = self.of(path)
         try:
-            existing = None if force else self._existing(path)
+            existing = None if force else self.existing(path)
             if existing is None:
                 send_cache(path, target, on_progress)
             elif existing.meta["fingerprint"] != result.fingerprint:
@@ -132,11 +118,11 @@ class Destination:
         on_note(f"{where}: uploaded; {path} is a copy, which may be deleted")
         return replace(result, cache=where, wall_s=time.perf_counter() - started)
 
-    def _existing(self, path: Path) -> RemoteCache | None:
+    def existing(self, path: Path) -> RemoteCache | None:
         """Return the cache in either form: a file, or a folder of shards."""
         for name in self._forms(path.name):
             try:
-                existing = find_remote_cache(self._named_as(name))
+                existing = find_remote_cache(self.of(name))
             except CacheError as error:
                 raise type(error)(f"{error} ({MAKE_AGAIN})") from None
             if existing is not None:
@@ -147,18 +133,15 @@ class Destination:
         path = Path(name).with_suffix(".h5")
         return path.name, shards_path(path).name
 
-    def of(self, path: Path) -> RemotePlace:
-        """Return the place of the cache that is made in ``path``."""
-        return self._named_as(path.name)
-
-    def _named_as(self, name: str) -> RemotePlace:
-        """Return the place of a cache of that name."""
+    def of(self, path: str | Path) -> RemotePlace:
+        """Return the place of the cache that is made in ``path``, or has that name."""
+        name = Path(path).name
         if self._named:
             return self.place if name == self.place.name else self.place.parent.within(name)
         return self.place.within(name)
 
 
-def _result(cache: RemoteCache, why: str, started: float) -> ExtractResult:
+def result_of_remote(cache: RemoteCache, why: str, started: float) -> ExtractResult:
     """Describe a cache that exists behind a URL."""
     return result_from(
         cache.meta,

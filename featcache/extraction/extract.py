@@ -6,11 +6,14 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from ..backbones.architectures import BACKBONES
-from ..backbones.choice import choose_engine
+from ..backbones.choice import choose_engine, native_precisions
 from ..backbones.engine import Engine, build_engine, settled
 from ..backbones.loading import load_weights
 from ..datasets.dataset import Dataset
@@ -18,6 +21,7 @@ from ..errors import RecipeError
 from ..files import user_path
 from ..options import with_options
 from ..progress import OnNote, OnProgress, silent
+from ..remote import RemotePlace, located
 from ..store.shards import (
     SHARD_ROWS,
     ShardRange,
@@ -26,15 +30,17 @@ from ..store.shards import (
     discard_unfinished,
     shards_path,
 )
+from ..store.table_file import attach
 from .destination import Destination, destination
 from .jobs import Make, check_share, make_cache, run_share
 from .options import ExtractOptions
 from .pipeline import run_shards
 from .plan import SUFFIXES, Plan, Work, known_rows, matching, remembered_hashes
+from .precision import with_precision
 from .result import ExtractResult, ShareResult, result_of
-from .table import attach_table
 
 _MANY_IMAGES = 1 << 18  # larger shards from here on keep the manifest small
+_LONG_S = 60.0  # of a run after which a faster precision is suggested
 _MAX_SHARDS = 1 << 16  # of which a manifest has 35 MB, and a cache opens in seconds
 
 
@@ -109,14 +115,16 @@ def extract(
 
         import_ray()
     plan, there = _plan(dataset, options, on_progress, on_note)
-    on_note(plan.work.choice.why)
     with remembered_hashes(plan.dataset, plan.options):
+        if options.precision == "auto":
+            plan = with_precision(plan, force, on_progress, on_note)
+        on_note(plan.work.choice.why)
         if force:
             _check_other_forms(plan)
         else:
             existing = _existing(plan, there, started, on_progress, on_note)
             if existing:
-                attach_table(plan.dataset, existing)
+                _attach_table(plan.dataset, existing)
                 return existing
         if there:
             there.check_writable()
@@ -126,10 +134,18 @@ def extract(
             else on_ray(plan, address, workers, on_progress, on_note)
         )
         command = options.command(dataset)
+        began = time.perf_counter()
         result = make_cache(plan, command, make, force, on_progress, on_note, started=started)
+        took_s = time.perf_counter() - began
+        is_f32 = options.precision == result.precision == "f32"
+        if took_s > _LONG_S and is_f32 and "bf16" in native_precisions(plan.work.choice):
+            on_note(
+                f"this took {took_s / 60:.1f} minutes in f32, and bf16 is native here: --precision "
+                "auto takes it where it is faster and changes none of your features by much"
+            )
     if there:
         result = there.deliver(result, force, started, on_progress, on_note)
-    attach_table(plan.dataset, result)
+    _attach_table(plan.dataset, result)
     return result
 
 
@@ -177,6 +193,11 @@ def extract_share(
     """
     started = time.perf_counter()
     check_share(share)
+    if options.precision == "auto":
+        raise RecipeError(
+            "precision: expected f32, bf16 or f16 for one of many jobs, since all must compute in "
+            "the same one, found auto; see what --precision auto takes for a small --train-limit"
+        )
     plan, there = _plan(dataset, options, on_progress, on_note)
     on_note(plan.work.choice.why)
     if plan.dataset.table is not None:
@@ -197,8 +218,9 @@ def _plan(
 ) -> tuple[Plan, Destination | None]:
     """Load the data set and the weights, and choose the engine, before the first image is read."""
     there = destination(options.output)
+    precision = "f32" if options.precision == "auto" else options.precision
     if options.backbone in BACKBONES:  # said before anything is downloaded
-        choose_engine(options.engine, options.device, options.precision)
+        choose_engine(options.engine, options.device, precision)
     if not isinstance(dataset, Dataset):
         dataset = options.load_dataset(dataset, on_progress)
     for note in dataset.notes:
@@ -213,7 +235,7 @@ def _plan(
     )
     for note in weights.notes:
         on_note(note)
-    choice = choose_engine(options.engine, options.device, options.precision, weights.engines)
+    choice = choose_engine(options.engine, options.device, precision, weights.engines)
     choice = settled(choice, weights, options.cuts)
     listed = dataset.listed()
     work = Work(
@@ -306,3 +328,30 @@ def _existing(
             result = result_of(found, why, reused=True, started=started)
             return there.deliver(result, False, started, on_progress, on_note) if there else result
     return None
+
+
+def _attach_table(dataset: Dataset, result: ExtractResult) -> None:
+    """Attach a data set's table to the cache that was made of it, in the place of any before."""
+    table = dataset.table
+    if table is None:
+        return
+    cache = result.load()
+    row_of = {id_: row for row, id_ in enumerate(dataset.table_ids)}
+    ids = (id_ for _, split in cache.splits() for id_ in split.ids)
+    rows = np.fromiter((row_of.get(id_, -1) for id_ in ids), np.int64)
+    n_missing = int((rows < 0).sum())
+    facts = {
+        "source": table.source,
+        "sha256": table.sha256,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "key": "the images of the data set",
+        "n_rows": len(table),
+        "n_matched": len(rows) - n_missing,
+        "n_missing": n_missing,
+        "n_doubled": 0,
+        "n_left_over": len(table) - (len(rows) - n_missing),
+    }
+    path = attach(cache.path, cache.fingerprint, table.take(rows), facts)
+    place = located(result.cache)
+    if isinstance(place, RemotePlace):
+        place.parent.within(path.name).send(path, lambda done: None)

@@ -47,7 +47,7 @@ from ..store.shards import (
     single_writer,
     unfinished_folder,
 )
-from .destination import Destination, destination
+from .destination import Destination, destination, result_of_remote
 from .options import pack_limit
 from .pipeline import REUSED, STAGES, bottleneck, sides_of
 from .plan import NAMES, SUFFIXES, Plan, cache_path, matching, shard_ranges
@@ -133,10 +133,9 @@ def make_cache(
         n_rows, n_reused = np.subtract(_rows_and_reused(writer), (n_rows, n_reused)).tolist()
         limit = pack_limit(plan.options.packed)
         made, reused = join(writer, meta, jobs, limit, force, on_note, again="use --force")
-    why = plan.work.choice.why
     return result_of(
         load(made),
-        why,
+        plan.work.choice.why,
         reused=reused,
         n_resumed=n_resumed,
         computed=n_rows - n_reused,
@@ -266,14 +265,15 @@ def run_share(
     """Make the shards of one job, as `featcache.extract_share`."""
     meta = plan.meta_before_reading(on_progress)
     path = plan.path(meta)
-    for existing in (path, shards_path(path)):
-        if os.path.lexists(existing):
-            raise OutputError(
-                f"{existing}: expected a name for a new cache, found that it is there already; "
-                "remove it to make it again, or name another --output"
-            )
+    taken: list[object] = [form for form in (path, shards_path(path)) if os.path.lexists(form)]
+    if there and not taken and (existing := there.existing(path)):
+        taken.append(existing.place)
+    if taken:
+        raise OutputError(
+            f"{taken[0]}: expected a name for a new cache, found that it is there already; "
+            "remove it to make it again, or name another --output"
+        )
     if there:
-        there.check_free(path)
         there.check_writable()
     check_writable(path)
     everything = plan.shards()
@@ -413,10 +413,10 @@ def _pack_remote(
         raise _several(there.place, [there.of(path) for path in paths])
     if not paths:
         for path in there.unfinished():
-            done = there.any_form(path, "it was there", started)
+            done = there.existing(path)
             if done:
-                on_note(f"{done.cache}: is complete, and no job is making it again")
-                return done
+                on_note(f"{done.place}: is complete, and no job is making it again")
+                return result_of_remote(done, "it was there", started)
         raise _none(there.place)
     parts = there.parts(paths[0])
     parts.fetch(None, on_progress)

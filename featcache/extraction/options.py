@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backbones.architectures import BACKBONES, check_cuts, check_resnet_size
+from ..backbones.choice import PRECISIONS
 from ..backbones.naming import parse_backbone
 from ..backbones.network import POOLED
 from ..datasets.dataset import Dataset
@@ -59,7 +60,9 @@ class ExtractOptions:
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
     precision : str
-        What the engine computes in: ``"f32"``, ``"bf16"`` or ``"f16"``.
+        What the engine computes in: ``"f32"``, ``"bf16"`` or ``"f16"``; or ``"auto"``: the
+        fastest of these whose features of 256 training images have a cosine of 0.9999 to f32's,
+        and the same votes of their neighbours.
     dtype : str
         What features are stored as: ``"float32"``, or ``"float16"`` at half the size.
     batch_size : int, optional
@@ -143,6 +146,7 @@ class ExtractOptions:
                 f"cut: expected names, each once, found {', '.join(self.cuts)!r}; try --cut pooled"
             )
         for name, value, known in (
+            ("precision", self.precision, (*PRECISIONS, "auto")),
             ("views", self.views, tuple(VIEWS)),
             ("dtype", self.dtype, tuple(DTYPES)),
             ("on error", self.on_error, ("fail", "skip")),
@@ -177,17 +181,10 @@ class ExtractOptions:
 
     def load_dataset(self, dataset: str | Path, on_progress: OnProgress) -> Dataset:
         """Open a data set as these options say."""
-        return load_dataset(
-            dataset,
-            labels=self.labels,
-            path_column=self.path_column,
-            target=self.target,
-            split_column=self.split_column,
-            group=self.group,
-            data_root=self.data_root,
-            on_error=self.on_error,
-            on_progress=on_progress,
-        )
+        columns = ("labels", "path_column", "target", "split_column", "group")
+        given: dict[str, Any] = {name: getattr(self, name) for name in columns}
+        given |= {"data_root": self.data_root, "on_error": self.on_error}
+        return load_dataset(dataset, **given, on_progress=on_progress)
 
     def views_of(self, role: str) -> tuple[str, ...]:
         """Return the views of a split; images that are not trained on have one."""

@@ -1,22 +1,25 @@
 """Decoding, the backbone and the disk at work at the same time, one shard after the other.
 
-Threads decode ahead, the engine runs in the caller's thread, and one more thread writes the shard
-before. Each waits for the next, so that memory stays the same however many images there are, and
-the stage with most of the main thread's time is the bottleneck.
+Threads decode ahead, the engine runs in the caller's thread, which starts each batch before it
+waits for the one before, and one more thread writes the shard before. Each waits for the next, so
+that memory stays the same however many images there are, and the stage with most of the main
+thread's time is the bottleneck.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 
-from ..backbones.engine import Engine
+from ..backbones.engine import Engine, start
 from ..datasets.batches import DecodedBatch, Found, decoded_batches
 from ..datasets.dataset import Split
 from ..datasets.images import FileImages, reading_threads
@@ -29,6 +32,9 @@ from ..store.rows import KnownRows
 from ..store.shards import UNDIVIDED, ShardRange, ShardWriter
 from ..store.writer import encoded_ids
 from .plan import Plan, Work
+
+T = TypeVar("T")
+Finish = Callable[[], None]  # waits for the features of a batch, and keeps them
 
 # What is measured of every shard, in seconds, and added up over all of them.
 STAGES = ("wall_s", "engine_s", "decoding_cpu_s", "waiting_for_pixels_s", "waiting_for_disk_s")
@@ -222,36 +228,59 @@ def extract_shards(
         hashed=isinstance(split.images, FileImages),
         find=partial(_find, known, work, shards[0].role) if known and shards else None,
     )
-    n_named = 0
     told: set[str] = set()  # of each remark, the first image alone
-    with closing(pixels):
+    n_named = 0
+
+    def started() -> Iterator[tuple[Shard, range, Finish]]:
+        nonlocal n_named
         for place in shards:
             shard = Shard(place)
-            last = time.perf_counter()
             for batch in _batches(place, batch_size):
+                began = time.perf_counter()
                 decoded = next(pixels)
                 now = time.perf_counter()
-                shard.facts["waiting_for_pixels_s"] += now - last
+                shard.facts["waiting_for_pixels_s"] += now - began
                 shard.facts["decoding_cpu_s"] += decoded.decode_s
                 for _, reason in decoded.failures[: max(0, _NAMED - n_named)]:
                     on_note(f"skipped: {reason}")
                 n_named += len(decoded.failures)
-                for remark, cases in (
-                    (_CUT_AWAY, decoded.cut_away),
-                    (_DIM, decoded.dim),
-                ):
+                for remark, cases in ((_CUT_AWAY, decoded.cut_away), (_DIM, decoded.dim)):
                     if cases and remark not in told:
                         told.add(remark)
                         row, share = cases[0]
                         on_note(f"{split.ids[row]}: {remark.format(100 * share)}")
-                _run_batch(batch, decoded, split, work, engine, shard)
+                finish = _start_batch(batch, decoded, split, work, engine, shard)
                 shard.facts["engine_s"] += time.perf_counter() - now
-                shard.facts["wall_s"] += time.perf_counter() - last
+                yield shard, batch, finish
+
+    with closing(pixels):
+        last = time.perf_counter()
+        for shard, batch, finish in _one_behind(started()):
+            began = time.perf_counter()
+            finish()
+            now = time.perf_counter()
+            shard.facts["engine_s"] += now - began
+            shard.facts["wall_s"] += now - last
+            last = now
+            if batch.stop < shard.place.stop:
+                on_batch(batch.stop - shard.place.start, shard)
+            else:
+                _check_rounding(shard, on_note, told)
+                yield shard
                 last = time.perf_counter()
-                if batch.stop < place.stop:
-                    on_batch(batch.stop - place.start, shard)
-            _check_rounding(shard, on_note, told)
-            yield shard
+
+
+def _one_behind(items: Iterable[T]) -> Iterator[T]:
+    """Yield each item once the next has been made; after an error too, those that were made."""
+    before: list[T] = []
+    try:
+        for item in items:
+            yield from before
+            before = [item]
+    except FeatcacheError:
+        yield from before
+        raise
+    yield from before
 
 
 def bottleneck(facts: dict[str, float]) -> str:
@@ -296,15 +325,50 @@ def _all_known(split: Split, work: Work, shards: Sequence[ShardRange], known: Kn
     )
 
 
-def _run_batch(
+def _start_batch(
     batch: range,
     decoded: DecodedBatch,
     split: Split,
     work: Work,
     engine: Callable[[], Engine],
     shard: Shard,
-) -> None:
-    """Add a batch to the shard: the identity view of all images, the others of those in train."""
+) -> Finish:
+    """Start the passes of a batch: the identity view of all images, the others of those in train.
+
+    The function that is returned waits for them, and adds the batch to the shard.
+    """
+    sides = sides_of(shard.place.role, len(batch), decoded.hashes)
+    of_roles = {role: of_role[decoded.rows - batch.start] for role, of_role in sides.items()}
+    views: dict[str, list[str]] = {}
+    for role in of_roles:
+        for view in work.options.views_of(role):
+            views.setdefault(view, []).append(role)
+    passes = []
+    for view, roles in views.items():
+        rows = np.flatnonzero(np.logical_or.reduce([of_roles[role] for role in roles]))
+        if len(rows):
+            pixels = decoded.pixels if len(rows) == len(decoded.rows) else decoded.pixels[rows]
+            passes.append((view, roles, rows, start(engine(), apply_view(pixels, view))))
+    decoded = replace(decoded, pixels=decoded.pixels[:0])
+
+    def computed() -> Iterator[Found]:
+        for view, roles, rows, wait in passes:
+            shard.facts["passes"] += len(rows)
+            for cut, values in wait().items():
+                stored = _as_stored(values, work.options.dtype, split, decoded.rows[rows])
+                if view == "identity" and stored.dtype != values.dtype:
+                    shard.rounding.setdefault(cut, _Rounding(values)).add(values, stored)
+                name = array_name(cut, view, work.options.cuts[0])
+                for role in roles:
+                    own = of_roles[role][rows]
+                    if own.any():
+                        part = stored if own.all() else stored[own]
+                        yield {f"{role}/{name}": (decoded.rows[rows[own]], part)}
+
+    return partial(_add_batch, shard, decoded, computed())
+
+
+def _add_batch(shard: Shard, decoded: DecodedBatch, computed: Iterable[Found]) -> None:
     shard.rows.append(np.sort(np.concatenate([decoded.rows, decoded.found_rows])))
     shard.skipped += [row for row, _ in decoded.failures]
     if decoded.hashes is not None:
@@ -312,50 +376,15 @@ def _run_batch(
     if len(decoded.found_rows):
         shard.facts[REUSED] = shard.facts.get(REUSED, 0.0) + len(decoded.found_rows)
     parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for found in decoded.found:
-        for name, part in found.items():
+    for one in chain(decoded.found, computed):
+        for name, part in one.items():
             parts.setdefault(name, []).append(part)
-    for name, part in _computed(batch, decoded, split, work, engine, shard):
-        parts.setdefault(name, []).append(part)
     for name, some in parts.items():
         values = some[0][1]
         if len(some) > 1:
             order = np.argsort(np.concatenate([rows for rows, _ in some]))
             values = np.concatenate([part for _, part in some])[order]
         shard.features.setdefault(name, []).append(values)
-
-
-def _computed(
-    batch: range,
-    decoded: DecodedBatch,
-    split: Split,
-    work: Work,
-    engine: Callable[[], Engine],
-    shard: Shard,
-) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
-    """Yield the features of the images that were decoded, by role and name, with their rows."""
-    sides = sides_of(shard.place.role, len(batch), decoded.hashes)
-    of_roles = {role: of_role[decoded.rows - batch.start] for role, of_role in sides.items()}
-    views: dict[str, list[str]] = {}
-    for role in of_roles:
-        for view in work.options.views_of(role):
-            views.setdefault(view, []).append(role)
-    for view, roles in views.items():
-        rows = np.flatnonzero(np.logical_or.reduce([of_roles[role] for role in roles]))
-        if not len(rows):
-            continue
-        pixels = decoded.pixels if len(rows) == len(decoded.rows) else decoded.pixels[rows]
-        shard.facts["passes"] += len(rows)
-        for cut, values in engine().extract(apply_view(pixels, view)).items():
-            stored = _as_stored(values, work.options.dtype, split, decoded.rows[rows])
-            if view == "identity" and stored.dtype != values.dtype:
-                shard.rounding.setdefault(cut, _Rounding(values)).add(values, stored)
-            for role in roles:
-                name = array_name(cut, view, work.options.cuts[0])
-                own = of_roles[role][rows]
-                if own.any():
-                    part = stored if own.all() else stored[own]
-                    yield f"{role}/{name}", (decoded.rows[rows[own]], part)
 
 
 def _check_rounding(shard: Shard, on_note: OnNote, told: set[str]) -> None:

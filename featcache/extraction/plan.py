@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -24,7 +25,7 @@ from ..store.cache import Cache, load
 from ..store.format import differences, fingerprint
 from ..store.index import default_folder
 from ..store.rows import KnownRows
-from ..store.shards import LISTED, UNDIVIDED, ShardRange, shards_path
+from ..store.shards import LISTED, UNDIVIDED, ShardRange, shards_path, unfinished_folder
 from ..version import __version__
 from .options import ExtractOptions
 
@@ -37,12 +38,16 @@ MAKE_AGAIN = "use --force to make it again, or name another --output"
 
 @dataclass(frozen=True)
 class Work:
-    """What is made of every image, on whichever machine; ``n_passes`` counts the whole data set."""
+    """What is made of every image, on whichever machine; ``n_passes`` counts the whole data set.
+
+    ``evidence`` is what the precision was chosen by, where that was left to featcache.
+    """
 
     options: ExtractOptions
     weights: Weights
     choice: EngineChoice
     n_passes: int
+    evidence: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,6 @@ class Plan:
         """Number of images by role, as `shard_ranges` takes them."""
         return {f"n_{role}": len(split) for role, split in self.listed().items()}
 
-    @property
-    def n_images(self) -> int:
-        """Images of all splits."""
-        return sum(self.n_listed.values())
-
     def shards(self) -> list[ShardRange]:
         """Return the shards of all splits, in the order of the rows."""
         return shard_ranges(self.shard_rows, **self.n_listed)
@@ -95,6 +95,8 @@ class Plan:
         }
         if dataset.divided_by != "given":
             fields["split"] = dataset.divided_by
+        if work.evidence is not None:
+            fields["precision_evidence"] = work.evidence
         return {
             **dict(sorted(fields.items())),
             "cuts": list(work.options.cuts),
@@ -117,16 +119,33 @@ class Plan:
         Only then are the images hashed before the work. A cache of the very name asked for counts
         whatever is in it, so that an error lists what differs.
         """
-        target = user_path(self.options.output) if self.options.output else default_folder()
-        if target.suffix in SUFFIXES:
-            path = target.with_suffix(".h5")
-            return os.path.lexists(path) or os.path.lexists(shards_path(path))
+        if self._is_named:
+            return any(True for _ in self.caches_there())
         meta = self.meta("")
-        stem = name_stem(meta)
-        return any(
-            path.suffix in SUFFIXES and path.name.startswith(f"{stem}-") and _may_be_of(path, meta)
-            for path in (target.iterdir() if target.is_dir() else ())
-        )
+        return any(_may_be_of(path, meta) for path in self.caches_there())
+
+    @property
+    def _is_named(self) -> bool:
+        return Path(self.options.output or "").suffix in SUFFIXES
+
+    def caches_there(self) -> Iterator[Path]:
+        """Yield the caches that have the name of this one, but for the fingerprint."""
+        if self._is_named:
+            path = user_path(self.options.output or "").with_suffix(".h5")
+            yield from filter(os.path.lexists, (path, shards_path(path)))
+            return
+        stem, folder = name_stem(self.meta("")), output_folder(self.options)
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.suffix in SUFFIXES and path.name.startswith(f"{stem}-"):
+                yield path
+
+    def unfinished_there(self) -> Iterator[Path]:
+        """Yield the folders of runs that may be those of this cache, and did not end."""
+        if self._is_named:
+            yield unfinished_folder(user_path(self.options.output or ""))
+            return
+        pattern = f".{glob.escape(name_stem(self.meta('')))}-*.h5.parts"
+        yield from output_folder(self.options).glob(pattern)
 
 
 def output_folder(options: ExtractOptions) -> Path:

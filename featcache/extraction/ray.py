@@ -50,13 +50,14 @@ def on_ray(
     def make(writer: ShardWriter, shards: Sequence[ShardRange]) -> None:
         splits = plan.listed()
         ids = {role: encoded_ids(split.ids) for role, split in splits.items()}
+        n_images = sum(map(len, splits.values()))
 
         def keep(shard: Shard) -> None:
             role = shard.place.role
             shard.commit(writer, splits[role], ids[role])
-            on_progress(Progress("images", writer.n_done, plan.n_images))
+            on_progress(Progress("images", writer.n_done, n_images))
 
-        on_progress(Progress("images", writer.n_done, plan.n_images))
+        on_progress(Progress("images", writer.n_done, n_images))
         with connected(address) as ray:
             _run_tasks(ray, plan, writer.missing(shards), workers, keep, on_note)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -32,20 +32,11 @@ _SHIFT_KEY = 1
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """One batch of training images, as it was drawn.
+    """One batch of training images, as it was drawn."""
 
-    Parameters
-    ----------
-    rows : numpy.ndarray
-        int64 (n,), rows of the split.
-    views : numpy.ndarray or None
-        int64 (n,), the flip view of each image as an index into `AUGMENT_VIEWS`.
-    shifts : numpy.ndarray or None
-        float64 (n, 2) in [-1, 1]: the shift down and right, in eighths of the image's side.
-    """
-
-    rows: np.ndarray
-    views: np.ndarray | None = None
+    rows: np.ndarray  # int64 (n,), of the split
+    views: np.ndarray | None = None  # int64 (n,), each an index into `AUGMENT_VIEWS`
+    # float64 (n, 2) in [-1, 1]: the shift down and right, in eighths of the image's side.
     shifts: np.ndarray | None = None
 
 
@@ -144,11 +135,6 @@ def draw_shifts(recipe: FinetuneRecipe, n: int, seed: int, epoch: int) -> np.nda
     return np.random.default_rng((seed, epoch, _SHIFT_KEY)).uniform(-1, 1, (n, 2))
 
 
-def shift_reach(side: int) -> int:
-    """Return the largest shift, in pixels, of an image of this side."""
-    return round(side * _SHIFT)
-
-
 def _flipped(pixels: np.ndarray, views: np.ndarray | None, names: tuple[str, ...]) -> np.ndarray:
     """Return each image of a batch in its view, without touching the batch itself."""
     if views is None or len(names) == 1:
@@ -163,45 +149,10 @@ def _flipped(pixels: np.ndarray, views: np.ndarray | None, names: tuple[str, ...
 def _shifted(pixels: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     """Move each image by its shift, and fill with black at the border."""
     side = pixels.shape[1]
-    reach = shift_reach(side)
+    reach = round(side * _SHIFT)
     padded = np.pad(pixels, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
     corners = reach - np.rint(shifts * reach).astype(np.int64)
     moved = np.empty_like(pixels)
     for image, (top, left), place in zip(padded, corners.tolist(), moved, strict=True):
         place[...] = image[top : top + side, left : left + side]
     return moved
-
-
-class Movement(NamedTuple):
-    """The source row and column, int64 (N, s) each, of every pixel; s stands for black."""
-
-    rows: np.ndarray
-    columns: np.ndarray
-
-
-def movement_of(draw: Draw, names: tuple[str, ...], side: int) -> Movement | None:
-    """Return how the images of a draw, of ``side`` pixels, are moved; None where none is."""
-    flips = draw.views is not None and len(names) > 1
-    if not flips and draw.shifts is None:
-        return None
-    n = len(draw.rows)
-    places = []
-    for axis, kinds in enumerate((("vflip", "hvflip"), ("hflip", "hvflip"))):
-        place = np.tile(np.arange(side), (n, 1))
-        if flips:
-            flipped = np.isin(np.array(names)[draw.views], kinds)
-            place[flipped] = place[flipped, ::-1]
-        if draw.shifts is not None:
-            place -= np.rint(draw.shifts[:, axis, None] * shift_reach(side)).astype(np.int64)
-            place[(place < 0) | (place >= side)] = side
-        places.append(place)
-    return Movement(*places)
-
-
-def move(flow: Any, planes: Any, rows: Any, columns: Any) -> Any:
-    """Gather every pixel of uint8 planes (N, C, s, s) from where a `Movement` says."""
-    n, channels, side, _ = planes.shape
-    padded = flow.nn.functional.pad(planes, (0, 1, 0, 1))
-    down = rows.reshape(n, 1, side, 1).expand(n, channels, side, side + 1)
-    across = columns.reshape(n, 1, 1, side).expand(n, channels, side, side)
-    return flow.gather(flow.gather(padded, 2, down), 3, across)

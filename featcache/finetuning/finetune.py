@@ -28,7 +28,7 @@ from .framework import get_framework
 from .ingredients import Ingredients, gather
 from .processes import Processes, joined, take_gpu
 from .recipes import FinetuneOptions, finetune_recipe
-from .run import EventLog, FinetuneResult, Run, check_tensorboard, ctrl_c_noted
+from .run import EventLog, FinetuneResult, Run, ctrl_c_noted, tensorboard_modules
 from .trainer import Trainer
 
 
@@ -106,7 +106,7 @@ def _train(
         if options.resume:
             stopped = find_resumable(options.resume, runs, options.method)
     if options.tensorboard:
-        check_tensorboard()
+        tensorboard_modules()
     made = gather(dataset, options, processes.size, on_progress, on_note)
     take_gpu(made.choice.device)
     processes.check_alike(made.identity)
@@ -125,7 +125,6 @@ def _train(
         options.recipe,
         device=made.choice.device,
         precision=made.choice.precision,
-        compiled=made.compiled,
         seed=options.seed,
         head=made.head,
         processes=processes,

@@ -351,45 +351,23 @@ def _impossible(why: str) -> Option:
 class Outcome:
     """The result of an option.
 
-    Parameters
-    ----------
-    val_top1 : float
-        Accuracy on the validation split.
-    top1 : float or None
-        Accuracy on the test split, read once, when the option was done; None for the probe,
-        which is fitted again to all training images, and measured, if it wins.
-    head : Path or None
-        What `featcache.predict` takes; None for the probe.
-    run : Path or None
-        Folder of the record; None for the probe.
+    ``None`` stands for the probe's, which is fitted again to all training images if it wins.
     """
 
-    val_top1: float
-    top1: float | None = None
-    head: Path | None = None
-    run: Path | None = None
+    val_top1: float  # accuracy on the validation split
+    top1: float | None = None  # on the test split, read once, when the option was done
+    head: Path | None = None  # what `featcache.predict` takes
+    run: Path | None = None  # folder of the record
 
 
 @dataclass(frozen=True)
 class Option:
-    """Something to try.
+    """Something to try."""
 
-    Parameters
-    ----------
-    name : str
-        Its name in messages and records.
-    estimated_s : float
-        Expected seconds on this machine.
-    run : callable
-        Runs it.
-    obstacle : str
-        Why it cannot be tried; empty where it can.
-    """
-
-    name: str
-    estimated_s: float
+    name: str  # in messages and records
+    estimated_s: float  # expected seconds on this machine
     run: Callable[[], Outcome]
-    obstacle: str = ""
+    obstacle: str = ""  # why it cannot be tried; empty where it can
 
 
 @dataclass(frozen=True)

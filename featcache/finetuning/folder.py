@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -23,6 +22,7 @@ from ..files import (
     user_path,
     write_atomically,
 )
+from ..process import installed_version
 from ..progress import OnNote
 from ..runs import RECORD, new_run
 from ..schema import count, list_of, number, object_of, wrong_fields
@@ -108,16 +108,15 @@ class RunFolder:
             return f"{self.kept}; add --resume {self.path} to the same command to resume"
         return f"{self.kept}; give the same command again"
 
-    def save(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> bool:
+    def save(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> None:
         """Write a checkpoint; where it cannot be written, note it and keep the one before."""
         facts = {"identity": self._identity, "progress": dict(progress)}
         try:
             save_checkpoint(self.path / _CHECKPOINT, arrays, facts)
         except OutputError as error:
             self._on_note(f"no checkpoint of step {progress['step']}: {error}; {self.kept}")
-            return False
-        self._saved_step = progress["step"]
-        return True
+        else:
+            self._saved_step = progress["step"]
 
     def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Read the checkpoint of this very run, and forget what was logged after it.
@@ -198,9 +197,8 @@ class RunFolder:
 class FolderElsewhere(RunFolder):
     """The folder of a run that rank 0 writes: this rank writes nothing."""
 
-    def save(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> bool:
+    def save(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> None:
         """Write nothing."""
-        return False
 
     def log(self, **values: Any) -> None:
         """Write nothing."""
@@ -240,12 +238,6 @@ def _step_of(line: bytes) -> float:
 
 def _environment(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what may change rounding: versions, platform, cores, processes."""
-    versions: dict[str, str | None] = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
     return {
         "featcache": __version__,
         "python": platform.python_version(),
@@ -253,7 +245,7 @@ def _environment(facts: Mapping[str, Any]) -> dict[str, Any]:
         "cores": usable_cores(),
         "processes": facts.get("processes", 1),
         "device": str(facts.get("device")),
-        **versions,
+        **{package: installed_version(package) for package in _PACKAGES},
     }
 
 
@@ -263,7 +255,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 _KEY, _DIGEST = "featcache.checkpoint", "featcache.sha256"
 _VERSION = 1
-# What the frameworks' tensors become, and the steps that float16's scale counts.
+# What the frameworks' tensors become.
 _DTYPES = {"F32": "<f4", "F64": "<f8", "I64": "<i8"}
 
 

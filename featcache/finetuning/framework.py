@@ -8,9 +8,7 @@ is in a `Framework`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -86,13 +84,11 @@ def _on_cpu(choice: EngineChoice) -> EngineChoice:
 
 
 def _oneflow(device: str, precision: str) -> EngineChoice:
-    on_gpu = choose_engine("oneflow", device).device == "cuda"
-    return _precise("oneflow", device, precision, ("f32", "f16") if on_gpu else ("f32",))
+    return _precise("oneflow", device, precision, ("f32",))
 
 
 def _torch(device: str, precision: str) -> EngineChoice:
-    on_cpu = choose_engine("torch", device).device == "cpu"
-    return _precise("torch", device, precision, ("f32", "bf16") if on_cpu else PRECISIONS)
+    return _precise("torch", device, precision, ("f32", "bf16"))
 
 
 def _precise(engine: str, device: str, precision: str, trains_in: tuple[str, ...]) -> EngineChoice:
@@ -107,44 +103,17 @@ def _precise(engine: str, device: str, precision: str, trains_in: tuple[str, ...
 
 @dataclass(frozen=True)
 class Framework:
-    """What a trainer needs of a framework.
+    """What a trainer needs of a framework."""
 
-    Parameters
-    ----------
-    name : str
-        Of `TRAINERS`.
-    module : module
-        ``oneflow`` or ``torch``.
-    build_backbone : callable
-        Architecture -> a ResNet whose head is the identity, with arbitrary weights.
-    load_arrays : callable
-        (module, name -> array): copies every tensor of a module's state dict.
-    state_arrays : callable
-        Module -> name -> array, copies of every parameter and buffer.
-    to_device : callable
-        (array, device) -> a tensor of its shape. A copy to a GPU may still be running when the
-        call returns; what computes with the tensor waits for it.
-    to_input : callable
-        (uint8 tensor (N, 3, s, s), preprocessing) -> normalised float32 (N, 3, size, size) on the
-        tensor's device, enlarged where it is smaller.
-    prepare : callable
-        (network, device): whatever makes it faster without changing what it computes.
-    autocast : callable
-        (device, precision) -> a context in which convolutions and products compute in it.
-    compiled : callable or None
-        Function of tensors -> the same, compiled; None where the framework cannot.
-    """
-
-    name: str
-    module: Any
-    build_backbone: Callable[[Backbone], Any]
-    load_arrays: Callable[[Any, Mapping[str, np.ndarray]], None]
-    state_arrays: Callable[[Any], dict[str, np.ndarray]]
+    name: str  # of `TRAINERS`
+    module: Any  # ``oneflow`` or ``torch``
+    build_backbone: Callable[[Backbone], Any]  # a ResNet with arbitrary weights, without a head
+    load_arrays: Callable[[Any, Mapping[str, np.ndarray]], None]  # every tensor of a state dict
+    state_arrays: Callable[[Any], dict[str, np.ndarray]]  # copies of every parameter and buffer
     to_device: Callable[[np.ndarray, str], Any]
+    # From uint8 (N, 3, s, s) to normalised float32 (N, 3, size, size), on the tensor's device.
     to_input: Callable[[Any, Preprocess], Any]
-    prepare: Callable[[Any, str], None]
-    autocast: Callable[[str, str], AbstractContextManager[Any]]
-    compiled: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+    prepare: Callable[[Any, str], None]  # makes a network faster on a device, not different
 
 
 def get_framework(name: str) -> Framework:
@@ -174,7 +143,6 @@ def _oneflow_framework() -> Framework:
         engine.to_device,
         engine.normalised,
         prepare,
-        _autocast(flow),
     )
 
 
@@ -186,11 +154,6 @@ def _torch_framework() -> Framework:
     from ..backbones import torch_engine as engine
     from ..backbones.torch_input import normalised
 
-    @cache
-    def copies() -> Any:
-        """Return the stream in which batches travel to the GPU, beside the steps' own."""
-        return torch.cuda.Stream()
-
     def build_backbone(backbone: Backbone) -> Any:
         with torch.device("meta"):  # draws nothing, and leaves torch's generator as it is
             network = engine.build_backbone(backbone)
@@ -200,14 +163,7 @@ def _torch_framework() -> Framework:
         module.load_state_dict({name: torch.tensor(value) for name, value in arrays.items()})
 
     def to_device(array: np.ndarray, device: str) -> Any:
-        tensor = torch.from_numpy(np.require(array, requirements="W"))
-        if device != "cuda":
-            return tensor.to(device)
-        with torch.cuda.stream(copies()):
-            moved = tensor.pin_memory().to(device, non_blocking=True)
-        torch.cuda.current_stream().wait_stream(copies())
-        moved.record_stream(torch.cuda.current_stream())
-        return moved
+        return torch.from_numpy(np.require(array, requirements="W")).to(device)
 
     def to_input(planes: Any, preprocess: Preprocess) -> Any:
         x = normalised(planes.permute(0, 2, 3, 1), preprocess)
@@ -230,17 +186,4 @@ def _torch_framework() -> Framework:
         to_device,
         to_input,
         prepare,
-        _autocast(torch),
-        torch.compile,
     )
-
-
-def _autocast(module: Any) -> Callable[[str, str], AbstractContextManager[Any]]:
-    def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
-        if precision == "f32":
-            return nullcontext()
-        dtype = {"bf16": module.bfloat16, "f16": module.float16}[precision]
-        context: AbstractContextManager[Any] = module.autocast(device, dtype=dtype)
-        return context
-
-    return autocast

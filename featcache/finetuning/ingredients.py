@@ -45,9 +45,6 @@ from .framework import choose_trainer
 from .network import HeadArrays
 from .recipes import FinetuneOptions, check_resnet_recipe, frozen_cut
 
-# Steps from which on compiling pays on a GPU: a minute of compiling, against milliseconds a step.
-# An estimate.
-_COMPILE_STEPS = 10_000
 _FEW_STEPS = 1_000  # too few to recover from a head on other statistics: 69 steps cost 6 points
 # A cache up to this size is read whole and verified by its checksums; a larger one is mapped.
 _READ_BYTES = 1 << 30
@@ -57,44 +54,19 @@ AnyDataset = str | Path | Dataset | None
 
 @dataclass(frozen=True, eq=False)
 class Ingredients:
-    """What a run needs.
+    """What a run needs."""
 
-    Parameters
-    ----------
-    weights : Weights
-        Where the backbone starts.
-    backbone : str
-        The backbone as `load_weights` takes it.
-    class_names : tuple of str
-        In label order.
-    train, val, test : Source
-        Labelled inputs; ``val`` is None without ``patience``.
-    head : (float32 (K, D), float32 (K,)) or None
-        Where the head starts.
-    choice : EngineChoice
-        What computes.
-    identity : dict
-        Everything that changes the outcome, as JSON types: equal when a run is resumed.
-    facts : dict
-        What the record says about data and weights.
-    compiled : bool
-        Whether to compile the part that trains.
-    cache : Path or None
-        Where features come from.
-    """
-
-    weights: Weights
-    backbone: str
-    class_names: tuple[str, ...]
+    weights: Weights  # where the backbone starts
+    backbone: str  # as `load_weights` takes it
+    class_names: tuple[str, ...]  # in label order
     train: Source
-    val: Source | None
+    val: Source | None  # None without ``patience``
     test: Source
-    head: HeadArrays | None
+    head: HeadArrays | None  # where the head starts: float32 (K, D) and (K,)
     choice: EngineChoice
-    identity: dict[str, Any]
-    facts: dict[str, Any]
-    compiled: bool
-    cache: Path | None
+    identity: dict[str, Any]  # all that changes the outcome, as JSON types: equal on a resume
+    facts: dict[str, Any]  # what the record says about data and weights
+    cache: Path | None  # where features come from
 
 
 def gather(
@@ -199,11 +171,6 @@ def gather(
         choice=choice,
         identity=identity,
         facts=facts,
-        # A library's model runs as it is: what compiling makes of it, nobody has tried.
-        compiled=choice.device == "cuda"
-        and processes == 1
-        and n_steps >= _COMPILE_STEPS
-        and data.weights.network is None,
         cache=data.path,
     )
 

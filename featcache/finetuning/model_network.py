@@ -16,7 +16,7 @@ from ..errors import RecipeError
 from ..frameworks import import_torch
 from .adapters import Adapted, adapted_path, import_peft, linear_layers
 from .blocks import frozen_modules, layers_of
-from .network import Network
+from .network import Network, below
 from .recipes import FinetuneRecipe, group_rates
 
 torch = import_torch()
@@ -54,13 +54,8 @@ class ModelNetwork(Network):
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """Load what `state` returned."""
-        for start, module in ((_BACKBONE, self.backbone), (_HEAD, self.head)):
-            part = {
-                name.removeprefix(start): value
-                for name, value in state.items()
-                if name.startswith(start)
-            }
-            self._framework.load_arrays(module, part)
+        self._framework.load_arrays(self.backbone, below(_BACKBONE, state))
+        self._framework.load_arrays(self.head, below(_HEAD, state))
 
     def checkpoint(self) -> dict[str, np.ndarray]:
         """Return the backbone's tensors by the library's names, with adapters added in."""

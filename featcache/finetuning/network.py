@@ -11,12 +11,12 @@ import numpy as np
 from ..backbones.architectures import CUTS, draw_state, get_backbone
 from ..backbones.weights import Weights
 from ..sampling import initial_head
-from .batches import Movement, move
 from .framework import Framework
 from .processes import Processes
 from .recipes import STAGES, FinetuneRecipe, frozen_cut, group_rates
 
 HeadArrays = tuple[np.ndarray, np.ndarray]
+_HEAD = "fc."  # torchvision's name
 
 
 class Network:
@@ -37,7 +37,6 @@ class Network:
         *,
         device: str,
         seed: int,
-        compiled: bool = False,
         head: HeadArrays | None = None,
         processes: Processes | None = None,
     ) -> None:
@@ -55,12 +54,9 @@ class Network:
         self.backbone.to(device)
         self.head.to(device)
         self.cut = self._freeze()
-        self._score = self._head_scores
-        if compiled and framework.compiled is not None:
-            self._score = framework.compiled(self._head_scores)
-        self._training_score = self._score
+        self._training_scores = self._head_scores
         if processes is not None and processes.size > 1:
-            self._training_score = processes.wrap(self._as_module(), device)
+            self._training_scores = processes.wrap(self._as_module(), device)
         self.eval()
 
     @property
@@ -85,20 +81,15 @@ class Network:
         self.backbone.eval()
         self.head.eval()
 
-    def to_device(
-        self, inputs: np.ndarray, start: str | None, movement: Movement | None = None
-    ) -> Any:
+    def to_device(self, inputs: np.ndarray, start: str | None) -> Any:
         """Copy a batch to the device.
 
-        With ``start`` None these are uint8 pixels (N, s, s, 3), moved as ``movement`` says and
-        normalised; else float32 features at the cut ``start``.
+        With ``start`` None these are uint8 pixels (N, s, s, 3), which are normalised; else
+        float32 features at the cut ``start``.
         """
         if start is not None:
             return self._framework.to_device(inputs, self._device)
         planes = self._framework.to_device(inputs.transpose(0, 3, 1, 2), self._device)
-        if movement is not None:
-            places = [self._framework.to_device(array, self._device) for array in movement]
-            planes = move(self._flow, planes, *places)
         return self._framework.to_input(planes, self._preprocess)
 
     def scores(self, x: Any, start: str | None) -> Any:
@@ -107,7 +98,7 @@ class Network:
             with self._flow.no_grad():
                 x = self._run(x, start, self.cut)
             start = self.cut
-        return (self._training_score if self.head.training else self._score)(x, start)
+        return (self._training_scores if self.head.training else self._head_scores)(x, start)
 
     def drawing(self, step: int, rank: int) -> AbstractContextManager[Any]:
         """Return a context for the forward pass of a step, in which random layers may draw."""
@@ -116,14 +107,13 @@ class Network:
     def state(self) -> dict[str, np.ndarray]:
         """Return a copy of every tensor by torchvision's name, the head as ``fc``."""
         arrays = self._framework.state_arrays
-        head = {f"fc.{key}": value for key, value in arrays(self.head).items()}
+        head = {_HEAD + key: value for key, value in arrays(self.head).items()}
         return {**arrays(self.backbone), **head}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         """Load what `state` returned."""
-        backbone, head = _split(state)
-        self._framework.load_arrays(self.backbone, backbone)
-        self._framework.load_arrays(self.head, head)
+        self._framework.load_arrays(self.backbone, _without_head(state))
+        self._framework.load_arrays(self.head, below(_HEAD, state))
 
     def checkpoint(self) -> dict[str, np.ndarray]:
         """Return the tensors that the saved network has: here all, with the head."""
@@ -139,7 +129,7 @@ class Network:
         architecture = get_backbone(weights.backbone)
         state = weights.state if self._recipe.pretrained else draw_state(architecture, self._seed)
         backbone = self._framework.build_backbone(architecture)
-        self._framework.load_arrays(backbone, _split(state)[0])
+        self._framework.load_arrays(backbone, _without_head(state))
         return backbone, architecture.feature_dim
 
     def _freeze(self) -> str | None:
@@ -192,10 +182,14 @@ class Network:
         return {"head": (self.head,), "stem": (net.conv1, net.bn1), **stages}
 
 
-def _split(
-    state: Mapping[str, np.ndarray],
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the tensors of the backbone, and those of the head by its own names."""
-    backbone = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    head = {key.removeprefix("fc."): state[key] for key in state if key.startswith("fc.")}
-    return backbone, head
+def below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays whose names begin with a prefix, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _without_head(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key: value for key, value in state.items() if not key.startswith(_HEAD)}

@@ -199,8 +199,8 @@ class FinetuneOptions:
         ``"cpu"``, ``"cuda"``, ``"mps"`` (PyTorch only), or ``"auto"``: the best one that the
         engine can use.
     precision : str
-        What convolutions and matrix products compute in: ``"f32"``; with PyTorch ``"bf16"``;
-        on a GPU ``"f16"``. Everything else stays float32.
+        What convolutions and matrix products compute in: ``"f32"``, or with PyTorch ``"bf16"``.
+        Everything else stays float32.
     cache : str or Path, optional
         Train on these features instead of images: a cache of the cut that ``freeze_until``
         names (``"avgpool"`` for method frozen), with the flip views of the augmentation. The

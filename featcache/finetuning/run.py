@@ -6,7 +6,6 @@ import importlib
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -28,6 +27,7 @@ from ..notebook import ShownAsTable
 from ..progress import OnProgress, Progress
 from .batches import Source
 from .folder import RunFolder
+from .network import below
 from .recipes import FinetuneRecipe
 from .trainer import Step, Trainer
 
@@ -165,7 +165,6 @@ class Run:
         self._epoch_s = 0.0
         self._best: dict[str, np.ndarray] = {}
         self._whole = True  # no update is half done
-        self._unread: deque[Step] = deque()  # steps whose loss may still be computing
 
     @property
     def step(self) -> int:
@@ -208,17 +207,11 @@ class Run:
                 f"found step {progress['step']} after {len(progress['curve'])} epochs and "
                 f"{progress['batch']} steps; start anew without --resume"
             )
-        best = {
-            name.removeprefix(_BEST): value
-            for name, value in arrays.items()
-            if name.startswith(_BEST)
-        }
+        best = below(_BEST, arrays)
         try:
             if best:
                 self._trainer.network.load(best)  # the end of the run is too late to see it fail
-            self._trainer.load_arrays(
-                {name: value for name, value in arrays.items() if not name.startswith(_BEST)}
-            )
+            self._trainer.load_arrays(arrays)
         except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             # Tensors of other names or shapes; each framework has its own error for them.
             raise WeightsError(
@@ -260,16 +253,18 @@ class Run:
             while step := self._next(steps):
                 clock()
                 self.trained_s = earlier_trained_s + time.perf_counter() - start
-                self._settle(self._trainer.behind)
+                self._batch += 1
+                self._loss_sum += step.loss * step.n_images
+                self._log(step.step, {"loss": step.loss}, epoch=number, lr=dict(step.rates))
+                self._whole = True
                 if time.perf_counter() - saved > CHECKPOINT_EVERY_S:
                     self._save()
                     saved = time.perf_counter()
-                seen = step.n_seen - sum(one.n_images for one in self._unread)
-                note = f"loss {self._loss_sum / seen:.3f}" if seen else ""
+                note = f"loss {self._loss_sum / step.n_seen:.3f}"
                 self._on_progress(Progress(stage, step.n_seen, n, note=note))
                 if self._trainer.processes.any(self.stop()):
                     raise KeyboardInterrupt
-        self._settle(0)
+        self._whole = True
         clock()
         self.trained_s = earlier_trained_s + time.perf_counter() - start
         stage = f"{self._measured_name} images"
@@ -293,31 +288,14 @@ class Run:
         """Take a step; None at the end of the epoch."""
         self._whole = False
         try:
-            step = next(steps, None)
+            return next(steps, None)
         except RecipeError as error:
             raise type(error)(f"{error}; {self._folder.kept}") from None
-        if step is not None:
-            self._batch += 1
-            self._unread.append(step)
-        self._whole = True
-        return step
 
     def _report_or_stop(self, progress: Progress) -> None:
         if self.stop():
             raise KeyboardInterrupt
         self._on_progress(progress)
-
-    def _settle(self, behind: int) -> None:
-        """Read and log the losses of all steps but the last few, which may still be running."""
-        while len(self._unread) > behind:
-            step = self._unread.popleft()
-            try:
-                loss = step.loss
-            except RecipeError as error:
-                raise type(error)(f"{error}; {self._folder.kept}") from None
-            self._loss_sum += loss * step.n_images
-            number = len(self.curve) + 1
-            self._log(step.step, {"loss": loss}, epoch=number, lr=dict(step.rates))
 
     def _log(self, step: int, values: dict[str, float], **more: Any) -> None:
         self._folder.log(step=step, **more, **values, wall_s=round(self.wall_s, 3))
@@ -325,8 +303,7 @@ class Run:
             rates = {f"lr/{name}": rate for name, rate in more.get("lr", {}).items()}
             self._events.add(step, {**values, **rates})
 
-    def _save(self) -> bool:
-        self._settle(0)
+    def _save(self) -> None:
         best = {_BEST + name: value for name, value in self._best.items()}
         progress = {
             "step": self.step,
@@ -338,7 +315,7 @@ class Run:
             "wall_s": self.wall_s,
         }
         try:
-            return self._folder.save({**self._trainer.arrays(), **best}, progress)
+            self._folder.save({**self._trainer.arrays(), **best}, progress)
         except FeatcacheError as error:
             raise DivergedError(
                 f"step {self.step} of {self.n_steps}: {error}: training diverged; "
@@ -356,7 +333,7 @@ class EventLog:
     """Scalars by step, in files that ``tensorboard --logdir`` shows."""
 
     def __init__(self, folder: Path) -> None:
-        event, summary, writer = _modules()
+        event, summary, writer = tensorboard_modules()
         self._event, self._summary = event.Event, summary.Summary
         self._writer: Any = writer.EventFileWriter(str(folder))
 
@@ -371,12 +348,8 @@ class EventLog:
         self._writer.close()
 
 
-def check_tensorboard() -> None:
-    """Raise EngineUnavailableError where the package ``tensorboard`` is not installed."""
-    _modules()
-
-
-def _modules() -> tuple[Any, Any, Any]:
+def tensorboard_modules() -> tuple[Any, Any, Any]:
+    """Return what writes events; EngineUnavailableError where tensorboard is not installed."""
     try:
         return (
             importlib.import_module("tensorboard.compat.proto.event_pb2"),

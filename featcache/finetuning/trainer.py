@@ -8,10 +8,9 @@ be resumed at any step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,50 +19,23 @@ from ..backbones.weights import Weights
 from ..errors import DivergedError
 from ..progress import OnProgress, Progress, silent
 from ..sampling import epoch_plan, row_batches
-from .batches import AUGMENT_VIEWS, Draw, Source, draw_shifts, movement_of
+from .batches import AUGMENT_VIEWS, Draw, Source, draw_shifts
 from .framework import Framework
-from .network import HeadArrays, Network
+from .network import HeadArrays, Network, below
 from .processes import Processes
 from .recipes import FinetuneRecipe, rate_factor
 
 _EVALUATION_BATCH = 64
 _OPTIMIZER = "optimizer."
 _MODEL = "model."
-_SCALE = "scale."
-
-# Steps that a GPU may be behind: their losses are read later, to not wait for it.
-_BEHIND = 2
 
 
 class Trainer:
     """A network, and the optimizer of one recipe.
 
-    Parameters
-    ----------
-    framework : Framework
-        What computes.
-    weights : Weights
-        Where the backbone starts, and its preprocessing.
-    n_classes : int
-        K.
-    recipe : FinetuneRecipe
-        What is trained, at which rates.
-    device, precision : str
-        Parameters, momentum and the loss are float32 in every precision.
-    compiled : bool
-        Compile the part that trains, if the framework can.
-    seed : int
-        Seed of every draw.
-    head : (float32 (K, D), float32 (K,)), optional
-        Where the head starts: a probe's weight and bias.
-    processes : Processes, optional
-        Those that share every batch; all of them must call `steps` and `predict` alike.
-
-    Attributes
-    ----------
-    behind : int
-        How many steps the device may be behind before their losses are read: 0 on the CPU,
-        where a loss that is not finite stops a run before the update.
+    Parameters, momentum and the loss are float32 in every ``precision``. ``head`` is where the
+    head starts, float32 (K, D) and (K,). All of ``processes`` share every batch, and must call
+    `steps` and `predict` alike.
     """
 
     def __init__(
@@ -75,7 +47,6 @@ class Trainer:
         *,
         device: str = "cpu",
         precision: str = "f32",
-        compiled: bool = False,
         seed: int = 0,
         head: HeadArrays | None = None,
         processes: Processes | None = None,
@@ -87,8 +58,6 @@ class Trainer:
         self._precision = precision
         self._seed = seed
         self.processes = processes or Processes()
-        self._moves_on_device = device != "cpu"
-        self.behind = 0 if device == "cpu" else _BEHIND
         self.network = network_kind(weights)(
             framework,
             weights,
@@ -96,7 +65,6 @@ class Trainer:
             recipe,
             device=device,
             seed=seed,
-            compiled=compiled,
             head=head,
             processes=self.processes,
         )
@@ -110,7 +78,6 @@ class Trainer:
         self.optimizer = flow.optim.SGD(
             groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
-        self._scale = LossScale(flow) if precision == "f16" else None
 
     def n_batches(self, n_images: int) -> int:
         """Return the steps per epoch."""
@@ -121,7 +88,7 @@ class Trainer:
 
         ``epoch`` counts from 0, and ``first`` is the step of the epoch to start with. Use
         ``contextlib.closing``: it ends the decoding ahead. A loss that is not finite raises
-        DivergedError; on the CPU the parameters are then still those after the last good step.
+        DivergedError, and the parameters are then still those after the last good step.
         """
         recipe = self._recipe
         n = len(source)
@@ -144,14 +111,12 @@ class Trainer:
                     scores = self.network.scores(x, source.start)
                 # PyTorch averages the gradients of the processes, whose parts may be uneven.
                 loss = self._loss(scores.to(self._flow.float32), y) * parts[index][1]
-                mean = self.processes.mean(loss.detach().clone())
-                read = partial(self._read, mean, (number + 1, n_steps), epoch, rates)
-                n_images = batches[index].stop - batches[index].start
-                step = Step(number + 1, batches[index].stop, n_images, rates, read)
-                if not self.behind:
-                    _ = step.loss
+                mean = float(self.processes.mean(loss.detach().clone()).item())
+                if not math.isfinite(mean):
+                    raise self._diverged(mean, f"step {number + 1} of {n_steps}", epoch, rates)
                 self._update(loss)
-                yield step
+                n_images = batches[index].stop - batches[index].start
+                yield Step(number + 1, batches[index].stop, n_images, rates, mean)
 
     def predict(
         self, source: Source, on_progress: OnProgress = silent, stage: str = "test images"
@@ -177,22 +142,19 @@ class Trainer:
         """Return everything that a step depends on: tensors of the network and the optimizer."""
         model = {_MODEL + name: value for name, value in self.network.state().items()}
         optimizer = {_OPTIMIZER + name: value for name, value in self._momenta()}
-        scale = self._scale.arrays() if self._scale else {}
-        return {**model, **optimizer, **{_SCALE + name: value for name, value in scale.items()}}
+        return {**model, **optimizer}
 
     def load_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Load what `arrays` returned, into a trainer of the same recipe."""
-        self.network.load(_under(_MODEL, arrays))
+        self.network.load(below(_MODEL, arrays))
         state = self.optimizer.state_dict()
-        for name, value in _under(_OPTIMIZER, arrays).items():
+        for name, value in below(_OPTIMIZER, arrays).items():
             index, _, key = name.partition(".")
             if value.shape != tuple(self._parameters[int(index)].shape):
                 raise ValueError(f"optimizer.{index} of another shape than its parameter")
             tensor = self._framework.to_device(np.array(value), self._device)
             state["state"].setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict(state)
-        if self._scale:
-            self._scale.load_arrays(_under(_SCALE, arrays))
 
     def _momenta(self) -> Iterator[tuple[str, np.ndarray]]:
         for index, fields in self.optimizer.state_dict()["state"].items():
@@ -204,17 +166,19 @@ class Trainer:
     def _inputs(
         self, source: Source, draws: Sequence[Draw], augment: str
     ) -> Generator[Any, None, None]:
-        """Yield the batch of each draw on the device, flipped and shifted there or before."""
-        here = self._moves_on_device and source.start is None
-        plain = ([Draw(draw.rows) for draw in draws], "none") if here else (draws, augment)
-        with closing(source.batches(*plain)) as batches:
-            for draw, batch in zip(draws, batches, strict=True):
-                names = AUGMENT_VIEWS[augment]
-                movement = movement_of(draw, names, batch.shape[1]) if here else None
-                yield self.network.to_device(batch, source.start, movement)
+        """Yield the batch of each draw on the device."""
+        with closing(source.batches(draws, augment)) as batches:
+            for batch in batches:
+                yield self.network.to_device(batch, source.start)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return self._framework.autocast(self._device, self._precision)
+        """Return a context in which convolutions and products compute in the precision."""
+        if self._precision == "f32":
+            return nullcontext()
+        context: AbstractContextManager[Any] = self._flow.autocast(
+            self._device, dtype=self._flow.bfloat16
+        )
+        return context
 
     def _set_rates(self, factor: float) -> dict[str, float]:
         rates = {name: rate * factor for name, rate in self._base_rates.items()}
@@ -223,24 +187,17 @@ class Trainer:
         return rates
 
     def _update(self, loss: Any) -> None:
-        if self._scale:
-            self._scale.step(loss, self.optimizer, self._parameters)
-        else:
-            loss.backward()
-            self.optimizer.step()
+        loss.backward()
+        self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _read(
-        self, loss: Any, place: tuple[int, int], epoch: int, rates: Mapping[str, float]
-    ) -> float:
-        value = float(loss.item())
-        if math.isfinite(value):
-            return value
+    def _diverged(
+        self, loss: float, place: str, epoch: int, rates: Mapping[str, float]
+    ) -> DivergedError:
         listed = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
-        raise DivergedError(
-            f"epoch {epoch + 1}/{self._recipe.epochs}: expected a finite loss, found {value} at "
-            f"step {place[0]} of {place[1]} (learning rates: {listed}); use a smaller --lr, or "
-            "--warmup"
+        return DivergedError(
+            f"epoch {epoch + 1}/{self._recipe.epochs}: expected a finite loss, found {loss} at "
+            f"{place} (learning rates: {listed}); use a smaller --lr, or --warmup"
         )
 
 
@@ -253,75 +210,12 @@ def network_kind(weights: Weights) -> type[Network]:
     return ModelNetwork
 
 
-def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in arrays.items()
-        if name.startswith(prefix)
-    }
-
-
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One update of the parameters.
+    """One update of the parameters."""
 
-    Parameters
-    ----------
-    step : int
-        Steps of the whole run so far, including this one.
-    n_seen : int
-        Images of the epoch so far, including this step's.
-    n_images : int
-        Images of this step.
-    rates : mapping of str to float
-        Learning rate of the head and of each stage that trains.
-    read : callable
-        Reads the loss from the device.
-    """
-
-    step: int
-    n_seen: int
-    n_images: int
-    rates: Mapping[str, float]
-    read: Callable[[], float] = field(repr=False)
-
-    @cached_property
-    def loss(self) -> float:
-        """Mean cross-entropy over its images before the update; DivergedError unless finite."""
-        return self.read()
-
-
-_FIRST_FACTOR = 2.0**16
-_GROWTH_STEPS = 2000  # without an overflow, after which the factor doubles
-
-
-class LossScale:
-    """The factor by which the loss is multiplied in float16, so that gradients do not vanish."""
-
-    def __init__(self, flow: Any) -> None:
-        self._flow = flow
-        self.factor = _FIRST_FACTOR
-        self._since = 0  # steps without an overflow
-
-    def step(self, loss: Any, optimizer: Any, parameters: Sequence[Any]) -> None:
-        """Take the optimizer's step, or skip it where a gradient overflowed."""
-        (loss * self.factor).backward()
-        gradients = [one.grad for one in parameters]
-        total = self._flow.stack([gradient.sum() for gradient in gradients]).sum()
-        if not math.isfinite(total.item()):
-            self.factor, self._since = self.factor / 2, 0
-            return
-        for gradient in gradients:
-            gradient.mul_(1 / self.factor)
-        optimizer.step()
-        self._since += 1
-        if self._since == _GROWTH_STEPS:
-            self.factor, self._since = self.factor * 2, 0
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return the state: two arrays of one number."""
-        return {"factor": np.array([self.factor]), "since": np.array([self._since])}
-
-    def load_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Load what `arrays` returned."""
-        self.factor, self._since = float(arrays["factor"][0]), int(arrays["since"][0])
+    step: int  # of the whole run so far, including this one
+    n_seen: int  # images of the epoch so far, including this step's
+    n_images: int  # of this step
+    rates: Mapping[str, float]  # of the head and of each stage that trains
+    loss: float  # mean cross-entropy over its images before the update

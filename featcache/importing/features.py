@@ -15,14 +15,14 @@ from ..errors import DatasetError, ShapeMismatchError, TableError, one_line
 from ..files import user_path
 from ..progress import OnNote, OnProgress, silent
 from ..remote import is_url
-from ..store.arrays import Rows, write_rows
+from ..store.arrays import Rows, as_classes, write_rows
 from ..store.cache import Cache, load
 from ..store.label import label
 from ..tables.joining import join
 from ..tables.reading import read_table
 from ..tables.table import Table
 from ..tables.target import read_target
-from .layouts import Found, classes_of, read_lines, recognise
+from .layouts import Found, read_lines, recognise
 
 
 @dataclass(frozen=True)
@@ -166,31 +166,33 @@ def import_features(
             ) from None
         for text in found.notes:
             note(text)
-        shapes = [list(part.shape) for part in found.features]
+        first = found.features[0]
         _name_rows(found, ids, path, note)
         if labels is not None:
             labels = read_table(labels)
             _label_rows(found, labels, by, target, split_column, note)
         key = next(name for name in ("id", "image", "row id") if name not in found.columns)
         beside = {} if labels is not None else _columns_beside(found, key, note)
-        numbers, class_names = classes_of(found)
+        numbers = None
+        class_names: list[str] = []
+        if found.labels is not None:
+            numbers, class_names = as_classes(found.labels, found.class_names)
+        imported_from = {
+            "file": path.name,
+            "layout": found.layout,
+            "shape": [found.n_rows, *first.shape[1:]],
+            "dtype": str(first.dtype),
+        }
         rows = Rows(
             features=found.features,
-            ids=list(found.ids or ()),
+            ids=found.ids,
             labels=numbers,
             class_names=class_names,
             roles=found.roles,
             groups=found.groups,
             hashes=found.hashes,
             made_by=made_by,
-            facts={
-                "imported_from": {
-                    "file": path.name,
-                    "layout": found.layout,
-                    "shape": [found.n_rows, *shapes[0][1:]] if shapes[0] else [],
-                    "dtype": str(found.features[0].dtype),
-                }
-            },
+            facts={"imported_from": imported_from},
         )
         cache, existed = write_rows(
             rows,
@@ -205,7 +207,7 @@ def import_features(
     if labels is not None:
         label(made, labels, by=by, on_note=note)
     elif beside and made.attached_table is None:
-        label(made, {key: list(found.ids or ()), **beside}, by=key)
+        label(made, {key: found.ids, **beside}, by=key)
         note(f"attached as a table: {one_line(', '.join(beside))}")
     return ImportResult(
         cache=cache,
@@ -236,7 +238,7 @@ def _name_rows(
                 f"{where}: expected {found.n_rows:,} ids, one per row of {path}, found "
                 f"{len(found.ids):,}; give the file that belongs to these features"
             )
-    elif found.ids is None:
+    elif not found.ids:
         found.ids = [str(row) for row in range(found.n_rows)]
         note("ids are the numbers of the rows; name them with --ids")
 
@@ -246,7 +248,7 @@ def _columns_beside(found: Found, key: str, note: OnNote) -> dict[str, Sequence[
     able = {}
     for name, values in found.columns.items():
         try:
-            column = read_table({key: list(found.ids or ()), name: values})[name]
+            column = read_table({key: found.ids, name: values})[name]
         except TableError as error:
             note(f"left out: {one_line(error)}")
         else:
@@ -264,7 +266,7 @@ def _label_rows(
     note: OnNote,
 ) -> None:
     """Take labels and splits from a table of the images."""
-    aligned = table.take(join(table, list(found.ids or ()), found.hashes, by=by).rows)
+    aligned = table.take(join(table, found.ids, found.hashes, by=by).rows)
     if target is not None:
         answer = read_target(aligned, [target], task="classification")
         found.labels, found.class_names = answer.values, list(answer.names)
@@ -276,6 +278,6 @@ def _label_rows(
             row = int(np.flatnonzero(column.missing)[0])
             raise TableError(
                 f"{table.source}: expected train, val or test in {split_column!r} for every row of "
-                f"the features, found none for {one_line(repr((found.ids or ())[row]))}"
+                f"the features, found none for {one_line(repr(found.ids[row]))}"
             )
         found.roles = [str(value) for value in column.texts().tolist()]

@@ -29,11 +29,6 @@ def read_hdf5(paths: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
 
     Numbers are arrays; texts are lists of str; ``"NAME@ATTRIBUTE"`` are attributes that are text,
     ``"@encoding-type"`` of the root among them.
-
-    Raises
-    ------
-    DatasetError
-        A file that cannot be read, or reaches outside itself.
     """
     size_bytes = sum(path.stat().st_size for path in paths)
     timeout_s = int(_LEAST_S + size_bytes / _BYTES_PER_S)
@@ -69,11 +64,11 @@ def _answer_parent() -> None:
         (target / _AT).write_text(str(number))
         try:
             answer["files"].append(dict(_copied(Path(name), target, f"{number:06d}")))
-        # h5py raises nearly any exception for a damaged file.
-        except Exception as error:
-            why = str(error) if isinstance(error, DatasetError) else f"found: {one_line(error)}"
-            if not isinstance(error, DatasetError):
-                why = f"expected a readable HDF5 file, {why}; write it again"
+        except DatasetError as error:
+            answer = {"error": str(error), "number": number}
+            break
+        except Exception as error:  # h5py raises nearly any for a damaged file
+            why = f"expected a readable HDF5 file, found: {one_line(error)}; write it again"
             answer = {"error": why, "number": number}
             break
     sys.stdout.buffer.write(seal(answer))

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import DatasetError, one_line
-from ..store.arrays import as_classes, checked_hashes
+from ..store.arrays import checked_hashes
+from ..store.format import ROLES
 from .hdf5 import read_hdf5
 from .tensors import read_csv, read_npy, read_npz, read_parquet, read_pt, read_safetensors
 
@@ -23,7 +24,6 @@ _FEATURES = ("features", "feats", "embeddings", "embedding", "feature", "emb", "
 _IDS = ("ids", "id", "names", "filenames", "file_names", "paths", "path", "image_path", "files")
 _LABELS = ("labels", "label", "targets", "target", "y", "classes")
 _SPLITS = ("splits", "split", "roles")
-_ROLES = ("train", "val", "test")
 _READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     ".npy": read_npy,
     ".npz": read_npz,
@@ -44,7 +44,7 @@ class Found:
 
     layout: str
     features: list[np.ndarray]
-    ids: Sequence[str] | None = None
+    ids: Sequence[str] = ()  # none where a layout names no rows
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
     roles: Sequence[str] | None = None
@@ -56,26 +56,14 @@ class Found:
     @property
     def n_rows(self) -> int:
         """N."""
-        return sum(map(len, self.features))
+        return sum(len(part) for part in self.features if part.ndim)
 
 
 def recognise(path: Path, array: str | None, scratch: Path) -> Found:
-    """Read a file or folder of features, whatever its layout.
+    """Read a file or folder of features, whatever its layout, or raise a DatasetError.
 
-    Parameters
-    ----------
-    path : Path
-        A ``.npy``, ``.npz``, ``.h5``, ``.h5ad``, ``.parquet``, ``.safetensors`` or ``.pt`` file,
-        or a folder.
-    array : str, optional
-        The array or column that has the features, where there are several.
-    scratch : Path
-        A folder for the arrays of HDF5 files while they are read.
-
-    Raises
-    ------
-    DatasetError
-        No layout fits, or a file is damaged; says what was found.
+    ``array`` names the array or column that has the features, where there are several;
+    ``scratch`` is a folder for the arrays of HDF5 files while they are read.
     """
     if path.is_dir():
         return _folder(path, array, scratch)
@@ -99,14 +87,14 @@ def recognise(path: Path, array: str | None, scratch: Path) -> Found:
 def _arrays(path: Path, arrays: Mapping[str, Any], array: str | None) -> Found:
     """Recognise named arrays of one file: an export of ours, or features with labels and ids."""
     if array is None and "train_features" in arrays:
-        return _by_role(path, arrays)
+        return _by_role(arrays)
     name = _choose(path, arrays, array)
     features = arrays[name]
     layout = "an array (N, D)" if len(arrays) == 1 else f"named arrays, features in {name!r}"
     if len(arrays) > 1:  # in front of the samples: (1, N, D)
         features = features[0] if features.ndim == 3 and len(features) == 1 else features
     found = Found(layout, [features])
-    _take(found, {key: value for key, value in arrays.items() if key != name}, len(features))
+    _take(found, {key: value for key, value in arrays.items() if key != name})
     return found
 
 
@@ -146,8 +134,9 @@ def _listed(arrays: Mapping[str, Any]) -> str:
     return (", ".join(described) or "nothing") + (f" and {more:,} more" if more > 0 else "")
 
 
-def _take(found: Found, others: Mapping[str, Any], n_rows: int) -> None:
+def _take(found: Found, others: Mapping[str, Any]) -> None:
     """Take what stands beside features: ids, labels, splits, class names, hashes, columns."""
+    n_rows = found.n_rows
     for name, value in others.items():
         word = name.lower()
         if word == "class_names" and not isinstance(value, np.ndarray | str):
@@ -156,11 +145,11 @@ def _take(found: Found, others: Mapping[str, Any], n_rows: int) -> None:
             found.hashes = checked_hashes(value)
         elif not _is_column(value, n_rows):
             found.notes.append(f"{one_line(name)} is left out: it has no value for each row")
-        elif word in _IDS and found.ids is None:
+        elif word in _IDS and not found.ids:
             found.ids = [str(one) for one in _plain(value)]
         elif word in _SPLITS and found.roles is None:
             found.roles = [str(one) for one in _plain(value)]
-        elif word in _LABELS and found.labels is None and _are_classes(value):
+        elif word in _LABELS and found.labels is None and _may_be_classes(value):
             found.labels = np.asarray(value)
         else:
             found.columns[name] = _plain(value)
@@ -176,13 +165,13 @@ def _plain(value: Any) -> list[Any]:
     return value.tolist() if isinstance(value, np.ndarray) else list(value)
 
 
-def _are_classes(value: Any) -> bool:
+def _may_be_classes(value: Any) -> bool:
     return not isinstance(value, np.ndarray) or value.dtype.kind in "iuUO"
 
 
-def _by_role(path: Path, arrays: Mapping[str, Any]) -> Found:
+def _by_role(arrays: Mapping[str, Any]) -> Found:
     """Read an export of ours: ``train_features``, ``train_labels``, ``train_ids``, …."""
-    roles = [role for role in _ROLES if f"{role}_features" in arrays]
+    roles = [role for role in ROLES if f"{role}_features" in arrays]
     found = Found("featcache export", [arrays[f"{role}_features"] for role in roles])
     found.roles = [
         role for role, part in zip(roles, found.features, strict=True) for _ in range(len(part))
@@ -198,11 +187,11 @@ def _by_role(path: Path, arrays: Mapping[str, Any]) -> Found:
             whole[part] = np.concatenate(values)
     if "class_names" in arrays:
         whole["class_names"] = list(arrays["class_names"])
-    _take(found, whole, found.n_rows)
+    _take(found, whole)
     more = sorted(name for name in arrays if "_views_" in name or "_cuts_" in name)
     if more:
         found.notes.append(f"the first cut's features are taken, not {one_line(', '.join(more))}")
-    if found.ids is not None and len({*found.ids}) < len(found.ids):  # the same in two splits
+    if len({*found.ids}) < len(found.ids):  # the same in two splits
         found.ids = [f"{role}/{name}" for role, name in zip(found.roles, found.ids, strict=True)]
     return found
 
@@ -223,7 +212,7 @@ def _hdf5(paths: Sequence[Path], array: str | None, scratch: Path) -> Found:
     if len(files) == 1:
         found = files[0]
         if array is None and "X" in found and any(name.startswith("obs/") for name in found):
-            return _anndata(paths[0], found)
+            return _anndata(found)
         if any(name.startswith("X/") for name in found):
             raise DatasetError(
                 f"{paths[0]}: expected dense features in X, found a sparse matrix; save "
@@ -236,7 +225,7 @@ def _hdf5(paths: Sequence[Path], array: str | None, scratch: Path) -> Found:
 
 def _patches(paths: Sequence[Path], files: Sequence[Mapping[str, Any]]) -> Found:
     """Read slides of CLAM or TRIDENT: a file each, with features and coords of its patches."""
-    found = Found("patches of slides (CLAM, TRIDENT)", [], ids=[], groups=[])
+    found = Found("patches of slides (CLAM, TRIDENT)", [])
     ids: list[str] = []
     slides: list[str] = []
     for path, arrays in zip(paths, files, strict=True):
@@ -278,12 +267,11 @@ def _one_each(paths: Sequence[Path], vectors: Sequence[np.ndarray]) -> Found:
                 f"{path}: expected one vector of {rows[0].size} features as in the other files, "
                 f"found {one.dtype} {one.shape}"
             )
-    found = Found("a file for each image", [np.concatenate(rows)])
-    found.ids = [path.stem for path in paths]
-    return found
+    ids = [path.stem for path in paths]
+    return Found("a file for each image", [np.concatenate(rows)], ids)
 
 
-def _anndata(path: Path, arrays: Mapping[str, Any]) -> Found:
+def _anndata(arrays: Mapping[str, Any]) -> Found:
     """Read X and obs of AnnData: categories and columns of obs become columns of the table."""
     found = Found("AnnData (X, obs)", [arrays["X"]])
     index = arrays.get("obs@_index", "_index")
@@ -326,7 +314,7 @@ def _table(
     if "label" in rest and "class" in rest:
         found.layout = "featcache export"
         found.class_names = _class_names(rest["label"], rest.pop("class"), facts)
-    _take(found, rest, len(features))
+    _take(found, rest)
     return found
 
 
@@ -409,7 +397,7 @@ def _clip_retrieval(path: Path) -> Found:
                 f"{path}: expected as many rows in metadata/ as in img_emb/ ({found.n_rows:,}), "
                 f"found {sum(n_rows):,}; copy the folder again"
             )
-        _take(found, columns, found.n_rows)
+        _take(found, columns)
     return found
 
 
@@ -429,10 +417,3 @@ def read_lines(path: Path) -> list[str]:
             f"{path}: expected a file with one id per line, found: {error.strerror}; check its name"
         ) from None
     return text.splitlines()
-
-
-def classes_of(found: Found) -> tuple[np.ndarray | None, list[str]]:
-    """Return the labels int64 (N,), None without any, and the class names."""
-    if found.labels is None:
-        return None, []
-    return as_classes(found.labels, found.class_names)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..backbones.pth import read_pth
 from ..backbones.tensors import MAX_BYTES
-from ..errors import DatasetError, EngineUnavailableError, WeightsError, one_line
+from ..errors import DatasetError, WeightsError, missing_package, one_line
 from ..tables.reading import read_table
 
 _DTYPES = {
@@ -108,10 +108,7 @@ def read_parquet(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise EngineUnavailableError(
-            f"{paths[0]}: expected the package pyarrow, found: {error}; type: pip install "
-            "'featcache[parquet]'"
-        ) from None
+        raise missing_package(paths[0], "pyarrow", error, "parquet") from None
     try:
         tables = [parquet.ParquetFile(path).read() for path in paths]
         table = pyarrow.concat_tables(tables)

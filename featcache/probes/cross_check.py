@@ -11,10 +11,11 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..metrics import agreement, top1
+from ..metrics import top1
 from .objective import Penalty, objective
 from .ridge import ridge_objective
 from .weights import total_weight
@@ -75,13 +76,39 @@ def check_with_sklearn(
     head_objective: float,
     head_predicted: np.ndarray,
     weights: np.ndarray | None = None,
+    ridge: bool = False,
 ) -> CheckResult:
-    """Fit LogisticRegression to views (N, D), and compare it with a head.
+    """Fit LogisticRegression to views (N, D), or ``ridge`` regression, and compare it with a head.
 
     ``head_objective`` and ``head_predicted`` int64 (M,) are the head's loss with penalty, and its
     predictions for the test features (M, D). ``weights`` float64 (N,) are of the training images.
     """
-    from sklearn.exceptions import ConvergenceWarning
+    fit = _fit_ridge if ridge else _fit_logistic
+    weight, bias, ended = fit(views, labels, n_classes, penalty, weights)
+    if ridge:
+        value = ridge_objective(weight, bias, views, labels, penalty.weight_decay, weights)
+    else:
+        value = objective(weight, bias, views, labels, penalty, weights).value
+    predicted = (test_features @ weight.T + bias).argmax(axis=1)
+    return CheckResult(
+        top1=top1(predicted, test_labels),
+        agreement=top1(predicted, head_predicted),
+        objective=value,
+        objective_gap=(head_objective - value) / value,
+        **ended,
+    )
+
+
+_Fit: TypeAlias = "tuple[np.ndarray, np.ndarray, dict[str, Any]]"  # weight, bias and how it ended
+
+
+def _fit_logistic(
+    views: Sequence[np.ndarray],
+    labels: np.ndarray,
+    n_classes: int,
+    penalty: Penalty,
+    weights: np.ndarray | None,
+) -> _Fit:
     from sklearn.linear_model import LogisticRegression
 
     x, y, each = _stacked(views, labels, weights)
@@ -105,68 +132,44 @@ def check_with_sklearn(
     total = total_weight(views, weights)
     C = (2 if len(classes) == 2 else 1) / (total * penalty.weight_decay)
     model = LogisticRegression(C=C, fit_intercept=not penalty.decay_bias, max_iter=MAX_ITERATIONS)
-    started = time.perf_counter()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model.fit(x, y, each)
-    wall_s = time.perf_counter() - started
-
+    wall_s, converged = timed_fit(model, x, y, each)
     weight, bias = _every_class(*_both_classes(model.coef_, model.intercept_), classes)
     if penalty.decay_bias:
         weight, bias = weight[:, :-1], weight[:, -1]
-    bias = bias - weight @ mean
-    value = objective(weight, bias, views, labels, penalty, weights).value
-    predicted = (test_features @ weight.T + bias).argmax(axis=1)
-    return CheckResult(
-        top1=top1(predicted, test_labels),
-        agreement=agreement(predicted, head_predicted),
-        wall_s=wall_s,
-        C=C,
-        objective=value,
-        objective_gap=(head_objective - value) / value,
-        iterations=int(np.max(model.n_iter_)),
-        converged=not any(issubclass(item.category, ConvergenceWarning) for item in caught),
-    )
+    ended = {"iterations": int(np.max(model.n_iter_)), "converged": converged}
+    return weight, bias - weight @ mean, {"wall_s": wall_s, "C": C, **ended}
 
 
-def check_ridge(
+def _fit_ridge(
     views: Sequence[np.ndarray],
     labels: np.ndarray,
     n_classes: int,
-    test_features: np.ndarray,
-    test_labels: np.ndarray,
     penalty: Penalty,
-    *,
-    head_objective: float,
-    head_predicted: np.ndarray,
-    weights: np.ndarray | None = None,
-) -> CheckResult:
-    """Fit Ridge to the one-hot labels; arguments as of `check_with_sklearn`.
-
-    It minimises ``||Y - X W^T - b||^2 + alpha ||W||^2``: ours at ``alpha = N * lambda``.
-    """
+    weights: np.ndarray | None,
+) -> _Fit:
+    """Minimise ``||Y - X W^T - b||^2 + alpha ||W||^2``: ours at ``alpha = N * lambda``."""
     from sklearn.linear_model import Ridge
 
     x, y, each = _stacked(views, labels, weights)
-    targets = np.eye(n_classes, dtype=x.dtype)[y]
     alpha = total_weight(views, weights) * penalty.weight_decay
     model = Ridge(alpha=alpha)
+    wall_s, _ = timed_fit(model, x, np.eye(n_classes, dtype=x.dtype)[y], each)
+    ended = {"wall_s": wall_s, "C": 1 / alpha, "iterations": 0, "converged": True}
+    return model.coef_, model.intercept_, ended
+
+
+def timed_fit(
+    model: Any, x: np.ndarray, y: np.ndarray, weights: np.ndarray | None
+) -> tuple[float, bool]:
+    """Fit a model of scikit-learn, silently; return the seconds, and whether it converged."""
+    from sklearn.exceptions import ConvergenceWarning
+
     started = time.perf_counter()
-    model.fit(x, targets, each)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(x, y, weights)
     wall_s = time.perf_counter() - started
-    weight, bias = model.coef_, model.intercept_
-    value = ridge_objective(weight, bias, views, labels, penalty.weight_decay, weights)
-    predicted = (test_features @ weight.T + bias).argmax(axis=1)
-    return CheckResult(
-        top1=top1(predicted, test_labels),
-        agreement=agreement(predicted, head_predicted),
-        wall_s=wall_s,
-        C=1 / alpha,
-        objective=value,
-        objective_gap=(head_objective - value) / value,
-        iterations=0,
-        converged=True,
-    )
+    return wall_s, not any(issubclass(item.category, ConvergenceWarning) for item in caught)
 
 
 def _stacked(

@@ -26,22 +26,17 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import RecipeError
-from ..metrics import METRICS, softmax, wilson_interval
 from ..metrics import score as measured
-from ..options import check_choice
+from ..metrics import softmax, wilson_interval
 from ..progress import OnProgress, Progress, silent
 from ..sampling import folds as fold_numbers
 from .blocks import Features, Rows, each_block, loaded
-from .lbfgs import train_lbfgs
+from .job import Job
 from .objective import Solution
-from .recipes import ExactRecipe
-from .ridge import Ridge
 from .scaling import Scaling
-from .sweep import C_GRID, Sweep, divide, sweep_ridge, swept_lbfgs
+from .sweep import C_GRID, Sweep
 from .weights import sample_weights, total_weight
 
-_SOLVERS = ("lbfgs", "ridge")
 # Neighbours in C_GRID differ by a factor of 2, which the folds' own noise hides.
 _GRID = C_GRID[1::2]
 _PATIENCE = 3  # values of the grid
@@ -94,30 +89,12 @@ class Fold:
 
 @dataclass(frozen=True, eq=False)
 class CrossValidation:
-    """Out-of-fold predictions, and their score.
+    """Out-of-fold predictions of N images in R repeats, and their score.
 
-    Parameters
-    ----------
-    score : float
-        Of all out-of-fold predictions of a repeat together; the mean over repeats.
-    interval : tuple of 2 floats
-        95 %, over draws of groups, or of images without groups.
-    folds : tuple of Fold
-        Repeat by repeat.
-    n_images, n_groups : int
-        Images predicted, and groups among them; as many groups as images where none are given.
-    predicted : numpy.ndarray
-        (R, N, ...): for each repeat and image what the head of its fold says; int64 (R, N) for
-        classes. Images in no fold have -1, or NaN.
-    probabilities : numpy.ndarray or None
-        For classes float64 (R, N, 2): of the prediction, and of the label. NaN for ridge, whose
-        scores are no probabilities, and for images in no fold.
-    numbers : numpy.ndarray
-        int64 (R, N): the fold of each image, -1 for none.
-    wall_s : float
-        Duration in seconds.
-    of_one_group : tuple of int
-        Classes whose images are all in one group: a head that predicts them never saw the class.
+    ``predicted`` (R, N, ...) has -1 or NaN for images in no fold; ``probabilities`` float64
+    (R, N, 2) are those of the predicted class and of the label, NaN for ridge; ``numbers`` int64
+    (R, N) the folds, -1 for none. ``of_one_group`` are classes whose images are all in one group:
+    a head that predicts them never saw the class.
     """
 
     score: float
@@ -140,124 +117,66 @@ def cross_validate(
     views: Sequence[Features],
     labels: np.ndarray,
     n_classes: int,
+    job: Job,
     *,
     n_folds: int,
     repeats: int = 1,
     groups: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     class_weight: str | Mapping[Any, Any] | None = None,
-    solver: str = "lbfgs",
-    recipe: ExactRecipe | None = None,
-    C: float | None = None,
-    sweep: bool | None = None,
-    metric: str = "top1",
+    class_names: Sequence[str] | None = None,
     scale: str = "none",
-    seed: int = 0,
     on_progress: OnProgress = silent,
 ) -> CrossValidation:
-    """Cross-validate a linear head that classifies.
+    """Cross-validate a linear head that classifies features (N, D), one array per flip view.
 
-    Parameters
-    ----------
-    views : sequence of features
-        (N, D) each, one per flip view. A fold trains on all views of its training images, and
-        predicts its test images from the first.
-    labels : numpy.ndarray
-        int64 (N,), in [0, ``n_classes``).
-    n_classes : int
-        K.
-    n_folds : int
-        2 or more.
-    repeats : int
-        How often all is done, with other folds: seeds ``seed``, ``seed + 1``, ...
-    groups : numpy.ndarray, optional
-        int64 (N,): images of the same group are never on both sides, neither of a fold nor of
-        the holdout within it.
-    weights, class_weight : optional
-        As in `sample_weights`; ``"balanced"`` is by the training images of each fold. They count
-        in the fits and not in the scores. An image of weight 0 is as if absent: in no fold.
-    solver : str
-        ``"lbfgs"`` or ``"ridge"``.
-    recipe : ExactRecipe, optional
-        Tolerance and iterations; its penalty holds where ``C`` is None and ``sweep`` False.
-    C : float, optional
-        The penalty of every fold, in scikit-learn's terms.
-    sweep : bool, optional
-        Choose C within each fold; the default is to do so where ``C`` is None.
-    metric : str
-        ``"top1"``, ``"balanced"`` or ``"f1"``: what the sweeps maximise, and the score.
-    scale : str
-        ``"none"``, ``"standardize"`` (by the training images of the fold) or ``"l2"``.
-    seed : int
-        For folds and holdouts.
-    on_progress : callable
-        Called with the number of finished folds, and the progress within each.
-
-    Raises
-    ------
-    DatasetError
-        More folds than groups, or than images of a class; a class too small for a holdout.
-    RecipeError
-        An option out of range.
+    A fold trains on all views of its training images, and predicts its test images from the first.
+    Where the ``job`` has no penalty it is chosen within each fold. Images of one of the ``groups``
+    int64 (N,) are never on both sides, neither of a fold nor of the holdout within it. ``weights``
+    and ``class_weight`` with ``class_names`` are as in `sample_weights`, "balanced" by the training
+    images of each fold; they count in the fits and not in the scores, and an image of weight 0 is
+    in no fold. Repeats draw their folds with the job's seed, the one after it, ... Raises
+    DatasetError for more folds than groups, or than images of a class.
     """
-    check_choice("solver", solver, _SOLVERS)
-    check_choice("metric", metric, METRICS)
-    recipe = recipe or ExactRecipe()
     each = sample_weights(labels, n_classes, None, weights)
-    choose = C is None if sweep is None else sweep
+    is_ridge = job.solver == "ridge"
+    if not is_ridge:
+        job = replace(job, grid=_GRID, patience=_PATIENCE)
 
-    def scored(predicted: np.ndarray, expected: np.ndarray) -> float:
-        return measured(metric, predicted, expected, n_classes)
+    def scored(predicted: np.ndarray, rows: np.ndarray) -> float:
+        return measured(job.metric, predicted, labels[rows], n_classes)
 
     def fit_predict(train: np.ndarray, test: np.ndarray, on_progress: OnProgress) -> Fitted:
         chosen = [Rows(features, train) for features in views]
         scaling = Scaling(scale, chosen)
         inputs = [loaded(scaling.lazily(features)) for features in chosen]
         known = labels[train]
-        own = sample_weights(known, n_classes, class_weight, None if each is None else each[train])
-        swept, start, penalty = None, None, C
-        if choose:
-            kin = None if groups is None else groups[train]
-            if solver == "ridge":
-                swept = sweep_ridge(
-                    inputs, known, n_classes, weights=own, groups=kin, seed=seed, score=scored
-                )
-            else:
-                parts = divide(inputs, known, weights=own, groups=kin, seed=seed)
-                swept, start = swept_lbfgs(
-                    parts, n_classes, recipe, _GRID, scored, on_progress, _PATIENCE
-                )
-            penalty = swept.C
-        total = total_weight(inputs, own)
-        decay = recipe.weight_decay if penalty is None else 1 / (penalty * total)
-        if solver == "ridge":
-            solution = Ridge(inputs, known, n_classes, own).solve(decay)
-        else:
-            solution = train_lbfgs(
-                inputs,
-                known,
-                n_classes,
-                replace(recipe, weight_decay=decay),
-                weights=own,
-                start=start,
-                on_progress=on_progress,
-            )
-        held = scaling.lazily(Rows(views[0], test))
-        predicted, probabilities = _judge(held, labels[test], solution, solver != "ridge")
-        return Fitted(
-            predicted, probabilities, swept, 1 / (decay * total), bool(solution.converged)
+        given = None if each is None else each[train]
+        own = sample_weights(known, n_classes, class_weight, given, class_names)
+        of_fold, swept = job.with_penalty(
+            inputs,
+            known,
+            n_classes,
+            on_progress,
+            weights=own,
+            groups=None if groups is None else groups[train],
         )
+        solution = of_fold.train(inputs, known, n_classes, on_progress, weights=own)
+        held = scaling.lazily(Rows(views[0], test))
+        predicted, probabilities = _judge(held, labels[test], solution, not is_ridge)
+        C = 1 / (of_fold.recipe.weight_decay * total_weight(inputs, own))
+        return Fitted(predicted, probabilities, swept, C, bool(solution.converged))
 
     found = over_folds(
         labels,
         fit_predict,
-        lambda predicted, rows: scored(predicted, labels[rows]),
+        scored,
         n_folds=n_folds,
         repeats=repeats,
         groups=groups,
         left_out=None if each is None else each == 0,
-        proportion=metric == "top1",
-        seed=seed,
+        proportion=job.metric == "top1",
+        seed=job.seed,
         on_progress=on_progress,
     )
     return replace(found, of_one_group=() if groups is None else _of_one_group(labels, groups))
@@ -276,32 +195,14 @@ def over_folds(
     seed: int = 0,
     on_progress: OnProgress = silent,
 ) -> CrossValidation:
-    """Cross-validate any head.
+    """Cross-validate any head of targets (N, ...), of which integers (N,) are stratified.
 
-    Parameters
-    ----------
-    targets : numpy.ndarray
-        (N, ...), as in `featcache.sampling.folds`: integers (N,) are stratified.
-    fit_predict : callable
-        Given the training rows int64 and the test rows int64 of a fold, and ``on_progress``,
-        returns `Fitted`. It chooses its penalty on the training rows alone.
-    score : callable
-        Given predictions (M, ...) and the rows int64 (M,) that they are of, returns the score.
-        Rows may be repeated.
-    n_folds, repeats, groups, seed, on_progress
-        As in `cross_validate`.
-    left_out : numpy.ndarray, optional
-        bool (N,): images that are in no fold.
-    proportion : bool
-        Whether the score is the fraction of right images: where no resample can tell (without
-        groups, or where all images are right or all wrong) its interval is `wilson_interval`.
-
-    Returns
-    -------
-    CrossValidation
+    ``fit_predict`` is given the training rows and the test rows int64 of a fold, and chooses its
+    penalty on the training rows alone. ``score`` is given predictions (M, ...) and the rows int64
+    (M,) that they are of, some of them repeated. Images ``left_out``, bool (N,), are in no fold. A
+    score that is a ``proportion`` of right images has the interval of `wilson_interval` where no
+    resample can tell: without groups, or where all images are right or all wrong.
     """
-    if repeats < 1:
-        raise RecipeError(f"repeats: expected 1 or more, found {repeats}")
     started = time.perf_counter()
     n = len(targets)
     rows = np.arange(n) if left_out is None else np.flatnonzero(~left_out)

@@ -325,13 +325,6 @@ def fit(
     weights: np.ndarray | None = None,
 ) -> tuple[Solution, float]:
     """Return a head on features (N, D), and its penalty: the recipe's, or one chosen on them."""
-    basis = None
-    n, dim = features.shape
-    if n < dim:
-        # The optimum is a combination of the centred features: N coordinates are enough.
-        mean = features.mean(axis=0, dtype=np.float64)
-        basis, triangle = np.linalg.qr((features - mean).T)
-        features = triangle.T
     ridge = None
     if recipe is None or solver == "ridge":
         ridge = Ridge([features], labels, n_classes, weights)
@@ -342,10 +335,6 @@ def fit(
     else:
         exact = replace(recipe or ExactRecipe(), weight_decay=decay)
         solution = train_lbfgs([features], labels, n_classes, exact, weights=weights)
-    if basis is not None:
-        weight = solution.weight @ basis.T
-        bias = solution.bias - weight @ mean
-        solution = replace(solution, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
     return solution, decay
 
 

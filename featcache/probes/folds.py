@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,9 +19,7 @@ from .crossval import CrossValidation, Fitted, Fold, cross_validate, over_folds
 from .labels_and_numbers import check_options
 from .outcomes import Columns, class_outcomes, number_outcomes
 from .question import Asked, ask
-from .recipes import ExactRecipe
 from .regression import probe_numbers
-from .weights import sample_weights
 
 if TYPE_CHECKING:
     from .probe import ProbeOptions
@@ -188,27 +186,19 @@ def _of_one_group(asked: Asked, validated: CrossValidation) -> list[str]:
 
 
 def _of_classes(asked: Asked, options: ProbeOptions, on_progress: OnProgress) -> CrossValidation:
-    images, n_classes, job = asked.train, len(asked.names), options.job()
-    class_weight: str | Mapping[Any, float] | None = options.class_weight
-    if isinstance(class_weight, Mapping):
-        sample_weights(images.labels, n_classes, class_weight, None, asked.names)
-        class_weight = {asked.names.index(name): each for name, each in class_weight.items()}
+    images = asked.train
     return cross_validate(
         images.views,
         images.labels,
-        n_classes,
+        len(asked.names),
+        options.job(),
         n_folds=options.cv or 0,
         repeats=options.repeats,
         groups=images.groups,
         weights=images.weights,
-        class_weight=class_weight,
-        solver=job.solver,
-        recipe=job.recipe if isinstance(job.recipe, ExactRecipe) else None,
-        C=job.C,
-        sweep=job.sweep,
-        metric=options.metric,
+        class_weight=options.class_weight,
+        class_names=asked.names,
         scale=options.scale,
-        seed=options.seed,
         on_progress=on_progress,
     )
 

@@ -25,9 +25,10 @@ from ..store.reader import check_whole
 from .blocks import Features, each_block, one_blas_thread, some_rows
 from .curves import FULL, check_shots, draw, sizes_of
 from .outcomes import class_outcomes
-from .question import Asked, Part, Question, ask, cut_names, opened
+from .question import Part, Question, ask, cut_names, opened
 
 DISTANCES = ("cosine", "euclidean")
+TEMPERATURE = 0.07  # of cosines, as DINOv2
 
 _ROWS = 1024  # queries and keys per block pair: a product that keeps a core busy and fits its cache
 _LEAST_ROWS = 64
@@ -181,6 +182,7 @@ def knn(
             f"shots: expected test images, found none in {cache.path}; leave out shots, or name a "
             "column with --split-column"
         )
+    labels, n = test.labels, len(asked.names)
     results: Rows[KnnResult] = Rows()
     for size in sizes_of(cache, asked, options.shots):
         n_train = int(size.counts.sum())
@@ -192,11 +194,31 @@ def knn(
         for seed in range(1 if n_train == len(train) else options.seeds):
             rows = draw(train.labels, size.counts, seed)
             drawn = train if isinstance(rows, slice) else train.take(rows)
-            draws.append(_classify(drawn, test, len(asked.names), ks, options, on_progress))
+            draws.append(_classify(drawn, test, n, ks, options, on_progress))
         wall_s = time.perf_counter() - started
         for k in ks:
             of_k = [one[k] for one in draws]
-            result = _result(k, of_k, test, len(asked.names), size.shots, n_train, wall_s, asked)
+            measured = [
+                (top1(one, labels), balanced_accuracy(one, labels, n), macro_f1(one, labels, n))
+                for one, _ in of_k
+            ]
+            accuracy, balanced, f1 = np.mean(measured, axis=0).tolist()
+            scores = tuple(one for one, _, _ in measured)
+            own = wilson_interval(accuracy, len(test))
+            result = KnnResult(
+                k=k,
+                top1=accuracy,
+                top1_interval=own if len(draws) == 1 else mean_interval(scores),
+                top5=float(np.mean([votes[:, 2] < 5 for _, votes in of_k])) if n > 6 else None,
+                balanced_accuracy=balanced,
+                macro_f1=f1,
+                shots=size.shots,
+                scores=scores,
+                n_train=n_train,
+                n_test=len(test),
+                wall_s=wall_s,
+                notes=asked.notes,
+            )
             results.append(result)
             shown = "" if size.shots is None else f", {size.shots} of each class"
             record = {
@@ -221,7 +243,7 @@ def knn(
                 predicted, votes = of_k[0]
                 columns = class_outcomes(
                     test.ids,
-                    test.labels,
+                    labels,
                     predicted,
                     asked.names,
                     probability=votes[:, 0],
@@ -236,7 +258,7 @@ def knn(
 def _temperature(options: KnnOptions) -> float:
     if options.temperature is not None:
         return options.temperature
-    return 0.07 if options.distance == "cosine" else math.inf
+    return TEMPERATURE if options.distance == "cosine" else math.inf
 
 
 _Answers: TypeAlias = "tuple[np.ndarray, np.ndarray]"  # classes (M,); votes for it, label, and rank
@@ -277,38 +299,6 @@ def _classify(
         on_progress=on_progress,
     )
     return {k: (predicted[k], facts[k]) for k in ks}
-
-
-def _result(
-    k: int,
-    draws: Sequence[_Answers],
-    test: Part,
-    n_classes: int,
-    shots: int | None,
-    n_train: int,
-    wall_s: float,
-    asked: Asked,
-) -> KnnResult:
-    labels = test.labels
-    scores = tuple(top1(predicted, labels) for predicted, _ in draws)
-    accuracy = float(np.mean(scores))
-    several = len(draws) > 1
-    return KnnResult(
-        k=k,
-        top1=accuracy,
-        top1_interval=mean_interval(scores) if several else wilson_interval(accuracy, len(labels)),
-        top5=float(np.mean([votes[:, 2] < 5 for _, votes in draws])) if n_classes > 6 else None,
-        balanced_accuracy=float(
-            np.mean([balanced_accuracy(predicted, labels, n_classes) for predicted, _ in draws])
-        ),
-        macro_f1=float(np.mean([macro_f1(predicted, labels, n_classes) for predicted, _ in draws])),
-        shots=shots,
-        scores=scores,
-        n_train=n_train,
-        n_test=len(labels),
-        wall_s=wall_s,
-        notes=asked.notes,
-    )
 
 
 def knn_probe(
@@ -381,17 +371,11 @@ def _votes(
     votes = np.zeros((len(classes), n_classes))
     counted = 0
     for k in ks:
-        votes += _tally(classes[:, counted:k], weights[:, counted:k], n_classes)
+        cells = np.arange(len(classes))[:, None] * n_classes + classes[:, counted:k]
+        shares = weights[:, counted:k].ravel()
+        votes += np.bincount(cells.ravel(), shares, minlength=votes.size).reshape(votes.shape)
         counted = k
         yield k, votes
-
-
-def _tally(classes: np.ndarray, weights: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return float64 (B, K): the sum of the weights that each class got."""
-    cells = np.arange(len(classes))[:, None] * n_classes + classes
-    votes = np.bincount(cells.ravel(), weights.ravel(), minlength=len(classes) * n_classes)
-    tally: np.ndarray = votes.reshape(len(classes), n_classes)
-    return tally
 
 
 def nearest(

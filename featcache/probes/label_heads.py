@@ -136,28 +136,11 @@ def train_labels(
 ) -> LabelHeads:
     """Find the heads of L labels that minimise their objectives on features (N, D) of each view.
 
-    Parameters
-    ----------
-    views : sequence of Features
-        (N, D), one for each flip view.
-    targets : numpy.ndarray
-        int8 (N, L): 1, 0, or -1 where not known, which leaves the image out for that label. Every
-        label needs both a 0 and a 1.
-    decay : numpy.ndarray
-        float64 (L,): lambda of each label; scikit-learn's C is 1 / (N * lambda).
-    weights : numpy.ndarray, optional
-        float64 (N,): the weight of each image.
-    start : LabelHeads, optional
-        Where to start, such as the heads at another lambda.
-    coordinates : Moments, optional
-        `moments_of_some` of the features, where several calls share them.
-    tolerance : float
-        Stop when the estimated gap to the optimum is at most this fraction of the objective, or of
-        0.001 nats where labels are all but separated.
-    max_passes : int
-        Stop after this many at the latest.
-    on_progress : callable
-        Called with how many labels have reached their optimum.
+    Targets int8 (N, L) are 1, 0, or -1 where not known, which leaves the image out for that label;
+    every label needs both a 0 and a 1. ``decay`` float64 (L,) is lambda of each: scikit-learn's C
+    is 1 / (N * lambda). ``coordinates`` are `moments_of_some` of the features, where several calls
+    share them. The search of a label ends where the estimated gap to its optimum is at most the
+    ``tolerance`` times the objective, or times 0.001 nats where it is all but separated.
     """
     import scipy.optimize  # noqa: F401  # loads its own BLAS, which must exist to be limited
 

@@ -12,9 +12,8 @@ optimum. Gradient and objective are float64 there. Where classes are separated a
 small, curvatures differ by many orders of magnitude, and only these steps arrive.
 
 What comes first is cheap: S from a part of the rows, and only its largest eigenvectors where
-there are many dimensions (it shapes the coordinates, not the optimum); a solution on a part of the
-rows to start from; and with fewer rows than dimensions, a search in the span of the rows, where
-the optimum lies.
+there are many dimensions (it shapes the coordinates, not the optimum); and a solution on a part of
+the rows to start from. For few rows `gram` finds the optimum.
 """
 
 from __future__ import annotations
@@ -22,27 +21,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
 from ..errors import RecipeError
 from ..progress import OnProgress, Progress, silent
 from .blocks import Features, Rows, each_block, one_blas_thread, some_rows
+from .gram import Gram, Report, gram_of, solve
 from .objective import Hessian, Objective, Solution, objective
 from .recipes import ExactRecipe
-from .scaling import covariance_rows, moments_of_some, power_of_two, scaled
+from .scaling import Moments, covariance_rows, moments_of_some, power_of_two, scaled
 from .weights import counted, mean_1
 
 _MEMORY = 20  # pairs that L-BFGS keeps
 _START_ROWS = 20  # times D
 _START_TOLERANCE = 1e-3
+_GROWTH = 8  # of the part, where time is limited
 _CURVATURE_ROWS = 4096
 _CURVATURE_NUMBERS = 1 << 22  # of these rows and the classes
 _SMALL = 1 << 18  # numbers: features up to this size are copied to float64
 _FEW_DIMENSIONS = 512  # whose covariance is decomposed whole
 _DIRECTIONS = 128  # of more dimensions, where a pass is cheaper than the decomposition
-_SPANNED = 2048  # rows: up to these, and fewer than dimensions, the search is in their span
 # Classes are mixed by the eigenvectors of A as long as that is cheap beside a pass.
 _MIXED_CLASSES, _ROWS_A_CLASS = 1000, 8
 _SEPARATED = 1e-3  # nats: the least objective that the tolerance of L-BFGS is relative to
@@ -63,6 +64,29 @@ _INNER_WINDOW, _INNER_SHARE, _CAUTION = 3, 0.1, 2.5
 _NEAR, _LEFT = 1e-4, 0.1
 
 
+class Shared:
+    """What fits of the same features (N, D) at several penalties share, made when first asked for.
+
+    ``unit`` is that of the features inside. Few rows have a ``gram``, all others ``coordinates``.
+    """
+
+    def __init__(
+        self, views: Sequence[Features], weights: np.ndarray | None = None, n_classes: int = 1
+    ) -> None:
+        self.unit = power_of_two(views)
+        self.views, self._weights, self._n_classes = scaled(views, self.unit), weights, n_classes
+
+    @cached_property
+    def gram(self) -> Gram | None:
+        """Inner products of the rows."""
+        return gram_of(self.views, self._weights)
+
+    @cached_property
+    def coordinates(self) -> Moments:
+        """Coordinates in which the Hessian is close to the identity."""
+        return coordinates_of(self.views, self._weights, self._n_classes)
+
+
 def train_lbfgs(
     views: Sequence[Features],
     labels: np.ndarray,
@@ -71,20 +95,22 @@ def train_lbfgs(
     *,
     weights: np.ndarray | None = None,
     start: Solution | None = None,
-    coordinates: Coordinates | None = None,
+    shared: Shared | None = None,
+    until: float = math.inf,
     on_progress: OnProgress = silent,
 ) -> Solution:
     """Find the head that minimises the objective on features (N, D), one array per flip view.
 
     ``weights`` float64 (N,) are of the images, as `sample_weights` returns them; one of weight 0 is
-    as if absent. ``start`` is a solution to start from, such as one at another penalty;
-    ``coordinates`` are `coordinates_of` the features, shared by several penalties. ``steps`` of the
-    solution counts iterations, ``epochs`` passes; ``converged`` is False where ``max_iterations``
-    or the precision of the arithmetic ended it. Objective and gradient are those of the head that
-    is returned, in float64. Raises RecipeError where features of one split differ so much in size
-    that their products overflow. Liu and Nocedal, "On the limited memory BFGS method for large
-    scale optimization", Mathematical Programming 45 (1989), 503-528; Nocedal and Wright,
-    "Numerical optimization", 2006, algorithm 7.1.
+    as if absent. ``start`` is a solution to start from, such as one at another penalty; few rows
+    need none. ``shared`` is of the same features and weights. The search ends ``until`` that value
+    of `time.perf_counter` too. ``steps`` of the solution counts iterations, ``epochs`` passes;
+    ``converged`` is False where ``max_iterations``, the time or the precision of the arithmetic
+    ended it. Objective, gradient and gap are those of the head that is returned, in float64.
+    Raises RecipeError where features of one split differ so much in size that their products
+    overflow. Liu and Nocedal, "On the limited memory BFGS method for large scale optimization",
+    Mathematical Programming 45 (1989), 503-528; Nocedal and Wright, "Numerical optimization", 2006,
+    algorithm 7.1.
     """
     import scipy.optimize  # noqa: F401  # loads its own BLAS, which must exist to be limited
 
@@ -92,160 +118,114 @@ def train_lbfgs(
     views, labels, weights = counted(views, labels, weights)
     n, dim = views[0].shape
     dtype = np.result_type(views[0].dtype, np.float32)
+    proven = recipe.tolerance < _ROUGH
+    report = Report(on_progress, until)
     with one_blas_thread(), np.errstate(all="ignore"):
-        coordinates = coordinates or coordinates_of(views, weights, n_classes)
-        unit = coordinates.unit
-        given, views = views, scaled(views, unit)
+        shared = shared or Shared(views, weights, n_classes)
+        unit = shared.unit
         inside = replace(recipe, weight_decay=recipe.weight_decay / unit**2)
-        if len(views) * n * dim <= _SMALL:
-            views = [np.asarray(features[:], np.float64) for features in views]
-        if start is not None:
-            weight, bias = start.weight.astype(np.float64) * unit, start.bias.astype(np.float64)
-        else:
-            weight, bias = _rough_head(views, labels, n_classes, inside, weights, coordinates)
-        passes = steps = 0
-        if coordinates.span is not None:
-            span = coordinates.span
-            search = _Descent(
-                [span.rows],
-                np.tile(labels, len(views)),
-                inside,
-                None if weights is None else np.tile(weights, len(views)),
-                span.coordinates(coordinates),
-                on_progress,
-            )
-            weight, bias = span.inside(weight), bias + weight @ coordinates.mean
-            weight, bias = search.run(weight, bias, proven=False)
-            weight = span.outside(weight)
-            bias = bias - weight @ coordinates.mean
-            passes, steps = search.evaluations, search.iterations
-        descent = _Descent(views, labels, inside, weights, coordinates, on_progress, steps)
-        proven = recipe.tolerance < _ROUGH
-        weight, bias = descent.run(weight, bias, proven)
-        weight, bias = (weight / unit).astype(dtype), bias.astype(dtype)
-        least = np.float64 if proven else np.float32
-        reached = objective(weight, bias, given, labels, recipe, weights, least)
-        if not np.isfinite(reached.value):
+
+        def rounded(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, ...]:
+            return (weight / unit).astype(dtype), bias.astype(dtype)
+
+        def reached(weight: np.ndarray, bias: np.ndarray) -> Objective:
+            least = np.float64 if proven else np.float32
+            return objective(weight, bias, views, labels, recipe, weights, least)
+
+        converged, passes, gap = False, 0, math.inf
+        if shared.gram is not None:
+            passes = 2  # the inner products, and the objective
+            found, converged = solve(shared.gram, labels, n_classes, inside, report)
+            head = rounded(*found)
+            here = reached(*head)
+            gap = here.gap(recipe.weight_decay, shared.gram.mean * unit)
+            # Rough tolerances need no proof; a finer one that rounding prevents comes next.
+            converged = converged and (not proven or gap <= recipe.tolerance * here.value)
+        if shared.gram is None or (proven and not converged and not report.late):
+            inner = shared.views
+            if len(inner) * n * dim <= _SMALL:
+                inner = [np.asarray(features[:], np.float64) for features in inner]
+            coordinates = shared.coordinates
+            if shared.gram is not None:
+                weight, bias = found
+            else:
+                first = None
+                if start is not None:
+                    first = start.weight.astype(np.float64) * unit, start.bias.astype(np.float64)
+                weight, bias = _first_head(
+                    inner, labels, n_classes, inside, weights, coordinates, first, until
+                )
+            descent = _Descent(inner, labels, inside, weights, coordinates, report)
+            head = rounded(*descent.run(weight, bias, proven))
+            here = reached(*head)
+            converged = descent.converged
+            passes += descent.evaluations
+            gap = min(descent.gap, here.gap(recipe.weight_decay, coordinates.mean * unit))
+        if not np.isfinite(here.value):
             raise RecipeError(
                 "features: expected numbers whose products are finite, found some of "
                 f"{np.format_float_scientific(unit, 1)} beside much larger ones; use "
                 "--scale standardize or --scale l2"
             )
-    on_progress(Progress("probe", descent.iterations, descent.iterations, "iteration"))
+    on_progress(Progress("probe", report.iterations, report.iterations, "iteration"))
     return Solution(
-        weight=weight,
-        bias=bias,
-        epochs=descent.evaluations + passes,
-        steps=descent.iterations,
-        converged=descent.converged,
-        objective=reached.value,
-        gradient_norm=reached.gradient_norm,
+        weight=head[0],
+        bias=head[1],
+        epochs=passes,
+        steps=report.iterations,
+        converged=converged,
+        objective=here.value,
+        gradient_norm=here.gradient_norm,
         wall_s=time.perf_counter() - started,
+        gap=min(gap, here.value),
     )
 
 
-def _rough_head(
+def _first_head(
     views: Sequence[Features],
     labels: np.ndarray,
     n_classes: int,
     recipe: ExactRecipe,
     weights: np.ndarray | None,
-    coordinates: Coordinates,
+    coordinates: Moments,
+    start: tuple[np.ndarray, np.ndarray] | None,
+    until: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return a head to start from: solved on a part of the rows, or zeros for few rows."""
+    """Return the given start, or one that is solved on a part of the rows; zeros for few rows.
+
+    Where time is limited ever larger parts follow, from the given start too.
+    """
     n, dim = views[0].shape
-    weight, bias = np.zeros((n_classes, dim)), np.zeros(n_classes)
-    rows = some_rows(n, _START_ROWS * dim)
-    if len(rows) > n // 2:
-        return weight, bias
-    part = [np.asarray(Rows(features)[rows]) for features in views]
+    weight, bias = start or (np.zeros((n_classes, dim)), np.zeros(n_classes))
+    if start and until == math.inf:
+        return start
     rough = replace(recipe, tolerance=max(recipe.tolerance, _START_TOLERANCE))
-    part_weights = None if weights is None else weights[rows]
-    descent = _Descent(part, labels[rows], rough, part_weights, coordinates, silent)
-    return descent.run(weight, bias, proven=False)
-
-
-@dataclass(frozen=True, eq=False)
-class Coordinates:
-    """Coordinates of features (N, D), divided by ``unit``: their mean (D,) and covariance.
-
-    The columns of ``directions`` (D, m) are orthonormal, ``variances`` (m,) those along them, and
-    ``rest`` the mean variance along all others. ``span`` has the rows where they are few.
-    """
-
-    unit: float
-    mean: np.ndarray
-    directions: np.ndarray
-    variances: np.ndarray
-    rest: float
-    span: Span | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Span:
-    """Few centred rows in an orthonormal basis of their span: float64 (N, N), lower triangular.
-
-    The basis is ``rows^-1 @ centred``, of which ``centred`` is (N, D); neither is ever built.
-    """
-
-    rows: np.ndarray
-    centred: np.ndarray
-
-    def inside(self, weight: np.ndarray) -> np.ndarray:
-        """Return weights (K, D) in the basis: (K, N). A part outside the span is lost."""
-        return self._solve(self.centred @ weight.T, False).T
-
-    def outside(self, weight: np.ndarray) -> np.ndarray:
-        """Return weights (K, N) of the basis for the features: (K, D)."""
-        found: np.ndarray = self._solve(weight.T, True).T @ self.centred
-        return found
-
-    def coordinates(self, of: Coordinates) -> Coordinates:
-        """Return the same coordinates in the basis."""
-        directions = self._solve(self.centred @ of.directions, False)
-        return Coordinates(1.0, np.zeros(len(self.rows)), directions, of.variances, of.rest)
-
-    def _solve(self, right: np.ndarray, transposed: bool) -> np.ndarray:
-        from scipy.linalg import solve_triangular
-
-        found: np.ndarray = solve_triangular(
-            self.rows, right, lower=True, trans=int(transposed), check_finite=False
-        )
-        return found
-
-
-def span_of(views: Sequence[Features], mean: np.ndarray) -> Span | None:
-    """Return the span of the rows (N, D) of all views, less the mean (D,), or None of many rows."""
-    from scipy.linalg import cholesky
-
-    total = sum(map(len, views))
-    if total > _SPANNED or 2 * total > views[0].shape[1]:
-        return None
-    centred = np.concatenate([np.asarray(features[:], np.float64) for features in views]) - mean
-    gram = centred @ centred.T
-    # The centred rows are dependent: a little more than the rounding makes the matrix definite.
-    gram.flat[:: total + 1] += 1e-13 * max(float(np.trace(gram)), _TINY * total)
-    try:
-        return Span(cholesky(gram, lower=True, check_finite=False), centred)
-    except np.linalg.LinAlgError:
-        return None
+    size = _START_ROWS * dim
+    while size <= n // 2:
+        rows = some_rows(n, size)
+        part = [np.asarray(Rows(features)[rows]) for features in views]
+        part_weights = None if weights is None else weights[rows]
+        report = Report(silent, until)
+        descent = _Descent(part, labels[rows], rough, part_weights, coordinates, report)
+        weight, bias = descent.run(weight, bias, proven=False)
+        if until == math.inf:
+            break
+        size *= _GROWTH
+    return weight, bias
 
 
 def coordinates_of(
     views: Sequence[Features], weights: np.ndarray | None = None, n_classes: int = 1
-) -> Coordinates:
+) -> Moments:
     """Return coordinates for features (N, D) of each view and K classes, from a part of the rows.
 
     The covariance is decomposed whole where that is cheap beside passes over all rows. Otherwise
     the directions are the principal ones within the span of `_DIRECTIONS` of the rows.
     """
-    unit = power_of_two(views)
-    views = scaled(views, unit)
     n, dim = views[0].shape
     cheap = dim <= _FEW_DIMENSIONS or 8 * len(views) * n * n_classes >= dim**2
     if cheap and dim <= max(len(views) * n, _DIRECTIONS):
-        found = moments_of_some(views, weights)
-        return Coordinates(unit, found.mean, found.directions, found.variances, 0.0)
+        return moments_of_some(views, weights)
     some, part = covariance_rows(views, weights)
     relative = None if part is None else mean_1(part).astype(np.float32)[:, None]
 
@@ -280,8 +260,7 @@ def coordinates_of(
     left = min(dim, total - 1) - len(variances)
     rest = (whole - variances.sum()) / left if left > 0 else 0.0
     rest = max(float(rest), _NULL * float(variances.max(initial=0)))
-    directions = basis @ turn
-    return Coordinates(unit, mean, directions, variances, rest, span_of(views, mean))
+    return Moments(total, mean, basis @ turn, variances, rest)
 
 
 class _Converged(Exception):
@@ -301,20 +280,19 @@ class _Descent:
         labels: np.ndarray,
         recipe: ExactRecipe,
         weights: np.ndarray | None,
-        coordinates: Coordinates,
-        on_progress: OnProgress,
-        iterations: int = 0,
+        coordinates: Moments,
+        report: Report,
     ) -> None:
         self._views = views
         self._labels = labels
         self._recipe = recipe
         self._weights = weights
         self._coordinates = coordinates
-        self._on_progress = on_progress
+        self._report = report
         self._precision: type[np.floating] = np.float32
-        self.iterations = iterations
         self.evaluations = 0
         self.converged = False
+        self.gap = math.inf  # a bound on the distance of the objective to its optimum
         self.reached: Objective
 
     def run(
@@ -329,7 +307,7 @@ class _Descent:
         self._best = np.asarray(weight, np.float64), np.asarray(bias, np.float64)
         self.reached = self._evaluate(*self._best)
         self._caution = 1.0 if proven else _ESTIMATED
-        while self.iterations < self._recipe.max_iterations:
+        while not self._over:
             self._set_curvature()
             if self._is_flat():
                 break
@@ -342,7 +320,7 @@ class _Descent:
                     callback=self._after_iteration,
                     options={
                         "maxcor": _MEMORY,
-                        "maxiter": self._recipe.max_iterations - self.iterations,
+                        "maxiter": self._recipe.max_iterations - self._report.iterations,
                         "maxfun": 10 * self._recipe.max_iterations,
                         "ftol": 0.0,
                         "gtol": 0.0,
@@ -353,10 +331,10 @@ class _Descent:
             except _Converged:
                 pass
             break
-        if proven:
+        if not proven:
+            self.converged = not self._over and self._is_flat()
+        elif not self._report.late:
             self._newton()
-        else:
-            self.converged = self.iterations < self._recipe.max_iterations and self._is_flat()
         # SciPy's objects refer to this one in a cycle, and would keep the features in memory until
         # the garbage collector runs.
         self._views = ()
@@ -372,8 +350,11 @@ class _Descent:
             self._set_curvature()
             allowed = self._recipe.tolerance * self.reached.value
             step, decrement, least = self._newton_step(self._gradient, allowed, least)
-            self.converged = _CAUTION * decrement / 2 <= allowed
-            if self.converged or self.iterations >= self._recipe.max_iterations:
+            late = self._report.late  # then the decrement may lack a part
+            self.converged = not late and _CAUTION * decrement / 2 <= allowed
+            if not late:
+                self.gap = _CAUTION * decrement / 2
+            if self.converged or self._over:
                 return
             if decrement > _NEAR * self.reached.value:
                 least = None  # it is another one at the next head
@@ -382,8 +363,8 @@ class _Descent:
                 size /= 4
                 if size < _LEAST_STEP:
                     return  # no step lowers the objective: the limit of precision
-            self.iterations += 1
-            self._report()
+            self.gap = math.inf
+            self._report_here()
 
     def _newton_step(
         self, gradient: np.ndarray, allowed: float, least: float | None
@@ -424,7 +405,7 @@ class _Descent:
             enough = _INNER_SHARE * decrement
             if 2 * allowed / _CAUTION < decrement <= _NEAR * self.reached.value:
                 enough = min(enough, _LEFT * allowed)
-            if sum(gains[-_INNER_WINDOW:]) <= enough or square == 0:
+            if sum(gains[-_INNER_WINDOW:]) <= enough or square == 0 or self._report.late:
                 break
             along = residual + ratio * along
         if gains:
@@ -506,15 +487,18 @@ class _Descent:
         allowed = self._recipe.tolerance * max(self.reached.value, _SEPARATED)
         return self._caution * decrement <= allowed
 
-    def _report(self) -> None:
-        self._on_progress(
-            Progress("probe", self.iterations, None, "iteration", f"{self.reached.value:.6f}")
-        )
+    @property
+    def _over(self) -> bool:
+        """Whether iterations or time are used up."""
+        return self._report.late or self._report.iterations >= self._recipe.max_iterations
+
+    def _report_here(self) -> None:
+        gap = self.reached.gap(self._recipe.weight_decay, self._coordinates.mean)
+        self._report(self.reached.value, gap)
 
     def _after_iteration(self, _: np.ndarray) -> None:
-        self.iterations += 1
-        self._report()
-        if self._is_flat():
+        self._report_here()
+        if self._is_flat() or self._report.late:
             raise _Converged
         ratio = self.reached.curvature / max(self._curvature, _TINY)
         if not 1 / _STALE < ratio < _STALE:

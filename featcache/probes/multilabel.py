@@ -7,10 +7,10 @@ images. The head at that C is then fitted to all training images. The test image
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,37 +25,22 @@ from ..metrics import (
 )
 from ..notebook import ShownAsTable
 from ..progress import OnProgress, Progress, silent
+from ..tables.table import listed
 from .blocks import Features, Rows, loaded, one_blas_thread
-from .cross_check import MAX_ITERATIONS, UNDER_TRAINED
+from .cross_check import MAX_ITERATIONS, UNDER_TRAINED, timed_fit
 from .head import Head, reached
 from .label_heads import LabelHeads, label_objective, label_totals, train_labels
 from .scaling import Scaling, moments_of_some
 from .sweep import C_GRID, HOLDOUT_SHARE
 
+if TYPE_CHECKING:
+    from .question import Part
+
 _RANKING_TOLERANCE = 1e-3  # enough to rank the values of C
 _FEW = 5  # positives on the holdout: the average precision of fewer is mostly chance
 _CHECKED = 3  # labels that scikit-learn fits too
 _LISTED = 5
-
-
-class Side(Protocol):
-    """The images of one split with their targets, such as `Part`."""
-
-    @property
-    def views(self) -> list[Features]:
-        """Features (n, D) of each flip view."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Targets int8 (n, L), -1 where not known, or float64 (n, T), NaN where not known."""
-
-    @property
-    def groups(self) -> np.ndarray | None:
-        """Group of each image, int64 (n,)."""
-
-    @property
-    def weights(self) -> np.ndarray | None:
-        """Weight of each image, float64 (n,)."""
+_listed = partial(listed, most=_LISTED)
 
 
 @dataclass(frozen=True)
@@ -88,11 +73,11 @@ class LabelScore:
     n_train_positive: int
     n_test: int
     n_test_positive: int
-    C: float | None
-    threshold: float | None
-    average_precision: float | None
-    average_precision_interval: Interval | None
-    f1: float | None
+    C: float | None = None
+    threshold: float | None = None
+    average_precision: float | None = None
+    average_precision_interval: Interval | None = None
+    f1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -179,9 +164,9 @@ class MultilabelScores(ShownAsTable):
 
 
 def probe_labels(
-    train: Side,
-    val: Side | None,
-    test: Side,
+    train: Part,
+    val: Part | None,
+    test: Part,
     names: Sequence[str],
     *,
     C: float | None = None,
@@ -195,36 +180,9 @@ def probe_labels(
 ) -> tuple[MultilabelScores, Head]:
     """Choose C and threshold of each label, train the heads, test them and check them.
 
-    Parameters
-    ----------
-    train, val, test : Side
-        Features (n, D) of each view and targets int8 (n, L): 1, 0, or -1 where not known. Without
-        ``val`` a part of ``train`` is held out, which keeps groups together.
-    names : sequence of str
-        Of the L labels.
-    C, weight_decay : float, optional
-        The same penalty for every label, as C or as lambda, instead of a choice.
-    scale : str
-        As of `Scaling`.
-    seed : int
-        Of the holdout.
-    check : bool
-        Fit scikit-learn to some of the labels too; it copies the features.
-    fingerprint, ingredients
-        Of the head's features.
-    on_progress : callable
-        Called with the progress of choice and training.
-
-    Returns
-    -------
-    MultilabelScores
-    Head
-        Without the labels that could not be trained.
-
-    Raises
-    ------
-    TableError
-        No label has both images with it and images without it.
+    Targets are int8 (n, L): 1, 0, or -1 where not known. Without ``val`` a part of ``train`` is
+    held out, which keeps groups together. The head lacks labels that could not be trained; raises
+    TableError where these are all.
     """
     targets = train.labels
     trained = np.flatnonzero(_has_both(targets, train.weights))
@@ -242,21 +200,16 @@ def probe_labels(
 
     started = time.perf_counter()
     with one_blas_thread():
+        fit_views, fit_targets, weights = views, targets[:, trained], train.weights
         if val is None:
-            held = holdout_rows(targets[:, trained], seed, train.groups)
+            held = holdout_rows(fit_targets, seed, train.groups)
             kept = np.setdiff1d(np.arange(len(targets)), held)
-            fit_views: list[Features] = [Rows(features, kept) for features in views]
-            weights = None if train.weights is None else train.weights[kept]
-            chosen_on: tuple[Features, np.ndarray]
-            chosen_on = Rows(views[0], held), targets[held][:, trained]
-            choice = _choose(
-                fit_views, targets[kept][:, trained], weights, *chosen_on, grid, on_progress
-            )
+            chosen_on: tuple[Features, np.ndarray] = Rows(views[0], held), fit_targets[held]
+            fit_views, fit_targets = [Rows(features, kept) for features in views], fit_targets[kept]
+            weights = None if weights is None else weights[kept]
         else:
             chosen_on = scaling.lazily(val.views[0]), val.labels[:, trained]
-            choice = _choose(
-                views, targets[:, trained], train.weights, *chosen_on, grid, on_progress
-            )
+        choice = _choose(fit_views, fit_targets, weights, *chosen_on, grid, on_progress)
         heads = train_labels(
             views,
             targets[:, trained],
@@ -487,11 +440,6 @@ def _left_out(names: Sequence[str], trained: np.ndarray, targets: np.ndarray) ->
     ]
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name)[:80] for name in names[:_LISTED])
-    return f"{shown} and {len(names) - _LISTED:,} more" if len(names) > _LISTED else shown
-
-
 def _label_scores(
     names: Sequence[str],
     trained: np.ndarray,
@@ -500,25 +448,26 @@ def _label_scores(
     choice: _Choice,
     measured: LabelMeasures,
 ) -> tuple[LabelScore, ...]:
-    place = {int(label): at for at, label in enumerate(trained)}
     rows = []
     for label, name in enumerate(names):
-        at = place.get(label)
         own, tested = targets[:, label], test_targets[:, label]
+        fitted: dict[str, Any] = {}
+        for at in np.flatnonzero(trained == label):
+            fitted = {
+                "C": float(choice.C[at]),
+                "threshold": float(choice.thresholds[at]),
+                "average_precision": measured.ranked.per_label[at],
+                "average_precision_interval": measured.ranked.per_label_interval[at],
+                "f1": measured.f1[at],
+            }
         rows.append(
             LabelScore(
-                name=name,
-                n_train=int((own >= 0).sum()),
-                n_train_positive=int((own == 1).sum()),
-                n_test=int((tested >= 0).sum()),
-                n_test_positive=int((tested == 1).sum()),
-                C=None if at is None else float(choice.C[at]),
-                threshold=None if at is None else float(choice.thresholds[at]),
-                average_precision=None if at is None else measured.ranked.per_label[at],
-                average_precision_interval=None
-                if at is None
-                else measured.ranked.per_label_interval[at],
-                f1=None if at is None else measured.f1[at],
+                name,
+                int((own >= 0).sum()),
+                int((own == 1).sum()),
+                int((tested >= 0).sum()),
+                int((tested == 1).sum()),
+                **fitted,
             )
         )
     return tuple(rows)
@@ -539,7 +488,6 @@ def _check(
     It minimises ``C * sum(v * loss) + ||w||^2 / 2``, for two classes with one w: our objective at
     ``C = 1 / (lambda * sum(v))``.
     """
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     order = np.argsort((targets == 1).sum(axis=0), kind="stable")
@@ -556,12 +504,8 @@ def _check(
         total = label_totals(targets[:, [label]], weights, len(views))[0]
         model = LogisticRegression(C=1 / (decay[label] * total), max_iter=MAX_ITERATIONS)
         share = None if weights is None else np.tile(weights, len(views))[known]
-        started = time.perf_counter()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            model.fit(x[known], y[known], share)
-        wall_s += time.perf_counter() - started
-        converged &= not any(issubclass(item.category, ConvergenceWarning) for item in caught)
+        seconds, ended = timed_fit(model, x[known], y[known], share)
+        wall_s, converged = wall_s + seconds, converged and ended
         weight = model.coef_.astype(np.float64)
         bias = model.intercept_ - weight @ mean
 

@@ -26,6 +26,7 @@ from .weights import mean_1
 # (kernel/x86_64/sgemm_small_kernel_permit_skylakex.c): elements of the result, multiplications.
 _SMALL_RESULT = 1200
 _SMALL_PRODUCT = 1_000_000
+_TINY = float(np.finfo(float).tiny)
 _KEPT = 1 << 26  # numbers: probabilities up to these are kept between products with a Hessian
 _LEAST_TILE, _MOST_TILE = 32, 64  # rows: fewer cost more in calls than the copy did
 
@@ -60,6 +61,17 @@ class Objective:
         parts = self.weight_gradient, self.bias_gradient
         return math.sqrt(sum(float(np.square(part).sum()) for part in parts))
 
+    def gap(self, weight_decay: float, mean: np.ndarray) -> float:
+        """Return a bound on how far the value is above the optimum, for features of a mean (D,).
+
+        Minimised over the bias, the objective is strongly convex in W with modulus lambda. What
+        the bias of the centred features lacks is by its own curvature, near its optimum.
+        """
+        centred = self.weight_gradient - np.outer(self.bias_gradient, mean)
+        bound = float(np.vdot(centred, centred)) / (2 * weight_decay)
+        left = float(self.bias_gradient @ self.bias_gradient)
+        return bound + left / (2 * max(self.curvature, _TINY))
+
 
 def objective(
     weight: np.ndarray,
@@ -86,15 +98,10 @@ def objective(
     def of_block(features: Features, rows: slice) -> _Sums:
         x, y = np.asarray(features[rows], dtype), labels[rows]
         w = None if relative is None else relative[rows]
-        whole = len(x) // tile * tile if tile else 0
         sums = _Sums(weight.shape)
-        if whole:
-            tiled = None if w is None else w[:whole].reshape(-1, tile)
-            sums.add(*head, x[:whole].reshape(-1, tile, dim), y[:whole].reshape(-1, tile), tiled)
-        if whole < len(x):
-            sums.add(
-                *head, x[None, whole:], y[None, whole:], None if w is None else w[None, whole:]
-            )
+        for part, n_rows in _tiles(len(x), tile):
+            tiled = None if w is None else w[part].reshape(-1, n_rows)
+            sums.add(*head, x[part].reshape(-1, n_rows, dim), y[part].reshape(-1, n_rows), tiled)
         return sums
 
     loss = curvature = 0.0
@@ -148,16 +155,11 @@ class Hessian:
 
         def of_block(features: Features, rows: slice) -> list[tuple[np.ndarray, np.ndarray]]:
             x = np.asarray(features[rows], self._dtype)
-            whole = len(x) // self._tile * self._tile if self._tile else 0
             return [
                 self._of_tiles(
                     x[part].reshape(-1, n_rows, dim), (id(features), rows.start + part.start), along
                 )
-                for part, n_rows in (
-                    (slice(0, whole), self._tile),
-                    (slice(whole, len(x)), len(x) - whole),
-                )
-                if part.stop > part.start
+                for part, n_rows in _tiles(len(x), self._tile)
             ]
 
         for parts in each_block(self._views, of_block, dim + 3 * len(bias)):
@@ -207,6 +209,13 @@ def _tile_rows(n_classes: int, dim: int) -> int:
     """Return how many rows make a small product, or 0 where they would be too few."""
     rows = min(_SMALL_RESULT // n_classes, _SMALL_PRODUCT // (n_classes * dim), _MOST_TILE)
     return rows if rows >= _LEAST_TILE else 0
+
+
+def _tiles(n: int, rows: int) -> list[tuple[slice, int]]:
+    """Return the part of n rows that tiles of so many cover, and the rest as one tile."""
+    whole = n // rows * rows if rows else 0
+    parts = ((slice(0, whole), rows), (slice(whole, n), n - whole))
+    return [(part, size) for part, size in parts if part.stop > part.start]
 
 
 class _Sums:
@@ -261,7 +270,8 @@ class Solution:
     """A trained head, float32 (K, D) and (K,), and how its training ended.
 
     ``epochs`` are passes over the training features, ``steps`` updates of the head. ``converged``
-    is None where the recipe sets a number of epochs and no tolerance.
+    is None where the recipe sets a number of epochs and no tolerance. ``gap`` bounds how far the
+    objective is above its optimum, where that is known.
     """
 
     weight: np.ndarray
@@ -272,3 +282,4 @@ class Solution:
     objective: float
     gradient_norm: float
     wall_s: float
+    gap: float | None = None

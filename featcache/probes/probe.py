@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CacheMismatchError, EngineUnavailableError, RecipeError
+from ..errors import CacheMismatchError, RecipeError
 from ..files import check_writable, user_path
-from ..frameworks import cuda_status, import_oneflow
-from ..metrics import METRICS, Evaluation, evaluate_scores, score, wilson_interval
+from ..metrics import METRICS, Evaluation, evaluate_scores, wilson_interval
 from ..notebook import ShownAsTable
 from ..options import check_choice, with_options
 from ..progress import OnProgress, silent
 from ..runs import cache_facts, new_run, runs_folder, save_predictions, save_run
 from ..store.cache import Cache
 from .blocks import Features, in_memory, loaded
-from .cross_check import CheckResult, check_ridge, check_with_sklearn
+from .cross_check import CheckResult, check_with_sklearn
 from .folds import probe_in_folds
 from .head import Head, save_head
 from .ingredients import (
@@ -30,17 +29,15 @@ from .ingredients import (
     feature_ingredients,
     rounding_differences,
 )
+from .job import Job
 from .labels_and_numbers import probe_targets
-from .lbfgs import train_lbfgs
-from .objective import Solution
 from .outcomes import outcomes_of_scores
 from .question import Question, ask, cut_names, opened
 from .recipes import PROBE_RECIPES, ExactRecipe, ProbeRecipe
-from .ridge import train_ridge
 from .scaling import SCALINGS, Scaling
-from .sgd import train_sgd
-from .sweep import Sweep, grid_of, sweep_lbfgs, sweep_ridge
+from .sweep import Sweep, grid_of
 from .weights import sample_weights, total_weight
+from .zero_shot import Encode, ZeroShotResult, beside_probe, zero_shot_head
 
 SOLVERS = ("lbfgs", "ridge", "sgd")
 DEVICES = ("auto", "cpu", "cuda")
@@ -81,6 +78,10 @@ class ProbeOptions(Question):
     tolerance : float, optional
         Only for lbfgs: stop when the objective is at most this fraction above its optimum; 1e-6
         by default.
+    budget_s : float, optional
+        Only for lbfgs on classes: seconds for sweep and training, after which the best head so far
+        is taken. Passes over the features that have begun end first, and one more computes the
+        objective. The penalty is chosen on a part of many images. scikit-learn does not check it.
     cut : str or sequence of str, optional
         Where the features were taken; several, also as ``"cls,mean"``, stand side by side. The
         cache's first cut by default.
@@ -112,6 +113,12 @@ class ProbeOptions(Question):
         are not checked; a note says so.
     save_head_to : str or Path, optional
         Save the head to this file too, besides the run's own.
+    zero_shot : array, mapping, str or Path, optional
+        Test a head without training too: vectors (K, D), a row for each class, or a mapping from
+        classes to vectors (D,) or (P, D), or a ``.npy`` or ``.npz`` file of these. Or a text file:
+        on each line a class, a class with a prompt after a tab, or a template with ``{}`` for all.
+    encode : callable, optional
+        What makes vectors of the texts of ``zero_shot``: `featcache.text_features`.
     runs : str or Path, optional
         Folder for the record; ``cache/runs`` by default.
 
@@ -133,6 +140,7 @@ class ProbeOptions(Question):
     sweep: bool | None = None
     grid: str | Sequence[float] | None = None
     tolerance: float | None = None
+    budget_s: float | None = None
     cut: str | Sequence[str] | None = None
     scale: str = "none"
     metric: str = "top1"
@@ -147,6 +155,8 @@ class ProbeOptions(Question):
     mmap: bool = False
     check: bool = True
     save_head_to: str | Path | None = None
+    zero_shot: Any = None
+    encode: Encode | None = None
     runs: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -178,7 +188,9 @@ class ProbeOptions(Question):
             "limit": self.train_limit is not None or self.test_limit is not None,
             "split_column": self.split_column is not None,
             "grid": self.grid is not None,
+            "budget": self.budget_s is not None,
             "save_head_to": self.save_head_to is not None,
+            "zero_shot": self.zero_shot is not None,
         }
         useless = [name for name, is_given in given.items() if is_given]
         if useless:
@@ -208,8 +220,11 @@ class ProbeOptions(Question):
                 "sweep: expected lbfgs or ridge and no given penalty, found "
                 f"{'a given penalty' if has_penalty else 'SGD'}; leave one of them out"
             )
-        if self.tolerance is not None and solver != "lbfgs":
-            raise RecipeError(f"tolerance: expected it with lbfgs, found {solver}; leave it out")
+        for name, value in (("tolerance", self.tolerance), ("budget", self.budget_s)):
+            if value is not None and solver != "lbfgs":
+                raise RecipeError(f"{name}: expected it with lbfgs, found {solver}; leave it out")
+        if self.budget_s is not None and not 0 < self.budget_s < math.inf:
+            raise RecipeError(f"budget: expected a positive number, found {self.budget_s}")
         recipe = _sgd_recipe(self.recipe, given) if solver == "sgd" else ExactRecipe()
         if self.tolerance is not None:
             recipe = replace(recipe, tolerance=self.tolerance)
@@ -233,130 +248,6 @@ def _sgd_recipe(recipe: str | ProbeRecipe, changes: dict[str, Any]) -> ProbeReci
         # A given number of epochs is exact: no minimum of steps, no further rounds.
         recipe = replace(recipe, min_steps=0, tolerance=None)
     return replace(recipe, **changes)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One head to train: a solver, its recipe, and how its penalty is chosen.
-
-    The recipe's penalty holds where ``C`` is None and ``sweep`` is False.
-    """
-
-    solver: str
-    recipe: ProbeRecipe | ExactRecipe
-    C: float | None
-    sweep: bool
-    metric: str
-    device: str
-    seed: int
-    grid: Sequence[float] | None = None
-
-    def with_penalty(
-        self,
-        views: Sequence[Features],
-        labels: np.ndarray,
-        n_classes: int,
-        on_progress: OnProgress,
-        *,
-        weights: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-        holdout: tuple[Features, np.ndarray] | None = None,
-    ) -> tuple[Job, Sweep | None]:
-        """Return the job with its penalty in the recipe, and the sweep that chose it.
-
-        The sweep scores ``holdout`` where it is given, features (M, D) and labels (M,), and else a
-        part of the images, of which one of ``groups`` (N,) is on one side.
-        """
-        swept, C = None, self.C
-        if self.sweep:
-
-            def holdout_score(predicted: np.ndarray, held: np.ndarray) -> float:
-                return score(self.metric, predicted, held, n_classes)
-
-            more: dict[str, Any] = {
-                "weights": weights,
-                "groups": groups,
-                "holdout": holdout,
-                "grid": self.grid,
-                "seed": self.seed,
-                "score": holdout_score,
-                "on_progress": on_progress,
-            }
-            if isinstance(self.recipe, ExactRecipe) and self.solver == "lbfgs":
-                swept = sweep_lbfgs(views, labels, n_classes, self.recipe, **more)
-            else:
-                swept = sweep_ridge(views, labels, n_classes, **more)
-            C = swept.C
-        if C is None:
-            return self, None
-        decay = 1 / (C * total_weight(views, weights))
-        return replace(self, recipe=replace(self.recipe, weight_decay=decay)), swept
-
-    def train(
-        self,
-        views: Sequence[Features],
-        labels: np.ndarray,
-        n_classes: int,
-        on_progress: OnProgress,
-        *,
-        weights: np.ndarray | None = None,
-    ) -> Solution:
-        """Return the head at the recipe's penalty."""
-        if isinstance(self.recipe, ProbeRecipe):
-            return train_sgd(
-                views,
-                labels,
-                n_classes,
-                self.recipe,
-                framework=import_oneflow(),
-                weights=weights,
-                device=_sgd_device(self.device),
-                seed=self.seed,
-                on_progress=on_progress,
-            )
-        if self.solver == "lbfgs":
-            return train_lbfgs(
-                views, labels, n_classes, self.recipe, weights=weights, on_progress=on_progress
-            )
-        return train_ridge(views, labels, n_classes, self.recipe.weight_decay, weights)
-
-    def check(
-        self,
-        views: Sequence[np.ndarray],
-        labels: np.ndarray,
-        n_classes: int,
-        test_features: np.ndarray,
-        test_labels: np.ndarray,
-        solution: Solution,
-        predicted: np.ndarray,
-        *,
-        weights: np.ndarray | None = None,
-    ) -> CheckResult:
-        """Return what scikit-learn reaches on the same objective."""
-        check = check_ridge if self.solver == "ridge" else check_with_sklearn
-        return check(
-            views,
-            labels,
-            n_classes,
-            test_features,
-            test_labels,
-            self.recipe,
-            head_objective=solution.objective,
-            head_predicted=predicted,
-            weights=weights,
-        )
-
-
-def _sgd_device(device: str) -> str:
-    """Return the device on which OneFlow trains the head; a GPU was never tried so far."""
-    if device == "cpu":
-        return "cpu"
-    usable, reason = cuda_status()
-    if device == "cuda" and not usable:
-        raise EngineUnavailableError(
-            f"device: expected a GPU that OneFlow can use, found {reason}; use --device cpu"
-        )
-    return "cuda" if usable else "cpu"
 
 
 @with_options(ProbeOptions)
@@ -422,13 +313,21 @@ def probe(
     )
     notes += asked.notes
     train, val, test = asked.train, asked.val, asked.test
+    untrained = None
+    if options.zero_shot is not None:
+        names = asked.only_classes("zero_shot").names
+        untrained = zero_shot_head(options.zero_shot, options.encode, names, cache, ingredients)
     save_to = None if options.save_head_to is None else user_path(options.save_head_to)
     if save_to is not None:
         check_writable(save_to)
     run = new_run(runs_folder(options.runs), "probe")
     paths = [run / "head.safetensors", *([save_to] if save_to else [])]
-    may_check = options.check and _fits_memory(train.views)
-    if options.check and not may_check:
+    if options.budget_s is not None and asked.task != "classes":
+        raise RecipeError(f"budget: expected it with classes, found {asked.task}; leave it out")
+    may_check = options.check and options.budget_s is None and _fits_memory(train.views)
+    if options.check and options.budget_s is not None:
+        notes += ("not checked: scikit-learn has no budget",)
+    elif options.check and not may_check:
         notes += ("not checked: scikit-learn would need a copy of the mapped features in memory",)
     if asked.task != "classes":
         return probe_targets(
@@ -454,7 +353,7 @@ def probe(
         holdout = loaded(scaling.lazily(val.views[0])), val.labels
     elif val is not None:
         notes += (f"the {len(val):,} val images are not used: no penalty was chosen on them",)
-    job, swept = job.with_penalty(
+    job, swept = job.within(options.budget_s).with_penalty(
         views,
         labels,
         n_classes,
@@ -478,15 +377,17 @@ def probe(
     scores = head.scores(test.views[0])
     check: CheckResult | None = None
     if may_check:
-        check = job.check(
+        check = check_with_sklearn(
             [np.asarray(features[:], np.float32) for features in views],
             labels,
             n_classes,
             scaling.apply(np.asarray(test.views[0][:], np.float32)),
             test.labels,
-            solution,
-            scores.argmax(axis=1),
+            job.recipe,
+            head_objective=solution.objective,
+            head_predicted=scores.argmax(axis=1),
             weights=weights,
+            ridge=job.solver == "ridge",
         )
     evaluation = evaluate_scores(scores, test.labels, calibrated=job.solver != "ridge")
     provenance = {
@@ -498,6 +399,11 @@ def probe(
     }
     for path in paths:
         save_head(path, head, provenance)
+    zero_shot = None
+    if untrained is not None:
+        place = run / "zero-shot.safetensors"
+        zero_shot = beside_probe(*untrained, test, scores.argmax(axis=1), place)
+        save_head(place, untrained[0], {"solver": "zero-shot", "top1": zero_shot.top1})
     decay = job.recipe.weight_decay
     result = ProbeResult(
         top1=evaluation.top1,
@@ -517,6 +423,7 @@ def probe(
         evaluation=evaluation,
         recipe=job.recipe,
         seed=options.seed,
+        gap=solution.gap,
         epochs=solution.epochs,
         steps=solution.steps,
         converged=solution.converged,
@@ -530,6 +437,7 @@ def probe(
         run=run,
         n_val=0 if holdout is None else len(holdout[1]),
         fit_s=ended - swept_at,
+        zero_shot=zero_shot,
         **asked.describes,
     )
     record = {
@@ -604,9 +512,6 @@ class ProbeResult(ShownAsTable):
         would not fit into memory, which a note then says.
     C, weight_decay : float
         The penalty, in scikit-learn's terms and as lambda: C = 1 / (N * lambda).
-    cut : str or sequence of str, optional
-        Where the features were taken; several, also as ``"cls,mean"``, stand side by side. The
-        cache's first cut by default.
     scale : str
         ``"none"``, ``"standardize"`` or ``"l2"``.
     sweep : Sweep or None
@@ -650,6 +555,10 @@ class ProbeResult(ShownAsTable):
         The source of the columns.
     fit_s : float
         Duration of the fit that became the head: ``wall_s`` without the sweep.
+    zero_shot : ZeroShotResult or None
+        A head without training on the same images, where it was asked for.
+    gap : float or None
+        A bound on how far the objective is above its optimum; None where none is known.
     """
 
     top1: float
@@ -688,3 +597,5 @@ class ProbeResult(ShownAsTable):
     where: str | None = None
     table: str | None = None
     fit_s: float = 0.0
+    zero_shot: ZeroShotResult | None = None
+    gap: float | None = None

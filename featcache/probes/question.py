@@ -22,10 +22,10 @@ from ..options import check_choice
 from ..sampling import LIMIT_SEED, drawn_sides, stratified_rows, text_hashes
 from ..store.cache import Cache, CachedSplit, load, newest_cache
 from ..store.copies import hash_numbers, n_copied
-from ..store.format import ROLES
+from ..store.format import ROLE_WORDS, ROLES
 from ..tables.joining import join
 from ..tables.reading import read_table
-from ..tables.table import Table
+from ..tables.table import Table, listed
 from ..tables.target import Target, read_target
 from ..tables.where import rows_where
 from .blocks import Features, Rows, Stacked, each_block
@@ -34,13 +34,6 @@ TASKS = ("auto", "classification", "multilabel", "regression")
 _TRAIN, _VAL, _TEST = range(3)  # places in ROLES
 _NOWHERE, _UNKNOWN = -1, -2
 _DRAWN = ("content", "group", "id")  # what draws the sides of a data set without given splits
-_ROLE_WORDS = {
-    "": _NOWHERE,
-    "train": _TRAIN,
-    "training": _TRAIN,
-    **dict.fromkeys(("val", "valid", "validation", "eval", "dev"), _VAL),
-    **dict.fromkeys(("test", "testing"), _TEST),
-}
 _LISTED = 5
 
 
@@ -146,25 +139,12 @@ def cut_names(cut: str | Sequence[str] | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One side of a question: n images whose target is known.
+    """One side of a question: n images whose target is known, in ascending cache ``rows``.
 
-    Parameters
-    ----------
-    views : list of Features
-        (n, D) each; the cache's own arrays where they are a whole split.
-    labels : numpy.ndarray
-        int64 (n,) of classes; int8 (n, L) of labels, -1 where missing; float64 (n, T) of numbers,
-        NaN where missing.
-    rows : numpy.ndarray
-        int64 (n,): cache rows, ascending.
-    cache : Cache
-        Which the rows are of.
-    groups : numpy.ndarray or None
-        int64 (n,): the number of each image's group.
-    weights : numpy.ndarray or None
-        float64 (n,).
-    n_unlabelled : int
-        Images of this side that are left out, without a target.
+    ``views`` are features (n, D), the cache's own arrays where they are a whole split. ``labels``
+    are int64 (n,) of classes; int8 (n, L) of labels, -1 where missing; float64 (n, T) of numbers,
+    NaN where missing. ``groups`` int64 (n,) and ``weights`` float64 (n,) are there where they were
+    asked for. ``n_unlabelled`` images of this side have no target and are left out.
     """
 
     views: list[Features]
@@ -201,20 +181,8 @@ class Part:
 class Asked:
     """A question with the images that answer it.
 
-    Parameters
-    ----------
-    task : str
-        ``"classes"``, ``"labels"`` or ``"numbers"``.
-    names : tuple of str
-        Of the classes, labels or numbers.
-    train, test : Part
-        The images to learn from and to report on.
-    val : Part or None
-        The images that choose a penalty.
-    notes : tuple of str
-        What a reader of the result should know, in one line each.
-    describes : dict
-        The question in JSON: target, task, split, group, where and table.
+    ``task`` is ``"classes"``, ``"labels"`` or ``"numbers"``; images of ``val`` choose a penalty.
+    ``describes`` is the question in JSON: target, task, split, group, where and table.
     """
 
     task: str
@@ -257,17 +225,9 @@ def ask(
     training images; where some of these come from a split without flip views, only
     ``"identity"``. A limit draws a stratified sample of that size, always the same.
     ``together``, for cross-validation, puts all images into ``train``; None only where no image is
-    in test.
-
-    Raises
-    ------
-    TableError
-        No table, no such column, a target or an expression that does not fit, a group on both
-        sides of a given split.
-    DatasetError
-        No labelled image on a side, or fewer than two classes to learn from.
-    CacheCorruptError
-        A feature is not finite.
+    in test. Raises TableError for a table, column or expression that does not fit, or a group on
+    both sides of a given split; DatasetError without labelled images on a side or two classes to
+    learn from; and CacheCorruptError for features that are not finite.
     """
     question = question or Question()
     if test_cache is not None and question.needs_table:
@@ -328,18 +288,10 @@ def own_test_images(cache: Cache, *, cuts: Sequence[str] = (), limit: int | None
 
 @dataclass(frozen=True, eq=False)
 class Unlabelled:
-    """The training images of a question: those with a target, and those without.
+    """The training images of a question: those with a class, if any, and those without.
 
-    Parameters
-    ----------
-    names : tuple of str
-        Of the classes.
-    labelled : Part
-        The images with a class; there may be none.
-    rows : numpy.ndarray
-        int64 (n,): cache rows of the images without one, ascending.
-    features : Features
-        (n, D) of these.
+    ``rows`` int64 (n,) are the cache rows of images without one, ascending, ``features`` (n, D)
+    theirs.
     """
 
     names: tuple[str, ...]
@@ -351,14 +303,7 @@ class Unlabelled:
 def unlabelled(cache: Cache, question: Question) -> Unlabelled:
     """Return the training images without a class, as `ask` returns those with one.
 
-    Raises
-    ------
-    TableError, CacheCorruptError
-        As of `ask`.
-    RecipeError
-        The target is not classes.
-    DatasetError
-        Every training image has a class.
+    Raises as `ask`; DatasetError where every training image has a class.
     """
     answers = _answers(cache, question)
     target = answers.target
@@ -463,10 +408,9 @@ def _target_columns(table: Table, question: Question, key: str) -> list[str]:
         if "label" in left:
             left = ["label"]
         if len(left) > 1:
-            more = f" and {len(left) - _LISTED:,} more" if len(left) > _LISTED else ""
             raise TableError(
-                f"{table.source}: expected the column to predict, found "
-                f"{', '.join(map(repr, left[:_LISTED]))}{more}; name it with --target"
+                f"{table.source}: expected the column to predict, found {listed(left, _LISTED)}; "
+                "name it with --target"
             )
         return left
     given = [question.target] if isinstance(question.target, str) else list(question.target)
@@ -525,16 +469,15 @@ def _sides(
 def _column_sides(table: Table, name: str) -> tuple[np.ndarray, list[str]]:
     """Read the sides of a split column, and count the images that have none."""
     texts = table[name].texts()
+    words = {"": _NOWHERE, **ROLE_WORDS}
     read: dict[str, int] = {
-        text: _ROLE_WORDS.get(text.strip().lower(), _UNKNOWN) for text in set(texts) - {None}
+        text: words.get(text.strip().lower(), _UNKNOWN) for text in set(texts) - {None}
     }
     unknown = sorted(text for text, side in read.items() if side == _UNKNOWN)
     if unknown:
-        more = f" and {len(unknown) - _LISTED:,} more" if len(unknown) > _LISTED else ""
         raise TableError(
             f"{table.source}: expected train, val or test in the split column {name!r}, found "
-            f"{', '.join(repr(one_line(text)) for text in unknown[:_LISTED])}{more}; correct "
-            "them, or cross-validate with --cv"
+            f"{listed(unknown, _LISTED)}; correct them, or cross-validate with --cv"
         )
     of_rows = (_NOWHERE if text is None else read[text] for text in texts)
     sides = np.fromiter(of_rows, np.int8, len(texts))
@@ -554,13 +497,12 @@ def _check_groups(cache: Cache, group: str, answers: _Answers, sides: np.ndarray
     if not len(both):
         return
     names = answers.table[group].texts()
-    first = [names[int(np.flatnonzero(groups == number)[0])] for number in both[:_LISTED]]
-    more = f" and {len(both) - _LISTED:,} more" if len(both) > _LISTED else ""
+    _, first = np.unique(groups[used], return_index=True)
+    found = names[used[first[n_sides > 1]]]
     raise TableError(
         f"{cache.path}: expected the images of each {group!r} on one side of the split, found "
-        f"{len(both):,} of {len(numbers):,} on several: "
-        f"{', '.join(repr(one_line(name)) for name in first)}{more}; cross-validate with --cv 5 "
-        f"--group {one_line(group)}, or give another --split-column"
+        f"{len(both):,} of {len(numbers):,} on several: {listed(found, _LISTED)}; "
+        f"cross-validate with --cv 5 --group {one_line(group)}, or give another --split-column"
     )
 
 
@@ -636,13 +578,14 @@ class _Images:
     def _array(self, number: int, view: str) -> Any:
         role, split = self._splits[number]
         if (role, view) not in self._read:
-            array = _side_by_side(split, self._cuts, view)
+            array = side_by_side(split, self._cuts, view)
             check_finite(self._cache, role, [array])
             self._read[role, view] = array
         return self._read[role, view]
 
 
-def _side_by_side(split: CachedSplit, cuts: Sequence[str], view: str) -> Any:
+def side_by_side(split: CachedSplit, cuts: Sequence[str], view: str = "identity") -> Any:
+    """Return the features (N, D) of these cuts, copied if several; of the first cut if none."""
     if not cuts:
         return split.view(view)
     parts = [split.cut(cut, view) for cut in cuts]

@@ -15,10 +15,9 @@ for choosing a good ridge parameter", Technometrics 21 (1979), 215-223.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,11 +26,13 @@ from ..metrics import Interval, NumberScores, number_scores
 from ..notebook import ShownAsTable
 from ..progress import OnProgress, Progress, silent
 from .blocks import Features, Rows, each_block, loaded
-from .cross_check import UNDER_TRAINED
+from .cross_check import UNDER_TRAINED, timed_fit
 from .head import Head
-from .multilabel import Side
 from .ridge import degrees_of_freedom, mean_squared_residual
 from .scaling import Scaling
+
+if TYPE_CHECKING:
+    from .question import Part
 
 _GRID = np.logspace(-10, 4, 57)  # lambda, relative to the largest variance of the features
 _SMALL = 1 << 23  # numbers: scikit-learn gets up to this many in float64
@@ -131,9 +132,9 @@ class RegressionScores(ShownAsTable):
 
 
 def probe_numbers(
-    train: Side,
-    val: Side | None,
-    test: Side,
+    train: Part,
+    val: Part | None,
+    test: Part,
     names: Sequence[str],
     *,
     C: float | None = None,
@@ -146,35 +147,9 @@ def probe_numbers(
 ) -> tuple[RegressionScores, Head]:
     """Choose the penalty of each target, fit the head, test it and check it.
 
-    Parameters
-    ----------
-    train, val, test : Side
-        Features (n, D) of each view and targets float64 (n, T), NaN where not known. With ``val``
-        the penalty is chosen on it, else by generalized cross-validation.
-    names : sequence of str
-        Of the T targets.
-    C, weight_decay : float, optional
-        The same penalty for every target, as C = 1 / (N * lambda) or as lambda.
-    scale : str
-        As of `Scaling`.
-    check : bool
-        Fit scikit-learn too; it copies the features.
-    fingerprint, ingredients
-        Of the head's features.
-    on_progress : callable
-        Called with how many targets are fitted.
-
-    Returns
-    -------
-    RegressionScores
-    Head
-        Of T numbers.
-
-    Raises
-    ------
-    TableError
-        A target with infinite values, with the same value in all training images, or known for
-        fewer than 3 of them.
+    Targets are float64 (n, T), NaN where not known. With ``val`` the penalty is chosen on it, else
+    by generalized cross-validation. Raises TableError for a target with infinite values, with the
+    same value in all training images, or known for fewer than 3 of them.
     """
     targets = np.asarray(train.labels, np.float64)
     for column, name in enumerate(names):
@@ -185,7 +160,7 @@ def probe_numbers(
 
     started = time.perf_counter()
     weight, bias = np.zeros((len(names), views[0].shape[1])), np.zeros(len(names))
-    decays, freedoms = np.zeros(len(names)), np.zeros(len(names))
+    decays, alphas, freedoms = np.zeros((3, len(names)))
     hopeless: list[str] = []
     # Targets that are known for the same images share one decomposition.
     counted = np.ones(len(targets), bool) if train.weights is None else train.weights > 0
@@ -205,7 +180,8 @@ def probe_numbers(
                     loss = _val_loss(spectrum, at, held, val, int(column)) or loss
                 decay, highest = spectrum.minimise(loss)
                 hopeless += [names[column]] * highest
-            decays[column], freedoms[column] = decay, spectrum.degrees_of_freedom(decay)
+            decays[column], alphas[column] = decay, decay * sums.total
+            freedoms[column] = spectrum.degrees_of_freedom(decay)
             weight[column], bias[column] = spectrum.solve(at, decay)
     on_progress(Progress("probe", patterns.shape[1], patterns.shape[1], "target"))
     wall_s = time.perf_counter() - started
@@ -219,14 +195,13 @@ def probe_numbers(
         "numbers",
     )
     scored, r2, r2_interval = number_scores(head.scores(test.views[0]), test.labels, test.groups)
-    totals = _totals(targets, train.weights, len(views))
     rows_of = [
         NumberScore(
             **vars(one),
             name=name,
             n_train=int((~np.isnan(targets[:, column])).sum()),
             weight_decay=float(decays[column]),
-            alpha=float(decays[column] * totals[column]),
+            alpha=float(alphas[column]),
             degrees_of_freedom=float(freedoms[column]),
         )
         for column, (one, name) in enumerate(zip(scored, names, strict=True))
@@ -376,7 +351,7 @@ class Spectrum:
 
 
 def _val_loss(
-    spectrum: Spectrum, at: int, features: Features, val: Side, column: int
+    spectrum: Spectrum, at: int, features: Features, val: Part, column: int
 ) -> Callable[[float], float] | None:
     """Return the squared error on the val images as a function of lambda; None without values."""
     rows = np.flatnonzero(~np.isnan(val.labels[:, column]))
@@ -426,12 +401,6 @@ def _float32(
     return rounded
 
 
-def _totals(targets: np.ndarray, weights: np.ndarray | None, n_views: int) -> np.ndarray:
-    known = ~np.isnan(targets)
-    sums: np.ndarray = known.sum(axis=0) if weights is None else weights @ known
-    return n_views * sums
-
-
 def _check(
     views: Sequence[Features],
     targets: np.ndarray,
@@ -455,11 +424,7 @@ def _check(
         known = ~np.isnan(y)
         share = None if weights is None else np.tile(weights, len(views))[known]
         model = Ridge(alpha=one.alpha)
-        started = time.perf_counter()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it falls back to another solver
-            model.fit(x[known], y[known], share)
-        wall_s += time.perf_counter() - started
+        wall_s += timed_fit(model, x[known], y[known], share)[0]
 
         def value(
             w: np.ndarray, b: float, known: Any = known, y: Any = y, share: Any = share,

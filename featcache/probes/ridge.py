@@ -21,11 +21,12 @@ from dataclasses import replace
 import numpy as np
 
 from .blocks import Features, each_block
-from .lbfgs import span_of
+from .gram import gram_of
 from .objective import Solution
 from .scaling import moments, power_of_two, scaled
 from .weights import counted, mean_1
 
+_TINY = float(np.finfo(float).tiny)
 _ROUNDING = 1e-6  # relative, of variances summed in float32
 
 
@@ -61,15 +62,38 @@ class Ridge:
     ) -> None:
         started = time.perf_counter()
         views, labels, weights = counted(views, labels, weights)
-        relative = None if weights is None else mean_1(weights)
         self._unit = power_of_two(views)
         views = scaled(views, self._unit)
-        self._centre: np.ndarray = np.asarray(views[0][:1], np.float64)[0]
-        self._span = span_of(views, self._centre)
-        if self._span is not None:
-            labels = np.tile(labels, len(views))
-            relative = None if relative is None else np.tile(relative, len(views))
-            views = [self._span.rows]
+        self._gram = gram_of(views, weights, 1.0)
+        if self._gram is not None:
+            self._decompose_rows(labels, n_classes)
+        else:
+            self._decompose_features(views, labels, n_classes, weights)
+        self._wall_s = time.perf_counter() - started
+
+    def _decompose_rows(self, labels: np.ndarray, n_classes: int) -> None:
+        """Take the eigenvectors of few rows: ``self._directions`` (N, N) are combinations."""
+        gram = self._gram
+        assert gram is not None
+        labels = np.tile(labels, gram.n_rows // len(labels))
+        self._n, self._mean = gram.n_rows, np.zeros(gram.n_rows)
+        squares, directions = np.linalg.eigh(gram.products)
+        self._shares = np.bincount(labels, gram.relative, minlength=n_classes) / self._n
+        targets = (labels == np.arange(n_classes)[:, None]) - self._shares[:, None]
+        # The centred rows are dependent: the least of the squares are rounding.
+        roots = np.sqrt(np.maximum(squares, 1e-15 * max(squares[-1], _TINY)))
+        self._variances = np.maximum(squares, 0) / self._n
+        self._along = (targets * np.sqrt(gram.relative)) @ directions * roots / self._n
+        self._directions = directions / roots
+
+    def _decompose_features(
+        self,
+        views: Sequence[Features],
+        labels: np.ndarray,
+        n_classes: int,
+        weights: np.ndarray | None,
+    ) -> None:
+        relative = None if weights is None else mean_1(weights)
         n, dim = views[0].shape
         self._n = n
         measured = moments(views, relative)
@@ -87,29 +111,26 @@ class Ridge:
             sums: np.ndarray = targets @ x
             return sums
 
-        self._products = np.zeros((n_classes, dim))  # of centred features and labels, mean
+        products = np.zeros((n_classes, dim))  # of centred features and labels, mean
         for sums in each_block(views, class_sums, dim + n_classes):
-            self._products += sums / measured.total
-        self._along = self._products @ self._directions
-        self._wall_s = time.perf_counter() - started
+            products += sums / measured.total
+        self._along = products @ self._directions
 
     def solve(self, weight_decay: float) -> Solution:
         """Return the optimum at one lambda: one product of (K, D) and (D, D)."""
         started = time.perf_counter()
         weight_decay /= self._unit**2
-        scale = self._variances + weight_decay
-        weight = (self._along / scale) @ self._directions.T
+        along = self._along / (self._variances + weight_decay)
+        weight = along @ self._directions.T
         bias = self._shares - weight @ self._mean
         # y (1 - y) is the variance of the labels; the fit explains a part of it.
         unexplained = (self._shares * (1 - self._shares)).sum()
-        unexplained -= 2 * np.vdot(weight, self._products)
-        unexplained += np.vdot(self._along / scale, self._along / scale * self._variances)
-        value = float(unexplained + weight_decay * np.square(weight).sum()) / 2
-        covariance_part = (self._along / scale * self._variances) @ self._directions.T
-        gradient = covariance_part - self._products + weight_decay * weight
-        if self._span is not None:
-            weight = self._span.outside(weight)
-            bias = bias - weight @ self._centre
+        unexplained -= 2 * np.vdot(along, self._along)
+        unexplained += np.vdot(along, along * self._variances)
+        value = float(unexplained + weight_decay * np.square(along).sum()) / 2
+        gradient = along * self._variances - self._along + weight_decay * along
+        if self._gram is not None:
+            weight, bias = self._gram.head(weight, bias)
         return Solution(
             weight=(weight / self._unit).astype(np.float32),
             bias=bias.astype(np.float32),

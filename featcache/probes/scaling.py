@@ -126,14 +126,16 @@ def scaled(views: Sequence[Features], unit: float) -> Sequence[Features]:
 class Moments:
     """Mean (D,) and covariance of ``total`` rows, float64; weighted where rows have weights.
 
-    The columns of ``directions`` (D, D) are the covariance's eigenvectors, ``variances`` (D,) its
-    eigenvalues, ascending and not negative.
+    The columns of ``directions`` (D, m) are the covariance's eigenvectors, or some orthonormal
+    ones; ``variances`` (m,) those along them, ascending and not negative, and ``rest`` the mean
+    variance along all others.
     """
 
     total: int
     mean: np.ndarray
     directions: np.ndarray
     variances: np.ndarray
+    rest: float = 0.0
 
 
 def moments(views: Sequence[Features], weights: np.ndarray | None = None) -> Moments:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -29,7 +29,7 @@ import numpy as np
 from ..errors import DivergedError
 from ..progress import OnProgress, Progress, silent
 from ..sampling import epoch_plan, initial_head, row_batches
-from .blocks import Features, Rows, in_memory
+from .blocks import Features, Rows, loaded
 from .objective import Objective, Solution, objective
 from .recipes import MAX_ROUNDS, ProbeRecipe
 from .scaling import moments
@@ -68,11 +68,11 @@ def train_sgd(
 
     whitening = _Whitening(views, recipe.weight_decay, weights) if recipe.whiten else None
     if whitening:
-        inputs = [_changed(features, whitening.apply) for features in views]
+        inputs = [loaded(Rows(features, change=whitening.apply)) for features in views]
         weight, bias = np.zeros((n_classes, dim), np.float32), np.zeros(n_classes, np.float32)
         top_rate = recipe.lr / CURVATURE_BOUND * (1 - recipe.momentum)
     else:
-        inputs = [_changed(features, _as_float32) for features in views]
+        inputs = [loaded(features) for features in views]
         weight, bias = initial_head(n_classes, dim, seed)
         top_rate = recipe.lr
     trainee = _Trainee(framework, device, weight, bias, whitening, recipe)
@@ -226,19 +226,10 @@ class _Whitening:
         return float(gap) / 2
 
 
-def _changed(features: Features, change: Callable[[np.ndarray], np.ndarray]) -> Features:
-    """Return changed features: at once where they are in memory, else when rows are read."""
-    return change(features[:]) if in_memory(features) else Rows(features, change=change)
-
-
-def _as_float32(features: np.ndarray) -> np.ndarray:
-    return np.asarray(features, np.float32)
-
-
 def _gather(inputs: Sequence[Features], rows: np.ndarray, drawn: np.ndarray) -> Any:
     """Return float32 (B, D): row ``rows[i]`` of view ``drawn[i]``."""
     if len(inputs) == 1:
-        return inputs[0][rows]
+        return np.asarray(inputs[0][rows], np.float32)
     batch = np.empty((len(rows), inputs[0].shape[1]), np.float32)
     for view, features in enumerate(inputs):
         batch[drawn == view] = features[rows[drawn == view]]

@@ -11,6 +11,7 @@ differ by less.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +22,7 @@ from ..metrics import top1
 from ..progress import OnProgress, Progress, silent
 from ..sampling import folds, stratified_rows
 from .blocks import Features, Rows
-from .lbfgs import coordinates_of, train_lbfgs
+from .lbfgs import Shared, train_lbfgs
 from .objective import Solution, predict
 from .recipes import ExactRecipe
 from .ridge import Ridge
@@ -150,10 +151,15 @@ def divide(
     groups: np.ndarray | None = None,
     holdout: tuple[Features, np.ndarray] | None = None,
     seed: int = 0,
-) -> Division:
-    """Draw a holdout of the training images, stratified and with whole groups, or take a given one.
+    in_turn: bool = True,
+) -> list[Division]:
+    """Hold out a part of the training images (N, D), stratified and with whole groups.
 
-    Arguments as of `sweep_lbfgs`.
+    The views of an image are fitted or held out together, and so are images of one of the
+    ``groups`` int64 (N,). Of few images several parts are held out, each ``in_turn``. A given
+    ``holdout``, features (M, D) and labels int64 (M,), is scored instead, and all training images
+    are fitted; a class that only it has counts as an error. Raises DatasetError where a class is
+    too small to divide.
     """
     if groups is not None and weights is not None:
         groups = groups[weights != 0]
@@ -164,31 +170,34 @@ def divide(
                 "sweep: expected labelled images in the holdout, found none; use --no-sweep, or "
                 "choose --C"
             )
-        return Division(views, labels, weights, *holdout)
-    if groups is not None:
-        n_groups = len(np.unique(groups))
-        if n_groups < 2:
-            raise DatasetError(
-                "sweep: expected training images of 2 groups or more, so that one can be held "
-                f"out, found {n_groups}; use --no-sweep, or choose --C"
-            )
-        n_folds = min(round(1 / HOLDOUT_SHARE), n_groups)
-        numbers = folds(labels, n_folds, seed, groups)
-        # A class of a single group is better fitted than held out: the first fold that allows it.
-        left = [len(np.unique(labels[numbers != fold])) for fold in range(n_folds)]
-        held = np.flatnonzero(numbers == np.argmax(left))
-    else:
-        counts = np.bincount(labels)
-        rare = np.flatnonzero(counts == 1)
-        if rare.size:
-            raise DatasetError(
-                f"sweep: expected 2 training images of every class, so that one can be held out, "
-                f"found 1 of class {rare[0]} ({rare.size} such classes); use --no-sweep, or "
-                "choose --C"
-            )
-        count = max(round(HOLDOUT_SHARE * len(labels)), len(np.unique(labels)))
+        return [Division(views, labels, weights, *holdout)]
+    classes, counts = np.unique(labels, return_counts=True)
+    parts = int(counts.min()) if groups is None else len(np.unique(groups))
+    if parts < 2 and groups is not None:
+        raise DatasetError(
+            "sweep: expected training images of 2 groups or more, so that one can be held "
+            f"out, found {parts}; use --no-sweep, or choose --C"
+        )
+    if parts < 2:
+        rare = classes[counts == 1]
+        raise DatasetError(
+            f"sweep: expected 2 training images of every class, so that one can be held out, "
+            f"found 1 of class {rare[0]} ({rare.size} such classes); use --no-sweep, or "
+            "choose --C"
+        )
+    if groups is None:
+        count = max(round(HOLDOUT_SHARE * len(labels)), len(classes))
         held = stratified_rows(labels, count, seed, "holdout of the training images")
-    return _divided(views, labels, weights, held)
+        if not in_turn or len(held) >= _SURE:
+            return [_divided(views, labels, weights, held)]
+    n_folds = min(round(1 / HOLDOUT_SHARE), parts)
+    numbers = folds(labels, n_folds, seed, groups)
+    # A class of a single group is better fitted than held out: only folds that allow it.
+    left = np.array([len(np.unique(labels[numbers != fold])) for fold in range(n_folds)])
+    chosen = np.flatnonzero(left == left.max())
+    if groups is not None and (not in_turn or np.sum(numbers == chosen[0]) >= _SURE):
+        chosen = chosen[:1]
+    return [_divided(views, labels, weights, np.flatnonzero(numbers == fold)) for fold in chosen]
 
 
 def _divided(
@@ -206,89 +215,15 @@ def _divided(
     )
 
 
-def _divisions(
-    views: Sequence[Features],
-    labels: np.ndarray,
-    *,
-    weights: np.ndarray | None,
-    groups: np.ndarray | None,
-    holdout: tuple[Features, np.ndarray] | None,
-    seed: int,
-) -> list[Division]:
-    """Return one division, or of few images several, which hold out each part in turn."""
-    one = divide(views, labels, weights=weights, groups=groups, holdout=holdout, seed=seed)
-    if holdout is not None or len(one.held_labels) >= _SURE:
-        return [one]
-    if groups is not None and weights is not None:
-        groups = groups[weights != 0]
-    views, labels, weights = counted(views, labels, weights)
-    parts = (
-        np.unique(groups).size
-        if groups is not None
-        else int(np.unique(labels, return_counts=True)[1].min())
-    )
-    n_folds = min(round(1 / HOLDOUT_SHARE), parts)
-    numbers = folds(labels, n_folds, seed, groups)
-    left = np.array([len(np.unique(labels[numbers != fold])) for fold in range(n_folds)])
-    return [
-        _divided(views, labels, weights, np.flatnonzero(numbers == fold))
-        for fold in np.flatnonzero(left == left.max())
-    ]
-
-
-def sweep_lbfgs(
-    views: Sequence[Features],
-    labels: np.ndarray,
-    n_classes: int,
-    recipe: ExactRecipe,
-    *,
-    weights: np.ndarray | None = None,
-    groups: np.ndarray | None = None,
-    holdout: tuple[Features, np.ndarray] | None = None,
-    grid: Sequence[float] | None = None,
-    seed: int = 0,
-    score: Score = top1,
-    on_progress: OnProgress = silent,
-) -> Sweep:
-    """Sweep C for logistic regression on training features (N, D), one array per flip view.
-
-    The views of an image are fitted or held out together; the first one is scored. ``weights``
-    float64 (N,) count in the fits and not in the score. Images of one of the ``groups`` int64
-    (N,) are fitted or held out together. A given ``holdout``, features (M, D) and labels int64
-    (M,), is scored instead, and all training images are fitted; a class that only it has counts
-    as an error. ``grid`` is `C_GRID`, and what follows beyond its ends, by default. Raises
-    DatasetError where a class is too small to divide.
-    """
-    parts = _divisions(views, labels, weights=weights, groups=groups, holdout=holdout, seed=seed)
-    fits = [_fit_lbfgs(part, n_classes, recipe) for part in parts]
-    return _sweep(parts, fits, grid, score, on_progress)[0]
-
-
-def swept_lbfgs(
-    parts: Division,
-    n_classes: int,
-    recipe: ExactRecipe,
-    grid: Sequence[float] | None = None,
-    score: Score = top1,
-    on_progress: OnProgress = silent,
-    patience: int | None = None,
-) -> tuple[Sweep, Solution]:
-    """Sweep C on divided images; return also the solution at the best C, to start from.
-
-    With ``patience`` the sweep ends after that many values in a row without a better score: the
-    largest values of C take the most passes.
-    """
-    fit = _fit_lbfgs(parts, n_classes, recipe)
-    return _sweep([parts], [fit], grid, score, on_progress, patience)
-
-
-def _fit_lbfgs(parts: Division, n_classes: int, recipe: ExactRecipe) -> Callable[[float], Solution]:
+def _fit_lbfgs(
+    parts: Division, n_classes: int, recipe: ExactRecipe, until: float = math.inf
+) -> Callable[[float], Solution]:
     """Return what fits one C, starting from the next smaller one.
 
     Large weights of a larger C would leave traces: at a small C the objective hardly sees them.
     """
     found: dict[float, Solution] = {}
-    coordinates = coordinates_of(parts.views, parts.weights)
+    shared = Shared(parts.views, parts.weights)
     tolerance = max(recipe.tolerance, _TOLERANCE)
 
     def fit(value: float) -> Solution:
@@ -300,49 +235,42 @@ def _fit_lbfgs(parts: Division, n_classes: int, recipe: ExactRecipe) -> Callable
             replace(recipe, weight_decay=parts.decay(value), tolerance=tolerance),
             weights=parts.weights,
             start=None if smaller is None else found[smaller],
-            coordinates=coordinates,
+            shared=shared,
+            until=until if found else math.inf,  # one answer, whatever it takes
         )
         return found[value]
 
     return fit
 
 
-def sweep_ridge(
-    views: Sequence[Features],
-    labels: np.ndarray,
-    n_classes: int,
-    *,
-    weights: np.ndarray | None = None,
-    groups: np.ndarray | None = None,
-    holdout: tuple[Features, np.ndarray] | None = None,
-    grid: Sequence[float] | None = None,
-    seed: int = 0,
-    score: Score = top1,
-    on_progress: OnProgress = silent,
-) -> Sweep:
-    """Sweep C for ridge regression, with one eigendecomposition for all values.
-
-    Arguments as of `sweep_lbfgs`.
-    """
-    parts = _divisions(views, labels, weights=weights, groups=groups, holdout=holdout, seed=seed)
-    fits = [_fit_ridge(part, n_classes) for part in parts]
-    return _sweep(parts, fits, grid, score, on_progress)[0]
-
-
 def _fit_ridge(parts: Division, n_classes: int) -> Callable[[float], Solution]:
+    """Return what fits one C, with one eigendecomposition for all."""
     ridge = Ridge(parts.views, parts.labels, n_classes, parts.weights)
     return lambda C: ridge.solve(parts.decay(C))
 
 
-def _sweep(
+def sweep(
     parts: Sequence[Division],
-    fits: Sequence[Callable[[float], Solution]],
-    grid: Sequence[float] | None,
-    score: Score,
-    on_progress: OnProgress,
+    n_classes: int,
+    recipe: ExactRecipe | None,
+    *,
+    grid: Sequence[float] | None = None,
+    score: Score = top1,
     patience: int | None = None,
+    until: float = math.inf,
+    on_progress: OnProgress = silent,
 ) -> tuple[Sweep, Solution]:
-    """Return the sweep, and the solution of the first part at the best value."""
+    """Choose C on divided images; return also the first part's solution there, to start from.
+
+    Without a ``recipe`` ridge regression is fitted instead of logistic regression. ``grid`` is
+    `C_GRID`, and what follows beyond its ends, by default. Of a grid with ``patience`` the sweep
+    ends after that many values in a row without a better score: the largest values of C take the
+    most passes. It ends ``until`` that value of `time.perf_counter`, after one value at least.
+    """
+    fits = [
+        _fit_lbfgs(part, n_classes, recipe, until) if recipe else _fit_ridge(part, n_classes)
+        for part in parts
+    ]
     points: dict[int, SweepPoint] = {}
     ordered = sorted(C_GRID if grid is None else grid)
     beyond = _BEYOND if grid is None else 0
@@ -353,7 +281,9 @@ def _sweep(
     def is_better(at: int) -> bool:
         """Fit and score a value, and return whether it is the best one."""
         nonlocal best, solution
-        on_progress(Progress("sweep", len(points), max(len(ordered), len(points) + 1), "value"))
+        total = max(len(ordered), len(points) + 1)
+        so_far = f"{100 * points[best].score:.1f} % of held-out images so far" if points else ""
+        on_progress(Progress("sweep", len(points), total, "value", so_far))
         C = ordered[at] if 0 <= at < len(ordered) else ordered[0] * _RATIO**at
         found = [fit(C) for fit in fits]
         predicted = [
@@ -367,11 +297,18 @@ def _sweep(
             best, solution = at, found[0]
         return best == at
 
-    strides: tuple[int, ...] = _STRIDES if parts[0].numbers >= _MANY_NUMBERS else (1,)
+    many = parts[0].numbers >= _MANY_NUMBERS or until < math.inf
+    strides: tuple[int, ...] = _STRIDES if many else (1,)
     if len(parts) > 1 and grid is None:
         strides = _FOLD_STRIDES
-    for at in range(strides[0] // 2, len(ordered), strides[0]):
+    first = list(range(strides[0] // 2, len(ordered), strides[0]))
+    if until < math.inf:
+        # The middle at once: the time may allow no other.
+        first.insert(0, first.pop(len(first) // 2))
+    for at in first:
         if not is_better(at) and patience is not None and at - best >= patience * strides[0]:
+            break
+        if time.perf_counter() >= until:
             break
     for stride in strides:
         # Those around the best, until it is better than both.
@@ -379,12 +316,12 @@ def _sweep(
             at
             for at in (best - stride, best + stride)
             if at not in points and -beyond <= at < len(ordered) + beyond
+            if time.perf_counter() < until
         ]:
             for at in around:
                 is_better(at)
     on_progress(Progress("sweep", len(points), len(points), "value"))
-    # All that may be tried around the best one was.
-    edge = {min(points): "lowest", max(points): "highest"}.get(best, "")
+    edge = {-beyond: "lowest", len(ordered) - 1 + beyond: "highest"}.get(best, "")
     return (
         Sweep(
             points[best].C,

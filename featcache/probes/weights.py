@@ -24,31 +24,12 @@ def sample_weights(
     weights: np.ndarray | None,
     class_names: Sequence[Any] | None = None,
 ) -> np.ndarray | None:
-    """Return the weight of each training image, or None where all count the same.
+    """Return the weight of each training image, float64 (N,), or None where all count the same.
 
-    Parameters
-    ----------
-    labels : numpy.ndarray
-        int64 (N,), in [0, ``n_classes``).
-    n_classes : int
-        K.
-    class_weight : "balanced", mapping or None
-        ``"balanced"``: every class that has images gets the same total weight, as in
-        scikit-learn. A mapping gives the weight of classes, 1 for those that it leaves out.
-    weights : numpy.ndarray, optional
-        (N,): a weight for each image; both are multiplied.
-    class_names : sequence, optional
-        What the mapping calls the K classes; by default their numbers.
-
-    Returns
-    -------
-    numpy.ndarray or None
-        float64 (N,), not negative.
-
-    Raises
-    ------
-    RecipeError
-        Weights that are negative, not finite or all 0, or not N of them; an unknown class.
+    ``"balanced"``: every one of the K classes that has images gets the same total weight, as in
+    scikit-learn. A mapping gives the weight of classes, by ``class_names`` or else their numbers,
+    1 for those that it leaves out. ``weights`` (N,) of the images are multiplied with it. Raises
+    RecipeError for weights that are negative, not finite, all 0 or not N, or an unknown class.
     """
     if class_weight is None and weights is None:
         return None

@@ -84,7 +84,7 @@ def _probe_command(record: Mapping[str, Any], at: str, cache: Cache | None) -> s
     recipe = record.get("recipe")
     if solver == "sgd" and isinstance(recipe, Mapping):
         tutorial = asdict(PROBE_RECIPES["tutorial"])
-        name = "tutorial" if _same(recipe, tutorial, "whiten") else "default"
+        name = "tutorial" if recipe.get("whiten") == tutorial["whiten"] else "default"
         words += ["--recipe", name]
         words += _changed(recipe, asdict(PROBE_RECIPES[name]), _OF_SGD)
     if record.get("sweep"):
@@ -167,10 +167,6 @@ def _changed(
         if value is not None and value != default[name]:
             words += [option, f"{value:.6g}" if isinstance(value, float) else value]
     return words
-
-
-def _same(recipe: Mapping[str, Any], other: Mapping[str, Any], name: str) -> bool:
-    return bool(recipe.get(name) == other[name])
 
 
 def _limits(record: Mapping[str, Any], cache: Cache | None) -> list[object]:

@@ -1,13 +1,12 @@
-"""Which probe a report shows, its head on the test images, and the first lines of the audit."""
+"""Which probe a report shows, and its head on the test images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..auditing.findings import AuditResult, DuplicatePair, Outlier, Suspect
 from ..errors import FeatcacheError
 from ..metrics import Evaluation, evaluate_scores, softmax
 from ..probes.head import Head, load_head
@@ -141,35 +140,4 @@ def judge(head: Head, cache: Cache, *, calibrated: bool) -> Judged | None:
         ],
         n_wrong=len(wrong),
         n_test=len(labels),
-    )
-
-
-_LISTED = 24
-
-
-@dataclass(frozen=True)
-class Health:
-    """An audit, and the first lines of its three lists."""
-
-    audit: AuditResult
-    duplicates: tuple[DuplicatePair, ...]
-    mislabelled: tuple[Suspect, ...]
-    outliers: tuple[Outlier, ...]
-
-    def places(self) -> Iterator[tuple[str, int]]:
-        """Yield split and row of every image in the lists."""
-        for pair in self.duplicates:
-            for image in (pair.first, pair.second):
-                yield image.split, image.row
-        for one in (*self.mislabelled, *self.outliers):
-            yield one.split, one.row
-
-
-def listed(audit: AuditResult) -> Health:
-    """Return what the page shows of an audit."""
-    return Health(
-        audit,
-        audit.duplicates[:_LISTED],
-        audit.mislabelled[:_LISTED],
-        audit.outliers[:_LISTED],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -430,8 +430,9 @@ def draw_map(points: Points, class_names: Sequence[str], dataset: str) -> Any:
         order = np.random.default_rng(_SEED).permutation(len(places))
         size = max(1.0, min(16.0, 2e4 / len(places)))
         looks = [class_look(label) for label in range(len(class_names))]
+        markers = [*(look["marker"] for look in looks), None]  # the last, also -1, has no label
         for marker, (sign, _) in MARKERS.items():
-            chosen = [at for at in order if _marker(looks, points.labels[at]) == marker]
+            chosen = [at for at in order if markers[points.labels[at]] == marker]
             colours = [looks[label]["colours"][0] for label in points.labels[chosen]]
             axes.scatter(*places[chosen].T, s=size, c=colours, marker=sign, alpha=0.6, linewidth=0)
         unlabelled = points.labels < 0
@@ -453,7 +454,3 @@ def draw_map(points: Points, class_names: Sequence[str], dataset: str) -> Any:
             for text, name in zip(legend.get_texts(), class_names, strict=True):
                 text.set_text(short(name, 14))
     return figure
-
-
-def _marker(looks: Sequence[Mapping[str, Any]], label: int) -> str:
-    return str(looks[label]["marker"]) if label >= 0 else ""

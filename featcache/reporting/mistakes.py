@@ -176,7 +176,18 @@ def worst_errors(
     notes = (f"no images on the page: {why}",) if why else ()
     for note in notes:
         on_note(note)
-    write_atomically(page, _render(chosen, result, thumbs, notes))
+    sheet = render_sheet(
+        "errors",
+        "errors.html.j2",
+        result=result,
+        run=chosen,
+        method=str(chosen.record.get("method", "")),
+        dataset=str(chosen.record.get("dataset", "")),
+        target=str(chosen.record.get("target") or ""),
+        thumbs=thumbs,
+        notes=notes,
+    )
+    write_atomically(page, sheet)
     return replace(result, notes=notes)
 
 
@@ -251,25 +262,8 @@ def _thumbnails(
     places: dict[Place, str] = {}
     for role, split in cache.splits():
         wanted = {one.id for one in worst if one.split == role}
-        found = (enumerate(split.ids)) if wanted else ()
         # The file of predictions has an escaped name where it is not UTF-8.
-        spelt = ((row, text_of(name)) for row, name in found)
+        spelt = enumerate(map(text_of, split.ids if wanted else ()))
         places.update({(role, row): name for row, name in spelt if name in wanted})
     small = pictures.small(list(places), _SIDE, on_progress)
     return {places[place]: data for place, data in small.items()}, ""
-
-
-def _render(
-    run: Run, result: ErrorsResult, thumbs: dict[str, str], notes: tuple[str, ...]
-) -> bytes:
-    return render_sheet(
-        "errors",
-        "errors.html.j2",
-        result=result,
-        run=run,
-        method=str(run.record.get("method", "")),
-        dataset=str(run.record.get("dataset", "")),
-        target=str(run.record.get("target") or ""),
-        thumbs=thumbs,
-        notes=notes,
-    )

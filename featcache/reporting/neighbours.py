@@ -9,7 +9,7 @@ from ..datasets.batches import decoded_batches
 from ..datasets.dataset import Dataset
 from ..errors import FeatcacheError
 from ..files import write_atomically
-from ..prediction import PlacedImages, find_places
+from ..new_images import PlacedImages, find_places
 from ..preprocess import Preprocess
 from ..progress import OnNote, OnProgress, silent
 from ..searching import Query, SearchResult

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from ..auditing.findings import AuditResult
-from ..errors import EngineUnavailableError
 from ..files import check_writable
 from ..runs import NOT_COMPARED, fold, price
 from ..store.cache import Cache
 from ..version import __version__
-from .judged import Health, Judged, Probe
+from .judged import Judged, Probe
 from .pictures import Place
-from .provenance import duration, in_words
+from .provenance import duration, in_words, sizes
 from .selection import Group
-from .style import percent, stylesheet
+from .style import percent, require, stylesheet
 
+LISTED = 24  # lines of each list of an audit
 _NONE = "\N{EN DASH}"
 
 
@@ -55,7 +55,7 @@ class View:
     probe_notes: list[str] = field(default_factory=list)
     judged: Judged | None = None
     map: Map | None = None
-    health: Health | None = None
+    health: AuditResult | None = None
     facts: list[tuple[str, list[str]]] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     thumbs: dict[Place, str] = field(default_factory=dict)
@@ -82,26 +82,39 @@ def render(views: Sequence[View]) -> bytes:
     script whose hash it does not name, and fetches nothing. Bokeh's WebGL assembles its shaders'
     code at run time, hence ``unsafe-eval``.
     """
-    from jinja2 import Environment
-
     needed = (*scripts(), page_file("map.js")) if any(view.map for view in views) else ()
-    style = stylesheet() + page_file("page.css")
-    environment = Environment(
-        autoescape=True, trim_blocks=False, keep_trailing_newline=True, auto_reload=False
-    )
-    environment.filters.update(percent=percent, count=lambda n: f"{n:,}")
     single = views[0] if len(views) == 1 else None
-    page = environment.from_string(page_file("page.html.j2")).render(
+    return _rendered(
+        "page.html.j2",
+        needed,
         views=views,
         level=2 + (len(views) > 1),
         title=single.title if single else f"{len(views)} data sets",
         lede=single.lede if single else "Runs on different data are not compared.",
-        made=datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
         version=__version__,
-        policy=_policy(needed),
-        style=style,
-        scripts=needed,
         health_words=health_words,
+        listed=LISTED,
+    )
+
+
+def render_sheet(verb: str, template: str, **facts: Any) -> bytes:
+    """Return a page of pictures without scripts, from a template that extends sheet.html.j2."""
+    return _rendered(template, verb=verb, **facts)
+
+
+def _rendered(template: str, scripts: Sequence[str] = (), **facts: Any) -> bytes:
+    from jinja2 import Environment, FunctionLoader
+
+    environment = Environment(
+        loader=FunctionLoader(page_file), autoescape=True, keep_trailing_newline=True
+    )
+    environment.filters.update(percent=percent, count=lambda n: f"{n:,}")
+    page = environment.get_template(template).render(
+        made=datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
+        policy=_policy(scripts),
+        style=stylesheet() + page_file("page.css"),
+        scripts=scripts,
+        **facts,
     )
     # A file name need not be text: what cannot be shown is spelt out.
     return page.encode("utf-8", "backslashreplace")
@@ -121,33 +134,9 @@ def _policy(needed: Sequence[str]) -> str:
     )
 
 
-def render_sheet(verb: str, template: str, **facts: Any) -> bytes:
-    """Return a page of pictures without scripts, from a template that extends sheet.html.j2."""
-    from jinja2 import Environment, FunctionLoader
-
-    environment = Environment(
-        loader=FunctionLoader(page_file), autoescape=True, keep_trailing_newline=True
-    )
-    environment.filters.update(percent=percent)
-    page = environment.get_template(template).render(
-        verb=verb,
-        made=datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
-        policy=_policy(()),
-        style=stylesheet() + page_file("page.css"),
-        **facts,
-    )
-    return page.encode("utf-8", "backslashreplace")
-
-
 def check_sheet(verb: str, page: Path) -> None:
     """Refuse a sheet that cannot be made or written, before anything is computed for it."""
-    try:
-        import jinja2  # noqa: F401
-    except ImportError as error:
-        raise EngineUnavailableError(
-            f"{verb}: expected the package jinja2 for a page, found: {error}; type: pip install "
-            "'featcache[report]'"
-        ) from None
+    require(f"{verb}: expected the package jinja2 for a page", "jinja2")
     check_writable(page)
 
 
@@ -159,14 +148,7 @@ def _hash(script: str) -> str:
 
 def require_page() -> None:
     """Raise EngineUnavailableError unless bokeh and jinja2 are installed."""
-    try:
-        import bokeh.embed  # noqa: F401
-        import jinja2  # noqa: F401
-    except ImportError as error:
-        raise EngineUnavailableError(
-            f"report: expected the packages bokeh and jinja2, found: {error}; type: pip install "
-            "'featcache[report]'"
-        ) from None
+    require("report: expected the packages bokeh and jinja2", "bokeh.embed", "jinja2")
 
 
 @cache
@@ -295,7 +277,7 @@ def probe_words(probe: Probe, judged: Judged | None) -> tuple[str, list[str]]:
         notes.append(f"No confusion matrix, mistakes or predictions: {probe.why}.")
     elif judged is None:
         notes.append("No confusion matrix or mistakes: the cache has no labelled test images.")
-    elif _differs(record, judged):
+    elif record["n_test"] != judged.n_test or abs(record["top1"] - judged.evaluation.top1) > 1e-9:
         notes.append(
             f"The run reached {percent(record['top1'], 2)} on {record['n_test']:,} test images; "
             f"this page shows its head on all {judged.n_test:,} of this cache."
@@ -338,12 +320,6 @@ def health_words(audit: AuditResult, judged: Judged | None) -> tuple[str, str, s
     return f"{duplicates}.", f"{wrong}.", f"{far}."
 
 
-def _differs(record: Mapping[str, Any], judged: Judged) -> bool:
-    return bool(
-        record["n_test"] != judged.n_test or abs(record["top1"] - judged.evaluation.top1) > 1e-9
-    )
-
-
 def _between(low: float, high: float) -> str:
     return f"{100 * low:.1f} to {percent(high)}"
 
@@ -354,14 +330,4 @@ def _count(n: int, one: str, several: str = "") -> str:
 
 def facts(cache: Cache) -> list[tuple[str, list[str]]]:
     """Return all the metadata of a cache: names, and texts, one or several each."""
-    values: dict[str, Any] = {
-        "cache": str(cache.path),
-        "n_train": len(cache.train),
-        **({} if cache.val is None else {"n_val": len(cache.val)}),
-        "n_test": len(cache.test),
-        "feature_dim": cache.feature_dim,
-        "size_bytes": cache.size_bytes,
-        "skipped": [name for _, split in cache.splits() for name in split.skipped],
-        **cache.meta,
-    }
-    return [in_words(name, value) for name, value in values.items()]
+    return [in_words(name, value) for name, value in {**sizes(cache), **cache.meta}.items()]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..store.cache import Cache
 
 _NAMES = {
     "dataset": "data set",
@@ -25,6 +28,19 @@ _NAMES = {
     "weights_sha256": "SHA-256 of the weights",
 }
 _LISTED = 20  # of names: --json has all
+
+
+def sizes(cache: Cache) -> dict[str, Any]:
+    """Return what the file of a cache has, beside its metadata."""
+    return {
+        "cache": cache.path,
+        "n_train": len(cache.train),
+        **({} if cache.val is None else {"n_val": len(cache.val)}),
+        "n_test": len(cache.test),
+        "feature_dim": cache.feature_dim,
+        "size_bytes": cache.size_bytes,
+        "skipped": [name for _, split in cache.splits() for name in split.skipped],
+    }
 
 
 def in_words(name: str, value: Any) -> tuple[str, list[str]]:

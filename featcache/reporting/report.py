@@ -31,9 +31,9 @@ from .figures import (
     shots_curve,
     worst_classes,
 )
-from .judged import choose_probe, judge, listed
+from .judged import choose_probe, judge
 from .map import MAPS, Points, draw_map, encode, gather_points, require_map
-from .page import Map, View, facts, lede, probe_words, render, require_page, rows, tiles_of
+from .page import LISTED, Map, View, facts, lede, probe_words, render, require_page, rows, tiles_of
 from .pictures import LIST_PIXELS, MAP_PIXELS, Pictures, find_pictures
 from .selection import Group, select
 from .style import NARROW, WIDTH, check_plot, save_figure, svg
@@ -138,14 +138,13 @@ def report(
         notes.append(text)
         on_note(text)
 
-    selection = select(sources, options.runs, note)
-    groups = selection.groups
+    groups, beside = select(sources, options.runs, note)
     if options.dataset is not None and len(groups) > 1:
         raise RecipeError(
             f"dataset: expected runs and caches of one data set, found {len(groups)}; make a "
             "report of each"
         )
-    page = _page_path(options.output, selection.folder)
+    page = _page_path(options.output, beside)
     folder = page.with_name(f"{page.stem}-figures")
     check_writable(page)
     check_plot(folder / "figure")
@@ -253,8 +252,7 @@ class _Work:
         self._remove_others(prefix)
         commands = [run_command(run.record, cache) for run in group.runs]
         view.commands += dict.fromkeys(command for command in commands if command)
-        health = view.health.audit if view.health else None
-        view.tiles = tiles_of(group, probe, view.judged, health)
+        view.tiles = tiles_of(group, probe, view.judged, view.health)
         return view
 
     def _pictures(self, cache: Cache, view: View) -> Pictures | None:
@@ -299,7 +297,7 @@ class _Work:
         self.n_points += len(points.ids)
         if self.options.health:
             with self.stage("health"):
-                view.health = listed(audit(cache, on_progress=self.on_progress))
+                view.health = audit(cache, on_progress=self.on_progress)
         with self.stage("thumbnails"):
             thumbs = self._thumbs(pictures, points, view) if pictures else []
         with self.stage("page"):
@@ -313,7 +311,11 @@ class _Work:
     def _thumbs(self, pictures: Pictures, points: Points, view: View) -> list[str]:
         """Fill in the thumbnails of the view's lists, and return those of the map."""
         places = [("test", one.row) for one in view.judged.mistakes] if view.judged else []
-        places += view.health.places() if view.health else ()
+        if view.health is not None:
+            pairs = view.health.duplicates[:LISTED]
+            images = [image for pair in pairs for image in (pair.first, pair.second)]
+            images += (*view.health.mislabelled[:LISTED], *view.health.outliers[:LISTED])
+            places += [(image.split, image.row) for image in images]
         view.thumbs = pictures.small(places, LIST_PIXELS, self.on_progress)
         n, asked = len(points.ids), self.options.thumbnails
         thumbs: list[str] = []

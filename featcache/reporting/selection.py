@@ -49,16 +49,12 @@ class Group:
     why: str = ""
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Groups by name of the data set, at least one, and the folder that the page goes into."""
+def select(
+    sources: Sequence[str | Path], runs: str | Path | None, on_note: OnNote
+) -> tuple[list[Group], Path]:
+    """Return the runs and caches that ``sources`` name, and the folder that the page goes into.
 
-    groups: list[Group]
-    folder: Path
-
-
-def select(sources: Sequence[str | Path], runs: str | Path | None, on_note: OnNote) -> Selection:
-    """Return the runs and caches that ``sources`` name; without any, the newest cache.
+    Without sources, it is the newest cache. Groups, at least one, are sorted by data set.
 
     Raises
     ------
@@ -93,7 +89,7 @@ def select(sources: Sequence[str | Path], runs: str | Path | None, on_note: OnNo
             named.append(_named_run(path, runs_folder(runs), known))
     groups: dict[tuple[str, str], Group] = {}
     for run in sorted(named, key=lambda run: run.name):
-        mine = _group(groups, run.record["dataset"], run.record["dataset_digest"])
+        mine = _group(groups, *_key(run))
         if run.folder not in [other.folder for other in mine.runs]:
             mine.runs.append(run)
     for cache in caches:
@@ -102,9 +98,7 @@ def select(sources: Sequence[str | Path], runs: str | Path | None, on_note: OnNo
         if group.cache is None:
             _find_cache(group)
     ordered = sorted(groups.values(), key=lambda group: (group.dataset, group.digest))
-    if caches:
-        return Selection(ordered, caches[0].path.parent)
-    return Selection(ordered, named[0].folder.parent.parent)
+    return ordered, caches[0].path.parent if caches else named[0].folder.parent.parent
 
 
 def _add_cache(

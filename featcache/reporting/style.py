@@ -13,6 +13,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import accumulate
 from math import ceil, log
 from pathlib import Path
@@ -111,15 +112,19 @@ def stylesheet() -> str:
     return f"{rule('light')}\n@media screen and (prefers-color-scheme:dark){{{rule('dark')}}}\n"
 
 
-def require_matplotlib() -> None:
-    """Raise EngineUnavailableError unless matplotlib is installed."""
+def require(expected: str, *modules: str) -> None:
+    """Raise EngineUnavailableError, which says what was expected, unless all are installed."""
     try:
-        import matplotlib.figure  # noqa: F401
+        for module in modules:
+            import_module(module)
     except ImportError as error:
         raise EngineUnavailableError(
-            f"figures: expected the package matplotlib, found: {error}; type: pip install "
-            "'featcache[report]'"
+            f"{expected}, found: {error}; type: pip install 'featcache[report]'"
         ) from None
+
+
+def _require_matplotlib() -> None:
+    require("figures: expected the package matplotlib", "matplotlib.figure")
 
 
 @contextmanager
@@ -138,7 +143,7 @@ def our_settings(**more: Any) -> Iterator[None]:
 @contextmanager
 def sheet(width: float, height: float) -> Iterator[Any]:
     """Yield an empty figure of so many inches; lay it out when the block ends."""
-    require_matplotlib()
+    _require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -305,7 +310,7 @@ def svg(figure: Any, kind: str = "plain") -> str:
 
 def check_plot(path: str | Path) -> None:
     """Raise, before any long work, unless a figure can be drawn and saved there."""
-    require_matplotlib()
+    _require_matplotlib()
     for place in _places(path):
         check_writable(place)
 

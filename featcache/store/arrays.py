@@ -7,26 +7,23 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import (
-    CacheError,
-    DatasetError,
-    OutputError,
-    ShapeMismatchError,
-    one_line,
-)
+from ..errors import CacheError, DatasetError, OutputError, ShapeMismatchError, one_line
 from ..files import check_writable, user_path
 from ..progress import OnNote, OnProgress, Progress, silent
 from ..sampling import drawn_sides, text_hashes
+from ..tables.table import listed
 from ..version import __version__
-from .format import ROLES, UNLABELLED, fingerprint
+from .format import ROLE_WORDS, ROLES, UNLABELLED, fingerprint
 from .index import default_folder, open_index
 from .provenance import IMPORTED
 from .shards import single_writer
@@ -38,68 +35,30 @@ CUT = "features"
 _PIECE_ROWS = 4096
 _NAMED = 3  # ids in a message
 _MAX_DIMENSIONS = 4
-# What a split may be called, in any case.
-ROLE_WORDS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "eval": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Features of N images that were made elsewhere, and what is known of the images.
 
-    Parameters
-    ----------
-    features : sequence of numpy.ndarray
-        Arrays (n, D) or (n, C, H, W) one after another, N rows in all: floating point or whole
-        numbers.
-    ids : sequence of str
-        N names, each once.
-    labels : numpy.ndarray, optional
-        int64 (N,) in [0, K), -1 for none.
-    class_names : sequence of str
-        K names.
-    roles : sequence of str, optional
-        ``"train"``, ``"val"`` or ``"test"`` (or a word like those) of each image. By default
-        drawn: from the content hashes, or the SHA-256 of the text of the groups or ids.
-    groups : sequence of str, optional
-        N texts; images of one group are drawn to one side.
-    hashes : numpy.ndarray, optional
-        uint8 (N, 32): SHA-256 of each image's file.
-    made_by : str, optional
-        What made the features. Caches of one name can be merged, and a head of one tested on
-        another; without it they are taken as of different backbones.
-    facts : mapping
-        More fields of the provenance.
+    `Cache.from_arrays` describes them. ``features`` are arrays one after another, N rows in all;
+    ``roles`` its splits; images of one of ``groups`` (N texts) are drawn to one side; ``facts``
+    are further fields of the provenance.
     """
 
     features: Sequence[np.ndarray]
     ids: Sequence[str]
-    labels: np.ndarray | None = None
-    class_names: Sequence[str] = ()
-    roles: Sequence[str] | None = None
+    labels: np.ndarray | None  # int64 (N,) in [0, K), -1 for none
+    class_names: Sequence[str]
+    roles: Sequence[str] | None
+    hashes: np.ndarray | None
+    made_by: str | None
+    facts: Mapping[str, Any]
     groups: Sequence[str] | None = None
-    hashes: np.ndarray | None = None
-    made_by: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def as_classes(labels: Any, class_names: Sequence[str] | None) -> tuple[np.ndarray, list[str]]:
-    """Return labels int64 (N,), -1 for none, and class names, of whole numbers or of texts.
-
-    Raises
-    ------
-    DatasetError
-        Labels that are neither, or outside of the class names.
-    """
+    """Return labels int64 (N,), -1 for none, and class names, of whole numbers or of texts."""
     values = np.asarray(labels)
     if values.ndim != 1:
         raise ShapeMismatchError(f"labels: expected one per image (N,), found {values.shape}")
@@ -153,33 +112,14 @@ def write_rows(
 ) -> tuple[Path, bool]:
     """Write a cache; return its path, and whether it was there already with the same content.
 
-    Parameters
-    ----------
-    rows : Rows
-        What is written. float64 and whole numbers become float32, with a note.
-    path : str or Path, optional
-        A ``.h5`` file or a folder for it; the cache folder by default.
-    name, source : str
-        Of the data set, and of the features, for the provenance.
-    force : bool
-        Replace the file if it exists.
-    on_progress, on_note : callable
-        Called with progress in rows, and with one-line notes.
-
-    Raises
-    ------
-    ShapeMismatchError
-        Arrays that do not fit together, or are no features.
-    DatasetError
-        No rows, ids that occur twice, or features that are not finite.
-    OutputError
-        The file exists with other content, or cannot be written.
+    ``name`` is the data set's, ``source`` the features', for the provenance. The rest, and what
+    is raised, is as of `Cache.from_arrays`.
     """
     n_rows, row_shape, dtype = _check_features(rows.features, source, on_note)
     _check_ids(rows, n_rows, source)
-    roles, split = _roles(rows, n_rows, source)
+    roles, split = _roles(rows, source)
     labels = np.full(n_rows, UNLABELLED) if rows.labels is None else rows.labels
-    if not len(labels) == n_rows:
+    if len(labels) != n_rows:
         raise ShapeMismatchError(f"{source}: expected {n_rows} labels, found {len(labels)}")
     digest = _features_digest(rows, dtype, source, on_progress)
     meta = {
@@ -245,10 +185,9 @@ def _check_features(
         )
     if dtype in (np.float32, np.float16):
         return n_rows, row_shape, dtype
-    kept = np.dtype(np.float32)
     exact = dtype.kind in "iu" and dtype.itemsize <= 2
     on_note(f"features: {dtype} is kept as float32, {'exactly' if exact else 'rounded'}")
-    return n_rows, row_shape, kept
+    return n_rows, row_shape, np.dtype(np.float32)
 
 
 def _check_ids(rows: Rows, n_rows: int, source: str) -> None:
@@ -260,19 +199,16 @@ def _check_ids(rows: Rows, n_rows: int, source: str) -> None:
             )
     twice = [name for name, count in Counter(rows.ids).items() if count > 1]
     if twice:
-        named = ", ".join(one_line(repr(name)) for name in twice[:_NAMED])
-        more = f" and {len(twice) - _NAMED:,} more" if len(twice) > _NAMED else ""
         raise DatasetError(
-            f"{source}: expected an id of its own for every row, found twice or more: {named}"
-            f"{more}; give others with --ids"
+            f"{source}: expected an id of its own for every row, found twice or more: "
+            f"{listed(twice, _NAMED)}; give others with --ids"
         )
 
 
-def _roles(rows: Rows, n_rows: int, source: str) -> tuple[np.ndarray, str]:
+def _roles(rows: Rows, source: str) -> tuple[np.ndarray, str]:
     """Return the number of each row's role, and how it was found: given, content, group, id."""
     if rows.roles is not None:
-        known = {word: ROLES.index(role) for word, role in ROLE_WORDS.items()}
-        numbers = [known.get(str(word).strip().lower(), -1) for word in rows.roles]
+        numbers = [ROLE_WORDS.get(str(word).strip().lower(), -1) for word in rows.roles]
         if -1 in numbers:
             raise DatasetError(
                 f"{source}: expected train, val or test as splits, found "
@@ -281,10 +217,10 @@ def _roles(rows: Rows, n_rows: int, source: str) -> tuple[np.ndarray, str]:
         return np.array(numbers), "given"
     if rows.hashes is not None:
         hashes, how = rows.hashes, "content"
+    elif rows.groups is not None:
+        hashes, how = text_hashes(rows.groups), "group"
     else:
-        grouped = rows.groups is not None
-        hashes = text_hashes(rows.groups if rows.groups is not None else rows.ids)
-        how = "group" if grouped else "id"
+        hashes, how = text_hashes(rows.ids), "id"
     return np.where(drawn_sides(hashes), ROLES.index("test"), ROLES.index("train")), how
 
 
@@ -307,9 +243,8 @@ def _features_digest(rows: Rows, dtype: np.dtype, source: str, on_progress: OnPr
         finite = np.isfinite(kept).reshape(len(kept), -1).all(axis=1)
         if not finite.all():
             row = int(finite.argmin())
-            what = "NaN or infinity"
-            if np.isfinite(given[row]).all():
-                what = "a number too large for float32"
+            is_finite = np.isfinite(given[row]).all()
+            what = "a number too large for float32" if is_finite else "NaN or infinity"
             raise DatasetError(
                 f"{source}: expected finite features, found {what} in row {start + row} "
                 f"({one_line(repr(rows.ids[start + row]))}); leave such rows out"
@@ -346,20 +281,16 @@ def _is_there(path: Path, meta: Mapping[str, Any], force: bool) -> bool:
     """Tell whether a file holds this cache already; refuse to replace any other."""
     if force or not os.path.lexists(path):
         return False
-    try:
+    with suppress(CacheError):
         there = open_index(path).meta
-        same = (there["fingerprint"], there.get("features_sha256")) == (
-            fingerprint(meta),
-            meta["features_sha256"],
-        )
-    except CacheError:
-        same = False
-    if not same:
-        raise OutputError(
-            f"{path}: exists already, with other content; use --force to replace it, or name "
-            "another output"
-        )
-    return True
+        if there["fingerprint"] == fingerprint(meta) and (
+            there.get("features_sha256") == meta["features_sha256"]
+        ):
+            return True
+    raise OutputError(
+        f"{path}: exists already, with other content; use --force to replace it, or name another "
+        "output"
+    )
 
 
 def _sources(
@@ -372,18 +303,16 @@ def _sources(
 ) -> dict[str, Source]:
     sources: dict[str, Source] = {}
     for number, role in enumerate(ROLES):
-        chosen = np.flatnonzero(roles == number)
-        if role == "val" and not len(chosen):
+        mask = roles == number
+        if role == "val" and not mask.any():
             continue
         sources[f"{role}/features"] = Source(
-            dtype,
-            (len(chosen), *row_shape),
-            partial(_of_role, rows, dtype, roles == number, on_progress),
+            dtype, (int(mask.sum()), *row_shape), partial(_of_role, rows, dtype, mask, on_progress)
         )
-        sources[f"{role}/labels"] = Source.of(labels[chosen].astype(np.int64))
-        sources[f"{role}/ids"] = Source.of(encoded_ids(rows.ids[row] for row in chosen.tolist()))
+        sources[f"{role}/labels"] = Source.of(labels[mask].astype(np.int64))
+        sources[f"{role}/ids"] = Source.of(encoded_ids(compress(rows.ids, mask)))
         if rows.hashes is not None:
-            sources[f"{role}/content_hashes"] = Source.of(rows.hashes[chosen])
+            sources[f"{role}/content_hashes"] = Source.of(rows.hashes[mask])
     return sources
 
 
@@ -393,39 +322,6 @@ def _of_role(
     for start, _, kept in _pieces(rows, dtype):
         yield kept[mask[start : start + len(kept)]]
         on_progress(Progress("writing", start + len(kept), len(mask), "row"))
-
-
-def from_arrays(
-    features: Any,
-    labels: Any = None,
-    *,
-    path: str | Path | None = None,
-    class_names: Sequence[str] | None = None,
-    ids: Sequence[str] | None = None,
-    splits: Sequence[str] | None = None,
-    hashes: np.ndarray | None = None,
-    made_by: str | None = None,
-    name: str = "arrays",
-    force: bool = False,
-    on_note: OnNote = silent,
-) -> Path:
-    """Write arrays as a cache and return its path; `Cache.from_arrays` describes the rest."""
-    features = np.asarray(features)
-    numbers, names = None, [*map(str, () if class_names is None else class_names)]
-    if labels is not None:
-        numbers, names = as_classes(labels, None if class_names is None else names)
-    rows = Rows(
-        [features],
-        [*map(str, range(len(features) if features.ndim else 0) if ids is None else ids)],
-        numbers,
-        names,
-        splits,
-        None,
-        None if hashes is None else checked_hashes(hashes),
-        made_by,
-        {"imported_from": {"layout": "arrays", "shape": list(features.shape)}},
-    )
-    return write_rows(rows, path, name=name, source=name, force=force, on_note=on_note)[0]
 
 
 def checked_hashes(hashes: Any) -> np.ndarray:

@@ -16,6 +16,7 @@ from ..errors import (
     CacheMissError,
     EngineUnavailableError,
     RecipeError,
+    missing_package,
 )
 from ..files import user_path
 from ..notebook import facts_table
@@ -135,7 +136,7 @@ class CachedSplit:
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """Name of each image."""
-        return tuple(decode_id(name) for name in read_array(self._arrays["ids"]).tolist())
+        return self._names("ids")
 
     @cached_property
     def content_hashes(self) -> np.ndarray | None:
@@ -146,9 +147,10 @@ class CachedSplit:
     @cached_property
     def skipped(self) -> tuple[str, ...]:
         """Name of each image that was left out."""
-        if "skipped" not in self._arrays:
-            return ()
-        return tuple(decode_id(name) for name in read_array(self._arrays["skipped"]).tolist())
+        return self._names("skipped") if "skipped" in self._arrays else ()
+
+    def _names(self, array: str) -> tuple[str, ...]:
+        return tuple(decode_id(name) for name in read_array(self._arrays[array]).tolist())
 
     def view(self, name: str) -> np.ndarray:
         """Return the features (N, D) of a flip view.
@@ -192,7 +194,18 @@ class CachedSplit:
         EngineUnavailableError
             pandas is not installed.
         """
-        return as_frame(self.features, self.labels, self.ids, self._class_names)
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise missing_package("to_pandas", "pandas", error) from None
+        columns = [f"f{number}" for number in range(self.feature_dim)]
+        flat = np.asarray(self.features).reshape(len(self), len(columns))
+        index = pd.Index(list(self.ids), name="id", dtype=object)
+        frame = pd.DataFrame(flat, index=index, columns=columns, copy=True)
+        names = np.array(label_names(self._class_names), dtype=object)
+        frame.insert(0, "label", self.labels)
+        frame.insert(1, "class", names[self.labels])
+        return frame
 
     def to_torch(self) -> tuple[Any, Any]:
         """Return the features and labels as tensors of PyTorch, on the CPU.
@@ -209,7 +222,16 @@ class CachedSplit:
         EngineUnavailableError
             torch is not installed.
         """
-        return as_tensors(self.features, self.labels)
+        try:
+            import torch
+        except ImportError as error:
+            raise EngineUnavailableError(
+                f"to_torch: expected the package torch, found: {error}; see "
+                "https://pytorch.org/get-started/locally"
+            ) from None
+        # A copy: torch has no tensors that cannot be written to, and a cache's arrays are such.
+        features, labels = np.array(self.features), np.array(self.labels)
+        return torch.from_numpy(features), torch.from_numpy(labels)
 
 
 class Cache:
@@ -297,23 +319,25 @@ class Cache:
         OutputError
             The file exists with other content, or cannot be written.
         """
-        from .arrays import from_arrays
+        from .arrays import Rows, as_classes, checked_hashes, write_rows
 
-        return load(
-            from_arrays(
-                features,
-                labels,
-                path=path,
-                class_names=class_names,
-                ids=ids,
-                splits=splits,
-                hashes=hashes,
-                made_by=made_by,
-                name=name,
-                force=force,
-                on_note=on_note,
-            )
+        features = np.asarray(features)
+        names = None if class_names is None else [*map(str, class_names)]
+        numbers = None
+        if labels is not None:
+            numbers, names = as_classes(labels, names)
+        rows = Rows(
+            features=[features],
+            ids=[*map(str, range(len(features) if features.ndim else 0) if ids is None else ids)],
+            labels=numbers,
+            class_names=names or (),
+            roles=splits,
+            hashes=None if hashes is None else checked_hashes(hashes),
+            made_by=made_by,
+            facts={"imported_from": {"layout": "arrays", "shape": list(features.shape)}},
         )
+        written, _ = write_rows(rows, path, name=name, source=name, force=force, on_note=on_note)
+        return load(written)
 
     def splits(self) -> tuple[tuple[str, CachedSplit], ...]:
         """Return (role, split) of every split: train, val where there is one, test."""
@@ -429,49 +453,3 @@ def load(path: str | Path, *, mmap: bool = False) -> Cache:
         Not a cache, damaged, or built to read outside itself.
     """
     return Cache(open_index(cache_file(path)), mmap=mmap)
-
-
-def as_frame(
-    features: np.ndarray, labels: np.ndarray, ids: Sequence[str], class_names: Sequence[str]
-) -> Any:
-    """Return a `pandas.DataFrame`: ids as the index, label, class, and f0 to f(D-1).
-
-    Raises
-    ------
-    EngineUnavailableError
-        pandas is not installed.
-    """
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise EngineUnavailableError(
-            f"to_pandas: expected the package pandas, found: {error}; type: pip install "
-            "'featcache[pandas]'"
-        ) from None
-    flat = np.asarray(features).reshape(len(labels), int(np.prod(features.shape[1:])))
-    index = pd.Index(list(ids), name="id", dtype=object)
-    columns = [f"f{number}" for number in range(flat.shape[1])]
-    frame = pd.DataFrame(flat, index=index, columns=columns, copy=True)
-    names = np.array(label_names(class_names), dtype=object)
-    frame.insert(0, "label", labels)
-    frame.insert(1, "class", names[labels])
-    return frame
-
-
-def as_tensors(features: np.ndarray, labels: np.ndarray) -> tuple[Any, Any]:
-    """Return features and labels as torch's tensors, which share no memory with the cache.
-
-    Raises
-    ------
-    EngineUnavailableError
-        torch is not installed.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise EngineUnavailableError(
-            f"to_torch: expected the package torch, found: {error}; see "
-            "https://pytorch.org/get-started/locally"
-        ) from None
-    # A copy: torch has no tensors that cannot be written to, and a cache's arrays are such.
-    return torch.from_numpy(np.array(features)), torch.from_numpy(np.array(labels))

@@ -13,7 +13,7 @@ def content_numbers(hashes: np.ndarray) -> np.ndarray:
 
 
 def hash_numbers(hashes: np.ndarray) -> np.ndarray:
-    """Return the first 8 bytes of hashes, uint8 (N, 32), as uint64 (N,): they tell images apart."""
+    """Return the first 8 bytes of hashes, uint8 (N, 32), as uint64 (N,); equal ones are equal."""
     numbers: np.ndarray = np.ascontiguousarray(hashes[:, :8]).view(np.uint64)[:, 0]
     return numbers
 
@@ -30,17 +30,8 @@ def n_copied(numbers: np.ndarray, others: np.ndarray) -> int:
 def role_spans(groups: np.ndarray, roles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return, for each row, the first and the last split in which its group stands.
 
-    Parameters
-    ----------
-    groups : numpy.ndarray
-        int64 (N,): the number of each row's group, in [0, G); -1 for none.
-    roles : numpy.ndarray
-        int64 (N,): the number of each row's split.
-
-    Returns
-    -------
-    first, last : numpy.ndarray
-        int64 (N,); they differ where a group straddles. A row without a group has its own split.
+    ``groups`` and ``roles``, int64 (N,), are the numbers of each row's group, -1 for none, and
+    split. Both results, int64 (N,), are its own split for a row without a group.
     """
     first, last = roles.copy(), roles.copy()
     known = np.flatnonzero(groups >= 0)

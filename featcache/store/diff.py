@@ -117,7 +117,8 @@ def diff(
     rest = sorted({*one.meta, *other.meta} - {*matters, *_NOT_COMPARED})
     fields = tuple(FieldDiff(*line) for line in differing(one.meta, other.meta, matters))
     count = _counter(one, other, on_progress)
-    splits = {role: _diff_split(one, other, role, count) for role in _roles(one, other)}
+    roles = roles_of({**one.index.arrays, **other.index.arrays})
+    splits = {role: _diff_split(one, other, role, count) for role in roles}
     return DiffReport(
         a=one.path,
         b=other.path,
@@ -128,11 +129,6 @@ def diff(
         test=splits["test"],
         val=splits.get("val"),
     )
-
-
-def _roles(a: Cache, b: Cache) -> tuple[str, ...]:
-    """Return the splits of either cache."""
-    return roles_of({**a.index.arrays, **b.index.arrays})
 
 
 def _is_same(split: SplitDiff) -> bool:
@@ -177,7 +173,7 @@ def _diff_split(a: Cache, b: Cache, role: str, on_rows: Callable[[int], None]) -
         n_relabelled=len(relabelled),
         relabelled=relabelled[:_NAMED],
         features=tuple(
-            diff_features(a, b, role, cut, view, partner, on_rows)
+            _diff_features(a, b, role, cut, view, partner, on_rows)
             for cut, view in _features(a, b, role)
         ),
     )
@@ -216,7 +212,7 @@ def _features(a: Cache, b: Cache, role: str) -> list[tuple[str, str]]:
         (cut, view)
         for cut in dict.fromkeys(a.cuts + b.cuts)
         for view in dict.fromkeys(a.views + b.views)
-        if stored_features(a, role, cut, view) or stored_features(b, role, cut, view)
+        if _stored(a, role, cut, view) or _stored(b, role, cut, view)
     ]
 
 
@@ -240,12 +236,11 @@ class FeatureDiff:
     farthest: str
 
 
-def stored_features(cache: Cache, role: str, cut: str, view: str) -> StoredArray | None:
-    """Return where the features of a cut and view are stored; None where there are none."""
+def _stored(cache: Cache, role: str, cut: str, view: str) -> StoredArray | None:
     return cache.index.arrays.get(f"{role}/{array_name(cut, view, cache.cuts[0])}")
 
 
-def diff_features(
+def _diff_features(
     a: Cache,
     b: Cache,
     role: str,
@@ -255,7 +250,7 @@ def diff_features(
     on_rows: Callable[[int], None],
 ) -> FeatureDiff:
     """Compare the features of one cut and view; ``partner`` has the row in b of each row of a."""
-    one, other = (stored_features(cache, role, cut, view) for cache in (a, b))
+    one, other = (_stored(cache, role, cut, view) for cache in (a, b))
     gap = _Gap()
     if one and other and one.row_shape == other.row_shape:
         for _ in iterate_rows(other):  # verifies the rows that are then read in any order

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
@@ -9,20 +10,21 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import EngineUnavailableError, OutputError, RecipeError, text_of, visible_line
+from ..errors import OutputError, RecipeError, missing_package, text_of, visible_line
 from ..files import (
     check_writable,
     csv_line,
     replace_folder,
     replaced_file,
+    told_if_unwritable,
     user_path,
     write_atomically,
 )
@@ -30,7 +32,7 @@ from ..options import check_choice
 from ..progress import OnProgress, Progress, silent
 from ..tables.table import Column
 from .cache import Cache, load, newest_cache
-from .format import ROLES, decode_id, label_names
+from .format import ROLES, StoredArray, decode_id, label_names
 from .reader import iterate_rows
 
 
@@ -97,45 +99,45 @@ class Reading:
             yield np.concatenate(held)
 
 
+@contextmanager
+def _replaced(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that gets its name when it is complete."""
+    with replaced_file(path) as descriptor, os.fdopen(os.dup(descriptor), "wb") as stream:
+        yield stream
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with _replaced(path) as stream, io.TextIOWrapper(stream, "utf-8", newline="\n") as text:
+        text.writelines(lines)
+
+
 _ANY_DATE = (1980, 1, 1, 0, 0, 0)  # so that the same cache gives the same bytes
 
 
 def write_npz(path: Path, reading: Reading) -> None:
     """Write every array uncompressed, ids as Unicode, with ``class_names`` and ``meta`` (JSON)."""
-    meta = json.dumps(reading.cache.meta)
-    with (
-        replaced_file(path) as descriptor,
-        os.fdopen(os.dup(descriptor), "wb") as stream,
-        zipfile.ZipFile(stream, "w") as archive,
-    ):
+    with _replaced(path) as file, zipfile.ZipFile(file, "w") as archive:
+
+        def write(name: str, like: np.ndarray | StoredArray, pieces: Iterable[np.ndarray]) -> None:
+            member = zipfile.ZipInfo(f"{name}.npy", _ANY_DATE)
+            member.external_attr = 0o644 << 16
+            header = {"descr": like.dtype.str, "fortran_order": False, "shape": like.shape}
+            with archive.open(member, "w", force_zip64=True) as stream:
+                np.lib.format.write_array_header_1_0(stream, header)
+                for piece in pieces:
+                    stream.write(piece.reshape(-1).view(np.uint8).data)
+
         for name, array in reading.arrays.items():
             if array.dtype.kind == "S":
                 ids = [decode_id(encoded) for encoded in reading.whole(name).tolist()]
                 texts = np.array(ids, dtype=f"<U{max(map(len, ids), default=1) or 1}")
-                _write(archive, name, texts.dtype, texts.shape, iter((texts,)))
+                write(name, texts, [texts])
             else:
-                _write(archive, name, array.dtype, array.shape, reading.pieces(name))
-        for name, texts in (
-            ("class_names", np.array(reading.cache.class_names, dtype=str)),
-            ("meta", np.array(meta)),
-        ):
-            _write(archive, name, texts.dtype, texts.shape, iter((texts,)))
-
-
-def _write(
-    archive: zipfile.ZipFile,
-    name: str,
-    dtype: np.dtype,
-    shape: tuple[int, ...],
-    pieces: Iterator[np.ndarray],
-) -> None:
-    member = zipfile.ZipInfo(f"{name}.npy", _ANY_DATE)
-    member.external_attr = 0o644 << 16
-    with archive.open(member, "w", force_zip64=True) as stream:
-        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(stream, header)
-        for piece in pieces:
-            stream.write(piece.reshape(-1).view(np.uint8).data)
+                write(name, array, reading.pieces(name))
+        class_names = np.array(reading.cache.class_names, dtype=str)
+        write("class_names", class_names, [class_names])
+        meta = np.array(json.dumps(reading.cache.meta))
+        write("meta", meta, [meta])
 
 
 _GROUP_BYTES = 64 << 20
@@ -154,10 +156,7 @@ def write_parquet(path: Path, reading: Reading) -> None:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise EngineUnavailableError(
-            f"parquet: expected the package pyarrow, found: {error}; type: pip install "
-            "'featcache[parquet]'"
-        ) from None
+        raise missing_package("parquet", "pyarrow", error, "parquet") from None
 
     widths = _widths(reading)
     more = _column_names(reading, widths)
@@ -166,6 +165,11 @@ def write_parquet(path: Path, reading: Reading) -> None:
         "number": pyarrow.float64(),
         "list": pyarrow.list_(pyarrow.string()),
     }
+
+    def list_type(name: str) -> Any:
+        everywhere = all(f"{role}_{name}" in reading.arrays for role in reading.roles)
+        return pyarrow.list_(pyarrow.float32(), widths[name] if everywhere else -1)
+
     group = max(1, min(_GROUP_ROWS, _GROUP_BYTES // (4 * sum(widths.values()))))
     schema = pyarrow.schema(
         [
@@ -177,19 +181,14 @@ def write_parquet(path: Path, reading: Reading) -> None:
                 pyarrow.field(text_of(name), kinds[reading.columns[own].kind])
                 for name, own in more.items()
             ),
-            *(
-                pyarrow.field(name, _list_type(pyarrow, reading, name, width))
-                for name, width in widths.items()
-            ),
+            *(pyarrow.field(name, list_type(name)) for name in widths),
         ],
         metadata={"featcache": json.dumps(reading.cache.meta)},
     )
-    with ExitStack() as stack:
-        descriptor = stack.enter_context(replaced_file(path))
-        stream = stack.enter_context(os.fdopen(os.dup(descriptor), "wb"))
-        writer = stack.enter_context(
-            parquet.ParquetWriter(stream, schema, use_dictionary=_REPEATED)
-        )
+    with (
+        _replaced(path) as stream,
+        parquet.ParquetWriter(stream, schema, use_dictionary=_REPEATED) as writer,
+    ):
         row = 0
         for role in reading.roles:
             for columns in _groups(reading, role, widths, group):
@@ -240,11 +239,6 @@ def _groups(
         }
 
 
-def _list_type(pyarrow: Any, reading: Reading, name: str, width: int) -> Any:
-    everywhere = all(f"{role}_{name}" in reading.arrays for role in reading.roles)
-    return pyarrow.list_(pyarrow.float32(), width if everywhere else -1)
-
-
 def _column(pyarrow: Any, values: Any, kind: Any) -> Any:
     if not isinstance(values, tuple):
         return pyarrow.array(values, kind)
@@ -273,24 +267,24 @@ def write_csv(path: Path, reading: Reading) -> None:
 
     Nine digits give every float32 back.
     """
+    _write_lines(path, _csv_lines(reading))
+
+
+def _csv_lines(reading: Reading) -> Iterator[str]:
     width = int(np.prod(reading.arrays[f"{reading.roles[0]}_features"].row_shape))
-    with (
-        replaced_file(path) as descriptor,
-        os.fdopen(os.dup(descriptor), "w", encoding="utf-8", newline="\n") as stream,
-    ):
-        more = _column_names(reading, [f"f{number}" for number in range(width)])
-        texts = {name: reading.columns[own].texts() for name, own in more.items()}
-        numbered = [f"f{number}" for number in range(width)]
-        stream.write(csv_line([*_FACTS, *map(text_of, more), *numbered]))
-        row = 0
-        for role in reading.roles:
-            for columns in _groups(reading, role, {"features": width}, _CSV_ROWS):
-                rows = columns["features"][1].reshape(-1, width).tolist()
-                for *facts, numbers in zip(*(columns[key] for key in _FACTS), rows, strict=True):
-                    labels = (text_of(column[row] or "") for column in texts.values())
-                    numerals = (f"{number:.9g}" for number in numbers)
-                    stream.write(csv_line([*map(str, facts), *labels, *numerals]))
-                    row += 1
+    numbered = [f"f{number}" for number in range(width)]
+    more = _column_names(reading, numbered)
+    texts = [reading.columns[own].texts() for own in more.values()]
+    yield csv_line([*_FACTS, *map(text_of, more), *numbered])
+    row = 0
+    for role in reading.roles:
+        for columns in _groups(reading, role, {"features": width}, _CSV_ROWS):
+            rows = columns["features"][1].reshape(-1, width).tolist()
+            for *facts, numbers in zip(*(columns[key] for key in _FACTS), rows, strict=True):
+                labels = (text_of(column[row] or "") for column in texts)
+                numerals = (f"{number:.9g}" for number in numbers)
+                yield csv_line([*map(str, facts), *labels, *numerals])
+                row += 1
 
 
 _DTYPES = {"<f4": "F32", "<f2": "F16", "<i8": "I64"}
@@ -303,8 +297,12 @@ def write_safetensors(path: Path, reading: Reading) -> None:
     The format has no text. Ids are uint8 (N, W), UTF-8 padded with zeros:
     ``ids.numpy().view(f"S{ids.shape[1]}")[:, 0]`` gives the names.
     """
+    widths = {
+        name: 1 if array.dtype.kind == "S" else array.dtype.itemsize
+        for name, array in reading.arrays.items()
+    }
     # Wide numbers first, so that each array is aligned.
-    names = sorted(reading.arrays, key=lambda name: -_item_bytes(reading, name))
+    names = sorted(widths, key=widths.__getitem__, reverse=True)
     header: dict[str, object] = {
         "__metadata__": {
             "class_names": json.dumps(reading.cache.class_names),
@@ -322,16 +320,11 @@ def write_safetensors(path: Path, reading: Reading) -> None:
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % _ALIGNMENT_BYTES)
-    with replaced_file(path) as descriptor, os.fdopen(os.dup(descriptor), "wb") as stream:
+    with _replaced(path) as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             for piece in reading.pieces(name):
                 stream.write(piece.reshape(-1).view("u1").data)
-
-
-def _item_bytes(reading: Reading, name: str) -> int:
-    dtype = reading.arrays[name].dtype
-    return 1 if dtype.kind == "S" else dtype.itemsize
 
 
 PROJECTOR_ROWS = 10_000  # as many as t-SNE in a browser can process
@@ -361,11 +354,8 @@ def write_projector(folder: Path, reading: Reading, limit: int) -> int:
 
 def is_projector(folder: Path) -> bool:
     """Tell whether a folder holds the files of `write_projector` and nothing else."""
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {
-        _CONFIG,
-        _TENSORS,
-        _METADATA,
-    }
+    ours = {_CONFIG, _TENSORS, _METADATA}
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= ours
 
 
 def _draw(labels: dict[str, np.ndarray], limit: int) -> dict[str, np.ndarray]:
@@ -390,32 +380,21 @@ def _tensor_lines(reading: Reading, chosen: dict[str, np.ndarray]) -> Iterator[s
         for piece in reading.pieces(f"{role}_features"):
             here = rows[(rows >= start) & (rows < start + len(piece))] - start
             for features in piece[here]:
-                yield "\t".join(f"{number:.7g}" for number in features.ravel().tolist())
+                yield "\t".join(f"{number:.7g}" for number in features.ravel().tolist()) + "\n"
             start += len(piece)
 
 
 def _metadata_lines(
     reading: Reading, chosen: dict[str, np.ndarray], labels: dict[str, np.ndarray]
 ) -> Iterator[str]:
-    yield "id\tclass\tlabel\tsplit"
+    yield "id\tclass\tlabel\tsplit\n"
     names = label_names(reading.cache.class_names)
     for role, rows in chosen.items():
         ids = reading.whole(f"{role}_ids")[rows]
         for name, label in zip(ids.tolist(), labels[role][rows].tolist(), strict=True):
-            yield "\t".join((_cell(decode_id(name)), _cell(names[label]), str(label), role))
-
-
-def _cell(text: str) -> str:
-    """Return a name whose unprintable characters, which could end a cell or a line, are escaped."""
-    return text_of(visible_line(text))
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    with (
-        replaced_file(path) as descriptor,
-        os.fdopen(os.dup(descriptor), "w", encoding="utf-8", newline="\n") as stream,
-    ):
-        stream.writelines(f"{line}\n" for line in lines)
+            # Unprintable characters, which could end a cell or a line, are escaped.
+            cells = [text_of(visible_line(text)) for text in (decode_id(name), names[label])]
+            yield "\t".join((*cells, str(label), role)) + "\n"
 
 
 @contextmanager
@@ -423,17 +402,13 @@ def _replaced_folder(folder: Path) -> Iterator[Path]:
     """Show a folder under its final name when everything in it is on the disk."""
     hidden = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        hidden.mkdir()
-        yield hidden
-        replace_folder(hidden, folder)
-    except OSError as error:
-        if isinstance(error, OutputError):  # of a file in it: replace the temporary name
-            raise OutputError(str(error).replace(str(hidden), str(folder))) from None
-        raise OutputError(
-            f"{folder}: cannot be written: {error.strerror or error}; free space or name another "
-            "output"
-        ) from None
+        with told_if_unwritable(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            hidden.mkdir()
+            yield hidden
+            replace_folder(hidden, folder)
+    except OutputError as error:  # of a file in it: replace the temporary name
+        raise OutputError(str(error).replace(str(hidden), str(folder))) from None
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
@@ -579,13 +554,7 @@ def export(
 
 
 def chosen_format(to: str | None, output: str | Path | None) -> str:
-    """Return the format that is asked for, by its name or by the suffix of the output.
-
-    Raises
-    ------
-    RecipeError
-        The suffix is that of another format, or nothing says which.
-    """
+    """Return the format that is asked for, by its name or by the suffix of the output."""
     suffix = "" if output is None else user_path(output).suffix
     named = next((name for name, end in FORMATS.items() if end == suffix.lower()), None)
     if to is None:

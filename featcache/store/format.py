@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ import xxhash
 FORMAT = "featcache"
 FORMAT_VERSION = 1
 ROLES = ("train", "val", "test")  # in the order in which a cache has them; val may be absent
+# What a split may be called elsewhere, in any case, and its place in ROLES.
+ROLE_WORDS = {
+    **dict.fromkeys(("train", "training"), 0),
+    **dict.fromkeys(("val", "valid", "validation", "eval", "dev"), 1),
+    **dict.fromkeys(("test", "testing"), 2),
+}
 BLOCK_ROWS = 16_384  # rows under one checksum in a packed file
 UNLABELLED = -1  # the label of an image that has none
 
@@ -200,10 +207,7 @@ class StoredArray:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        size = self.dtype.itemsize
-        for length in self.row_shape:
-            size *= length
-        return size
+        return self.dtype.itemsize * math.prod(self.row_shape)
 
     @property
     def size_bytes(self) -> int:

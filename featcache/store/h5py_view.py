@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,7 @@ from .index import AGAIN
 from .writer import attributes
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """Open a file with h5py; turn h5py's errors into CacheCorruptError."""
-    import h5py
-
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
-    except CacheError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        # h5py raises any of these for a damaged file.
-        raise CacheCorruptError(
-            f"{path}: expected a readable HDF5 file, found: {error}; {AGAIN}"
-        ) from None
-
-
-def plain_attribute(file: Any, name: str, path: Path) -> str | int | float:
+def _attribute(file: Any, name: str, path: Path) -> str | int | float:
     """Return an attribute of the root; raise where it is neither text nor a number."""
     value = file.attrs[name]
     if isinstance(value, bytes):
@@ -49,7 +32,7 @@ def plain_attribute(file: Any, name: str, path: Path) -> str | int | float:
     return value
 
 
-def plain_dataset(file: Any, name: str, path: Path) -> Any:
+def _dataset(file: Any, name: str, path: Path) -> Any:
     """Return a data set of this file, without filters, reached by hard links alone.
 
     Through links, external storage and virtual data sets HDF5 reads any file of the machine,
@@ -83,17 +66,6 @@ def plain_dataset(file: Any, name: str, path: Path) -> Any:
     return node
 
 
-def block_digests(file: Any, name: str, n_blocks: int, path: Path) -> list[str]:
-    """Return the SHA-256 (hex) beside an array, one per block of rows."""
-    digests = plain_dataset(file, f"{name}_sha256", path)
-    if digests.shape != (n_blocks, 32) or digests.dtype != np.uint8:
-        raise CacheCorruptError(
-            f"{path}: expected {n_blocks} SHA-256 beside {name}, found {digests.dtype} "
-            f"{digests.shape}; {AGAIN}"
-        )
-    return [digest.tobytes().hex() for digest in digests[...]]
-
-
 # Like ``python -m``, but without the current folder, which may hold a stranger's files: nothing
 # may be imported from there.
 _RUN = (
@@ -105,13 +77,7 @@ _MEMORY_BYTES = 4 << 30
 
 
 def child_answer(module: str, arguments: Sequence[str], timeout_s: float) -> dict[str, Any]:
-    """Run a module of ours in a child; return what it printed, sealed.
-
-    Raises
-    ------
-    ChildError
-        It crashed or hung; the text says how.
-    """
+    """Run a module of ours in a child; return what it printed, sealed, or raise a ChildError."""
     root = str(Path(__file__).resolve().parents[2])
     before = os.environ.get("PYTHONPATH")
     environment = {
@@ -142,26 +108,17 @@ class ChildError(Exception):
     """A child that read a file crashed or hung."""
 
 
-def _describe_in_child(path: Path) -> dict[str, Any]:
-    """Return `describe` of a file, made by a child; CacheCorruptError where it crashed or hung."""
-    try:
-        answer = child_answer(__name__, [os.fspath(path)], _TIMEOUT_S)
-    except ChildError as error:
-        raise CacheCorruptError(
-            f"{path}: expected a readable HDF5 file, found {error}; {AGAIN}"
-        ) from None
-    if "error" in answer:
-        raise CacheCorruptError(answer["error"])
-    return answer
-
-
 def _answer_parent() -> None:
-    """Print, in the child, what `describe` returns or raises, sealed."""
+    """Print, in the child, what `_describe` returns or raises, sealed."""
     limit_this_process(_TIMEOUT_S)
+    path = Path(sys.argv[1])
     try:
-        answer = describe(Path(sys.argv[1]))
+        answer = _describe(path)
     except CacheError as error:
         answer = {"error": str(error)}
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        # h5py raises any of these for a damaged file.
+        answer = {"error": f"{path}: expected a readable HDF5 file, found: {error}; {AGAIN}"}
     sys.stdout.buffer.write(seal(answer))
 
 
@@ -187,7 +144,14 @@ _DIGESTS = "_sha256"
 
 def check_view(index: Index) -> None:
     """Compare what h5py sees in a packed file with its index; name the first difference."""
-    seen = _describe_in_child(index.path)
+    try:
+        seen = child_answer(__name__, [os.fspath(index.path)], _TIMEOUT_S)
+    except ChildError as error:
+        raise CacheCorruptError(
+            f"{index.path}: expected a readable HDF5 file, found {error}; {AGAIN}"
+        ) from None
+    if "error" in seen:
+        raise CacheCorruptError(seen["error"])
     names = {"class_names", *index.arrays, *(f"{name}{_DIGESTS}" for name in index.arrays)}
     for name in sorted(names.symmetric_difference(seen["names"])):
         where = "its index alone" if name in names else "HDF5 alone, and not in its index"
@@ -220,17 +184,19 @@ def _compared(index: Index, seen: dict[str, Any]) -> Iterator[tuple[str, Any, An
         yield f"{name}{_DIGESTS}", digests, seen["arrays"][name][4]
 
 
-def describe(path: Path) -> dict[str, Any]:
+def _describe(path: Path) -> dict[str, Any]:
     """Return what h5py sees in a packed file: names, attributes, and where the arrays are."""
-    with opened(path) as file:
+    import h5py
+
+    with h5py.File(path, "r", locking=False) as file:
         names = sorted(_walk(file, "", path))
         arrays = [name for name in names if f"{name}{_DIGESTS}" in names]
         class_names = []
         if "class_names" in names:
-            class_names = plain_dataset(file, "class_names", path)[...].tolist()
+            class_names = _dataset(file, "class_names", path)[...].tolist()
         return {
             "names": names,
-            "attributes": {name: plain_attribute(file, name, path) for name in file.attrs},
+            "attributes": {name: _attribute(file, name, path) for name in file.attrs},
             "class_names": [decode_id(name) for name in class_names],
             "arrays": {name: _array(file, name, path) for name in arrays},
         }
@@ -250,7 +216,7 @@ def _walk(group: Any, prefix: str, path: Path) -> Iterator[str]:
         yield prefix
     for name in names:
         link = group.get(name, getlink=True)
-        # A link that is not hard is left for plain_dataset to refuse.
+        # A link that is not hard is left for _dataset to refuse.
         hard = isinstance(link, h5py.HardLink)
         if hard and group.get(name, getclass=True) is h5py.Group:
             yield from _walk(group[name], f"{prefix}{name}/", path)
@@ -261,15 +227,21 @@ def _walk(group: Any, prefix: str, path: Path) -> Iterator[str]:
 def _array(file: Any, name: str, path: Path) -> list[Any]:
     import h5py
 
-    array = plain_dataset(file, name, path)
-    n_rows = array.shape[0] if array.shape else 0
+    array = _dataset(file, name, path)
+    digests = _dataset(file, f"{name}{_DIGESTS}", path)
+    n_blocks = -(-array.shape[0] // BLOCK_ROWS) if array.shape else 0
+    if digests.shape != (n_blocks, 32) or digests.dtype != np.uint8:
+        raise CacheCorruptError(
+            f"{path}: expected {n_blocks} SHA-256 beside {name}, found {digests.dtype} "
+            f"{digests.shape}; {AGAIN}"
+        )
     offset = array.id.get_offset() if array.nbytes else None
     return [
         array.dtype.str,
         getattr(h5py.check_string_dtype(array.dtype), "encoding", None),
         list(array.shape or ()),
         offset,
-        block_digests(file, name, -(-n_rows // BLOCK_ROWS), path),
+        [digest.tobytes().hex() for digest in digests[...]],
     ]
 
 

@@ -57,7 +57,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _XXH3 = re.compile(r"[0-9a-f]{32}")
 _HASH_BYTES = 32  # of a content hash
 _whole = count()
-_FEATURES = frozenset(DTYPES.values())
+_TEXT = r"\|S[1-9][0-9]{0,5}"
+# By the last part of an array's name; all others are features.
+_DTYPE_OF = {"labels": "<i8", "content_hashes": r"\|u1", "ids": _TEXT, "skipped": _TEXT}
+_FEATURES = "|".join(DTYPES.values())
 
 
 def open_index(path: Path) -> Index:
@@ -65,32 +68,29 @@ def open_index(path: Path) -> Index:
     try:
         if is_shards(path):
             return _open_shards(path)
+        if path.is_file():
+            with open_file(path) as stream:
+                stamp = Stamp.of(os.fstat(stream.fileno()))
+                content = _sealed_in(stream, path)
+            return _checked_index(content, path, stamp)
         if (path / COMMITS).is_dir():
-            raise CacheMissError(
-                f"{path}: expected a feature cache, found an unfinished extraction; run "
-                "the same featcache extract again, or featcache pack where jobs made it"
+            found = (
+                " an unfinished extraction; run the same featcache extract again, or featcache "
+                "pack where jobs made it"
             )
-        if not path.is_file():
-            if path.is_dir():
-                raise CacheMissError(
-                    f"{path}: expected a feature cache, found a folder that is none; if it holds "
-                    f"images, run featcache extract {shlex.quote(str(path))} first"
-                )
+        elif path.is_dir():
+            found = (
+                " a folder that is none; if it holds images, run featcache extract "
+                f"{shlex.quote(str(path))} first"
+            )
+        else:
             otherwise = "make one with featcache extract, or name none to take the newest"
-            raise CacheMissError(
-                f"{path}: expected a feature cache, found no such file"
-                + did_you_mean_path(path, otherwise)
-            )
-        with open_file(path) as stream:
-            stamp = Stamp.of(os.fstat(stream.fileno()))
-            content = _sealed_in(stream, path)
+            found = f" no such file{did_you_mean_path(path, otherwise)}"
     except CacheError:
         raise
     except OSError as error:
-        raise CacheMissError(
-            f"{path}: expected a feature cache, found: {error.strerror}; see to its permissions"
-        ) from None
-    return _checked_index(content, path, stamp)
+        found = f": {error.strerror}; see to its permissions"
+    raise CacheMissError(f"{path}: expected a feature cache, found{found}")
 
 
 def _open_shards(path: Path) -> Index:
@@ -289,7 +289,7 @@ def _array(name: str, spec: Mapping[str, Any], path: Path, form: str) -> StoredA
     ):
         raise ValueError(f"rows of shape {row_shape} in {name}")
     said = spec["dtype"]
-    if not _may_be(name.rpartition("/")[2], said):
+    if not re.fullmatch(_DTYPE_OF.get(name.rpartition("/")[2], _FEATURES), str(said)):
         raise ValueError(f"{name} as {said}")
     dtype = np.dtype(said)
     row_bytes = dtype.itemsize * math.prod(row_shape)
@@ -309,17 +309,6 @@ def _array(name: str, spec: Mapping[str, Any], path: Path, form: str) -> StoredA
             where = path / file
         blocks.append(Block(where, offset, n_rows, sha256, xxh3))
     return StoredArray(name, dtype, row_shape, tuple(blocks))
-
-
-def _may_be(kind: str, dtype: str) -> bool:
-    """Tell whether an array with this last part of its name may have this dtype."""
-    if kind == "labels":
-        return dtype == "<i8"
-    if kind == "content_hashes":
-        return dtype == "|u1"
-    if kind in ("ids", "skipped"):
-        return bool(re.fullmatch(r"\|S[1-9][0-9]{0,5}", dtype))
-    return dtype in _FEATURES
 
 
 def _shard_stamp(file: str, size_bytes: int, folder: int) -> Stamp:
@@ -349,9 +338,8 @@ def _belong_together(index: Index) -> None:
                 raise ValueError(f"{array.shape[0]} rows in {name} for {n_rows} labels")
     for name, array in index.arrays.items():
         is_list = name.endswith(("/labels", "/ids", "/skipped"))
-        if bool(array.row_shape) == is_list:
-            raise ValueError(f"{name} of shape {array.shape}")
-        if name.endswith("/content_hashes") and array.row_shape != (_HASH_BYTES,):
+        is_hash = name.endswith("/content_hashes")
+        if bool(array.row_shape) == is_list or (is_hash and array.row_shape != (_HASH_BYTES,)):
             raise ValueError(f"{name} of shape {array.shape}")
         of_main_cut = name.endswith("/features") or "/views/" in name
         if of_main_cut and array.row_shape != index.arrays["train/features"].row_shape:

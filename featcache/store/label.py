@@ -13,10 +13,9 @@ import numpy as np
 
 from ..errors import CacheMissError, OutputError, TableError
 from ..progress import OnNote, silent
-from ..tables.joining import Join, join
+from ..tables.joining import join
 from ..tables.reading import read_table
-from ..tables.table import Table
-from .cache import Cache, CachedSplit, load
+from .cache import Cache, load
 from .remote_caches import original
 from .table_file import attach, column_facts, table_path
 
@@ -101,15 +100,25 @@ def label(
     if place is not None:
         place.check_writable()
     given = read_table(table)
-    joined, aligned = join_cache(opened, given, by=by)
-    n_matched = len(aligned) - joined.n_missing
-    facts = {
+    splits = [split for _, split in opened.splits()]
+    ids = [id_ for split in splits for id_ in split.ids]
+    place_of_images = opened.meta.get("dataset_path")
+    known = [one for split in splits if (one := split.content_hashes) is not None]
+    hashes = np.concatenate(known) if len(known) == len(splits) else None
+    joined = join(given, ids, hashes, by=by, dataset_path=place_of_images)
+    if len(given.columns) == 1:
+        raise TableError(
+            f"{given.source}: expected columns besides {joined.column!r}, which names the images, "
+            "found none; add one"
+        )
+    aligned = given.without([joined.column]).take(joined.rows)
+    facts: dict[str, Any] = {
         "source": given.source,
         "sha256": given.sha256,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "key": joined.key,
         "n_rows": len(given),
-        "n_matched": n_matched,
+        "n_matched": len(aligned) - joined.n_missing,
         "n_missing": joined.n_missing,
         "n_doubled": joined.n_doubled,
         "n_left_over": joined.n_left_over,
@@ -117,7 +126,7 @@ def label(
     path = attach(opened.path, opened.fingerprint, aligned, facts)
     opened.__dict__.pop("attached_table", None)  # what it read before
     if place is not None:
-        place.parent.within(path.name).send(path, lambda done: None)
+        place.parent.within(path.name).send(path, silent)
     columns = column_facts(aligned)
     notes = (*joined.notes, *_gaps(given.source, columns, joined.n_missing))
     for note in notes:
@@ -125,17 +134,11 @@ def label(
     return LabelResult(
         cache=opened.path,
         table=path,
-        source=given.source,
-        key=joined.key,
         columns=columns,
         n_images=len(aligned),
-        n_rows=len(given),
-        n_matched=n_matched,
-        n_missing=joined.n_missing,
-        n_doubled=joined.n_doubled,
-        n_left_over=joined.n_left_over,
         notes=notes,
         wall_s=time.perf_counter() - started,
+        **{name: facts[name] for name in facts.keys() - {"sha256", "created"}},
     )
 
 
@@ -161,35 +164,6 @@ def detach(cache: str | Path | Cache) -> Path:
     if (place := original(opened.path)) is not None:
         place.parent.within(path.name).remove()
     return path
-
-
-def join_cache(cache: Cache, table: Table, *, by: str | None = None) -> tuple[Join, Table]:
-    """Find the row of each image of a cache, and return the table with these rows.
-
-    The images are in the order of train, val and test; the column that names them is left out.
-
-    Raises
-    ------
-    TableError
-        As of `join`, or the table has no other column.
-    CacheError
-        The ids or content hashes are damaged.
-    """
-    splits = [split for _, split in cache.splits()]
-    ids = [id_ for split in splits for id_ in split.ids]
-    joined = join(table, ids, _hashes(splits), by=by, dataset_path=cache.meta.get("dataset_path"))
-    if len(table.columns) == 1:
-        raise TableError(
-            f"{table.source}: expected columns besides {joined.column!r}, which names the images, "
-            "found none; add one"
-        )
-    return joined, table.without([joined.column]).take(joined.rows)
-
-
-def _hashes(splits: Sequence[CachedSplit]) -> np.ndarray | None:
-    found = [split.content_hashes for split in splits]
-    known = [hashes for hashes in found if hashes is not None]
-    return np.concatenate(known) if len(known) == len(found) else None
 
 
 def _gaps(source: str, columns: Sequence[dict[str, Any]], n_without_row: int) -> list[str]:

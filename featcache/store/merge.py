@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -144,7 +144,6 @@ def merge(
     path = user_path(output)
     _check_output(path, parts, force)
     _check_parts(parts)
-    _check_images(parts)
     names = _names(parts)
     prefixes = [f"{part}/" if prefix else "" for part in names]
     kept, notes = _kept_rows(parts, on_conflict)
@@ -216,12 +215,8 @@ def _check_parts(parts: Sequence[Cache]) -> None:
                 f"{other.path}: expected the ingredients of {first.path} and other images, found "
                 f"other ingredients: {lines}; {advice}"
             )
-
-
-def _check_images(parts: Sequence[Cache]) -> None:
-    """Refuse the same data set twice: prefixes would hide the duplicates."""
     seen: dict[str, Path] = {}
-    for part in parts:
+    for part in parts:  # prefixes would hide that the images are the same
         digest = part.meta["dataset_digest"]
         if digest in seen:
             raise CacheMismatchError(
@@ -243,10 +238,9 @@ def _kept_rows(
     parts: Sequence[Cache], on_conflict: str
 ) -> tuple[dict[str, list[np.ndarray]], tuple[str, ...]]:
     """Return which rows of each split and part stay, bool (N,) each, and notes on copies."""
-    roles = _roles(parts)
     places = [
         (role, part, split)
-        for role in roles
+        for role in _roles(parts)
         for part in parts
         if (split := _split(part, role)) is not None
     ]
@@ -280,7 +274,7 @@ def _kept_rows(
     masks = iter(np.split(keep, np.cumsum(lengths)[:-1]))
     kept = {
         role: [np.ones(0, bool) if _split(part, role) is None else next(masks) for part in parts]
-        for role in roles
+        for role in _roles(parts)
     }
     return kept, tuple(notes)
 
@@ -292,37 +286,29 @@ def _merged_table(
 
     A column that a part lacks is missing there, and one of different kinds becomes text.
     """
-    given = {
-        number: part.attached_table
-        for number, part in enumerate(parts)
-        if part.attached_table is not None
-    }
+    given = [part.attached_table for part in parts if part.attached_table is not None]
     if not given:
         return None, {}
-    tables = [one.table for one in given.values()]
-    starts = dict(zip(given, np.cumsum([0, *map(len, tables)]), strict=False))
-    rows = []
-    for role, masks in kept.items():
-        for number, mask in enumerate(masks):
-            taken = np.full(int(mask.sum()), -1)
-            if number in given:
-                before = dict(parts[number].splits())
-                offset = sum(len(before[r]) for r in before if ROLES.index(r) < ROLES.index(role))
-                taken = starts[number] + offset + np.flatnonzero(mask)
-            rows.append(taken)
-    columns = {
-        name: _joined_column([table.columns.get(name) for table in tables], list(map(len, tables)))
-        for name in dict.fromkeys(name for table in tables for name in table.columns)
+    lengths = [sum(len(split) for _, split in part.splits()) for part in parts]
+    columns = [{} if part.table is None else part.table.columns for part in parts]
+    joined = {
+        name: _joined_column([own.get(name) for own in columns], lengths)
+        for name in dict.fromkeys(name for own in columns for name in own)
     }
+    at, rows = np.cumsum([0, *lengths]).tolist(), []
+    for masks in kept.values():
+        for number, mask in enumerate(masks):
+            rows.append(at[number] + np.flatnonzero(mask))
+            at[number] += len(mask)
     facts: dict[str, Any] = {
-        "source": ", ".join(dict.fromkeys(one.facts["source"] for one in given.values())),
+        "source": ", ".join(dict.fromkeys(one.facts["source"] for one in given)),
         "sha256": "",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "key": "merged with the caches",
     }
     for count in ("n_rows", "n_matched", "n_missing", "n_doubled", "n_left_over"):
-        facts[count] = sum(one.facts[count] for one in given.values())
-    return Table(columns, facts["source"]).take(np.concatenate(rows)), facts
+        facts[count] = sum(one.facts[count] for one in given)
+    return Table(joined, facts["source"]).take(np.concatenate(rows)), facts
 
 
 def _joined_column(columns: Sequence[Column | None], lengths: Sequence[int]) -> Column:
@@ -428,10 +414,9 @@ def _sources(
         for part, prefix, mask in zip(parts, prefixes, kept, strict=True)
         if (split := _split(part, role)) is not None
     ]
-    n_rows = int(sum(mask.sum() for *_, mask in present))
-    labels = [split.labels[mask] for _, split, _, mask in present]
+    labels = np.concatenate([split.labels[mask] for _, split, _, mask in present])
     sources = {
-        f"{role}/labels": Source.of(np.concatenate(labels)),
+        f"{role}/labels": Source.of(labels),
         f"{role}/ids": Source.of(encoded_ids(_ids(present, role))),
     }
     skipped = [prefix + name for _, split, prefix, _ in present for name in split.skipped]
@@ -441,7 +426,7 @@ def _sources(
         new = name.startswith(f"{role}/") and name not in sources and not name.endswith("/skipped")
         if new and all(name in part.index.arrays for part, *_ in present):
             pieces = [(part.index.arrays[name], mask) for part, _, _, mask in present]
-            shape = (n_rows, *array.row_shape)
+            shape = (len(labels), *array.row_shape)
             sources[name] = Source(array.dtype, shape, partial(_rows, pieces))
     return sources
 
@@ -483,6 +468,5 @@ def _counted(sources: Mapping[str, Source], on_progress: OnProgress) -> dict[str
             on_progress(Progress("merging", done, total, "B"))
 
     return {
-        name: Source(source.dtype, source.shape, partial(count, source))
-        for name, source in sources.items()
+        name: replace(source, blocks=partial(count, source)) for name, source in sources.items()
     }

@@ -57,6 +57,7 @@ _MAY = {
     "imported_from": object_of({}),
     "library": words,
     "merged_from": list_of(object_of({})),
+    "precision_evidence": object_of({}),
     "reused_rows": number(0),
     "split": words,
     "stages_s": lambda value: isinstance(value, dict) and all(map(number(), value.values())),

@@ -168,7 +168,6 @@ class ShardedArray:
     def __init__(self, array: StoredArray) -> None:
         self.dtype = array.dtype
         self.shape = array.shape
-        self._array = array
         self._blocks = [block for block in array.blocks if block.n_rows]
         self._starts = np.cumsum([0, *(block.n_rows for block in self._blocks)])
         self._part = lru_cache(_MAX_MAPS)(self._map_part)
@@ -192,13 +191,10 @@ class ShardedArray:
         first, *inside = self._expanded(index)
         if isinstance(first, slice):
             start, stop, step = first.indices(len(self))
-            rows = (
-                self._range(start, max(start, stop))
-                if step == 1
-                else self._take(np.arange(start, stop, step))
-            )
+            is_run = step == 1
+            rows = self._range(start, stop) if is_run else self._take(np.arange(start, stop, step))
             every = (slice(None), *inside)
-            return rows[every] if inside else rows
+            return rows[every]
         numbers = self._row_numbers(first)
         rows = self._take(numbers.reshape(-1))
         if not inside:
@@ -258,9 +254,7 @@ class ShardedArray:
             self._whole_part(number)[max(0, start - begin) : stop - begin]
             for number, begin in enumerate(self._starts[first:behind].tolist(), start=first)
         ]
-        if len(pieces) == 1:
-            return pieces[0]
-        return np.concatenate(pieces)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _whole_part(self, number: int) -> np.ndarray:
         part = self._part(number)
@@ -269,24 +263,23 @@ class ShardedArray:
 
     def _map_part(self, number: int) -> np.ndarray:
         block = self._blocks[number]
-        shape = (block.n_rows, *self._array.row_shape)
-        return _map(block, self.dtype, shape)
+        return _map(block, self.dtype, (block.n_rows, *self.shape[1:]))
 
 
-WALK_BYTES = 4 << 20
+_WALK_BYTES = 4 << 20
 
 
-def iterate_rows(array: StoredArray, piece_bytes: int = WALK_BYTES) -> Iterator[np.ndarray]:
-    """Yield an array in pieces of about so many bytes, and verify both checksums of every block.
+def iterate_rows(array: StoredArray) -> Iterator[np.ndarray]:
+    """Yield an array in pieces of some megabytes, and verify both checksums of every block.
 
     A bad block raises at its last piece: use no result before the iteration ends.
     """
     for number in range(len(array.blocks)):
-        yield from iterate_block(array, number, piece_bytes)
+        yield from iterate_block(array, number)
 
 
 def iterate_block(
-    array: StoredArray, number: int, piece_bytes: int = WALK_BYTES
+    array: StoredArray, number: int, piece_bytes: int = _WALK_BYTES
 ) -> Iterator[np.ndarray]:
     """Read one block of an array, as `iterate_rows` does."""
     block = array.blocks[number]

@@ -12,11 +12,12 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import CacheCorruptError, CacheError, CacheMissError, OutputError, RemoteError
 from ..files import (
@@ -25,6 +26,8 @@ from ..files import (
     remove_leftovers,
     replace_folder,
     replaced_file,
+    told_if_unwritable,
+    write_all,
     write_atomically,
 )
 from ..process import Stop, work_ahead
@@ -53,6 +56,7 @@ from .shards import (
 )
 from .table_file import table_path
 
+T = TypeVar("T")
 _THREADS = 8  # they wait for the store
 _BEGINNINGS = (FORMAT.encode(), HDF5_SIGNATURE)
 
@@ -92,11 +96,8 @@ def cache_file(
         with suppress(CacheError, OutputError):
             stack.enter_context(single_writer(copy))
             remove_leftovers(copy)
-        if is_folder:
-            _fetch_folder(place, copy, on_progress)
-        else:
-            _fetch_file(place, found, copy, on_progress)
-        _note_source(copy, place, found)
+        fetch = _fetch_folder if is_folder else _fetch_file
+        fetch(place, found, copy, on_progress)
     on_note(f"{place}: copied to {copy}, and read there until the store has another file")
     return copy
 
@@ -113,7 +114,6 @@ def _fetch_table(place: RemotePlace, copy: Path) -> None:
         local.unlink(missing_ok=True)
     elif not _is_copy(local, there, found):
         _fetch_file(there, found, local, silent)
-        _note_source(local, there, found)
 
 
 def original(copy: Path) -> RemotePlace | None:
@@ -144,17 +144,15 @@ def find_remote_cache(place: RemotePlace) -> RemoteCache | None:
             raise ValueError(
                 f"{content['size_bytes']:,} bytes in its index and {found.size_bytes:,} there"
             )
+        n_rows = {role: _rows(arrays[f"{role}/labels"]) for role in roles_of(arrays)}
+        skipped = [array for name, array in arrays.items() if name.endswith("/skipped")]
         return RemoteCache(
             place,
             meta,
-            sum(_rows(arrays[f"{role}/labels"]) for role in roles_of(arrays)),
-            _rows(arrays["val/labels"]) if "val/labels" in arrays else 0,
-            sum(
-                _rows(arrays[f"{role}/skipped"])
-                for role in roles_of(arrays)
-                if f"{role}/skipped" in arrays
-            ),
-            math.prod(arrays["train/features"]["row_shape"]),
+            n_rows=sum(n_rows.values()),
+            n_val=n_rows.get("val", 0),
+            skipped=sum(map(_rows, skipped)),
+            feature_dim=math.prod(arrays["train/features"]["row_shape"]),
         )
     except NOT_MEANT as error:
         why = f"none of {error}" if isinstance(error, KeyError) else str(error)
@@ -169,20 +167,18 @@ def send_cache(path: Path, place: RemotePlace, on_progress: OnProgress) -> None:
     """
     files = sorted(path.glob("*.npy")) if is_shards(path) else [path]
     total = sum(file.stat().st_size for file in files)
-    progress = _CopyProgress("upload", total, on_progress)
+    sent_bytes = _added_up("upload", total, on_progress)
     if is_shards(path):
         place.within(MANIFEST).remove()
 
         def send(file: Path, stop: Stop) -> None:
             if not stop.is_set():
-                place.within(file.name).send(file, progress.of(file.name))
+                place.within(file.name).send(file, partial(sent_bytes, file.name))
 
-        with closing(work_ahead(send, files, workers=_THREADS, ahead=_THREADS)) as sent:
-            for _ in sent:
-                pass
+        _for_each(send, files)
         place.within(MANIFEST).send(path / MANIFEST, silent)
     else:
-        place.send(path, progress.of(path.name))
+        place.send(path, partial(sent_bytes, path.name))
     if (table := table_path(path)).is_file():
         place.parent.within(table_path(Path(place.name)).name).send(table, silent)
     on_progress(Progress("upload", total, total, "B"))
@@ -197,23 +193,26 @@ def send_cache(path: Path, place: RemotePlace, on_progress: OnProgress) -> None:
         _note_source(path, place, found)
 
 
-class _CopyProgress:
-    """Adds up the bytes that several threads have copied."""
+def _for_each(
+    work: Callable[[T, Stop], None], items: Sequence[T], on_done: Callable[[int], None] = silent
+) -> None:
+    """Do some work for every item, in threads; call ``on_done`` with the number that are done."""
+    with closing(work_ahead(work, items, workers=_THREADS, ahead=_THREADS)) as done:
+        for number, _ in enumerate(done, start=1):
+            on_done(number)
 
-    def __init__(self, stage: str, total: int, on_progress: OnProgress) -> None:
-        self._stage, self._total, self._on_progress = stage, total, on_progress
-        self._done: dict[str, int] = {}
-        self._lock = threading.Lock()
 
-    def of(self, name: str) -> Callable[[int], None]:
-        """Return a function to call with the bytes of one file so far."""
+def _added_up(stage: str, total: int, on_progress: OnProgress) -> Callable[[str, int], None]:
+    """Return a function for several threads, to be called with the bytes of a file so far."""
+    done: dict[str, int] = {}
+    lock = threading.Lock()
 
-        def copied(done: int) -> None:
-            with self._lock:
-                self._done[name] = done
-                self._on_progress(Progress(self._stage, sum(self._done.values()), self._total, "B"))
+    def copied(name: str, size_bytes: int) -> None:
+        with lock:
+            done[name] = size_bytes
+            on_progress(Progress(stage, sum(done.values()), total, "B"))
 
-        return copied
+    return copied
 
 
 def _find(place: RemotePlace) -> tuple[Found | None, bool]:
@@ -250,66 +249,74 @@ def _note_source(copy: Path, place: RemotePlace, found: Found) -> None:
 
 
 def _fetch_file(place: RemotePlace, found: Found, copy: Path, on_progress: OnProgress) -> None:
-    size = found.size_bytes or 0
+    size, done = found.size_bytes or 0, 0
     on_progress(Progress("download", 0, size, "B"))
     _source_file(copy).unlink(missing_ok=True)
     with replaced_file(copy) as descriptor, closing(place.chunks(size)) as chunks:
-        done = 0
         for chunk in chunks:
             if not done and not chunk.startswith(_BEGINNINGS):
                 raise CacheCorruptError(
                     f"{place}: expected a file that featcache extract wrote, found no featcache "
                     "index at its start; name another"
                 )
-            _write_chunk(descriptor, chunk)
+            write_all(descriptor, chunk)
             done += len(chunk)
             on_progress(Progress("download", done, size, "B"))
+    _note_source(copy, place, found)
 
 
-def _write_chunk(descriptor: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]
+def _fetch_part(
+    place: RemotePlace, size_bytes: int | None, target: Path, on_bytes: Callable[[int], None]
+) -> None:
+    """Fetch one of many files; call ``on_bytes`` with the bytes so far."""
+    done = 0
+    with replaced_file(target) as descriptor:
+        for chunk in place.chunks(size_bytes or 0, threads=1):
+            write_all(descriptor, chunk)
+            done += len(chunk)
+            on_bytes(done)
 
 
-def _fetch_folder(place: RemotePlace, copy: Path, on_progress: OnProgress) -> None:
+def _fetch_folder(place: RemotePlace, found: Found, copy: Path, on_progress: OnProgress) -> None:
     listed, _ = place.list_files()
     names = [name for name in listed if name == MANIFEST or name.endswith(".npy")]
     names = [name for name in names if "/" not in name]
-    progress = _CopyProgress("download", sum(listed[name] or 0 for name in names), on_progress)
+    copied = _added_up("download", sum(listed[name] or 0 for name in names), on_progress)
     half = copy.with_name(f".{copy.name}.{os.urandom(4).hex()}.part")
 
     def fetch(name: str, stop: Stop) -> None:
-        copied, done = progress.of(name), 0
-        with replaced_file(half / name) as descriptor:
-            for chunk in place.within(name).chunks(listed[name] or 0, threads=1):
-                if stop.is_set():
-                    break
-                _write_chunk(descriptor, chunk)
-                done += len(chunk)
-                copied(done)
+        def on_bytes(done: int) -> None:
+            if stop.is_set():
+                raise InterruptedError  # nobody asks for the result any more
+            copied(name, done)
+
+        _fetch_part(place.within(name), listed[name], half / name, on_bytes)
 
     try:
-        with closing(work_ahead(fetch, names, workers=_THREADS, ahead=_THREADS)) as fetched:
-            for _ in fetched:
-                pass
-        _source_file(copy).unlink(missing_ok=True)
-        replace_folder(half, copy)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(
-            f"{copy}: cannot be written: {error.strerror or error}; free space or set FEATCACHE_DIR"
-        ) from None
+        with told_if_unwritable(copy, "free space or set FEATCACHE_DIR"):
+            _for_each(fetch, names)
+            _source_file(copy).unlink(missing_ok=True)
+            replace_folder(half, copy)
     finally:
         shutil.rmtree(half, ignore_errors=True)
+    _note_source(copy, place, found)
 
 
 _Key = tuple[str, int]
 
+_PLAN = f"{COMMITS}/{INGREDIENTS}"
 _SHARD = rf"({'|'.join(LISTED)})-([0-9]{{12}})"
 _ARRAY = re.compile(rf"(?:{re.escape(COMMITS)}/)?{_SHARD}-[a-z0-9-]+\.npy")
 _COMMIT = re.compile(rf"{re.escape(COMMITS)}/{_SHARD}\.json")
+
+
+def _by_shard(names: Iterable[str], pattern: re.Pattern[str]) -> dict[_Key, list[str]]:
+    """Return the names that match, by the role and start of their shard."""
+    found: dict[_Key, list[str]] = {}
+    for name in names:
+        if match := pattern.fullmatch(name):
+            found.setdefault((match[1], int(match[2])), []).append(name)
+    return found
 
 
 class RemoteParts:
@@ -321,47 +328,39 @@ class RemoteParts:
 
     def committed(self) -> set[_Key]:
         """Return role and start of each complete shard in the store."""
-        matches = (_COMMIT.fullmatch(name) for name in self._list())
-        return {(match[1], int(match[2])) for match in matches if match}
+        return {*_by_shard(self._list(), _COMMIT)}
 
     def fetch(self, share: Collection[_Key] | None, on_progress: OnProgress) -> bool:
         """Fetch the shards of a share, or all, that are not here; return False without any plan."""
         listed = self._list()
-        ingredients = f"{COMMITS}/{INGREDIENTS}"
-        if ingredients not in listed:
+        if _PLAN not in listed:
             return False
         refuse_links(self.folder, self.folder / COMMITS)
-        self._fetch(ingredients, listed)
-        arrays: dict[_Key, list[str]] = {}
-        for name in listed:
-            if match := _ARRAY.fullmatch(name):
-                arrays.setdefault((match[1], int(match[2])), []).append(name)
-        there = [(match[1], int(match[2])) for match in map(_COMMIT.fullmatch, listed) if match]
+        self._fetch(_PLAN, listed)
+        arrays, commits = _by_shard(listed, _ARRAY), _by_shard(listed, _COMMIT)
         wanted = [
             key
-            for key in sorted(there)
+            for key in sorted(commits)
             if (share is None or key in share) and not commit_path(self.folder, *key).exists()
         ]
 
         def fetch(key: _Key, stop: Stop) -> None:
-            commit = commit_path(self.folder, *key).relative_to(self.folder).as_posix()
             roles = LISTED if key[0] == UNDIVIDED else key[:1]
-            for name in (
-                *(name for role in roles for name in arrays.get((role, key[1]), ())),
-                commit,
-            ):
+            names = [name for role in roles for name in arrays.get((role, key[1]), ())]
+            for name in names + commits[key]:
                 if stop.is_set():
                     return
                 self._fetch(name, listed)
 
-        with closing(work_ahead(fetch, wanted, workers=_THREADS, ahead=_THREADS)) as fetched:
-            for number, _ in enumerate(fetched, start=1):
-                on_progress(Progress("download shards", number, len(wanted), "shard"))
+        def fetched(number: int) -> None:
+            on_progress(Progress("download shards", number, len(wanted), "shard"))
+
+        _for_each(fetch, wanted, fetched)
         return True
 
     def send_ingredients(self) -> None:
         """Upload the plan file."""
-        self._send(f"{COMMITS}/{INGREDIENTS}")
+        self._send(_PLAN)
 
     def send(self, commit: Mapping[str, Any]) -> None:
         """Upload a shard, and then the file that marks it as complete."""
@@ -373,10 +372,8 @@ class RemoteParts:
 
     def remove(self) -> None:
         """Delete everything in the store, the plan file first."""
-        listed = self._list()
-        ingredients = f"{COMMITS}/{INGREDIENTS}"
-        for name in sorted(listed, key=lambda name: (name != ingredients, name)):
-            if name == ingredients or _COMMIT.fullmatch(name) or _ARRAY.fullmatch(name):
+        for name in sorted(self._list(), key=lambda name: (name != _PLAN, name)):
+            if name == _PLAN or _COMMIT.fullmatch(name) or _ARRAY.fullmatch(name):
                 self.place.within(name).remove()
 
     def _list(self) -> dict[str, int | None]:
@@ -386,12 +383,10 @@ class RemoteParts:
             return {}
 
     def _send(self, name: str) -> None:
-        self.place.within(name).send(self.folder / name, lambda done: None)
+        self.place.within(name).send(self.folder / name, silent)
 
     def _fetch(self, name: str, listed: Mapping[str, int | None]) -> None:
-        with replaced_file(self.folder / name) as descriptor:
-            for chunk in self.place.within(name).chunks(listed[name] or 0, threads=1):
-                _write_chunk(descriptor, chunk)
+        _fetch_part(self.place.within(name), listed[name], self.folder / name, silent)
 
 
 class MirroredWriter(ShardWriter):

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import CacheCorruptError, CacheError
 from .cache import Cache, cache_paths, load
+from .copies import hash_numbers
 from .format import DTYPES, FINGERPRINT_FIELDS, StoredArray, array_name, differing
 from .reader import check_whole, iterate_block, map_array, read_array
 
@@ -27,21 +28,9 @@ _SAME = [name for name in FINGERPRINT_FIELDS if name not in _MAY_DIFFER]
 class KnownRows:
     """Features that caches of the same ingredients have, whatever their images are.
 
-    Parameters
-    ----------
-    folders : iterable of Path
-        Where the caches are; the newest that has an image wins.
-    meta : mapping
-        The provenance of the cache that is made.
-    shapes : mapping of str to tuple of int
-        Of every cut: the shape of one image's features.
-
-    Attributes
-    ----------
-    notes : list of str
-        Which caches are damaged or were replaced; nothing is taken from them.
-    taken : Counter
-        How many rows were taken from the cache at each path.
+    Of the caches in ``folders``, the newest that has an image wins. ``meta`` is the provenance of
+    the cache that is made, ``shapes`` the shape of one image's features in every cut. ``notes``
+    say which caches are damaged or were replaced; ``taken`` counts the rows from each path.
     """
 
     def __init__(
@@ -69,24 +58,11 @@ class KnownRows:
     def find(
         self, hashes: np.ndarray, views: Sequence[str]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return which images have features in all these views, and the features.
+        """Return which images have features in all these views, bool (n,), and the features.
 
-        Safe from several threads.
-
-        Parameters
-        ----------
-        hashes : numpy.ndarray
-            uint8 (n, 32): SHA-256 of the images' files.
-        views : sequence of str
-            ``"identity"``, maybe flips.
-
-        Returns
-        -------
-        known : numpy.ndarray
-            bool (n,).
-        features : dict of str to numpy.ndarray
-            By the name of the array inside a split: (k, …) for the k images that are known, in
-            their order; read from blocks whose checksums are right.
+        ``hashes``, uint8 (n, 32), are the SHA-256 of the images' files. The features (k, …) of
+        the k images that are known come by the name of their array inside a split, in order, from
+        blocks whose checksums are right. Safe from several threads.
         """
         return self._under_lock(lambda: self._find(hashes, tuple(views)))
 
@@ -96,8 +72,10 @@ class KnownRows:
             while True:
                 try:
                     return ask()
-                except _DamagedError as error:
-                    self._leave_out(error.cache, error)
+                except _DamagedError as error:  # others may have its images too
+                    self._caches.remove(error.cache)
+                    self._tables.clear()
+                    self._tell(error)
 
     def _find(
         self, hashes: np.ndarray, views: tuple[str, ...]
@@ -148,7 +126,7 @@ class KnownRows:
         if views in self._tables:
             return self._tables[views]
         wanted = self._wanted(views)
-        table = _Table()
+        splits = []
         for cache in self._caches:
             arrays = cache.index.arrays
             for role, _ in cache.splits():
@@ -163,16 +141,9 @@ class KnownRows:
                     continue
                 with _damage_of(cache):
                     opened = {name: _SoundArray(array) for name, array in fitting.items()}
-                    table.add(cache, read_array(hashes), opened)
-        table.sort()
-        self._tables[views] = table
-        return table
-
-    def _leave_out(self, cache: Cache, error: Exception) -> None:
-        """Take nothing more from a cache; others may have its images too."""
-        self._caches.remove(cache)
-        self._tables.clear()
-        self._tell(error)
+                    splits.append((cache, read_array(hashes), opened))
+        self._tables[views] = _Table(splits)
+        return self._tables[views]
 
     def _tell(self, error: Exception) -> None:
         self.notes.append(f"no rows are taken from a cache: {error}")
@@ -216,30 +187,24 @@ class _SoundArray:
 
 
 class _Table:
-    """Where the features of an image are: content hash -> number of a split, and row in it."""
+    """Where the features of an image are: content hash -> number of a split, and row in it.
 
-    def __init__(self) -> None:
-        self.caches: list[Cache] = []
-        self.arrays: list[dict[str, _SoundArray]] = []
-        self._parts: list[np.ndarray] = []
+    Of two splits that have an image, the first one counts.
+    """
 
-    def add(self, cache: Cache, hashes: np.ndarray, arrays: dict[str, _SoundArray]) -> None:
-        """Add a split; of two that have an image, the first one counts."""
-        self.caches.append(cache)
-        self.arrays.append(arrays)
-        self._parts.append(hashes)
-
-    def sort(self) -> None:
-        """Make the table ready for `find`."""
-        self._starts = np.cumsum([0, *map(len, self._parts)])
-        self._hashes = np.concatenate([np.empty((0, 32), np.uint8), *self._parts])
-        keys = _keys(self._hashes)
+    def __init__(self, splits: Sequence[tuple[Cache, np.ndarray, dict[str, _SoundArray]]]) -> None:
+        self.caches = [cache for cache, _, _ in splits]
+        self.arrays = [arrays for _, _, arrays in splits]
+        parts = [hashes for _, hashes, _ in splits]
+        self._starts = np.cumsum([0, *map(len, parts)])
+        self._hashes = np.concatenate([np.empty((0, 32), np.uint8), *parts])
+        keys = hash_numbers(self._hashes)
         self._order = np.argsort(keys, kind="stable")
         self._sorted = keys[self._order]
 
     def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return of each image the number of a split, or -1, and the row in it."""
-        at = np.searchsorted(self._sorted, _keys(hashes))
+        at = np.searchsorted(self._sorted, hash_numbers(hashes))
         homes = np.full(len(hashes), -1)
         rows = np.zeros(len(hashes), np.int64)
         inside = np.flatnonzero(at < len(self._order))
@@ -249,8 +214,3 @@ class _Table:
         homes[inside] = np.searchsorted(self._starts, found, side="right") - 1
         rows[inside] = found - self._starts[homes[inside]]
         return homes, rows
-
-
-def _keys(hashes: np.ndarray) -> np.ndarray:
-    """Return the first 8 bytes of each hash as numbers (n,): equal hashes have equal ones."""
-    return np.ascontiguousarray(hashes[:, :8]).view(np.uint64).reshape(-1)

@@ -22,6 +22,7 @@ from ..files import (
     refuse_links,
     remove_leftovers,
     replace_folder,
+    told_if_unwritable,
     write_atomically,
 )
 from ..progress import OnProgress, Progress, silent
@@ -176,20 +177,15 @@ def claim(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     target = folder / COMMITS / INGREDIENTS
     mine = target.with_name(f".{os.urandom(8).hex()}.json")
     try:
-        write_atomically(mine, seal(content))
-        try:
-            os.link(mine, target)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            if read_ingredients(folder) is None:
-                os.replace(mine, target)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(
-            f"{target}: cannot be written: {error.strerror}; name another output"
-        ) from None
+        with told_if_unwritable(target, "name another output"):
+            write_atomically(mine, seal(content))
+            try:
+                os.link(mine, target)
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                if read_ingredients(folder) is None:
+                    os.replace(mine, target)
     finally:
         mine.unlink(missing_ok=True)
     written = read_ingredients(folder)
@@ -255,14 +251,17 @@ def first_harmed(folder: Path, commit: Mapping[str, Any]) -> str:
 def commit_array(folder: Path, commit: Mapping[str, Any], name: str) -> StoredArray:
     """Return where an array of a shard (``"train/ids"``), or its ``"hashes"``, is stored."""
     spec = commit["hashes"] if name == "hashes" else commit["arrays"][name]
-    dtype, row_shape = np.dtype(spec["dtype"]), tuple(spec["row_shape"])
-    return StoredArray(name, dtype, row_shape, (shard_block(folder, spec),))
+    return _stored(folder, name, [spec])
 
 
-def shard_block(folder: Path, spec: Mapping[str, Any]) -> Block:
-    """Return where the rows of one file of a shard are stored."""
-    n_rows, offset, sha256, xxh3, file = spec["block"]
-    return Block(folder / file, offset, n_rows, sha256, xxh3)
+def _stored(folder: Path, name: str, specs: Sequence[Mapping[str, Any]]) -> StoredArray:
+    """Return an array whose blocks are the files of some shards."""
+    blocks = []
+    for spec in specs:
+        n_rows, offset, sha256, xxh3, file = spec["block"]
+        blocks.append(Block(folder / file, offset, n_rows, sha256, xxh3))
+    dtype, row_shape = np.dtype(specs[0]["dtype"]), tuple(specs[0]["row_shape"])
+    return StoredArray(name, dtype, row_shape, tuple(blocks))
 
 
 PACK_LIMIT_BYTES = 8 << 30  # packing needs twice the space until it is done
@@ -274,13 +273,7 @@ def shards_path(path: Path) -> Path:
 
 
 def check_replaceable(path: Path, dataset: str | None) -> None:
-    """Refuse to replace anything but a cache of the same data set.
-
-    Raises
-    ------
-    OutputError
-        Something else is there.
-    """
+    """Refuse to replace anything but a cache of the same data set."""
     if not os.path.lexists(path):
         return
     try:
@@ -295,39 +288,6 @@ def check_replaceable(path: Path, dataset: str | None) -> None:
         )
 
 
-def finish(
-    folder: Path,
-    commits: Sequence[Mapping[str, Any]],
-    meta: Mapping[str, Any],
-    path: Path,
-    pack_limit: int,
-) -> Path:
-    """Turn shards into a cache and return its path: one file up to ``pack_limit`` bytes."""
-    arrays = _arrays(folder, commits, meta)
-    final, other = path, shards_path(path)
-    packed = sum(array.size_bytes for array in arrays.values()) <= pack_limit
-    if not packed:
-        final, other = other, final
-    check_replaceable(other, meta.get("dataset"))
-    if packed:
-        sources = {
-            name: Source(array.dtype, array.shape, partial(iterate_rows, array))
-            for name, array in arrays.items()
-        }
-        pack(final, sources, meta)
-        remove_unfinished(folder)
-    else:
-        described = {name: _described(array) for name, array in arrays.items()}
-        write_atomically(folder / MANIFEST, seal({"meta": meta, "arrays": described}))
-        _replace_folder(folder, final)
-        # Until here a killed run could resume from them.
-        discard(final / COMMITS)
-    # Only one of the two forms may stay; --force may have replaced the other.
-    if is_shards(other) or other.is_file():
-        discard(other)
-    return final
-
-
 def _arrays(
     folder: Path, commits: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]
 ) -> dict[str, StoredArray]:
@@ -336,15 +296,7 @@ def _arrays(
     for commit in commits:
         for name, spec in commit["arrays"].items():
             specs_of.setdefault(name, []).append(spec)
-    arrays = {
-        name: StoredArray(
-            name,
-            np.dtype(specs[0]["dtype"]),
-            tuple(specs[0]["row_shape"]),
-            tuple(shard_block(folder, spec) for spec in specs),
-        )
-        for name, specs in specs_of.items()
-    }
+    arrays = {name: _stored(folder, name, specs) for name, specs in specs_of.items()}
     for role, other in (("train", "test"), ("test", "train")):
         if f"{role}/features" in arrays:
             continue
@@ -423,7 +375,8 @@ class ShardWriter:
 
     def missing(self, shards: Iterable[ShardRange]) -> list[ShardRange]:
         """Return those of these shards that are not committed yet."""
-        return [shard for shard in shards if not self._has(shard)]
+        stops = {key: commit["stop"] for key, commit in self._commits.items()}
+        return [shard for shard in shards if stops.get((shard.role, shard.start)) != shard.stop]
 
     def done(self, role: str) -> int:
         """Return how many images of a split are committed, from the first without a gap."""
@@ -504,7 +457,31 @@ class ShardWriter:
         """
         refuse_links(self.folder, self.folder / COMMITS)
         meta = complete_meta({**self._meta, **facts})
-        return finish(self.folder, self.commits, meta, path or self.path, pack_limit)
+        arrays = _arrays(self.folder, self.commits, meta)
+        final = path or self.path
+        other = shards_path(final)
+        packed = sum(array.size_bytes for array in arrays.values()) <= pack_limit
+        if not packed:
+            final, other = other, final
+        check_replaceable(other, meta.get("dataset"))
+        if packed:
+            sources = {
+                name: Source(array.dtype, array.shape, partial(iterate_rows, array))
+                for name, array in arrays.items()
+            }
+            pack(final, sources, meta)
+            remove_unfinished(self.folder)
+        else:
+            described = {name: _described(array) for name, array in arrays.items()}
+            manifest = seal({"meta": meta, "arrays": described})
+            write_atomically(self.folder / MANIFEST, manifest)
+            _replace_folder(self.folder, final)
+            # Until here a killed run could resume from them.
+            discard(final / COMMITS)
+        # Only one of the two forms may stay; --force may have replaced the other.
+        if is_shards(other) or other.is_file():
+            discard(other)
+        return final
 
     def discard(self) -> None:
         """Delete the folder of shards."""
@@ -542,10 +519,6 @@ class ShardWriter:
             on_progress(Progress("checking shards", number, len(keys), "shard"))
         return sound
 
-    def _has(self, shard: ShardRange) -> bool:
-        commit = self._commits.get((shard.role, shard.start))
-        return commit is not None and commit["stop"] == shard.stop
-
     def _write(self, file: str, array: np.ndarray) -> dict[str, Any]:
         """Write one ``.npy`` file of the folder and return its description."""
         array = np.ascontiguousarray(array)
@@ -571,17 +544,14 @@ class ShardWriter:
         named = {COMMITS, *(spec["block"][-1] for spec in specs)}
         with suppress(OSError), own_folder(self.folder) as folder:
             for name in os.listdir(folder):
-                if name not in named and self._is_mine(name):
+                if name not in named and (self._share is None or self._is_of_share(name)):
                     os.unlink(name, dir_fd=folder)
 
-    def _is_mine(self, file: str) -> bool:
-        """Tell whether no other writer can own a file of the folder."""
-        if self._share is None:
-            return True
+    def _is_of_share(self, file: str) -> bool:
         role, _, rest = file.lstrip(".").partition("-")
         start = rest.partition("-")[0]
         return start.isdigit() and any(
-            (listed, int(start)) in self._share for listed in (role, UNDIVIDED)
+            (listed, int(start)) in (self._share or ()) for listed in (role, UNDIVIDED)
         )
 
 

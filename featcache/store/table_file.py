@@ -43,15 +43,10 @@ _FACTS = {
 class AttachedTable:
     """A table whose rows are those of a cache: of train, val if there is one, and test.
 
-    Parameters
-    ----------
-    table : Table
-        One row per image; without a value where the image had no row.
-    facts : dict
-        Where it came from: ``source``, its ``sha256`` (``""`` if it was no file), ``created``,
-        ``key`` (how its rows found their images), ``n_rows`` of the source, and the images that
-        have a row (``n_matched``) or none (``n_missing``), rows that repeat another
-        (``n_doubled``) and rows without an image (``n_left_over``).
+    ``facts`` say where it came from: ``source``, its ``sha256`` (``""`` if it was no file),
+    ``created``, ``key`` (how its rows found their images), ``n_rows`` of the source, and the
+    images that have a row (``n_matched``) or none (``n_missing``), rows that repeat another
+    (``n_doubled``) and rows without an image (``n_left_over``).
     """
 
     table: Table
@@ -67,13 +62,6 @@ def attach(cache: Path, fingerprint: str, table: Table, facts: Mapping[str, Any]
     """Write the table of a cache, in the place of any before it, and return its path.
 
     ``table`` has the rows of the cache; ``facts`` are those of `AttachedTable`.
-
-    Raises
-    ------
-    TableError
-        It is larger than 512 MiB.
-    OutputError
-        It cannot be written.
     """
     data = seal(
         {
@@ -95,15 +83,7 @@ def attach(cache: Path, fingerprint: str, table: Table, facts: Mapping[str, Any]
 
 
 def attached(cache: Path, fingerprint: str, n_rows: int) -> AttachedTable | None:
-    """Read and check the table of a cache; return None where it has none.
-
-    Raises
-    ------
-    CacheMismatchError
-        It is of another cache, which had this name before.
-    CacheCorruptError
-        It is damaged, or was built to be.
-    """
+    """Read and check the table of a cache; return None where it has none."""
     path = table_path(cache)
     if not path.exists():
         return None

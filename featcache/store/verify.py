@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
+from threading import Event
 from typing import BinaryIO
 
 import numpy as np
@@ -97,9 +96,8 @@ def verify(path: str | Path, on_progress: OnProgress = silent) -> VerifyReport:
     try:
         checks, notes = _check_around(index)
     except (CacheError, OSError) as error:
-        check_unchanged(
-            index.path / MANIFEST if index.form == "shards" else index.path, index.stamp
-        )
+        file = index.path / MANIFEST if index.form == "shards" else index.path
+        check_unchanged(file, index.stamp)
         if isinstance(error, CacheError):
             raise
         raise unreadable(index.path, error) from None
@@ -140,59 +138,44 @@ def _check_around(index: Index) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return ("index", "HDF5's own bytes", "h5py sees what the index says"), ()
 
 
-class _Tally:
-    """Counts the bytes that the threads have read, and tells them to stop."""
-
-    def __init__(self) -> None:
-        self.stopped = False
-        self.size_bytes = 0
-        self._lock = threading.Lock()
-
-    def add(self, size_bytes: int) -> None:
-        with self._lock:
-            self.size_bytes += size_bytes
-
-
 def _check_blocks(index: Index, on_progress: OnProgress) -> dict[str, list[np.ndarray]]:
     """Check all blocks in threads, name the first bad one in index order; return the ids."""
     total = sum(array.size_bytes for array in index.arrays.values())
-    tally = _Tally()
+    stop = Event()
+    done: list[int] = []  # bytes that the threads have read; appending needs no lock
     ids: dict[str, list[np.ndarray]] = {f"{role}/ids": [] for role in ROLES}
     on_progress(Progress("verifying", 0, total, "B"))
     with ThreadPoolExecutor(reading_threads(), "featcache-verify") as pool:
         try:
-            jobs = [
-                (array.name, pool.submit(_check_block, index, array, number, first, tally))
-                for array in index.arrays.values()
-                for number, first in enumerate(_first_rows(array))
-            ]
+            jobs = []
+            for array in index.arrays.values():
+                first = 0
+                for number, block in enumerate(array.blocks):
+                    job = pool.submit(_check_block, index, array, number, first, stop, done)
+                    jobs.append((array.name, job))
+                    first += block.n_rows
             for name, job in jobs:
                 while not wait([job], _REPORT_EVERY_S).done:
-                    on_progress(Progress("verifying", tally.size_bytes, total, "B"))
+                    on_progress(Progress("verifying", sum(done), total, "B"))
                 if name in ids:
                     ids[name] += job.result()
                 job.result()
         finally:
-            tally.stopped = True
+            stop.set()
             pool.shutdown(cancel_futures=True)
     on_progress(Progress("verifying", total, total, "B"))
     return ids
 
 
-def _first_rows(array: StoredArray) -> list[int]:
-    """Return the number of the first row of each block."""
-    return [*accumulate((block.n_rows for block in array.blocks), initial=0)][:-1]
-
-
 def _check_block(
-    index: Index, array: StoredArray, number: int, first: int, tally: _Tally
+    index: Index, array: StoredArray, number: int, first: int, stop: Event, done: list[int]
 ) -> list[np.ndarray]:
     """Check the bytes and values of a block; return it in pieces if it has ids."""
     kind = array.name.rpartition("/")[2]
     n_classes = len(index.meta["class_names"])
     kept, wrong, row = [], [], first
     for piece in iterate_block(array, number, _PIECE_BYTES):
-        if tally.stopped:
+        if stop.is_set():
             break
         if kind == "ids":
             kept.append(piece)
@@ -200,9 +183,10 @@ def _check_block(
             outside = (piece < UNLABELLED) | (piece >= n_classes)
             wrong += (row + np.flatnonzero(outside)[:1]).tolist()
         elif piece.dtype.kind == "f" and not np.isfinite(piece).all():
-            wrong.append(row + _first_row_not_finite(piece))
+            finite = np.isfinite(piece).reshape(len(piece), -1).all(axis=1)
+            wrong.append(row + int(finite.argmin()))
         row += len(piece)
-        tally.add(piece.nbytes)
+        done.append(piece.nbytes)
     # The last piece was read, so the checksum is right: the file was written with this.
     if wrong:
         what = f"labels {_labels(n_classes)}," if kind == "labels" else "finite numbers"
@@ -218,10 +202,6 @@ def _labels(n_classes: int) -> str:
     return f"from 0 to {n_classes - 1}, or -1 for none" if n_classes else "-1, for none"
 
 
-def _first_row_not_finite(rows: np.ndarray) -> int:
-    return int(np.isfinite(rows).reshape(len(rows), -1).all(axis=1).argmin())
-
-
 def _check_ids(index: Index, pieces: dict[str, list[np.ndarray]]) -> tuple[str, ...]:
     """Check that ids are unique in each split; return a note on ids in several splits."""
     unique = {}
@@ -235,7 +215,7 @@ def _check_ids(index: Index, pieces: dict[str, list[np.ndarray]]) -> tuple[str, 
                 f"{decode_id(twice[0])!r} {counts.max()} times in {name} ({len(twice)} such); "
                 f"{AGAIN}"
             )
-    everywhere, counts = np.unique(np.concatenate([*unique.values()]), return_counts=True)
+    everywhere, counts = np.unique(np.concatenate(list(unique.values())), return_counts=True)
     both = everywhere[counts > 1]
     if not len(both):
         return ()
@@ -303,7 +283,7 @@ def _sealed_bytes(stream: BinaryIO) -> int:
 def _user_block_bytes(stream: BinaryIO, path: Path) -> int:
     """Return where HDF5 begins; only line feeds may precede it after the index."""
     at, start = _sealed_bytes(stream), _SMALLEST_USER_BLOCK_BYTES
-    while start < at or not _begins_at(stream, start):
+    while start < at or _read_at(stream, start, len(HDF5_SIGNATURE)) != HDF5_SIGNATURE:
         start *= 2
         if start > path.stat().st_size:
             raise CacheCorruptError(
@@ -332,9 +312,9 @@ def _read(stream: BinaryIO, size_bytes: int, path: Path) -> bytes:
     return piece
 
 
-def _begins_at(stream: BinaryIO, offset: int) -> bool:
+def _read_at(stream: BinaryIO, offset: int, size_bytes: int) -> bytes:
     stream.seek(offset)
-    return stream.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
+    return stream.read(size_bytes)
 
 
 def _gaps(index: Index, start: int) -> Iterator[tuple[int, int]]:

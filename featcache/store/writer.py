@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from ..errors import DatasetError, ShapeMismatchError, one_line, text_of
 from ..files import replaced_file
 from .format import (
     BLOCK_ROWS,
-    DTYPES,
     FORMAT,
     FORMAT_VERSION,
     Checksums,
@@ -45,46 +45,6 @@ class Source:
         """Return the source of an array in memory."""
         array = np.ascontiguousarray(array)
         return cls(array.dtype, array.shape, lambda: (array,))
-
-
-@dataclass(frozen=True)
-class SplitArrays:
-    """One split in memory: features (N, …), int64 labels (N,), N ids, features of more views."""
-
-    features: np.ndarray
-    labels: np.ndarray
-    ids: tuple[str, ...]
-    views: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuse arrays of different lengths or of other dtypes."""
-        n = len(self.labels)
-        for name, array in {"features": self.features, **self.views}.items():
-            if (
-                array.dtype != self.features.dtype
-                or array.dtype.str not in DTYPES.values()
-                or array.shape != (n, *self.features.shape[1:])
-                or array.ndim < 2
-            ):
-                raise ShapeMismatchError(
-                    f"{name}: expected float32 or float16 ({n}, D) for {n} labels, found "
-                    f"{array.dtype} {array.shape}"
-                )
-        if self.labels.dtype != np.int64 or len(self.ids) != n:
-            raise ShapeMismatchError(
-                f"labels: expected int64 ({n},) and {n} ids, found {self.labels.dtype} "
-                f"and {len(self.ids)} ids"
-            )
-
-
-def split_sources(role: str, split: SplitArrays) -> dict[str, Source]:
-    """Return the sources of a split's arrays by name."""
-    return {
-        f"{role}/features": Source.of(split.features),
-        f"{role}/labels": Source.of(split.labels),
-        f"{role}/ids": Source.of(encoded_ids(split.ids)),
-        **{f"{role}/views/{view}": Source.of(array) for view, array in split.views.items()},
-    }
 
 
 def encoded_ids(ids: Iterable[str]) -> np.ndarray:
@@ -146,7 +106,8 @@ class Layout:
         """Fill in the SHA-256 of every block, for readers that use h5py alone."""
         for name, offset in self._checksums.items():
             digests = b"".join(bytes.fromhex(sha256) for _, _, sha256, _ in blocks[name])
-            self._memory.write_at(offset, digests)
+            self._memory.seek(offset)
+            self._memory.write(digests)
 
     def structure(self) -> Iterator[tuple[int, bytes]]:
         """Yield (offset, bytes) of everything after the user block that belongs to no array."""
@@ -185,22 +146,16 @@ class Layout:
 
 def attributes(meta: Mapping[str, Any]) -> dict[str, str | int | float]:
     """Return the provenance as attributes of the root: numbers, text, and JSON as text."""
-    values = {
-        name: value if isinstance(value, (int, float)) else _text(value)
-        for name, value in meta.items()
-        if value is not None  # HDF5 has no null
-    }
-    # Only the index has longer fields; the class names are an array too.
-    return {
-        name: value
-        for name, value in values.items()
-        if not isinstance(value, str) or len(value.encode()) <= _MAX_ATTRIBUTE_BYTES
-    }
-
-
-def _text(value: Any) -> str:
-    """Return text that HDF5 can store; values without a plain HDF5 type become JSON."""
-    return text_of(value if isinstance(value, str) else json.dumps(value))
+    values: dict[str, str | int | float] = {}
+    for name, value in meta.items():
+        if isinstance(value, (int, float)):
+            values[name] = value
+        elif value is not None:  # HDF5 has no null
+            text = text_of(value if isinstance(value, str) else json.dumps(value))
+            # Only the index has longer fields; the class names are an array too.
+            if len(text.encode()) <= _MAX_ATTRIBUTE_BYTES:
+                values[name] = text
+    return values
 
 
 def _hdf5_type(dtype: np.dtype) -> Any:
@@ -232,7 +187,7 @@ def _place(file: Any, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> int
     return offset
 
 
-class _SparseFile:
+class _SparseFile(io.RawIOBase):
     """A file in memory that keeps only the pages that were written."""
 
     def __init__(self) -> None:
@@ -241,16 +196,10 @@ class _SparseFile:
         self.end = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move, as `io.RawIOBase.seek`."""
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.end}[whence]
         return self._at
 
-    def tell(self) -> int:
-        """Return the position."""
-        return self._at
-
     def write(self, data: Any) -> int:
-        """Write at the position."""
         rest = memoryview(data).cast("B")
         written = len(rest)
         while rest:
@@ -264,30 +213,15 @@ class _SparseFile:
         return written
 
     def readinto(self, target: Any) -> int:
-        """Read from the position."""
         view = memoryview(target).cast("B")
         data = self.read_at(self._at, min(len(view), max(0, self.end - self._at)))
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
 
-    def read(self, count: int = -1) -> bytes:
-        """Read from the position."""
-        buffer = bytearray(max(0, self.end - self._at) if count < 0 else count)
-        return bytes(buffer[: self.readinto(buffer)])
-
     def truncate(self, size: int | None = None) -> int:
-        """Set where the file ends."""
         self.end = self._at if size is None else size
         return self.end
-
-    def flush(self) -> None:
-        """Do nothing: this is memory."""
-
-    def write_at(self, offset: int, data: bytes) -> None:
-        """Write at an offset."""
-        self.seek(offset)
-        self.write(data)
 
     def read_at(self, offset: int, count: int) -> bytes:
         """Return bytes; what was never written is zero."""
@@ -318,24 +252,10 @@ def pack(path: Path, sources: Mapping[str, Source], meta: Mapping[str, Any]) -> 
         _write(descriptor, memoryview(layout.user_block(blocks)), 0)
 
 
-def write_cache(path: Path, splits: Mapping[str, SplitArrays], meta: Mapping[str, Any]) -> None:
-    """Write a ``.h5`` file of a train and a test split in memory."""
-    sources = {
-        name: source
-        for role, split in splits.items()
-        for name, source in split_sources(role, split).items()
-    }
-    pack(path, sources, meta)
-
-
 def complete_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Return the provenance with the fields of the format first."""
-    own = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "fingerprint": fingerprint(meta),
-    }
-    complete = {**own, **{name: value for name, value in meta.items() if name not in own}}
+    own = {"format": FORMAT, "format_version": FORMAT_VERSION, "fingerprint": fingerprint(meta)}
+    complete = {**own, **meta, **own}
     try:
         return check_provenance(complete)
     except ValueError as error:  # such as a NUL in a name

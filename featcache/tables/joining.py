@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -37,29 +37,15 @@ _Keys = Sequence[str | None]
 
 @dataclass(frozen=True, eq=False)
 class Join:
-    """Which row of a table each image has.
+    """Which row of a table each image has, and one line each on what does not fit."""
 
-    Parameters
-    ----------
-    rows : numpy.ndarray
-        int64 (N,): a row of the table for each image, or -1.
-    column : str
-        The column of the table that names the images.
-    key : str
-        One phrase on how it does so, such as ``"path, equal to the id"``.
-    notes : tuple of str
-        One line each on images without a row, repeated rows, and rows without an image.
-    n_missing, n_doubled, n_left_over : int
-        Images without a row; rows that repeat another; rows that belong to no image.
-    """
-
-    rows: np.ndarray
-    column: str
-    key: str
+    rows: np.ndarray  # int64 (N,): a row of the table for each image, or -1
+    column: str  # which names the images
+    key: str  # how it does so, such as "path, equal to the id"
     notes: tuple[str, ...]
-    n_missing: int
-    n_doubled: int
-    n_left_over: int
+    n_missing: int  # images without a row
+    n_doubled: int  # rows that repeat another
+    n_left_over: int  # rows that belong to no image
 
 
 def join(
@@ -75,25 +61,9 @@ def join(
     A value names an image if it equals the id; or as a path, absolute or relative to the table's
     folder, of a file in ``dataset_path``; or as the SHA-256 of the file. Only where no value of
     any column does, the ends of the paths are compared, and at last the file names without
-    suffix; of these, a name that two images or two rows share counts for none.
-
-    Parameters
-    ----------
-    table : Table
-        Any number of rows.
-    ids : sequence of str
-        The N images.
-    hashes : numpy.ndarray, optional
-        uint8 (N, 32): SHA-256 of each image's file.
-    by : str, optional
-        The column that names the images; by default the one of `KEYS` that matches most.
-    dataset_path : str, optional
-        The folder that the ids are relative to.
-
-    Raises
-    ------
-    TableError
-        There is no such column, no row belongs to an image, or two rows of one image differ.
+    suffix; of these, a name that two images or two rows share counts for none. ``hashes`` are
+    uint8 (N, 32). Without ``by``, the column of `KEYS` that matches most counts. No row of any
+    image, or two rows of one that differ, are a TableError.
     """
     columns = [by] if by is not None else key_columns(table)
     if not columns:
@@ -102,11 +72,11 @@ def join(
             f"{listed(table.columns)}; name it with --by COLUMN"
         )
     values = {name: table[name].texts().tolist() for name in columns}
-    ways = (_strict_ways, _loose_ways)
     best: _Match | None = None
-    for way in ways:
+    strict = partial(_strict_ways, hashes=hashes, dataset_path=dataset_path)
+    for ways in (strict, _loose_ways):
         for name in columns:
-            for match in way(name, values[name], table, ids, hashes, dataset_path):
+            for match in ways(name, values[name], table.source, ids):
                 if match.n > (best.n if best else 0):
                     best = match
                 if match.n == len(ids):
@@ -147,7 +117,7 @@ class _Match:
 def _strict_ways(
     name: str,
     values: _Keys,
-    table: Table,
+    source: str,
     ids: Sequence[str],
     hashes: np.ndarray | None,
     dataset_path: str | None,
@@ -163,18 +133,11 @@ def _strict_ways(
     if plain != values:
         yield _match(name, "the path", plain, ids)
     if dataset_path is not None and not is_url(dataset_path):
-        paths = _inside(plain, dataset_path, table.source)
+        paths = _inside(plain, dataset_path, source)
         yield _match(name, "the path of the file", paths, ids)
 
 
-def _loose_ways(
-    name: str,
-    values: _Keys,
-    table: Table,
-    ids: Sequence[str],
-    hashes: np.ndarray | None,
-    dataset_path: str | None,
-) -> Iterator[_Match]:
+def _loose_ways(name: str, values: _Keys, source: str, ids: Sequence[str]) -> Iterator[_Match]:
     """Yield comparisons of the last parts of paths, the longest first, then without suffix."""
     plain = [value and value.replace("\\", "/").rstrip("/") for value in values]
     # Longer ends than either side has are the same comparison again.
@@ -186,7 +149,7 @@ def _loose_ways(
         # A row that says the same as another is a repetition; other rows of one end are not.
         keys = _alone([value and _end(value, n_parts) for value in plain], plain)
         of_images = _alone([_end(id_, n_parts) for id_ in ids], range(len(ids)))
-        note = f"{table.source}: no value of {name!r} is an id; matched by {how}"
+        note = f"{source}: no value of {name!r} is an id; matched by {how}"
         yield _match(name, how, keys, of_images, note)
 
 
@@ -237,7 +200,7 @@ def _inside(values: _Keys, dataset_path: str, source: str) -> list[str | None]:
 
 
 def _join(table: Table, ids: Sequence[str], match: _Match) -> Join:
-    keys = match.keys
+    keys, source = match.keys, table.source
     first: dict[str, int] = {}
     doubled = []
     for row, key in enumerate(keys):
@@ -259,29 +222,21 @@ def _join(table: Table, ids: Sequence[str], match: _Match) -> Join:
     left_over = np.flatnonzero(~used)
     notes = [match.note] if match.note else []
     if len(missing):
-        named = (one_line(repr(ids[row])) for row in missing[:_SHOWN])
+        named = [one_line(repr(ids[row])) for row in missing[:_SHOWN]]
         verb = "has" if len(missing) == 1 else "have"
-        notes.append(
-            f"{table.source}: {len(missing):,} of {len(ids):,} images {verb} no row: "
-            f"{_and_more(named, len(missing))}"
-        )
+        what = f"{len(missing):,} of {len(ids):,} images {verb} no row"
+        notes.append(f"{source}: {what}: {_and_more(named, len(missing))}")
     if doubled:
-        named = (_line(table, row) for row in doubled[:_SHOWN])
-        notes.append(
-            f"{table.source}: {len(doubled):,} of {len(table):,} rows repeat another: "
-            f"{_and_more(named, len(doubled))}"
-        )
+        named = [_line(table, row) for row in doubled[:_SHOWN]]
+        what = f"{len(doubled):,} of {len(table):,} rows repeat another"
+        notes.append(f"{source}: {what}: {_and_more(named, len(doubled))}")
     if len(left_over):
-        column = table[match.column].texts()
-        named = (
-            f"{_line(table, int(row))} ({one_line(repr(column[row]))})"
-            for row in left_over[:_SHOWN]
-        )
+        texts = table[match.column].texts()
+        shown = left_over[:_SHOWN].tolist()
+        named = [f"{_line(table, row)} ({one_line(repr(texts[row]))})" for row in shown]
         verb = "belongs" if len(left_over) == 1 else "belong"
-        notes.append(
-            f"{table.source}: {len(left_over):,} of {len(table):,} rows {verb} to no image here: "
-            f"{_and_more(named, len(left_over))}"
-        )
+        what = f"{len(left_over):,} of {len(table):,} rows {verb} to no image here"
+        notes.append(f"{source}: {what}: {_and_more(named, len(left_over))}")
     return Join(
         rows=match.rows,
         column=match.column,

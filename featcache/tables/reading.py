@@ -15,14 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EngineUnavailableError, TableError, one_line
+from ..errors import TableError, missing_package, one_line
+from ..files import csv_line
 from ..remote import located
-from .table import Column, Table, number_text, objects
+from .table import Column, Table, listed, number_text, objects
 
 _TEXT = (".csv", ".tsv", ".txt", "")
 _LINES = (".jsonl", ".ndjson")
 _FORMS = "a table as .csv, .tsv, .txt, .parquet, .jsonl or .ndjson"
 _DELIMITERS = ",;\t"
+# Columns of a table to which each correction appends a row: the last one of an id counts.
+CORRECTIONS = ("id", "label", "corrected")
 _MOST_BYTES = 1 << 32  # of a table behind a URL
 _ROWS_AT_ONCE = 1 << 16
 _EXACT = 1 << 53  # whole numbers beyond it are not exact as float64
@@ -36,35 +39,22 @@ _NO_NAME = re.compile(r"[+-]?[\d.]+|.*\.(png|jpe?g|bmp|gif|tiff?|webp)", re.IGNO
 
 
 def read_table(source: Any) -> Table:
-    """Read a table of labels.
+    """Read a table of labels, or raise a TableError.
 
-    Parameters
-    ----------
-    source : str, Path, pandas.DataFrame, pyarrow.Table, mapping or Table
-        A file or its URL: CSV (``.csv``, ``.tsv``, ``.txt``; comma, semicolon or tab, UTF-8),
-        ``.parquet``, or one JSON object per line (``.jsonl``, ``.ndjson``). Or a frame or a
-        mapping of names to sequences; a frame's index is a column where it has a name.
-
-    Returns
-    -------
-    Table
-        All of a CSV file is text, and an empty field is missing. Elsewhere Booleans become
-        ``"true"`` and ``"false"``, dates ISO text, and whole numbers that float64 cannot hold
-        text.
-
-    Raises
-    ------
-    TableError
-        No such file, no rows, or not a table that can be read.
-    RemoteError
-        A URL that cannot be reached.
-    EngineUnavailableError
-        A Parquet file without pyarrow.
+    From a file or its URL: CSV (``.csv``, ``.tsv``, ``.txt``; comma, semicolon or tab, UTF-8),
+    ``.parquet``, or one JSON object per line (``.jsonl``, ``.ndjson``); or from a
+    pandas.DataFrame (its index is a column where it has a name), a pyarrow.Table, or a mapping of
+    names to sequences. All of a CSV file is text, and an empty field is missing. Elsewhere
+    Booleans become ``"true"`` and ``"false"``, dates ISO text, and whole numbers that float64
+    cannot hold text. Of a CSV file with the columns `CORRECTIONS`, each id's last row counts, and a
+    last line that a killed writer left unfinished does not.
     """
     if isinstance(source, Table):
         table = source
     elif isinstance(source, (str, Path)):
         table = _read_file(source)
+        if tuple(table.columns) == CORRECTIONS:
+            table = _last_rows(table)
     elif isinstance(source, Mapping):
         table = _from_mapping(source, "the table")
     elif type(source).__module__.partition(".")[0] == "pandas" and hasattr(source, "columns"):
@@ -79,6 +69,28 @@ def read_table(source: Any) -> Table:
     if not len(table):
         raise TableError(f"{table.source}: expected rows, found columns without any; add rows")
     return table
+
+
+def read_corrections(path: Path) -> Table:
+    """Return every row of a table of `CORRECTIONS`, the earlier ones too; none may be there."""
+    table = _read_file(path)
+    if tuple(table.columns) != CORRECTIONS:
+        raise TableError(
+            f"{path}: expected a table with the columns {', '.join(CORRECTIONS)}, found "
+            f"{listed(table.columns)}; name a new file, which begins with the labels of the cache"
+        )
+    return table
+
+
+def _last_rows(table: Table) -> Table:
+    last = {id_: row for row, id_ in enumerate(table["id"].values)}
+    return table.take(np.fromiter(last.values(), np.int64, len(last)))
+
+
+def whole_lines(data: bytes) -> bytes:
+    """Return a table of `CORRECTIONS` up to its last line feed, and any other text as it is."""
+    unfinished = data.startswith(csv_line(CORRECTIONS).encode()) and not data.endswith(b"\n")
+    return data[: data.rindex(b"\n") + 1] if unfinished else data
 
 
 def _read_file(source: str | Path) -> Table:
@@ -97,6 +109,7 @@ def _read_file(source: str | Path) -> Table:
     sha256 = hashlib.sha256(data).hexdigest()
     if suffix == ".parquet":
         return _from_parquet(data, where, sha256)
+    data = whole_lines(data)
     _check_text(data, where)
     stream = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
     return (_from_lines if suffix in _LINES else _from_csv)(stream, where, sha256)
@@ -107,7 +120,7 @@ def _check_text(data: bytes, where: str) -> None:
     if not data.strip():
         raise TableError(f"{where}: expected a table, found an empty file; check its name")
     found = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "")
-    start = 0
+    line = 1
     if not found:
         n_nul = data.count(0)
         if n_nul > len(data) // 5:
@@ -121,9 +134,8 @@ def _check_text(data: bytes, where: str) -> None:
             data.decode("utf-8")
         except UnicodeDecodeError as error:
             found = found or _encoding(data)
-            start = error.start
+            line = data.count(b"\n", 0, error.start) + 1
     if found:
-        line = data.count(b"\n", 0, start) + 1
         raise TableError(
             f"{where}, line {line}: expected UTF-8, found text that looks like {found}; save it as "
             "UTF-8"
@@ -182,22 +194,12 @@ def _from_csv(stream: io.TextIOWrapper, where: str, sha256: str) -> Table:
             "correct the quotes in this line"
         ) from None
     del known
-    return Table(
-        {
-            name: Column("text", _filled(column))
-            for name, column in zip(names, columns, strict=True)
-        },
-        where,
-        np.concatenate(lines),
-        sha256,
-    )
-
-
-def _filled(texts: list[str]) -> np.ndarray:
-    """Return texts as objects, None in the place of empty ones."""
-    values = np.array(texts, object)
-    values[values == ""] = None
-    return values
+    read = {}
+    for name, column in zip(names, columns, strict=True):
+        texts = np.array(column, object)
+        texts[texts == ""] = None
+        read[name] = Column("text", texts)
+    return Table(read, where, np.concatenate(lines), sha256)
 
 
 def _names(header: Sequence[str], where: str) -> list[str]:
@@ -265,9 +267,8 @@ def _from_mapping(source: Mapping[Any, Any], where: str) -> Table:
 
 def _from_pandas(frame: Any) -> Table:
     where = "the DataFrame"
-    indexes = [name for name in frame.index.names if name is not None]
     names = [str(name) for name in frame.columns]
-    if any(str(name) not in names for name in indexes):
+    if any(name is not None and str(name) not in names for name in frame.index.names):
         frame = frame.reset_index()
         names = [str(name) for name in frame.columns]
     _names(names, where)
@@ -292,7 +293,7 @@ def _column(name: str, values: list[Any], place: Callable[[int], str]) -> Column
     for row, value in enumerate(values):
         kind = _kind(value)
         if kind == "other" or ("list" in kinds and kind not in ("list", "missing")):
-            raise _no_place(name, value, place(row))
+            raise _no_place(name, repr(value), place(row))
     if "list" in kinds:
         lists = (
             None if _kind(it) == "missing" else tuple(_texts(it, name, place(row)))
@@ -340,14 +341,14 @@ def _text(value: Any) -> str:
 def _texts(values: Iterable[Any], name: str, where: str) -> Iterator[str]:
     for value in values:
         if _kind(value) in ("list", "other", "missing"):
-            raise _no_place(name, [value], where)
+            raise _no_place(name, repr([value]), where)
         yield _text(value)
 
 
-def _no_place(name: str, value: Any, where: str) -> TableError:
+def _no_place(name: str, found: object, where: str) -> TableError:
     return TableError(
         f"{where}: expected text, numbers, or lists of text in the column {name!r:.120}, found "
-        f"{one_line(repr(value))}; leave the column out, or flatten it"
+        f"{one_line(found)}; leave the column out, or flatten it"
     )
 
 
@@ -356,10 +357,7 @@ def _from_parquet(data: bytes, where: str, sha256: str) -> Table:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
-        raise EngineUnavailableError(
-            f"{where}: expected the package pyarrow, found: {error}; type: pip install "
-            "'featcache[parquet]'"
-        ) from None
+        raise missing_package(where, "pyarrow", error, "parquet") from None
     try:
         frame = parquet.ParquetFile(pa.BufferReader(data)).read()
     except Exception as error:  # pyarrow raises OSError, ValueError, TypeError and its own
@@ -405,10 +403,7 @@ def _from_arrow_column(name: str, column: Any, where: str) -> Column:
             return Column("text", objects((it or None for it in shared), len(texts)))
         inner = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
         if not (types.is_temporal(inner) or types.is_null(inner)) and inner is kind:
-            raise TableError(
-                f"{where}: expected text, numbers, or lists of text in the column {name!r:.120}, "
-                f"found {one_line(kind)}; leave the column out, or flatten it"
-            )
+            raise _no_place(name, kind, where)
         return _column(name, column.to_pylist(), place)
     except TableError:
         raise

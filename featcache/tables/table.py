@@ -15,8 +15,8 @@ from ..options import did_you_mean
 Kind = Literal["text", "number", "list"]
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
-# What other programs write where a number is missing.
-_NO_NUMBER = frozenset(("na", "n/a", "nan", "null", "none"))
+# What other programs write where a value is missing.
+LIKE_MISSING = frozenset(("na", "n/a", "nan", "null", "none"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class Column:
         for text in set(self.values) - {None}:
             if _NUMBER.fullmatch(text):
                 read[text] = float(text)
-            elif text.strip().lower() in _NO_NUMBER:
+            elif text.strip().lower() in LIKE_MISSING:
                 read[text] = np.nan
             else:
                 return None

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from ..errors import QuestionError, TableError, one_line
-from .table import Column, Table, listed, number_text
+from .table import LIKE_MISSING, Column, Table, listed, number_text
 
 Kind = Literal["classes", "labels", "numbers"]
 
@@ -21,33 +21,22 @@ TASKS: dict[str, Kind] = {
 }
 _MANY = 20  # a column of more different whole numbers is taken as a quantity
 _FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-_LIKE_MISSING = frozenset(("na", "n/a", "nan", "null", "none"))
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
     """The answers that a head is to learn.
 
-    Parameters
-    ----------
-    name : str
-        The column, or several joined by ``", "``.
-    task : str
-        ``"classes"`` (one of several), ``"labels"`` (any of several) or ``"numbers"``.
-    values : numpy.ndarray
-        Classes: int64 (N,), -1 where missing. Labels: int8 (N, L) of 0 and 1, -1 where missing.
-        Numbers: float64 (N, T), NaN where missing.
-    names : tuple of str
-        Names of the classes, of the L labels, or of the T columns.
-    note : str
-        One sentence on what the column was taken as and why; ``""`` where that is obvious.
+    ``values`` are classes (one of several), int64 (N,), -1 where missing; labels (any of
+    several), int8 (N, L) of 0 and 1, -1 where missing; or numbers, float64 (N, T), NaN where
+    missing.
     """
 
-    name: str
+    name: str  # the column, or several joined by ", "
     task: Kind
     values: np.ndarray
-    names: tuple[str, ...]
-    note: str = ""
+    names: tuple[str, ...]  # of the classes, of the L labels, or of the T columns
+    note: str = ""  # what the column was taken as and why, where that is not obvious
 
     @property
     def missing(self) -> np.ndarray:
@@ -62,26 +51,12 @@ def read_target(
 ) -> Target:
     """Read a target from one or more columns of a table.
 
-    Parameters
-    ----------
-    table : Table
-        N rows.
-    columns : sequence of str
-        At least one.
-    task : str
-        ``"classification"``, ``"multilabel"``, ``"regression"``, or ``"auto"``: text is
-        classes; lists, text with a ``separator``, and several columns of 0 and 1 (or true and
-        false) are labels; several columns of numbers are numbers. One column of numbers is
-        taken as numbers if it has fractions or more than 20 different values, else as classes
-        in numeric order; the note says which.
-    separator : str, optional
-        What separates the labels within a text: ``"|"``.
-
-    Raises
-    ------
-    TableError
-        No such column, a value that does not fit the task, no values, only one class, or as
-        many classes as rows.
+    ``task`` is ``"classification"``, ``"multilabel"``, ``"regression"``, or ``"auto"``: text is
+    classes; lists, text with a ``separator`` such as ``"|"``, and several columns of 0 and 1 (or
+    true and false) are labels; several columns of numbers are numbers. One column of numbers is
+    taken as numbers if it has fractions or more than 20 different values, else as classes in
+    numeric order; the note says which. A value that does not fit the task, no values, only one
+    class, or as many classes as rows are a TableError.
     """
     if task != "auto" and task not in TASKS:
         raise QuestionError(f"expected a task auto, {', '.join(TASKS)}, found {task!r}")
@@ -186,7 +161,7 @@ def _classes(table: Table, name: str, numbers: np.ndarray | None) -> Target:
     number_of = {text: number for number, text in enumerate(order)}
     number_of[None] = -1
     values = np.fromiter(map(number_of.__getitem__, texts), np.int64, len(texts))
-    like = [text for text in order if text.strip().lower() in _LIKE_MISSING]
+    like = [text for text in order if text.strip().lower() in LIKE_MISSING]
     note = (
         f"{name}: {like[0]!r} is a class; leave a field empty for a missing value" if like else ""
     )

@@ -1,0 +1,1 @@
+"""A local server: a head answers over HTTP, and labels are corrected in a browser."""

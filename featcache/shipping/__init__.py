@@ -1,0 +1,1 @@
+"""One file of everything that was learnt, for programs without featcache: ONNX, OpenVINO."""
