@@ -465,7 +465,6 @@ def test_the_example_in_node(shipped, ppm, resnet):
     assert found == expected_of(ppm, resnet)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("cmake") is None or shutil.which("g++") is None, reason="needs cmake and g++"
 )
