@@ -18,5 +18,5 @@ image = np.frombuffer(pixels, np.uint8).reshape(1, int(height), int(width), 3)
 
 probabilities, features = session.run(["probabilities", "features"], {"image": image})
 names = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
-for name, probability in zip(names, probabilities[0]):
+for name, probability in zip(names, probabilities[0], strict=True):
     print(name, f"{probability:.6f}")
