@@ -26,8 +26,8 @@ from .datasets.urls import RemoteFolder, open_url
 from .datasets.zip import ZipArchive
 from .errors import (
     DatasetError,
-    EngineUnavailableError,
     RecipeError,
+    missing_package,
     one_line,
     shown_place,
     text_of,
@@ -417,7 +417,5 @@ def _import_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise EngineUnavailableError(
-            f"videos: expected the package av, found: {error}; type: pip install 'featcache[video]'"
-        ) from None
+        raise missing_package("videos", "av", error, "video") from None
     return av

@@ -193,6 +193,15 @@ SeveralWeightsOption = Annotated[list[str] | None, _weights("imagenet, or the li
 TrainedDatasetArgument = Annotated[str | None, _dataset("cifar10, or the cache's")]
 TrainedBackboneOption = Annotated[str | None, _backbone("resnet18, or the cache's")]
 TrainedWeightsOption = Annotated[str | None, _weights("imagenet, or the cache's")]
+# For a saved head, which records its backbone.
+_RECORDED = "the one that the head recorded"
+HeadWeightsOption = Annotated[
+    str | None, typer.Option(help="The backbone's checkpoint.", show_default=_RECORDED)
+]
+HeadBackboneOption = Annotated[
+    str | None,
+    typer.Option(help="The backbone, where it is a file or a function.", show_default=_RECORDED),
+]
 PrecisionOption = Annotated[
     Precision,
     typer.Option(

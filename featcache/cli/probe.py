@@ -24,6 +24,8 @@ from .help import IMAGES, RESULTS
 from .options import (
     CacheArgument,
     DeviceOption,
+    HeadBackboneOption,
+    HeadWeightsOption,
     JsonOption,
     MaxPixelsOption,
     MmapOption,
@@ -393,19 +395,8 @@ def predict(
         ),
     ],
     head: Annotated[Path, typer.Option(help="A head that featcache probe saved.")],
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="The backbone's checkpoint.", show_default="the one that the head recorded"
-        ),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="The backbone, where it is a file or a function.",
-            show_default="the one that the head recorded",
-        ),
-    ] = None,
+    weights: HeadWeightsOption = None,
+    backbone: HeadBackboneOption = None,
     device: DeviceOption = "auto",
     top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 1,
     on_error: Annotated[

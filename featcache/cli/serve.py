@@ -11,7 +11,16 @@ import typer
 
 from ..options import MAX_PIXELS
 from . import output as out
-from .options import DataRootOption, DeviceOption, JsonOption, MaxPixelsOption, app, cache_place
+from .options import (
+    DataRootOption,
+    DeviceOption,
+    HeadBackboneOption,
+    HeadWeightsOption,
+    JsonOption,
+    MaxPixelsOption,
+    app,
+    cache_place,
+)
 
 _LIMITS = "Limits"
 
@@ -54,19 +63,8 @@ def serve(
             metavar="TOKEN",
         ),
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="The backbone's checkpoint.", show_default="the one that the head recorded"
-        ),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="The backbone, where it is a file or a function.",
-            show_default="the one that the head recorded",
-        ),
-    ] = None,
+    weights: HeadWeightsOption = None,
+    backbone: HeadBackboneOption = None,
     device: DeviceOption = "auto",
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     max_mb: Annotated[

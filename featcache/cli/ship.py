@@ -9,7 +9,14 @@ import typer
 
 from ..options import MAX_PIXELS
 from . import output as out
-from .options import JsonOption, MaxPixelsOption, RunsOption, app
+from .options import (
+    HeadBackboneOption,
+    HeadWeightsOption,
+    JsonOption,
+    MaxPixelsOption,
+    RunsOption,
+    app,
+)
 from .output import name as name_of
 
 if TYPE_CHECKING:
@@ -61,19 +68,8 @@ def ship(
             show_default="pieces of two photographs",
         ),
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="The backbone's checkpoint.", show_default="the one that the head records"
-        ),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="The backbone, where it is a file or a function.",
-            show_default="the one that the head records",
-        ),
-    ] = None,
+    weights: HeadWeightsOption = None,
+    backbone: HeadBackboneOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
     runs: RunsOption = None,

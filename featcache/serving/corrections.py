@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError, OutputError, TableError, one_line, shown_place
-from ..files import check_writable, csv_line, refuse_links, user_path
+from ..files import check_writable, csv_line, refuse_links, user_path, write_all
 from ..tables.reading import CORRECTIONS, read_corrections, whole_lines
 
 State = tuple[str | None, str]  # label, and when somebody gave it: empty if nobody did
@@ -154,14 +154,13 @@ class Corrections:
 
     def _append(self, rows: Iterable[tuple[str, str | None, str]], header: bool = False) -> None:
         lines = [csv_line([id_, label or "", time]) for id_, label, time in rows]
-        data = memoryview("".join([_HEADER] * header + lines).encode())
+        data = "".join([_HEADER] * header + lines).encode()
         if not data:
             return
         try:
             size = os.fstat(self._file).st_size
             try:
-                while data:
-                    data = data[os.write(self._file, data) :]
+                write_all(self._file, data)
                 os.fsync(self._file)
             except OSError:
                 os.ftruncate(self._file, size)
