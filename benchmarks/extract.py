@@ -1,6 +1,6 @@
 """The speed of extraction end to end, compared with the bare engine and with other tools.
 
-    python benchmarks/extract.py CIFAR10.zip [--size 64] [--images 60000] [--rounds 1] \\
+    python benchmarks/extract.py CIFAR10.zip [--size 64] [--images 60000] [--rounds 3] \\
         [--other-python PYTHON …] [--json FILE]
     python benchmarks/extract.py CIFAR10.zip --memory
     python benchmarks/extract.py CIFAR10.zip --outside
@@ -8,30 +8,35 @@
 CIFAR10.zip holds train/ and test/ with class folders. In turn, each in a process of its own:
 
 - the tutorial, if OneFlow is installed: flowvision's ResNet-18, its DataLoader, PIL transforms;
-- featcache with each engine and precision available here, bare: on uint8 arrays in memory, without
-  decoding or writing;
+- featcache with each engine and precision available here (or --only some), bare: on
+  uint8 arrays in memory, without decoding or writing; before and after the next one, since the
+  speed of a machine drifts;
 - the same end to end: `featcache.extract`, from opening the zip to a verified cache (including
   decoding, checksums, loading the engine and packing);
 - with --other-python, an interpreter that has torch or onnxruntime: their bare forward pass, on a
   network built from the same checkpoint.
 
-Prints images per second, the fraction of the bare speed reached end to end, and the ratio to the
-tutorial. Slow contenders run on fewer images (the column n). --memory extracts the zip once and ten
-times over (600,000 images, at 32 pixels) and prints the peak resident memory. --outside extracts
-with an engine that costs nothing, and then again with nothing to do; it prints processor
-milliseconds per image, all threads together, which other load on the machine changes less than the
-time on the wall. If a GPU can be used, the table includes it.
+Prints images per second and the fraction of the bare speed reached end to end, each as the median
+of the rounds with the least and the greatest, and the ratio to the tutorial. Slow contenders run on
+fewer images (the column n). --memory extracts the zip once and ten times over (600,000 images, at
+32 pixels) and prints the peak resident memory. --outside extracts with an engine that costs
+nothing, and then again with nothing to do; it prints processor milliseconds per image, all threads
+together, which other load on the machine changes less than the time on the wall. If a GPU can be
+used, the table includes it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 WEIGHTS = "tinyimagenet32"
 BARE_IMAGES = 2048
@@ -103,7 +108,7 @@ def tutorial(zip_path: str, size: int, n_images: int) -> dict:
 def bare(zip_path: str, size: int, engine: str, precision: str, device: str) -> dict:
     from featcache import load_weights
     from featcache.backbones.choice import choose_engine
-    from featcache.backbones.engine import build_engine
+    from featcache.backbones.engine import build_engine, start
 
     weights = load_weights(WEIGHTS, size=size)
     split = subset(zip_path, 10**9).train
@@ -113,11 +118,13 @@ def bare(zip_path: str, size: int, engine: str, precision: str, device: str) -> 
     batch = runner.batch_size
     runner.extract(pixels[:batch])
     started, done = time.perf_counter(), 0
-    while time.perf_counter() - started < 10:
-        for start in range(0, len(pixels), batch):
-            done += len(runner.extract(pixels[start : start + batch])["avgpool"])
-            if time.perf_counter() - started > 30:
-                break
+    # As the pipeline does: a batch starts before the one before it has ended.
+    waiting = start(runner, pixels[:batch])
+    for first in itertools.cycle(range(0, len(pixels), batch)):
+        waited, waiting = waiting, start(runner, pixels[first : first + batch])
+        done += len(waited()["avgpool"])
+        if time.perf_counter() - started > 12:
+            break
     return {"images_per_s": done / (time.perf_counter() - started), "n": done}
 
 
@@ -307,44 +314,67 @@ def contenders() -> list[tuple[str, str, str]]:
 def compare(options: argparse.Namespace) -> list[dict]:
     from featcache.frameworks import oneflow_status
 
-    rows = []
+    rows: list[dict] = []
+
+    def measured(what: str, kind: str, *arguments: object, **known: object) -> float:
+        rows.append({"what": what, "kind": kind, **in_child(*arguments), **known})
+        print(f"{what}, {kind}: {rows[-1]['images_per_s']:.1f} img/s", file=sys.stderr, flush=True)
+        return rows[-1]["images_per_s"]
+
+    def is_asked(name: str) -> bool:
+        return not options.only or any(part in name for part in options.only)
+
+    here = [one for one in contenders() if is_asked(" ".join(one))]
     for _ in range(options.rounds):
         slow = min(options.images, 12_000 * 64 * 64 // options.size**2)
-        if oneflow_status()[0] is not None:
-            rows.append({"what": "the tutorial", "kind": "tutorial"})
-            rows[-1].update(in_child("tutorial", options.data, options.size, slow))
-        for engine, precision, device in contenders():
+        place = options.data, options.size
+        if oneflow_status()[0] is not None and is_asked("tutorial"):
+            measured("the tutorial", "tutorial", "tutorial", *place, slow)
+        for one in here:
+            engine, precision, device = one
             what = f"featcache {engine} {precision} {device}"
             n = slow if (engine, device) == ("oneflow", "cpu") else options.images
-            rows.append({"what": what, "kind": "bare"})
-            rows[-1].update(in_child("bare", options.data, options.size, engine, precision, device))
-            rows.append({"what": what, "kind": "end to end"})
-            rows[-1].update(
-                in_child("end_to_end", options.data, options.size, engine, precision, device, n)
-            )
+            before = measured(what, "bare", "bare", *place, *one)
+            measured(what, "end to end", "end_to_end", *place, *one, n)
+            reached = rows[-1]
+            after = measured(what, "bare", "bare", *place, *one)
+            reached["of_bare"] = reached["images_per_s"] / ((before + after) / 2)
         for python in options.other_python:
             for kind in ("torch", "torch-bf16", "onnxruntime"):
-                measured = other(python, kind, options.size)
-                if measured:
-                    rows.append({"what": kind, "kind": "bare", **measured})
+                found = other(python, kind, options.size)
+                if found:
+                    rows.append({"what": kind, "kind": "bare", **found})
     return rows
 
 
 def show(rows: list[dict], size: int) -> None:
-    def best(what: str, kind: str) -> float | None:
-        rates = [row["images_per_s"] for row in rows if (row["what"], row["kind"]) == (what, kind)]
-        return max(rates, default=None)
+    def of(what: str, kind: str, name: str) -> list[float]:
+        found = [row for row in rows if (row["what"], row["kind"]) == (what, kind)]
+        return sorted(row[name] for row in found if name in row)
 
-    slowest = best("the tutorial", "tutorial")
-    print(f"ResNet-18 at {size} px; img/s is the best of the rounds")
-    print(f"{'':34} {'n':>7} {'img/s':>8} {'of bare':>8} {'x tutorial':>10}")
+    slowest = of("the tutorial", "tutorial", "images_per_s")
+    print(f"ResNet-18 at {size} px on {processor()}: median (least to greatest)")
+    print(f"{'':40} {'n':>7} {'img/s':>24} {'% of bare':>18} {'x tutorial':>10}")
     for what, kind in dict.fromkeys((row["what"], row["kind"]) for row in rows):
-        rate, ready = best(what, kind), best(what, "bare")
-        n = max(row["n"] for row in rows if (row["what"], row["kind"]) == (what, kind))
-        share = f"{100 * rate / ready:.0f} %" if kind == "end to end" and ready else ""
+        rates, shares = of(what, kind, "images_per_s"), of(what, kind, "of_bare")
+        n = max(of(what, kind, "n"))
         name = what if kind == "tutorial" else f"{what}, {kind}"
-        times = f"{rate / slowest:.1f}" if slowest else ""
-        print(f"{name:34} {n:7,} {rate:8.1f} {share:>8} {times:>10}")
+        share = spread([100 * share for share in shares]) if shares else ""
+        times = f"{median(rates) / median(slowest):.1f}" if slowest else ""
+        print(f"{name:40} {n:7,} {spread(rates):>24} {share:>18} {times:>10}")
+
+
+def spread(values: list[float]) -> str:
+    return f"{median(values):,.0f} ({values[0]:,.0f} to {values[-1]:,.0f})"
+
+
+def processor() -> str:
+    """Return how many cores of which processor this machine has."""
+    from featcache.cores import usable_cores
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return f"{usable_cores()} cores of {names[0] if names else platform.processor()}"
 
 
 def main() -> None:
@@ -352,7 +382,8 @@ def main() -> None:
     parser.add_argument("data", nargs="?", help="a zip of train/ and test/ with class folders")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--images", type=int, default=60_000)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", help="such as tutorial 'openvino f32' bf16")
     parser.add_argument("--other-python", nargs="*", default=[])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory", action="store_true")

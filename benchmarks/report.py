@@ -21,49 +21,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+from scale import make_cache
 
 import featcache
-from featcache.preprocess import Preprocess
-from featcache.store.writer import Source, encoded_ids, pack
 
 DIM, CLASSES = 512, 10
 FRAMES = """() => { window.frames_ms = []; let last = performance.now(); const next = () => {
 const now = performance.now(); window.frames_ms.push(now - last); last = now;
 window.frames_asked = requestAnimationFrame(next); }; requestAnimationFrame(next); }"""
-
-
-def made_cache(path: Path, n: int) -> Path:
-    generator = np.random.default_rng(0)
-    centres = generator.normal(size=(CLASSES, DIM)).astype(np.float32)
-    sources = {}
-    for role, count in (("train", n - n // 6), ("test", n // 6)):
-        labels = np.arange(count) % CLASSES
-        features = centres[labels] + generator.normal(size=(count, DIM)).astype(np.float32) * 2
-        ids = encoded_ids(f"{role}/class/{row:06d}.jpg" for row in range(count))
-        for kind, array in (("features", features), ("labels", labels), ("ids", ids)):
-            sources[f"{role}/{kind}"] = Source.of(array)
-    meta = {
-        "backbone": "resnet18",
-        "class_names": [f"class {number}" for number in range(CLASSES)],
-        "created": "2026-01-01T00:00:00+00:00",
-        "cuts": ["avgpool"],
-        "dataset": "made",
-        "dataset_digest": "0" * 64,
-        "dataset_source": "drawn by benchmarks/report.py",
-        "device": "cpu",
-        "dtype": "float32",
-        "engine": "none",
-        "engine_version": "0",
-        "featcache_version": featcache.__version__,
-        "precision": "f32",
-        "preprocess": Preprocess(64).as_dict(),
-        "views": ["identity"],
-        "weights": "none",
-        "weights_sha256": "0" * 64,
-        "weights_source": "none",
-    }
-    pack(path, sources, meta)
-    return path
 
 
 def frames(page, act) -> str:
@@ -124,7 +89,9 @@ def main() -> None:
     if (asked.cache is None) == (asked.made is None):
         parser.error("give a cache, or --made N")
     with tempfile.TemporaryDirectory() as folder:
-        cache = asked.cache or made_cache(Path(folder) / "made.h5", asked.made)
+        cache = asked.cache or make_cache(
+            Path(folder) / "made.h5", asked.made - asked.made // 6, asked.made // 6, DIM, CLASSES
+        )
         before = os.times()
         result = featcache.report(
             cache,

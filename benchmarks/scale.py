@@ -1,165 +1,347 @@
-"""How the exact probe scales with rows, dimensions and classes, up to a million rows.
+"""How the cost of every command grows with rows, dimensions and classes; docs/scaling.md.
 
-    python benchmarks/scale.py --grid
-    python benchmarks/scale.py [--rows 1000000] [--dim 512] [--classes 1000] [--tolerance 1e-2]
-                               [--folder DIR] [--passes-only]
+    python benchmarks/scale.py [CIFAR10.zip] [--rows 1000 10000 100000 1000000]
+        [--dims 64 256 1024] [--classes 10 100 1000] [--only "probe;k-NN"] [--longest 60]
+        [--results docs/results] [--draw]
 
-The features are random: overlapping Gaussian classes in float16, whose variances decay like those
-of real features. The cache is written shard by shard and mapped, so that it need not fit in memory.
---grid times one pass (value and gradient of the objective) and one training at several sizes.
-Otherwise a child process runs one training at the full size and reports passes, wall time, accuracy
-and peak memory: VmHWM includes the mapped pages, RssAnon only what the process allocated.
---passes-only measures one pass and prints the time of 60.
+Each point runs in a process of its own, on drawn features: overlapping Gaussian classes whose
+variances decay like those of real features. One number grows at a time, from 256 dimensions, 10
+classes and 20,000 rows; the test split has 1,000 images. scikit-learn, and faiss where it is
+installed, get the same arrays in memory. The next size is left out after a point that took more
+than --longest seconds; --only measures some again and keeps the other points. With the zip of JPEGs
+extraction is measured too, at 32 pixels. --draw only draws and prints what is there.
+
+Prints processor seconds (of all threads), wall seconds and peak resident memory, and the exponent
+of the processor time between the two largest sizes: 1 is linear, 2 quadratic. Writes scale.json and
+scale.svg.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-import featcache
-from featcache.preprocess import Preprocess
-from featcache.probes.lbfgs import train_lbfgs
-from featcache.probes.objective import objective
-from featcache.probes.recipes import ExactRecipe
-from featcache.store.shards import ShardWriter
-from featcache.store.writer import encoded_ids
-
-SHARD = 16_384
+ROOT = Path(__file__).resolve().parents[1]
+SHARD, N_TEST = 16_384, 1000
+BASE = {"rows": 20_000, "dims": 256, "classes": 10}
+AXES = {"rows": "training images", "dims": "dimensions", "classes": "classes"}
+PENALTY = 1e-4  # lambda of the probe: C = 1 / (N * lambda)
+K = 20
 
 
-def clouds(n: int, dim: int, n_classes: int, first: int, seed: int = 0):
-    """Draw rows ``first`` to ``first + n``: float16 (n, D), int64 (n,)."""
+def clouds(n: int, dim: int, n_classes: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw rows ``first`` to ``first + n``: float32 (n, D), int64 (n,)."""
     shape = np.geomspace(1, 0.03, dim).astype(np.float32)
-    centres = np.random.default_rng(seed).normal(size=(n_classes, dim)).astype(np.float32)
-    generator = np.random.default_rng((seed, first))
-    labels = generator.integers(n_classes, size=n)
+    centres = np.random.default_rng(0).normal(size=(n_classes, dim)).astype(np.float32)
+    generator = np.random.default_rng((0, first))
+    labels = generator.permutation(np.arange(n) % n_classes)
     noise = generator.standard_normal((n, dim), dtype=np.float32)
-    return ((centres[labels] * 0.6 + noise) * shape + 1).astype(np.float16), labels
+    return (centres[labels] * 0.6 + noise) * shape + 1, labels
 
 
-def make_cache(path: Path, n: int, dim: int, n_classes: int) -> Path:
-    """Write a cache of ``n`` training and 10,000 test images, a shard at a time."""
+def make_cache(path: Path, n: int, n_test: int, dim: int, n_classes: int) -> Path:
+    """Write a cache of so many drawn images, a shard at a time."""
+    import featcache
+    from featcache.preprocess import Preprocess
+    from featcache.store.shards import ShardWriter
+    from featcache.store.writer import encoded_ids
+
     meta = {
         "backbone": "resnet18",
         "class_names": [f"class {index}" for index in range(n_classes)],
+        "created": "2026-01-01T00:00:00+00:00",
         "cuts": ["avgpool"],
+        "dataset": "drawn",
         "dataset_digest": "0" * 64,
+        "dataset_source": "drawn by benchmarks/scale.py",
         "device": "cpu",
-        "dtype": "float16",
-        "engine": "drawn",
-        "engine_version": "1",
+        "dtype": "float32",
+        "engine": "none",
+        "engine_version": "0",
+        "featcache_version": featcache.__version__,
         "precision": "f32",
-        "preprocess": Preprocess(224).as_dict(),
+        "preprocess": Preprocess(64).as_dict(),
         "views": ["identity"],
+        "weights": "none",
         "weights_sha256": "0" * 64,
+        "weights_source": "none",
     }
     writer = ShardWriter(path, meta)
-    for role, total, offset in (("train", n, 0), ("test", 10_000, 1 << 40)):
-        for start in range(writer.done(role), total, SHARD):
+    for role, total, offset in (("train", n, 0), ("test", n_test, 1 << 40)):
+        for start in range(0, total, SHARD):
             stop = min(start + SHARD, total)
             features, labels = clouds(stop - start, dim, n_classes, offset + start)
-            ids = encoded_ids(f"{role}/{row:08d}" for row in range(start, stop))
-            writer.commit(
-                role, start, stop, {"features": features, "labels": labels, "ids": ids}, {}
-            )
+            ids = encoded_ids(f"{role}/class/{row:08d}.jpg" for row in range(start, stop))
+            arrays = {"features": features, "labels": labels, "ids": ids}
+            writer.commit(role, start, stop, arrays, {})
     return writer.finish({})
 
 
-def grid() -> None:
-    """Time a pass and a training at sizes that differ in one number each."""
-    base = {"n": 50_000, "dim": 256, "n_classes": 50}
-    cases = [base]
-    for name, factor in (("n", 4), ("dim", 4), ("n_classes", 4)):
-        cases += [{**base, name: base[name] // factor}, {**base, name: base[name] * factor}]
-    print(f"{'rows':>9} {'dim':>5} {'classes':>7} {'a pass':>9} {'training':>9} {'passes':>6}")
-    for case in cases:
-        x, labels = clouds(**case, first=0)
-        k, recipe = case["n_classes"], ExactRecipe()
-        weight, bias = np.zeros((k, case["dim"])), np.zeros(k)
-        walls = []
-        for _ in range(3):
-            started = time.perf_counter()
-            objective(weight, bias, [x], labels, recipe)
-            walls.append(time.perf_counter() - started)
-        found = train_lbfgs([x], labels, k, recipe)
-        state = "" if found.converged else "  not converged"
-        print(
-            f"{case['n']:9,} {case['dim']:5} {k:7,} {1000 * min(walls):6.0f} ms "
-            f"{found.wall_s:7.2f} s {found.epochs:6}{state}",
-            flush=True,
+# ---- what is measured; each runs in a process of its own
+
+
+def probe(path: Path, folder: Path) -> None:
+    import featcache
+
+    featcache.probe(path, weight_decay=PENALTY, check=False, runs=folder)
+
+
+def knn(path: Path, folder: Path) -> None:
+    import featcache
+
+    featcache.knn(path, ks=[K], runs=folder)
+
+
+def audit(path: Path, folder: Path) -> None:
+    import featcache
+
+    featcache.audit(path)
+
+
+def report(path: Path, folder: Path) -> None:
+    import featcache
+
+    featcache.report(path, output=folder / "report.html", runs=folder, health=False)
+
+
+def search(path: Path, folder: Path) -> None:
+    import featcache
+
+    featcache.search(path, ["test/class/00000000.jpg"], k=10)
+
+
+def extract(path: Path, folder: Path) -> None:
+    import featcache
+
+    zip_path, n = str(path).rsplit(":", 1)
+    n_test = int(n) // 6
+    featcache.extract(
+        zip_path,
+        weights="tinyimagenet32",
+        size=32,
+        output=folder / "made.h5",
+        reuse=False,
+        train_limit=int(n) - n_test,
+        test_limit=n_test,
+    )
+
+
+def _arrays(path: Path) -> tuple[np.ndarray, ...]:
+    import featcache
+
+    cache = featcache.load(path)
+    train, test = cache.train, cache.test
+    return train.features, train.labels, test.features, test.labels
+
+
+def sklearn_probe(path: Path, folder: Path) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    x, y, other, truth = _arrays(path)
+    head = LogisticRegression(C=1 / (len(x) * PENALTY), max_iter=2000).fit(x, y)
+    head.score(other, truth)
+
+
+def sklearn_knn(path: Path, folder: Path) -> None:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    x, y, other, truth = _arrays(path)
+    KNeighborsClassifier(K, metric="cosine", algorithm="brute").fit(x, y).score(other, truth)
+
+
+def faiss_knn(path: Path, folder: Path) -> None:
+    import faiss
+
+    x, _, other, _ = _arrays(path)
+    index = faiss.IndexFlatIP(x.shape[1])
+    index.add(x / np.linalg.norm(x, axis=1, keepdims=True))
+    index.search(other / np.linalg.norm(other, axis=1, keepdims=True), K)
+
+
+JOBS = {
+    "extract": extract,
+    "probe": probe,
+    "probe, scikit-learn": sklearn_probe,
+    "k-NN": knn,
+    "k-NN, scikit-learn": sklearn_knn,
+    "k-NN, faiss": faiss_knn,
+    "search": search,
+    "audit": audit,
+    "report": report,
+}
+
+
+def child(job: str, path: str) -> None:
+    """Run one job, and print what it took, the reading of the features included."""
+    with tempfile.TemporaryDirectory() as folder:
+        started, before = time.perf_counter(), time.process_time()
+        JOBS[job](Path(path), Path(folder))
+        found = {
+            "cpu_s": time.process_time() - before,
+            "wall_s": time.perf_counter() - started,
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        }
+    print(json.dumps(found))
+
+
+def in_child(job: str, path: str) -> dict[str, Any] | None:
+    command = [sys.executable, __file__, "--child", job, path]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode:
+        print(f"{job}: {(answer.stderr.strip() or 'killed').splitlines()[-1]}", file=sys.stderr)
+        return None
+    found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
+    return found
+
+
+# ---- the table, the figure
+
+
+def measure(asked: argparse.Namespace, points: list[dict[str, Any]]) -> None:
+    """Add a point for each job and size, or replace it."""
+    chosen = [job for job in JOBS if job in asked.only] if asked.only else list(JOBS)
+    sizes = {"rows": asked.rows, "dims": asked.dims, "classes": asked.classes}
+    over: set[tuple[str, str]] = set()
+
+    def add(axis: str, size: int, job: str, path: str) -> None:
+        if (axis, job) in over:
+            return
+        found = in_child(job, path)
+        if found is None or found["wall_s"] > asked.longest:
+            over.add((axis, job))
+        if found is not None:
+            points[:] = [
+                one for one in points if (one["axis"], one["size"], one["job"]) != (axis, size, job)
+            ]
+            points.append({"axis": axis, "size": size, "job": job, **found})
+            print(f"{axis} {size:,}: {job}: {found['wall_s']:.2f} s", file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        for axis, of_axis in sizes.items():
+            for size in sorted(of_axis):
+                shape = {**BASE, axis: size}
+                path = Path(folder) / f"{axis}-{size}.h5"
+                make_cache(path, shape["rows"], N_TEST, shape["dims"], shape["classes"])
+                for job in chosen:
+                    if job != "extract":
+                        add(axis, size, job, str(path))
+                path.unlink()
+    for size in sorted(asked.rows):
+        if asked.data and "extract" in chosen and size <= 60_000:
+            add("rows", size, "extract", f"{asked.data}:{size}")
+
+
+def exponents(points: list[dict[str, Any]], axis: str) -> dict[str, float]:
+    """Return each job's exponent between its two largest sizes."""
+    times: dict[str, dict[int, float]] = defaultdict(dict)
+    for point in points:
+        if point["axis"] == axis:
+            times[point["job"]][point["size"]] = point["cpu_s"]
+    found = {}
+    for job, of_sizes in times.items():
+        if len(of_sizes) > 1:
+            before, last = sorted(of_sizes)[-2:]
+            found[job] = math.log(of_sizes[last] / of_sizes[before]) / math.log(last / before)
+    return found
+
+
+def show(points: list[dict[str, Any]]) -> None:
+    for axis, words in AXES.items():
+        slopes = exponents(points, axis)
+        print(f"{words}; other sizes: {', '.join(f'{v:,} {k}' for k, v in BASE.items())}")
+        for job in JOBS:
+            cells = sorted(
+                (one["size"], one) for one in points if (one["axis"], one["job"]) == (axis, job)
+            )
+            if cells:
+                times = "  ".join(
+                    f"{size:,}: {one['cpu_s']:.2f} s CPU, {one['wall_s']:.2f} s, "
+                    f"{one['peak_mib']:,.0f} MiB"
+                    for size, one in cells
+                )
+                slope = f"{slopes[job]:.2f}" if job in slopes else ""
+                print(f"  {job:20} {slope:>5}  {times}")
+
+
+def draw(points: list[dict[str, Any]], processor: str) -> Any:
+    from featcache.reporting.style import SERIES, head, label_beside, sheet
+
+    ours = [job for job in JOBS if "," not in job]
+    colours = dict(zip(ours, SERIES, strict=False))
+    panels = [
+        *((axis, "cpu_s", "processor seconds") for axis in AXES),
+        ("rows", "peak_mib", "peak MiB"),
+    ]
+    with sheet(8.4, 11) as figure:
+        caption = (
+            f"{processor}. Solid: featcache; dashed: scikit-learn; dotted: faiss, on the same "
+            "features. Where not said otherwise 20,000 rows, 256 dimensions, 10 classes; 1,000 "
+            "test images. At each line: the exponent between its last two sizes."
         )
-
-
-def one_pass(path: str) -> None:
-    """Time the value and gradient over all rows, mapped."""
-    cache = featcache.load(path, mmap=True)
-    shape = len(cache.class_names), cache.feature_dim
-    started = time.perf_counter()
-    objective(
-        np.zeros(shape), np.zeros(shape[0]), [cache.train.features], cache.train.labels,
-        ExactRecipe(),
-    )  # fmt: skip
-    wall = time.perf_counter() - started
-    print(f"a pass: {wall:.1f} s; 60 passes would take {60 * wall / 60:.1f} min", flush=True)
-
-
-# What the child process runs; its own, so that its peak is the training's.
-TRAINING = """
-import sys
-import featcache
-from featcache.probes.lbfgs import train_lbfgs
-from featcache.probes.objective import predict
-from featcache.probes.recipes import ExactRecipe
-
-cache = featcache.load(sys.argv[1], mmap=True)
-train, test = cache.train, cache.test
-recipe = ExactRecipe(tolerance=float(sys.argv[2]))
-found = train_lbfgs([train.features], train.labels, len(cache.class_names), recipe)
-right = (predict(test.features, found.weight, found.bias) == test.labels).mean()
-print(f"training: {found.wall_s:.1f} s, {found.epochs} passes, {found.steps} iterations, "
-      f"converged {found.converged}, objective {found.objective:.4f}, top-1 {right:.4f}")
-with open("/proc/self/status") as lines:
-    print(*(" ".join(line.split()) for line in lines if line.startswith(("VmHWM", "Rss"))),
-          sep=", ")
-"""
+        head(figure, "How the cost grows", caption)
+        for axes, (axis, what, words) in zip(figure.subplots(len(panels), 1), panels, strict=True):
+            slopes = exponents(points, axis)
+            for job in JOBS:
+                line = sorted(
+                    (one["size"], one[what])
+                    for one in points
+                    if (one["axis"], one["job"]) == (axis, job)
+                )
+                if len(line) < 2:
+                    continue
+                base, _, peer = job.partition(", ")
+                style = {"": "-", "scikit-learn": "--", "faiss": ":"}[peer]
+                axes.plot(*zip(*line, strict=True), style, marker="o", ms=3, color=colours[base])
+                if what == "cpu_s":
+                    label_beside(axes, *line[-1], f"{job}: {slopes[job]:.1f}", colours[base])
+                else:
+                    label_beside(axes, *line[-1], job, colours[base])
+            axes.set(xscale="log", yscale="log", xlabel=AXES[axis], ylabel=words)
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.yaxis.set_major_formatter("{x:g}")
+    return figure
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--grid", action="store_true")
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--tolerance", type=float, default=1e-2)
-    parser.add_argument("--folder", type=Path, help="for the cache, which is kept")
-    parser.add_argument("--passes-only", action="store_true")
-    options = parser.parse_args()
-    if options.grid:
-        grid()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("data", nargs="?", help="a zip of JPEGs, to measure extraction")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
+    parser.add_argument("--dims", type=int, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--only", type=lambda names: names.split(";"), help="jobs, by ;")
+    parser.add_argument("--longest", type=float, default=60)
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        child(*asked.child)
         return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
-        path = folder / f"scale-{options.rows}x{options.dim}x{options.classes}.h5"
-        started = time.perf_counter()
-        if not path.exists():
-            path = make_cache(path, options.rows, options.dim, options.classes)
-        cache = featcache.load(path, mmap=True)
-        print(
-            f"{cache!r}: {cache.size_bytes / 2**30:.2f} GiB, made in "
-            f"{time.perf_counter() - started:.0f} s",
-            flush=True,
-        )
-        one_pass(str(path))
-        if not options.passes_only:
-            command = [sys.executable, "-c", TRAINING, str(path), str(options.tolerance)]
-            subprocess.run(command, check=True)
+    from extract import processor
+
+    from featcache.reporting.style import save_figure
+
+    place = asked.results / "scale.json"
+    known = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {"points": []}
+    if not asked.draw:
+        known["processor"] = processor()
+        measure(asked, known["points"])
+        place.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    show(known["points"])
+    save_figure(draw(known["points"], known["processor"]), asked.results / "scale.svg")
 
 
 if __name__ == "__main__":

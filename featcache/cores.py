@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from .errors import RecipeError
@@ -42,6 +43,7 @@ def usable_cores() -> int:
     return max(1, min(counts))
 
 
+@cache  # a dozen files, for every array that is read
 def quota_cores(membership: Path = _MEMBERSHIP, mount: Path = _MOUNT) -> float | None:
     """Return the processor time that the control groups grant, in cores.
 

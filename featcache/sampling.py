@@ -88,12 +88,36 @@ def stratified_rows(labels: np.ndarray, limit: int, seed: int, what: str) -> np.
     if not least <= limit <= most:
         allowed = f"{least:,} to {most:,}, or all" if least < most else "all"
         raise DatasetError(f"{where} sides, found {least:,} classes; ask for {allowed} of them")
-    from sklearn.model_selection import train_test_split
+    _, strata = np.unique(labels, return_inverse=True)
+    generator = np.random.RandomState(seed)
+    shares = _shares(counts, limit, generator)
+    # The other side's: scikit-learn draws them from the same stream, before any row.
+    _shares(counts - shares, len(labels) - limit, generator)
+    members = np.split(np.argsort(strata, kind="stable"), np.cumsum(counts)[:-1])
+    rows = [
+        of_class[generator.permutation(len(of_class))[:share]]
+        for of_class, share in zip(members, shares, strict=True)
+    ]
+    return np.sort(np.concatenate(rows))
 
-    rows, _ = train_test_split(
-        np.arange(len(labels)), train_size=limit, stratify=labels, random_state=seed
-    )
-    return np.sort(rows)
+
+def _shares(counts: np.ndarray, limit: int, generator: np.random.RandomState) -> np.ndarray:
+    """Return how many of ``limit`` rows each class gets, int64 (K,); ties are drawn.
+
+    With `stratified_rows` the same draw as scikit-learn's ``train_test_split(stratify=labels)``,
+    whose import takes 2 seconds: longer than the first answer of a probe.
+    """
+    exact = counts / counts.sum() * limit
+    shares = np.floor(exact)
+    left = int(limit - shares.sum())
+    for remainder in np.unique(exact - shares)[::-1]:
+        if not left:
+            break
+        (tied,) = np.nonzero(exact - np.floor(exact) == remainder)
+        chosen = generator.choice(tied, min(len(tied), left), replace=False)
+        shares[chosen] += 1
+        left -= len(chosen)
+    return shares.astype(np.int64)
 
 
 def validation_rows(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -59,6 +59,25 @@ def test_a_draw_keeps_the_proportions_and_ignores_nothing():
     assert np.array_equal(stratified_rows(labels, 5000, 0, "a split"), np.arange(1000))
 
 
+def test_a_draw_is_scikit_learns():
+    from sklearn.model_selection import train_test_split
+
+    generator = np.random.default_rng(0)
+    for seed in range(200):
+        n_classes = int(generator.integers(2, 12))
+        n = int(generator.integers(2 * n_classes, 300))
+        labels = np.append(
+            np.arange(2 * n_classes) % n_classes,
+            generator.integers(n_classes, size=n - 2 * n_classes),
+        )
+        labels = 3 * generator.permutation(labels) - 1
+        limit = int(generator.integers(n_classes, n - n_classes + 1))
+        theirs, _ = train_test_split(
+            np.arange(n), train_size=limit, stratify=labels, random_state=seed
+        )
+        assert np.array_equal(stratified_rows(labels, limit, seed, "a split"), np.sort(theirs))
+
+
 @pytest.mark.parametrize("limit", [0, 2, 998, 999])
 def test_a_draw_without_a_class_is_refused_with_the_valid_limits(limit):
     labels = np.repeat([0, 1, 2], [600, 300, 100])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.text import Text
@@ -66,6 +66,10 @@ from .pack import (
     share_summary,
 )
 from .probe import probe
+
+if TYPE_CHECKING:
+    from ..finetuning.run import FinetuneResult
+    from ..probes.probe import ProbeResult
 
 DEMO_WEIGHTS = "tinyimagenet32"
 
@@ -330,20 +334,29 @@ def demo(
 
     weights: dict[str, Any] = {"weights": DEMO_WEIGHTS, "data_root": data_root}
     kept: dict[str, Any] = {"train_limit": train_limit, "test_limit": test_limit, "runs": runs}
-    out.command("extract", dataset, *words(**weights))
-    cache = Path(extract(dataset, **weights))
+    cuts = "avgpool,layer3"
+    out.command("extract", dataset, *words(cut=cuts, **weights))
+    cache = Path(extract(dataset, cut=cuts, **weights))
     out.command("probe", cache, *words(**kept))
-    probe(context, cache, **kept)
+    head = probe(context, cache, **kept)
     if efficientnet_lite.is_installed():
         backbone = efficientnet_lite.NAME
         out.command("extract", dataset, *words(backbone=backbone))
         other = Path(extract(dataset, backbone=backbone, data_root=data_root))
         out.command("probe", other, *words(**kept))
         probe(context, other, **kept)
+    lessons: list[str] = []
     has_oneflow, has_torch = oneflow_status()[0], torch_status()[0]
     if has_oneflow or has_torch:
-        out.command("finetune", dataset, *words(method="split", **weights, **kept))
-        finetune(dataset, method="split", **weights, **kept)
+        top = {"cache": cache, "freeze_until": "layer3", "augment": "none", **kept}
+        runs_of = []
+        for more in (
+            {"method": "split"},
+            {"method": "full", "init_head": head.head, "bn": "eval", **_LP_FT},
+        ):
+            out.command("finetune", *words(**top, **more))
+            runs_of.append(finetune(None, **top, **more))
+        lessons = _lessons(head, *runs_of)
     else:
         out.note(
             "fine-tuning is left out: it needs PyTorch, pip install 'featcache[torch]', or OneFlow"
@@ -356,6 +369,31 @@ def demo(
     name = load(cache).meta["dataset"]
     out.command("compare", name, *words(runs=runs))
     compare(name, runs)
+    out.show(lessons, False, list)
+
+
+# Small steps: this head is at its optimum, and has more to lose than to gain.
+_LP_FT: dict[str, Any] = {"lr": 2e-4, "schedule": "cosine", "batch_size": 32, "epochs": 2}
+
+
+def _lessons(head: ProbeResult, split: FinetuneResult, lp_ft: FinetuneResult) -> list[str]:
+    """Say how the two fine-tunes of the demo compare with the probe, and why."""
+
+    def beside_probe(result: FinetuneResult) -> str:
+        points = 100 * (result.top1 - head.top1)
+        return f"{abs(points):.2f} points {'above' if points > 0 else 'below'} the probe"
+
+    n_steps = len(split.epochs) * -(-split.n_train // split.recipe.batch_size)
+    is_sure = lp_ft.top1 > head.top1_interval[1]
+    doubt = f" {head.n_test:,} test images cannot prove it: see the intervals." * (not is_sure)
+    return [
+        f"split ends {beside_probe(split)}: its head starts at random, and {n_steps:,} steps at "
+        "the tutorial's rate are too few; the probe's head is at its optimum.",
+        f"LP-FT ends {beside_probe(lp_ft)}: it starts at the probe's head, and trains layer4 too, "
+        f"on features cached below it.{doubt}",
+        "Fine-tuning is the fallback for when a head is not enough, and pays with many images: "
+        "docs/guides/fine-tuning.md",
+    ]
 
 
 _WIDE = 120  # columns of a terminal that has room for the names of runs

@@ -169,7 +169,7 @@ def finetune(
     data_root: DataRootOption = None,
     runs: RunsOption = None,
     json: JsonOption = False,
-) -> None:
+) -> Any:
     """Train the network, end to end or above a cached cut.
 
     Without options these are the tutorial's recipes.
@@ -186,6 +186,7 @@ def finetune(
     if is_first:
         out.show(result, json, finetune_summary)
         _plot.save(plot, lambda: _figure(result))
+    return result
 
 
 def _figure(result: FinetuneResult) -> Any:

@@ -293,7 +293,7 @@ def probe(
     plot: PlotOption = None,
     runs: RunsOption = None,
     json: JsonOption = False,
-) -> None:
+) -> Any:
     """Train a linear head on cached features and cross-check it with scikit-learn.
 
     Example: featcache probe --scale standardize --per-class
@@ -359,6 +359,8 @@ def probe(
             out.note(f"{plot}: not written; only a head of classes has a figure")
         if strict and short:
             raise typer.Exit(1)
+        return result
+    return None
 
 
 def _options(kind: Any, given: dict[str, Any]) -> Any:

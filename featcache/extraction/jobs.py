@@ -568,8 +568,8 @@ def _split_digest(
 
 
 def _sides(writer: ShardWriter, commit: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    n_images = commit["stop"] - commit["start"]
-    return sides_of(commit["role"], n_images, writer.read(commit, "hashes"))
+    hashes = writer.read(commit, "hashes") if commit["role"] == UNDIVIDED else None
+    return sides_of(commit["role"], commit["stop"] - commit["start"], hashes)
 
 
 def _whole(writer: ShardWriter, commit: Mapping[str, Any], name: str) -> np.ndarray:
