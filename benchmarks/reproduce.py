@@ -68,6 +68,9 @@ FROZEN = "method 3 end to end: frozen backbone"
 LP_FT = "LP-FT: all layers, from the probe's head"
 # As `featcache.fit` trains from a probe's head, without early stopping: every row has 3 epochs.
 LP_FT_OPTIONS: dict[str, Any] = {"method": "full", "lr": 1e-4, "bn": "eval", "schedule": "cosine"}
+# A fine-tune with time: no vertical flips, shifted crops, ten times the rate, falling to 0.
+LONG_EPOCHS = 4
+LONG_LP_FT: dict[str, Any] = {"method": "full", "augment": "crop-flip", "schedule": "cosine"}
 SGD = {"solver": "sgd", "check": False}
 METHOD_3 = {"recipe": "tutorial", "check": False}
 PLAN = (
@@ -90,6 +93,14 @@ PLAN = (
     _tuned("split", SPLIT, "torch", method="split"),
     _tuned("lp-ft", LP_FT, "torch", head_of="probe", **LP_FT_OPTIONS),
     _tuned("scratch", "from scratch", "torch", method="scratch"),
+    _tuned(
+        "lp-ft-long",
+        "LP-FT with crops and a falling rate",
+        "torch",
+        head_of="probe",
+        **LONG_LP_FT,
+        epochs=LONG_EPOCHS,
+    ),
     Row("probe-part", EXACT, "probe", n_train=PART),
     _tuned("full-part", FULL, "oneflow", PART, method="full"),
     _tuned("full-part-torch", FULL, "torch", PART, 3, method="full"),
