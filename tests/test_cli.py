@@ -114,9 +114,13 @@ def test_demo_is_the_whole_job(capsys, image_folder, tmp_path):
     for command in ("extract", "probe", "finetune", "compare"):
         assert f"$ featcache {command}" in out
     table = out[out.index("$ featcache compare") :]
-    assert "probe" in table and "split" in table
+    assert "probe" in table and "split above layer3" in table and "LP-FT" in table
     assert f"compare colours --runs '{tmp_path / 'my runs'}'" in table
-    assert len(list((tmp_path / "my runs").glob("*/run.json"))) == 2
+    assert len(list((tmp_path / "my runs").glob("*/run.json"))) == 3
+    *_, split, lp_ft, fallback = table.splitlines()
+    assert split.startswith("split ends ") and ", and takes 3 steps at the tutorial's rate" in split
+    assert lp_ft.startswith("LP-FT ends ") and "at the probe's head" in lp_ft
+    assert fallback.startswith("Fine-tuning is the fallback")
 
 
 def test_the_demo_leaves_out_what_nothing_here_can_train(

@@ -225,6 +225,19 @@ def test_nearest_agrees_with_brute_force(rows, order, k, monkeypatch):
     assert np.array_equal(neighbours[:, 0], np.arange(200)) and values.max() <= 1
 
 
+@pytest.mark.parametrize("block", [1024, 1000])  # the second does not divide 65,536
+def test_nearest_of_more_keys_than_two_bytes_count(block, monkeypatch):
+    monkeypatch.setattr(knn_module, "_ROWS", block)
+    keys = np.random.default_rng(0).normal(size=(70_000, 8)).astype(np.float32)
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    chosen = np.r_[0:3, 65_500:65_600, 69_997:70_000]
+    similarity, rows = nearest(keys[chosen], keys, 3)
+    assert np.array_equal(rows[:, 0], chosen)
+    expected = -np.sort(-(keys[chosen].astype(np.float64) @ keys.T.astype(np.float64)), axis=1)
+    assert np.allclose(similarity, expected[:, :3], atol=1e-6)
+    assert np.allclose(np.einsum("qkd,qd->qk", keys[rows], keys[chosen]), similarity, atol=1e-6)
+
+
 @pytest.mark.parametrize("exclude_self", [True, False])
 def test_nearest_of_copies_goes_by_the_row(small_blocks, exclude_self):
     """Few directions, with exact products: most neighbours are equally near."""

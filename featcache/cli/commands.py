@@ -379,17 +379,20 @@ _LP_FT: dict[str, Any] = {"lr": 2e-4, "schedule": "cosine", "batch_size": 32, "e
 def _lessons(head: ProbeResult, split: FinetuneResult, lp_ft: FinetuneResult) -> list[str]:
     """Say how the two fine-tunes of the demo compare with the probe, and why."""
 
-    def beside_probe(result: FinetuneResult) -> str:
+    def ends(result: FinetuneResult) -> str:
         points = 100 * (result.top1 - head.top1)
-        return f"{abs(points):.2f} points {'above' if points > 0 else 'below'} the probe"
+        if not points:
+            return "ends where the probe does"
+        return f"ends {abs(points):.2f} points {'above' if points > 0 else 'below'} the probe"
 
     n_steps = len(split.epochs) * -(-split.n_train // split.recipe.batch_size)
+    lag = " are too few; the probe's head is at its optimum" * (split.top1 < head.top1)
     is_sure = lp_ft.top1 > head.top1_interval[1]
     doubt = f" {head.n_test:,} test images cannot prove it: see the intervals." * (not is_sure)
     return [
-        f"split ends {beside_probe(split)}: its head starts at random, and {n_steps:,} steps at "
-        "the tutorial's rate are too few; the probe's head is at its optimum.",
-        f"LP-FT ends {beside_probe(lp_ft)}: it starts at the probe's head, and trains layer4 too, "
+        f"split {ends(split)}: its head starts at random, and takes {n_steps:,} steps at the "
+        f"tutorial's rate{', which' * bool(lag)}{lag}.",
+        f"LP-FT {ends(lp_ft)}: it starts at the probe's head, and trains layer4 too, "
         f"on features cached below it.{doubt}",
         "Fine-tuning is the fallback for when a head is not enough, and pays with many images: "
         "docs/guides/fine-tuning.md",

@@ -583,7 +583,7 @@ class _Nearest:
     def add(self, candidates: _Candidates, first: int) -> None:
         """Add candidates among keys, from row ``first`` on, that come after those already seen."""
         at, values, places = candidates
-        self._waiting.append((at, values, places + first))
+        self._waiting.append((at, values, places.astype(np.int64) + first))
         self._n_waiting += len(at)
         if self.bound is None or self._n_waiting > self._n * max(self._k, _WAIT):
             self._merge()
@@ -642,6 +642,7 @@ def _candidates(similarity: np.ndarray, bound: np.ndarray | None, k: int, axis: 
         closer = similarity > (bound[:, None] if axis else bound)
         flat = np.flatnonzero(closer)
         if len(flat) <= _MANY * k * len(bound):
+            # Within a block two bytes are enough; beyond it they are not.
             rows, columns = (one.astype(np.uint16) for one in np.divmod(flat, width))
             values = np.minimum(similarity.reshape(-1)[flat], 1)
             return (rows, values, columns) if axis else (columns, values, rows)
