@@ -1,10 +1,10 @@
 """Training in OneFlow and in PyTorch, each as a plain loop and as featcache, in one run.
 
     python benchmarks/finetune.py CIFAR10.zip [--torch-python .venv-torch/bin/python]
-                                  [--size 64] [--steps 8] [--rounds 1] [--json FILE]
+                                  [--size 64] [--steps 8] [--rounds 3] [--json FILE]
 
-CIFAR10.zip holds train/ and test/ with class folders. In turn, each in a process of its own, in
-float32, with batches of 64 and the same images in the same order and flip views:
+CIFAR10.zip holds train/ and test/ with class folders. In turn, each in a process of its own,
+with batches of 64 and the same images in the same order and flip views:
 
 - the tutorial's loop as written: flowvision's ResNet-18 in OneFlow, DataLoader, PIL, SGD;
 - `featcache.finetune` with OneFlow;
@@ -16,10 +16,12 @@ latter with featcache from a cache of layer3 (`extract --cut layer3`), whose mak
 
 --torch-python is an interpreter with PyTorch, where this one has OneFlow; without it PyTorch is
 imported here if it can be. At 64 px this takes about 6 minutes on two cores; for 224 px use
---size 224 --steps 3. `--only PyTorch` leaves out the others, `--device cuda` uses a GPU.
+--size 224 --steps 3. `--only PyTorch` leaves out the others, `--precision bf16` is for these, and
+`--device cuda` uses a GPU.
 
-Prints images per second (of the median step, the best of the rounds), how many times the tutorial's
-each is, how many times the plain PyTorch loop's, and how far the losses of the steps lie apart.
+Prints images per second of the median step, as the median of the rounds with the least and the
+greatest; how many times the tutorial's each is, and how many times the plain PyTorch loop's, as the
+median of the rounds' ratios; and how far the losses of the steps lie apart.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
+
+from extract import processor, spread
 
 WEIGHTS = "tinyimagenet32"
 BATCH = 64
@@ -105,7 +110,7 @@ def tutorial(zip_path: str, size: int, n_steps: int, frozen: bool, trainer: dict
     weight, bias = initial_head(len(data.class_names), 512, 0)
     model.load_state_dict({**state, "fc.weight": weight, "fc.bias": bias})
     batches = flow.utils.data.DataLoader(Images(), batch_size=BATCH, num_workers=0)
-    return loop(flow, model, batches, frozen)
+    return loop(flow, model, batches, frozen, nullcontext())
 
 
 def plain_torch(zip_path: str, size: int, n_steps: int, frozen: bool, trainer: dict) -> dict:
@@ -149,10 +154,13 @@ def plain_torch(zip_path: str, size: int, n_steps: int, frozen: bool, trainer: d
         (x.to(device, memory_format=torch.channels_last), y.to(device))
         for x, y in torch.utils.data.DataLoader(Images(), batch_size=BATCH, num_workers=0)
     )
-    return loop(torch, model, batches, frozen)
+    context = nullcontext()
+    if trainer["precision"] == "bf16":
+        context = torch.autocast(device, torch.bfloat16)
+    return loop(torch, model, batches, frozen, context)
 
 
-def loop(flow, model, batches, frozen: bool) -> dict:
+def loop(flow, model, batches, frozen: bool, context) -> dict:
     """Train for an epoch, as the tutorial writes it, in either framework."""
     model.train()
     trained = list(model.parameters())
@@ -169,7 +177,8 @@ def loop(flow, model, batches, frozen: bool) -> dict:
     losses, seconds = [], []
     start = time.perf_counter()
     for images, labels in batches:
-        loss = criterion(model(images), labels)
+        with context:
+            loss = criterion(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -221,22 +230,24 @@ def in_child(python: str, *arguments: object) -> dict:
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-def show(rows: list[dict], size: int, n_steps: int) -> None:
-    rates: dict[str, float] = {}
+def show(rows: list[dict], size: int, n_steps: int, precision: str) -> None:
+    rates: dict[str, list[float]] = {}
     losses: dict[str, list[float]] = {}
     for row in rows:
-        rate = BATCH / statistics.median(row["seconds"])
-        rates[row["what"]] = max(rate, rates.get(row["what"], 0.0))
+        rates.setdefault(row["what"], []).append(BATCH / statistics.median(row["seconds"]))
         losses[row["what"]] = row["losses"]
-    print(f"ResNet-18 at {size} px, {n_steps} steps of {BATCH}, float32")
-    print(f"{'':46} {'img/s':>7} {'x tutorial':>11} {'x PyTorch':>10} {'loss apart':>11}")
-    for what, rate in rates.items():
+    print(f"ResNet-18 at {size} px, {n_steps} steps of {BATCH}, {precision}, {processor()}")
+    print(f"{'':46} {'img/s':>22} {'x tutorial':>11} {'x PyTorch':>10} {'loss apart':>11}")
+    for what, of_rounds in rates.items():
         trained = what.rpartition(", ")[2]
         bases = f"tutorial, OneFlow, {trained}", f"plain loop, PyTorch, {trained}"
-        cells = [f"{rate / rates[one]:10.2f}" if one in rates else " " * 10 for one in bases]
+        cells = []
+        for base in bases:  # round by round: the speed of a machine drifts
+            ratios = [a / b for a, b in zip(of_rounds, rates.get(base, []), strict=False)]
+            cells.append(f"{statistics.median(ratios):10.2f}" if ratios else " " * 10)
         base = next((losses[one] for one in bases if one in losses), losses[what])
         apart = max(abs(a - b) for a, b in zip(losses[what], base, strict=True))
-        print(f"{what:46} {rate:7.1f}  {cells[0]} {cells[1]} {apart:11.1e}")
+        print(f"{what:46} {spread(sorted(of_rounds)):>22}  {cells[0]} {cells[1]} {apart:11.1e}")
 
 
 def main() -> None:
@@ -245,7 +256,7 @@ def main() -> None:
     parser.add_argument("--torch-python", default=sys.executable, help="one that has PyTorch")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="f32")
     parser.add_argument("--only", default="", help="contenders whose name holds this")
@@ -269,7 +280,7 @@ def main() -> None:
             rows.append({"what": what, "size": options.size, **trainer, **measured})
             rate = BATCH / statistics.median(measured["seconds"])
             print(f"{what}: {rate:.1f} img/s", file=sys.stderr, flush=True)
-    show(rows, options.size, options.steps)
+    show(rows, options.size, options.steps, options.precision)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

@@ -8,7 +8,7 @@
 CACHE holds features of CIFAR-10 (featcache extract … --weights tinyimagenet32). In turn, in one
 process: scikit-learn with its defaults and the given C; scikit-learn on standardised features, with
 its defaults and at a matched tolerance; featcache's L-BFGS to a relative gap of 1e-6 on plain and
-standardised features; one sweep of 20 values. Prints the median wall time of each, the gap of each
+standardised features; one sweep. Prints the median wall time of each, the gap of each
 objective to the best one, and top-1.
 
 --memory measures, each in a child process, how much memory a probe with its sweep needs beyond
@@ -91,7 +91,7 @@ def compare(cache: featcache.Cache, rounds: int) -> None:
             f"{name:38} {statistics.median(walls[name]):6.2f} s  {iterations:4} iterations  "
             f"gap {values[name] / best - 1:.1e}  top-1 {right:.4f}"
         )
-    print(f"{'featcache, sweep of 20 values':38} {statistics.median(sweeps):6.2f} s")
+    print(f"{'featcache, sweep':38} {statistics.median(sweeps):6.2f} s")
     for theirs in (name for name in contenders if name.startswith("scikit-learn")):
         ours = "featcache, plain" if theirs.endswith("plain") else "featcache, standardised"
         ratios = [one / other for one, other in zip(walls[theirs], walls[ours], strict=True)]

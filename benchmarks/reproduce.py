@@ -69,7 +69,7 @@ LP_FT = "LP-FT: all layers, from the probe's head"
 # As `featcache.fit` trains from a probe's head, without early stopping: every row has 3 epochs.
 LP_FT_OPTIONS: dict[str, Any] = {"method": "full", "lr": 1e-4, "bn": "eval", "schedule": "cosine"}
 # A fine-tune with time: no vertical flips, shifted crops, ten times the rate, falling to 0.
-LONG_EPOCHS = 4
+LONG_EPOCHS = 6
 LONG_LP_FT: dict[str, Any] = {"method": "full", "augment": "crop-flip", "schedule": "cosine"}
 SGD = {"solver": "sgd", "check": False}
 METHOD_3 = {"recipe": "tutorial", "check": False}
@@ -93,20 +93,21 @@ PLAN = (
     _tuned("split", SPLIT, "torch", method="split"),
     _tuned("lp-ft", LP_FT, "torch", head_of="probe", **LP_FT_OPTIONS),
     _tuned("scratch", "from scratch", "torch", method="scratch"),
-    _tuned(
-        "lp-ft-long",
-        "LP-FT with crops and a falling rate",
-        "torch",
-        head_of="probe",
-        **LONG_LP_FT,
-        epochs=LONG_EPOCHS,
-    ),
     Row("probe-part", EXACT, "probe", n_train=PART),
     _tuned("full-part", FULL, "oneflow", PART, method="full"),
     _tuned("full-part-torch", FULL, "torch", PART, 3, method="full"),
     _tuned("frozen-part", FROZEN, "oneflow", PART, method="frozen"),
     _tuned("split-part", SPLIT, "oneflow", PART, method="split"),
     _tuned("lp-ft-part", LP_FT, "oneflow", PART, head_of="probe-part", **LP_FT_OPTIONS),
+    _tuned(
+        "lp-ft-part-long",
+        "LP-FT with crops and a falling rate",
+        "torch",
+        PART,
+        head_of="probe-part",
+        **LONG_LP_FT,
+        epochs=LONG_EPOCHS,
+    ),
     _tuned("scratch-part", "from scratch", "oneflow", PART, method="scratch"),
     _tuned("scratch-part-long", "from scratch", "torch", PART, method="scratch", epochs=12),
 )

@@ -394,8 +394,8 @@ def _lessons(head: ProbeResult, split: FinetuneResult, lp_ft: FinetuneResult) ->
         f"tutorial's rate{', which' * bool(lag)}{lag}.",
         f"LP-FT {ends(lp_ft)}: it starts at the probe's head, and trains layer4 too, "
         f"on features cached below it.{doubt}",
-        "Fine-tuning is the fallback for when a head is not enough, and pays with many images: "
-        "docs/guides/fine-tuning.md",
+        "Fine-tuning is the fallback for when a head is not enough: featcache fit tries both, the "
+        "cheapest first.",
     ]
 
 
