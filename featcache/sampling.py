@@ -77,7 +77,7 @@ def stratified_rows(labels: np.ndarray, limit: int, seed: int, what: str) -> np.
     """
     if limit >= len(labels):
         return np.arange(len(labels))
-    classes, counts = np.unique(labels, return_counts=True)
+    classes, strata, counts = np.unique(labels, return_inverse=True, return_counts=True)
     where = f"{what}: expected to draw {limit:,} of {len(labels):,} images, every class on both"
     if counts.min() < 2:
         raise DatasetError(
@@ -88,7 +88,6 @@ def stratified_rows(labels: np.ndarray, limit: int, seed: int, what: str) -> np.
     if not least <= limit <= most:
         allowed = f"{least:,} to {most:,}, or all" if least < most else "all"
         raise DatasetError(f"{where} sides, found {least:,} classes; ask for {allowed} of them")
-    _, strata = np.unique(labels, return_inverse=True)
     generator = np.random.RandomState(seed)
     shares = _shares(counts, limit, generator)
     # The other side's: scikit-learn draws them from the same stream, before any row.
@@ -109,11 +108,11 @@ def _shares(counts: np.ndarray, limit: int, generator: np.random.RandomState) ->
     """
     exact = counts / counts.sum() * limit
     shares = np.floor(exact)
-    left = int(limit - shares.sum())
-    for remainder in np.unique(exact - shares)[::-1]:
+    remainders, left = exact - shares, int(limit - shares.sum())
+    for remainder in np.unique(remainders)[::-1]:
         if not left:
             break
-        (tied,) = np.nonzero(exact - np.floor(exact) == remainder)
+        (tied,) = np.nonzero(remainders == remainder)
         chosen = generator.choice(tied, min(len(tied), left), replace=False)
         shares[chosen] += 1
         left -= len(chosen)

@@ -386,12 +386,13 @@ def _lessons(head: ProbeResult, split: FinetuneResult, lp_ft: FinetuneResult) ->
         return f"ends {abs(points):.2f} points {'above' if points > 0 else 'below'} the probe"
 
     n_steps = len(split.epochs) * -(-split.n_train // split.recipe.batch_size)
-    lag = " are too few; the probe's head is at its optimum" * (split.top1 < head.top1)
+    is_behind = split.top1 < head.top1
+    why = ", which are too few; the probe's head is at its optimum" * is_behind
     is_sure = lp_ft.top1 > head.top1_interval[1]
     doubt = f" {head.n_test:,} test images cannot prove it: see the intervals." * (not is_sure)
     return [
         f"split {ends(split)}: its head starts at random, and takes {n_steps:,} steps at the "
-        f"tutorial's rate{', which' * bool(lag)}{lag}.",
+        f"tutorial's rate{why}.",
         f"LP-FT {ends(lp_ft)}: it starts at the probe's head, and trains layer4 too, "
         f"on features cached below it.{doubt}",
         "Fine-tuning is the fallback for when a head is not enough: featcache fit tries both, the "
