@@ -36,7 +36,6 @@ from .finetune import finetune
 from .framework import choose_trainer
 from .ingredients import check_labelled, check_trainable, check_two_classes
 from .recipes import FINETUNE_RECIPES, TRAINERS
-from .run import FinetuneResult
 
 _LEAST_OF_A_CLASS = 3
 
@@ -105,7 +104,7 @@ class FitOptions:
         As in `featcache.extract`. An engine that trains (``"oneflow"``, ``"torch"``) also runs
         the fine-tunes; else they choose as `featcache.finetune` does.
     epochs : int, optional
-        Epochs of each fine-tune; the tutorial's 3 by default.
+        Epochs of each fine-tune, the tutorial's 3 by default; the last takes twice as many.
     seed : int
         Seed of every random draw.
     runs : str or Path, optional
@@ -171,8 +170,8 @@ def fit(
 
     Extracts features (or reuses a cache) and fits a probe. If that misses the target, it
     estimates the cost of each fine-tune from a few timed steps, and tries them by cost: the last
-    stage of a ResNet from a cache of the cut before it, then the whole network at split rates,
-    then at one rate. Each starts with the probe's head.
+    stage of a ResNet from a cache of the cut before it, then the whole network, in small steps at
+    split rates, then in large ones on crops. Each starts with the probe's head.
 
     Parameters
     ----------
@@ -457,6 +456,9 @@ FREEZE = "layer3"
 # Small steps from the probe's head on: at the tutorial's rates, or with BatchNorm's statistics
 # moving, the first epochs lose what the probe gained (Kumar et al., ICLR 2022, explain why).
 GENTLY = {"lr": 1e-4, "bn": "eval", "schedule": "cosine", "patience": 2}
+# Large steps that fall to 0, on crops: the row lp-ft-part-long of benchmarks/reproduce.py.
+BOLDLY = {"lr": 0.01, "augment": "crop-flip", "schedule": "cosine", "patience": 2}
+_BOLD_EPOCHS = 2  # times as many as of the others
 _TIMED_IMAGES = 192  # three of the tutorial's batches: some seconds
 _STEP_PASSES = 3  # forward passes that a step costs at least: one forward, and a gradient's two
 # A forward pass against one with its gradients: 80 and 30 images per second at 64 px.
@@ -528,7 +530,9 @@ class _Work:
         training = self._options.training
         n_seen = training["epochs"] * (n_train - n_val + n_val / _EVALUATION_SPEED)
         n_seen += len(self._dataset.test) / _EVALUATION_SPEED
-        common = {**training, **GENTLY, "init_head": head, "seed": self._options.seed}
+        common = {**training, "init_head": head, "seed": self._options.seed}
+        gently = {**common, **GENTLY}
+        boldly = {**common, **BOLDLY, "epochs": _BOLD_EPOCHS * training["epochs"]}
         passes = 4 * n_train + len(self._dataset.test)
         timed = 2 * _STEP_PASSES * _TIMED_IMAGES
         least_s = (min(n_seen, passes) + timed) / max(self._extracted.images_per_s, 1e-9)
@@ -541,26 +545,19 @@ class _Work:
         rates = self._rates()
         whole_s = n_seen / rates["whole"]
         whole = [
-            Option("split", whole_s, lambda: self._outcome(self._finetune("split", **common))),
-            Option("full", whole_s, lambda: self._outcome(self._finetune("full", **common))),
+            Option("split", whole_s, lambda: self._finetune("split", **gently)),
+            Option("full", _BOLD_EPOCHS * whole_s, lambda: self._finetune("full", **boldly)),
         ]
         if "cut" not in rates:
             return whole
         cut_s = passes / max(self._extracted.images_per_s, 1e-9) + n_seen / rates["cut"]
 
-        def train_cut() -> FinetuneResult:
+        def train_cut() -> Outcome:
             maps = extract(self._dataset, **self._cutting, on_progress=self._on_progress)
-            return self._finetune("split", cache=maps.cache, freeze_until=FREEZE, **common)
+            return self._finetune("split", cache=maps.cache, freeze_until=FREEZE, **gently)
 
-        return [
-            Option(
-                f"layer4 from cached {FREEZE}",
-                cut_s,
-                lambda: self._outcome(train_cut()),
-                self._obstacle(passes),
-            ),
-            *whole,
-        ]
+        obstacle = self._obstacle(passes)
+        return [Option(f"layer4 from cached {FREEZE}", cut_s, train_cut, obstacle), *whole]
 
     def _unaffordable(self) -> Outcome:
         raise _OverBudgetError("not even its forward passes fit into the budget")
@@ -602,19 +599,13 @@ class _Work:
         train, test = some(self._dataset.train, count), some(self._dataset.test, 1)
         return Dataset(self._dataset.name, train, test, "a few images")
 
-    def _finetune(self, method: str, **arguments: Any) -> FinetuneResult:
-        stopping = self._budget.stopping(self._on_progress, self._options.training["epochs"])
+    def _finetune(self, method: str, **arguments: Any) -> Outcome:
+        stopping = self._budget.stopping(self._on_progress, arguments["epochs"])
         try:
-            return finetune(
-                self._dataset,
-                method,
-                runs=self._runs,
-                on_progress=stopping,
-                **arguments,
+            result = finetune(
+                self._dataset, method, runs=self._runs, on_progress=stopping, **arguments
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt from None  # without its advice: fit has no --resume
-
-    def _outcome(self, result: FinetuneResult) -> Outcome:
         val = result.epochs[result.best_epoch - 1].top1
         return Outcome(val, result.top1, result.run / "head.safetensors", result.run)
