@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
+import logging
 import platform
 import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -149,20 +153,29 @@ def openvino_status() -> tuple[str | None, str]:
     return version, f"version {version}"
 
 
-@cache
-def import_openvino() -> ModuleType:
-    """Import OpenVINO without its telemetry."""
-    version = available("openvino", openvino_status())
-    # What is None in sys.modules cannot be imported; OpenVINO then takes a stand-in that does
-    # nothing. Otherwise its import sends an event and writes a file into the home folder.
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Import OpenVINO's packages without their telemetry.
+
+    What is None in sys.modules cannot be imported; they then take a stand-in that does nothing.
+    Otherwise an import sends an event and writes a file into the home folder.
+    """
     keep_out = _TELEMETRY not in sys.modules
     if keep_out:
         sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
     try:
-        return _imported("openvino", version, INSTALL_OPENVINO)
+        yield
     finally:
         if keep_out:
             del sys.modules[_TELEMETRY]
+
+
+@cache
+def import_openvino() -> ModuleType:
+    """Import OpenVINO without its telemetry."""
+    version = available("openvino", openvino_status())
+    with _without_telemetry():
+        return _imported("openvino", version, INSTALL_OPENVINO)
 
 
 @cache
@@ -181,6 +194,27 @@ def openvino_precisions() -> tuple[str, ...]:
     """Return the precisions that OpenVINO runs natively on this processor, ``"f32"`` first."""
     capabilities = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("f32", *(ours for ours, its in _CAPABILITIES.items() if its in capabilities))
+
+
+INSTALL_INT8 = "pip install 'featcache[int8]'"
+
+
+def nncf_status() -> tuple[str | None, str]:
+    """Return the version of nncf, which makes graphs of INT8, or None, and why."""
+    version = installed_version("nncf")
+    if version is None:
+        return None, f"the package nncf is not installed; run {INSTALL_INT8}"
+    return version, f"version {version}"
+
+
+@cache
+def import_nncf() -> ModuleType:
+    """Import nncf without its telemetry, and quietly."""
+    import_openvino()
+    with _without_telemetry(), redirect_stdout(io.StringIO()):
+        nncf = _imported("nncf", nncf_status()[0] or "", INSTALL_INT8)
+    nncf.set_log_level(logging.ERROR)
+    return nncf
 
 
 INSTALL_TORCH = "pip install 'featcache[torch]'"

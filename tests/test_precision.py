@@ -83,7 +83,7 @@ def test_auto_is_recorded_and_decided_once(tmp_path, monkeypatch):
 
 
 def test_jobs_are_told_to_name_a_precision():
-    with pytest.raises(RecipeError, match="expected f32, bf16 or f16 for one of many jobs"):
+    with pytest.raises(RecipeError, match="expected f32, bf16, f16 or int8 for one of many jobs"):
         featcache.extract_share("digits", share=(1, 2), precision="auto")
 
 

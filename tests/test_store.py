@@ -260,6 +260,7 @@ def test_the_fingerprint_follows_every_ingredient_and_nothing_else(small_cache):
     assert fingerprint({**meta, "created": "later", "wall_s": 9.0}) == fingerprint(meta)
     changes = {
         "backbone": "resnet34",
+        "calibration": "3" * 64,
         "cuts": ["avgpool", "layer4"],
         "dataset_digest": "2" * 64,
         "device": "cuda",

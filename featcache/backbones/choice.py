@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from ..errors import EngineUnavailableError
 from ..frameworks import (
@@ -13,6 +16,7 @@ from ..frameworks import (
     available,
     cuda_status,
     may_have_gpu,
+    nncf_status,
     oneflow_status,
     openvino_precisions,
     openvino_status,
@@ -25,7 +29,8 @@ from ..options import check_choice
 RESNET_ENGINES = ("oneflow", "openvino", "torch")
 ENGINES = ("auto", *RESNET_ENGINES)
 DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("f32", "bf16", "f16")
+INT8 = "int8"  # of OpenVINO, scaled by images
+PRECISIONS = ("f32", "bf16", "f16", INT8)
 _NAMES = {"openvino": "OpenVINO", "torch": "PyTorch", "oneflow": "OneFlow"}
 _INSTALL = {
     "oneflow": INSTALL_ONEFLOW,
@@ -44,6 +49,14 @@ class EngineChoice:
     precision: str  # of the convolutions; features are float32 in any case
     why: str  # what was chosen and for which reason: one sentence for a person
     automatic: bool = False  # whether the choice was left to featcache
+    # In int8: pixels uint8 (n, s, s, 3) that scale the layers, enlarged.
+    calibration: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def calibration_sha256(self) -> str:
+        """Digest of the pixels that scale the layers, which the features depend on."""
+        pixels = self.calibration
+        return "" if pixels is None else hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
 def choose_engine(
@@ -122,7 +135,15 @@ def _openvino(device: str, precision: str, reason: str) -> EngineChoice:
             f"use --engine auto --device {device}, or --device cpu"
         )
     version = available("openvino", openvino_status())
-    if precision != "f32":  # to ask the processor takes the import, a third of a second
+    if precision == INT8:
+        scaler, why = nncf_status()
+        if scaler is None:
+            raise EngineUnavailableError(
+                f"precision int8: expected nncf, which scales the layers, found: {why}; or use "
+                "--precision auto"
+            )
+        version += f", nncf {scaler}"
+    elif precision != "f32":  # to ask the processor takes the import, a third of a second
         _check_precision(precision, openvino_precisions(), f"OpenVINO {version}")
     return EngineChoice(
         "openvino", version, "cpu", precision, f"OpenVINO on the CPU in {precision}, {reason}"

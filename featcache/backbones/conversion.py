@@ -28,8 +28,9 @@ from .network import filled_up, in_passes
 from .pretrained import cache_folder
 
 # Below: what a converted graph computes is another function. Measured over eight architectures of
-# timm, f32 lies above 0.9999998 (benchmarks/backbones.py); bf16 above 0.999.
-LEAST_COSINE = {"f32": 0.99999, "bf16": 0.99, "f16": 0.999}
+# timm, f32 lies above 0.9999998 (benchmarks/backbones.py); bf16 above 0.999. INT8 is scaled by
+# other images than these: 0.80 for EfficientNet-Lite0, whose probe is as good as ever.
+LEAST_COSINE = {"f32": 0.99999, "bf16": 0.99, "f16": 0.999, "int8": 0.5}
 _N_CANONICAL = 4
 _REFERENCE = "reference.npz"
 _REASON = "reason.txt"

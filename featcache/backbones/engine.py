@@ -17,7 +17,7 @@ from ..errors import EngineUnavailableError, FeatcacheError, WeightsError
 from ..preprocess import check_pixels, upscale
 from ..progress import OnNote, silent
 from .architectures import get_backbone
-from .choice import EngineChoice, choose_engine
+from .choice import INT8, EngineChoice, choose_engine
 from .conversion import LEAST_COSINE, agreement, canonical_images
 from .network import POOLED, filled_up, in_passes
 from .reference import resnet_features
@@ -98,7 +98,7 @@ def _built(
     if choice.name == "openvino":
         from .openvino_engine import OpenVinoEngine
 
-        return OpenVinoEngine(weights, checked, choice.precision)
+        return OpenVinoEngine(weights, checked, choice.precision, choice.calibration)
     if choice.name == "torch":
         from .torch_engine import TorchEngine
 
@@ -152,7 +152,8 @@ def _check(
             f"PyTorch's, found {found} on canonical images; use --engine torch"
             + ("" if choice.precision == "f32" else ", or --precision f32")
         )
-    on_note(f"{weights.backbone}: OpenVINO agrees with PyTorch on canonical images ({found})")
+    if choice.precision != INT8:  # whose features are measured on the user's own images
+        on_note(f"{weights.backbone}: OpenVINO agrees with PyTorch on canonical images ({found})")
 
 
 class FunctionEngine:
@@ -200,9 +201,9 @@ def settled(choice: EngineChoice, weights: Weights, cuts: Sequence[str]) -> Engi
 
 def computed_by(choice: EngineChoice, weights: Weights) -> dict[str, Any]:
     """Return the fields of a cache's fingerprint that say what computes its features."""
-    library = {"library": weights.library} if weights.library else {}
+    optional = {"library": weights.library, "calibration": choice.calibration_sha256}
     return {
-        **library,
+        **{name: value for name, value in optional.items() if value},
         "backbone": weights.backbone,
         "device": choice.device,
         "engine": choice.name,

@@ -30,6 +30,7 @@ from ..frameworks import import_openvino, openvino_core
 from ..preprocess import check_pixels, upscale
 from .architectures import CUTS, get_backbone
 from .openvino_input import pixels_to_input
+from .openvino_int8 import quantized
 from .weights import Weights, images_per_pass
 
 # Per core: enough that one core that is slowed down holds the others up less.
@@ -44,13 +45,20 @@ _MAX_GRAPHS = 4
 class OpenVinoEngine:
     """A frozen backbone with its BatchNorm folded away."""
 
-    def __init__(self, weights: Weights, cuts: tuple[str, ...], precision: str = "f32") -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        cuts: tuple[str, ...],
+        precision: str = "f32",
+        calibration: np.ndarray | None = None,
+    ) -> None:
         self._ov = import_openvino()
         self._core = openvino_core()
         self._weights = weights
         self._size = weights.preprocess.size
         self._shapes = weights.shapes(cuts)
         self._precision = precision
+        self._calibration = calibration
         self._threads = usable_cores()
         self._per_pass = images_per_pass(weights)
         # By the side of the images: requests that are free, one per pass under way at most.
@@ -69,7 +77,8 @@ class OpenVinoEngine:
 
     def for_few(self) -> OpenVinoEngine | None:
         """Return an engine whose passes are of one image, where that is much quicker for a few."""
-        if self._weights.network is not None or self._per_pass < _MANY_PER_PASS:
+        is_scaled = self._calibration is not None  # another graph would be scaled anew
+        if is_scaled or self._weights.network is not None or self._per_pass < _MANY_PER_PASS:
             return None
         engine = copy.copy(self)
         engine._per_pass, engine._free, engine._running = 1, {}, deque()
@@ -103,7 +112,8 @@ class OpenVinoEngine:
 
     def _is_one_too_many(self, side: int) -> bool:
         known = self._free.keys() | {self._size}
-        return side not in known and len(known) >= _MAX_GRAPHS
+        most = 1 if self._calibration is not None else _MAX_GRAPHS
+        return side not in known and len(known) >= most
 
     def _filled_up(self, chunk: np.ndarray) -> np.ndarray:
         missing = self._per_pass - len(chunk)
@@ -115,11 +125,14 @@ class OpenVinoEngine:
         """Return a free request for images of this side; wait for the oldest if there is none."""
         if side not in self._free:
             model = build_graph(self._weights, tuple(self._shapes), side, self._per_pass)
+            precision = self._precision
+            if self._calibration is not None:
+                model, precision = quantized(model, self._calibration), "f32"
             compiled = self._core.compile_model(
                 model,
                 "CPU",
                 {
-                    "INFERENCE_PRECISION_HINT": getattr(self._ov.Type, self._precision),
+                    "INFERENCE_PRECISION_HINT": getattr(self._ov.Type, precision),
                     "NUM_STREAMS": self._threads,
                     "INFERENCE_NUM_THREADS": self._threads,
                     # Decoders use the same cores: let the system place the threads.

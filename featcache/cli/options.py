@@ -210,10 +210,11 @@ PrecisionOption = Annotated[
     ),
 ]
 ExtractPrecisionOption = Annotated[
-    Literal["f32", "bf16", "f16", "auto"],
+    Literal["f32", "bf16", "f16", "int8", "auto"],
     typer.Option(
         help="Number format of the engine; bf16 and f16 are faster on hardware that has them. "
-        "auto: the fastest that leaves the features of 256 of the images as in f32.",
+        "auto: the fastest that leaves the features of 256 of the images as in f32. int8: by "
+        "OpenVINO, scaled by training images, needs featcache\\[int8]; says what it changes.",
         rich_help_panel=ENGINE,
     ),
 ]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..backbones.architectures import BACKBONES
-from ..backbones.choice import choose_engine, native_precisions
+from ..backbones.choice import INT8, choose_engine, native_precisions
 from ..backbones.engine import Engine, build_engine, settled
 from ..backbones.loading import load_weights
 from ..datasets.dataset import Dataset
@@ -36,7 +36,7 @@ from .jobs import Make, check_share, make_cache, run_share
 from .options import ExtractOptions
 from .pipeline import run_shards
 from .plan import SUFFIXES, Plan, Work, known_rows, matching, remembered_hashes
-from .precision import with_precision
+from .precision import calibrated, with_int8, with_precision
 from .result import ExtractResult, ShareResult, result_of
 
 _MANY_IMAGES = 1 << 18  # larger shards from here on keep the manifest small
@@ -118,6 +118,8 @@ def extract(
     with remembered_hashes(plan.dataset, plan.options):
         if options.precision == "auto":
             plan = with_precision(plan, force, on_progress, on_note)
+        elif options.precision == INT8:
+            plan = with_int8(plan, force, on_progress, on_note)
         on_note(plan.work.choice.why)
         if force:
             _check_other_forms(plan)
@@ -195,16 +197,19 @@ def extract_share(
     check_share(share)
     if options.precision == "auto":
         raise RecipeError(
-            "precision: expected f32, bf16 or f16 for one of many jobs, since all must compute in "
-            "the same one, found auto; see what --precision auto takes for a small --train-limit"
+            "precision: expected f32, bf16, f16 or int8 for one of many jobs, since all must "
+            "compute in the same one, found auto; see what --precision auto takes for a small "
+            "--train-limit"
         )
     plan, there = _plan(dataset, options, on_progress, on_note)
     on_note(plan.work.choice.why)
     if plan.dataset.table is not None:
         on_note("jobs attach no table: run featcache label CACHE TABLE after featcache pack")
-    make = _here(plan, options.reuse, on_progress, on_note)
     command = options.command(dataset)
     with remembered_hashes(plan.dataset, plan.options):
+        if options.precision == INT8:
+            plan, _, _ = calibrated(plan)
+        make = _here(plan, options.reuse, on_progress, on_note)
         return run_share(
             plan, share, command, make, on_progress, on_note, there=there, started=started
         )

@@ -15,7 +15,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -288,6 +288,7 @@ def _build(order: Order) -> Engine:
     host, work = socket.gethostname(), order.work
     try:
         choice = choose_engine(work.choice.name, work.choice.device, work.choice.precision)
+        choice = replace(choice, calibration=work.choice.calibration)
         own = makers(choice, work.weights)
         differing = [
             f"{name}: expected {value!r}, found {own.get(name)!r}"

@@ -23,6 +23,7 @@ from ..errors import one_line
 # The provenance that a head keeps: all that the fingerprint covers, and the name of the weights.
 INGREDIENTS = (
     "backbone",
+    "calibration",
     "cuts",
     "dataset_digest",
     "device",

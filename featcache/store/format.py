@@ -37,6 +37,7 @@ UNLABELLED = -1  # the label of an image that has none
 # value makes another cache.
 FINGERPRINT_FIELDS = (
     "backbone",
+    "calibration",
     "cuts",
     "dataset_digest",
     "device",
@@ -50,8 +51,8 @@ FINGERPRINT_FIELDS = (
     "weights_sha256",
 )
 
-# Of a backbone that another library built; absent of the ResNets.
-OPTIONAL_FIELDS = frozenset({"library"})
+# Of a backbone that another library built; of int8, the digest of the pixels that scaled it.
+OPTIONAL_FIELDS = frozenset({"library", "calibration"})
 
 # What features may be kept as, and what NumPy calls it.
 DTYPES = {"float32": "<f4", "float16": "<f2"}

@@ -47,6 +47,7 @@ _MUST = {
 }
 _MAY = {
     "bottleneck": words,
+    "calibration": words,
     "created": words,
     "dataset": text,
     "dataset_path": optional(text),
