@@ -352,7 +352,7 @@ def demo(
         runs_of = []
         for more in (
             {"method": "split"},
-            {"method": "full", "init_head": head.head, "bn": "eval", **_LP_FT},
+            {"method": "full", "init_head": head.head, **_LP_FT},
         ):
             out.command("finetune", *words(**top, **more))
             runs_of.append(finetune(None, **top, **more))
@@ -372,8 +372,8 @@ def demo(
     out.show(lessons, False, list)
 
 
-# Small steps: this head is at its optimum, and has more to lose than to gain.
-_LP_FT: dict[str, Any] = {"lr": 2e-4, "schedule": "cosine", "batch_size": 32, "epochs": 2}
+# Large steps that fall to 0, as the last attempt of `featcache.fit` takes.
+_LP_FT: dict[str, Any] = {"lr": 0.01, "schedule": "cosine", "batch_size": 32, "epochs": 2}
 
 
 def _lessons(head: ProbeResult, split: FinetuneResult, lp_ft: FinetuneResult) -> list[str]:
