@@ -257,21 +257,23 @@ def test_blocks_and_threads_change_nothing(monkeypatch, n_classes, dim):
 
 
 def test_blas_has_its_threads_back_after_overlapping_passes():
-    from threadpoolctl import threadpool_info
+    from threadpoolctl import threadpool_info, threadpool_limits
 
     def threads():
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
     np.ones((4, 4)) @ np.ones((4, 4))
-    before = threads()
-    first, second = blocks_module.one_blas_thread(), blocks_module.one_blas_thread()
-    first.__enter__()
-    second.__enter__()
-    assert set(threads()) <= {1}
-    first.__exit__(None, None, None)
-    assert set(threads()) <= {1}
-    second.__exit__(None, None, None)
-    assert threads() == before
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        assert 2 in before
+        first, second = blocks_module.one_blas_thread(), blocks_module.one_blas_thread()
+        first.__enter__()
+        second.__enter__()
+        assert set(threads()) <= {1}
+        first.__exit__(None, None, None)
+        assert set(threads()) <= {1}
+        second.__exit__(None, None, None)
+        assert threads() == before
 
 
 @pytest.mark.oneflow

@@ -78,6 +78,11 @@ def choose_engine(
         )
     if engine == "openvino":
         return _openvino(device, precision, "as asked for")
+    if precision == INT8:
+        raise EngineUnavailableError(
+            f"precision int8: expected engine openvino, which alone has it, found {engine}; use "
+            "--engine openvino, or another --precision"
+        )
     if engine == "oneflow":
         return _oneflow(device, precision)
     return _torch(device, precision, "as asked for")

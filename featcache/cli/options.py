@@ -214,7 +214,7 @@ ExtractPrecisionOption = Annotated[
     typer.Option(
         help="Number format of the engine; bf16 and f16 are faster on hardware that has them. "
         "auto: the fastest that leaves the features of 256 of the images as in f32. int8: by "
-        "OpenVINO, scaled by training images, needs featcache\\[int8]; says what it changes.",
+        "OpenVINO, scaled by training images, needs featcache[int8]; says what it changes.",
         rich_help_panel=ENGINE,
     ),
 ]
