@@ -121,8 +121,8 @@ def test_what_a_wheel_says_of_itself(built):
     assert facts["License-Expression"] == "Apache-2.0"
     assert set(facts["Requires-Python"].split(",")) == {">=3.10", "<3.14"}
     assert {*facts.get_all("Provides-Extra")} == {
-        "oneflow", "torch", "ray", "s3", "parquet", "pandas", "report", "umap",
-        "timm", "torchvision", "hf", "open-clip", "starter", "lora", "ship", "serve", "video",
+        "oneflow", "int8", "torch", "ray", "s3", "parquet", "pandas", "report", "umap", "timm",
+        "torchvision", "hf", "open-clip", "starter", "lora", "ship", "serve", "video",
     }  # fmt: skip
     base, extras = [], {}
     for line in facts.get_all("Requires-Dist"):
