@@ -66,7 +66,7 @@ FULL = "method 1: train all layers"
 SPLIT = "method 2: backbone at 0.1 x the learning rate"
 FROZEN = "method 3 end to end: frozen backbone"
 LP_FT = "LP-FT: all layers, from the probe's head"
-# As `featcache.fit` trains from a probe's head, without early stopping: every row has 3 epochs.
+# As `featcache.fit` takes small steps, at one rate and without early stopping: 3 epochs.
 LP_FT_OPTIONS: dict[str, Any] = {"method": "full", "lr": 1e-4, "bn": "eval", "schedule": "cosine"}
 # A fine-tune with time: no vertical flips, shifted crops, ten times the tutorial's rate, falling to
 # 0. On 2,000 training images that the row leaves out, 0.01 was far better than 0.001, and 0.03 a
